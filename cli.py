@@ -1,0 +1,413 @@
+"""The command line: options to Settings, one call, an exit code. Nothing is decided here.
+
+Libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from etl.config import ENVIRONMENT_PREFIX, Settings, resolve
+from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="bpr-etl",
+    help="Every night, turn a trip planner's PostgreSQL into BPR training data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+schema_app = typer.Typer(help="The database schema: print it, check it, create what is missing.", no_args_is_help=True)
+db_app = typer.Typer(help="The embedded PostgreSQL: start it, stop it, print its URL.", no_args_is_help=True)
+app.add_typer(schema_app, name="schema")
+app.add_typer(db_app, name="db")
+
+
+def _option(flag: str, text: str, panel: str = "Options", **more: Any) -> Any:
+    variable = ENVIRONMENT_PREFIX + flag.split("/", maxsplit=1)[0].lstrip("-").upper().replace("-", "_")
+    return typer.Option(flag, help=f"{text} [env: {variable}]", rich_help_panel=panel, show_default=False, **more)
+
+
+_DB, _WHAT = "Database", "What is published"
+Url = Annotated[
+    str | None,
+    _option("--database-url", "PostgreSQL or Prisma URL; else DIRECT_URL, DATABASE_URL.", _DB, metavar="URL"),
+]
+Schema = Annotated[str | None, _option("--schema", "PostgreSQL schema; default: the URL's, else public.", _DB)]
+NamingOption = Annotated[
+    str | None, _option("--naming", "Table names: auto (default), model or mapped (snake case).", _DB)
+]
+Prefix = Annotated[str | None, _option("--shadow-prefix", "Start of a shadow user's email; default shadow-.", _DB)]
+Seed = Annotated[int | None, _option("--seed", "Seed of ids, ties and latencies; default 0.")]
+Out = Annotated[str | None, _option("--out", "Folder that snapshots are published to; default out.", _WHAT)]
+AudienceOption = Annotated[str | None, _option("--audience", "Whose events: shadow (default), real or all.", _WHAT)]
+Negatives = Annotated[
+    list[str] | None, _option("--negatives", "Where negatives come from: ranking (default). May be repeated.", _WHAT)
+]
+Split = Annotated[str | None, _option("--split", "none (default).", _WHAT)]
+MinCatalog = Annotated[
+    int | None, _option("--min-catalog", "Fewer eligible nodes make a small catalogue; default 50.", _WHAT)
+]
+SmallCatalog = Annotated[
+    str | None,
+    _option("--small-catalog", "A small catalogue's triples: exclude (default), weight or keep.", _WHAT),
+]
+Ids = Annotated[str | None, _option("--ids", "Ids in triples: string (default), index or both.", _WHAT)]
+RowsPerFile = Annotated[int | None, _option("--rows-per-file", "Rows of a part; default 1000000.", _WHAT)]
+SkipUnchanged = Annotated[
+    bool | None,
+    _option("--skip-unchanged/--no-skip-unchanged", "Publish nothing, exit 99, when the data are unchanged.", _WHAT),
+]
+DryRun = Annotated[bool | None, _option("--dry-run/--no-dry-run", "Do it all, then roll back and publish nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
+Config = Annotated[
+    str | None, _option("--config", "Settings file (TOML); options and environment win over it.", metavar="FILE")
+]
+DataDir = Annotated[str | None, _option("--data-dir", "Data folder of the embedded PostgreSQL.", _DB, metavar="FOLDER")]
+Scale = Annotated[float | None, _option("--scale", "Size of the synthetic world; default 1, the design's size.")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say: facts for `--json`, what a person is shown, and the exit code."""
+
+    facts: dict[str, Any]
+    shown: list[RenderableType | str]
+    exit_code: int = 0
+
+
+def _do(options: dict[str, Any], work: Callable[[Settings], Answer]) -> None:
+    """Resolve the settings, do the work, show its answer, leave with its exit code.
+
+    `options` are a command's `locals()`, so that a parameter's name is its setting's.
+    """
+    given = dict(options)
+    as_json = bool(given.pop("json_", False))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    # A library's own progress notes are not ours to print.
+    logging.getLogger("r2d2").setLevel(logging.ERROR)
+    try:
+        answer = work(resolve(given, os.environ))
+    except EtlError as error:
+        if as_json:
+            _print_json(
+                {"ok": False, "exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
+            )
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        _print_json({"ok": answer.exit_code == 0, "exit_code": answer.exit_code, **answer.facts})
+    else:
+        _show(answer.shown)
+    raise typer.Exit(answer.exit_code)
+
+
+def _print_json(answer: dict[str, Any]) -> None:
+    typer.echo(json.dumps(answer, ensure_ascii=False, default=str))
+
+
+def _show(shown: list[RenderableType | str]) -> None:
+    from rich.console import Console
+
+    # A pipe or a cron mail has no width of its own: 100 columns, so that no law is cut in two.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    for part in shown:
+        if isinstance(part, str):
+            console.print(part, markup=False, soft_wrap=True)  # paths stay in one piece
+        else:
+            console.print(part)
+
+
+@app.command(epilog="Example: bpr-etl run --database-url postgresql://app@db.example/app --out /srv/bpr")
+def run(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    shadow_prefix: Prefix = None,
+    out: Out = None,
+    audience: AudienceOption = None,
+    negatives: Negatives = None,
+    split: Split = None,
+    min_catalog: MinCatalog = None,
+    small_catalog: SmallCatalog = None,
+    ids: Ids = None,
+    rows_per_file: RowsPerFile = None,
+    skip_unchanged: SkipUnchanged = None,
+    seed: Seed = None,
+    dry_run: DryRun = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
+    _do(locals(), _run)
+
+
+@app.command(epilog="Example: bpr-etl export --audience all --out /srv/bpr")
+def export(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    shadow_prefix: Prefix = None,
+    out: Out = None,
+    audience: AudienceOption = None,
+    negatives: Negatives = None,
+    split: Split = None,
+    min_catalog: MinCatalog = None,
+    small_catalog: SmallCatalog = None,
+    ids: Ids = None,
+    rows_per_file: RowsPerFile = None,
+    skip_unchanged: SkipUnchanged = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Publish triples of the ranking events that are there; writes nothing to the database."""
+    _do(locals(), _export)
+
+
+@app.command(epilog="Examples: bpr-etl validate --database-url URL; bpr-etl validate --snapshot out")
+def validate(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    shadow_prefix: Prefix = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option("--snapshot", help="Check this snapshot, or the newest of this --out folder, instead."),
+    ] = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Check a database against the job's laws, or a snapshot against its manifest; exit 5 when one is broken."""
+    given = dict(locals())
+    path = given.pop("snapshot")
+    _do(given, _validate_database if path is None else lambda _: _validate_snapshot(path))
+
+
+@app.command(epilog="Example: bpr-etl synth --database-url URL --scale 0.1")
+def synth(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    scale: Scale = None,
+    seed: Seed = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Fill an empty database with the synthetic world; creates the tables where there are none."""
+    _do(locals(), _synth)
+
+
+@app.command(epilog="Example: bpr-etl demo --out demo-out")
+def demo(
+    out: Out = None,
+    data_dir: DataDir = None,
+    scale: Scale = None,
+    seed: Seed = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
+    _do(locals(), _demo)
+
+
+@schema_app.command("print", epilog="Example: bpr-etl schema print --format prisma --naming mapped")
+def schema_print(
+    format_: Annotated[str, typer.Option("--format", help="sql or prisma.")] = "sql",
+    schema: Schema = None,
+    naming: NamingOption = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Print the tables that are needed, as SQL or as Prisma models."""
+    given = dict(locals())
+    language = given.pop("format_")
+    _do(given, lambda settings: _schema_print(settings, language))
+
+
+@schema_app.command("check", epilog="Example: bpr-etl schema check --database-url URL")
+def schema_check(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Say what is missing in a database; exit 4 when something is."""
+    _do(locals(), _schema_check)
+
+
+@schema_app.command("apply", epilog="Example: bpr-etl schema apply --database-url URL")
+def schema_apply(
+    database_url: Url = None,
+    schema: Schema = None,
+    naming: NamingOption = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
+    _do(locals(), _schema_apply)
+
+
+@db_app.command("start", epilog="Example: bpr-etl db start")
+def db_start(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+    """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
+    _do(locals(), _db_start)
+
+
+@db_app.command("stop", epilog="Example: bpr-etl db stop")
+def db_stop(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+    """Stop the embedded PostgreSQL; exit 99 when it was not running."""
+    _do(locals(), _db_stop)
+
+
+@db_app.command("url", epilog='Example: psql "$(bpr-etl db url)"')
+def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+    """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
+    _do(locals(), _db_url)
+
+
+def _run(settings: Settings) -> Answer:
+    from etl import pipeline, summary
+
+    return _published(summary, "bpr-etl run", pipeline.run(settings), settings)
+
+
+def _export(settings: Settings) -> Answer:
+    from etl import pipeline, summary
+
+    return _published(summary, "bpr-etl export", pipeline.export(settings), settings)
+
+
+def _published(summary: Any, title: str, report: Any, settings: Settings) -> Answer:
+    shown: list[RenderableType | str] = [summary.run_summary(title, report.steps, report.counts), ""]
+    shown += [f"Note: {note}" for note in report.notes]
+    if report.snapshot:
+        shown.append(f"Snapshot: {report.snapshot}")
+    nothing = report.snapshot is None and not settings.dry_run
+    return Answer(report.facts_for_json(), shown, NothingToDo.exit_code if nothing else 0)
+
+
+def _validate_database(settings: Settings) -> Answer:
+    from etl import pipeline, summary
+
+    found = pipeline.validate(settings)
+    facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
+    shown: list[RenderableType | str] = [
+        summary.rows_table("The design's validation query", found.rows),
+        "",
+        *_findings(summary, found.findings),
+    ]
+    return Answer(facts, shown, DataError.exit_code if found.broken else 0)
+
+
+def _validate_snapshot(path: str) -> Answer:
+    from etl import summary, validate
+
+    findings = validate.validate_snapshot(Path(path))
+    broken = any(finding.broken for finding in findings)
+    facts = {"findings": [asdict(finding) for finding in findings]}
+    return Answer(facts, _findings(summary, findings), DataError.exit_code if broken else 0)
+
+
+def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
+    return [summary.findings_table("Laws", ((f.law, f.broken, f.detail) for f in findings))]
+
+
+def _synth(settings: Settings) -> Answer:
+    from etl import pipeline
+
+    rows = pipeline.synth(settings)
+    return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
+
+
+def _demo(settings: Settings) -> Answer:
+    from etl import demo as demonstration
+
+    with demonstration.server(settings) as prepared:
+        _show(
+            [f"PostgreSQL runs in {prepared.data_dir}; filled with the synthetic world.\n"]
+        ) if sys.stdout.isatty() else None
+        ran, validated = _run(prepared.settings), _validate_database(prepared.settings)
+    return Answer(
+        {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
+        [*ran.shown, "", *validated.shown, "", *prepared.where_to_look],
+        ran.exit_code or validated.exit_code,
+    )
+
+
+def _schema_print(settings: Settings, language: str) -> Answer:
+    from etl import prisma
+
+    if language not in {"sql", "prisma"}:
+        raise SettingsError("--format must be sql or prisma.")
+    naming = prisma.Naming("mapped" if settings.naming == "mapped" else "model", settings.schema or "public")
+    text = prisma.schema_sql(naming) if language == "sql" else prisma.schema_prisma(naming)
+    return Answer({"format": language, "text": text}, [text])
+
+
+def _schema_check(settings: Settings) -> Answer:
+    from etl import pipeline
+
+    findings = pipeline.schema_check(settings)
+    facts = {"findings": [asdict(finding) for finding in findings]}
+    shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
+    return Answer(facts, shown, SchemaError.exit_code if findings else 0)
+
+
+def _schema_apply(settings: Settings) -> Answer:
+    from etl import pipeline
+
+    created = pipeline.schema_apply(settings)
+    return Answer({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
+
+
+def _data_dir(settings: Settings) -> Path:
+    from etl import embedded
+
+    return Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
+
+
+def _db_start(settings: Settings) -> Answer:
+    from etl import embedded
+
+    server = embedded.start(_data_dir(settings))
+    return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()])
+
+
+def _db_stop(settings: Settings) -> Answer:
+    from etl import embedded
+
+    stopped = embedded.stop(_data_dir(settings))
+    said = "Stopped." if stopped else "It was not running."
+    return Answer({"stopped": stopped}, [said], 0 if stopped else NothingToDo.exit_code)
+
+
+def _db_url(settings: Settings) -> Answer:
+    from etl import embedded
+
+    server = embedded.running(_data_dir(settings))
+    if server is None:
+        raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
+    return Answer({"url": server.url()}, [server.url()])
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Settings: frozen, resolved once, with option > environment > file > default. The only reader of environment and TOML."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from etl.address import Address, parse_address
+from etl.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "BPR_ETL_"
+_URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SettingsError("must be a text")
+    return value
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or number < low or (high and number > high):
+            raise SettingsError(f"must be a whole number from {low}" + (f" to {high}" if high else " up"))
+        return number
+
+    return parse
+
+
+def _positive(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise SettingsError("must be a number above 0")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    word = str(value).lower()
+    if word not in _TRUE | _FALSE:
+        raise SettingsError("must be true or false")
+    return word in _TRUE
+
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"must be one of {', '.join(choices)}{hint}")
+        return str(value)
+
+    return parse
+
+
+def _negatives(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not words:
+        raise SettingsError("must be a list of strategies")
+    return tuple(dict.fromkeys(_choice("ranking")(word.strip() if isinstance(word, str) else word) for word in words))
+
+
+def _prefix(value: Any) -> str:
+    if not _text(value):
+        raise SettingsError("must not be empty: every user would be a shadow user")
+    return str(value)
+
+
+def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that can be said to bpr-etl. A field's parser checks and converts what comes from outside."""
+
+    database_url: str | None = field(default=None, repr=False, metadata={"parse": _text})
+    schema: str | None = _setting(_text, None)
+    naming: Literal["auto", "model", "mapped"] = _setting(_choice("auto", "model", "mapped"), "auto")
+    shadow_prefix: str = _setting(_prefix, "shadow-")
+    seed: int = _setting(_whole(0), 0)
+    out: str = _setting(_text, "out")
+    audience: Literal["shadow", "real", "all"] = _setting(_choice("shadow", "real", "all"), "shadow")
+    negatives: tuple[str, ...] = _setting(_negatives, ("ranking",))
+    split: Literal["none"] = _setting(_choice("none"), "none")
+    min_catalog: int = _setting(_whole(0), 50)
+    small_catalog: Literal["exclude", "weight", "keep"] = _setting(_choice("exclude", "weight", "keep"), "exclude")
+    ids: Literal["string", "index", "both"] = _setting(_choice("string", "index", "both"), "string")
+    rows_per_file: int = _setting(_whole(1), 1_000_000)
+    skip_unchanged: bool = _setting(_flag, default=False)
+    dry_run: bool = _setting(_flag, default=False)
+    scale: float = _setting(_positive, 1.0)
+    data_dir: str | None = _setting(_text, None)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def address(self) -> Address:
+        """The database's address. Raises SettingsError when nobody said one."""
+        if not self.database_url:
+            raise SettingsError(
+                "No database was named: give --database-url, or set BPR_ETL_DATABASE_URL, DIRECT_URL or DATABASE_URL."
+            )
+        return parse_address(self.database_url, self.environ)
+
+    def schema_in(self, address: Address) -> str:
+        """The PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
+        return self.schema or address.schema or "public"
+
+    def public(self) -> dict[str, Any]:
+        """What decides the result and holds no secret: goes into the manifest."""
+        names = ("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "split", "min_catalog")
+        names += ("small_catalog", "ids", "rows_per_file")
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+
+
+_OPTIONS = {f.name: f for f in fields(Settings) if "parse" in f.metadata}
+
+
+def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Settings from the options given on the command line (those that are not None), the environment and `--config`.
+
+    Raises SettingsError, which names where a wrong value came from, and never repeats a URL.
+    """
+    path = given.get("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG") or None
+    layers = [
+        ("the default", {}),
+        (str(path), _read_file(Path(path)) if path else {}),
+        ("the environment", _from_environment(environ)),
+        ("the command line", {name: v for name, v in given.items() if v is not None and name != "config"}),
+    ]
+    values: dict[str, Any] = {}
+    for where, layer in layers:
+        for name, value in layer.items():
+            values[name] = _parsed(name, value, where)
+    return Settings(**values, environ=dict(environ))
+
+
+def _parsed(name: str, value: Any, where: str) -> Any:
+    try:
+        return _OPTIONS[name].metadata["parse"](value)
+    except SettingsError as error:
+        shown = "" if name == "database_url" else f" ({value!r} from {where})"
+        raise SettingsError(f"--{name.replace('_', '-')} {error}{shown}.") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """An empty variable counts as unset."""
+    found: dict[str, Any] = {
+        name: value
+        for name in _OPTIONS
+        if name != "database_url" and (value := environ.get(ENVIRONMENT_PREFIX + name.upper()))
+    }
+    url = next((environ[variable] for variable in _URL_VARIABLES if environ.get(variable)), None)
+    return found | ({"database_url": url} if url else {})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None
+    named = {key.replace("-", "_"): value for key, value in content.items()}
+    for name in named:
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"The settings file {path} has an unknown setting {name!r}{hint}.")
+    return named

@@ -1,0 +1,146 @@
+"""The frames that cross a room's door, as types.
+
+`filter` parts good rows from bad ones where rows come from outside (extract); `validate` raises where a wrong row would
+be our own bug. The ids are texts as the database has them; `None` in a docstring's "null means" is the only null allowed.
+"""
+
+from __future__ import annotations
+
+import dataframely as dy
+import polars as pl
+
+DIMENSIONS = (
+    "budget_sensitivity",
+    "category_affinities",
+    "cuisine_openness",
+    "pace_preference",
+    "primary_interest",
+    "social_mode",
+    "time_orientation",
+    "trip_count",
+)
+"""The eight dimensions of the design (Blocker 2), in the order of their bytes."""
+
+SELECTED_STATUSES = ("confirmed", "active", "completed")
+"""A slot with one of these holds a node that the user took (CONTRACT, section 2, selectedIds)."""
+
+ARCHIVED = "archived"
+"""A node with this status can't be offered: it is not eligible."""
+
+
+class Users(dy.Schema):
+    """One row per user of the scope."""
+
+    user_id = dy.String(primary_key=True)
+    is_shadow = dy.Bool(nullable=False)
+
+
+class Trips(dy.Schema):
+    """One row per trip of the scope's users. `start_us` in microseconds since 1970, null when infinite."""
+
+    trip_id = dy.String(primary_key=True)
+    user_id = dy.String(nullable=False)
+    city = dy.String(nullable=False)
+    start_us = dy.Int64(nullable=True)
+
+
+class Slots(dy.Schema):
+    """One row per itinerary slot of those trips. `node_id` null: nothing chosen yet."""
+
+    slot_id = dy.String(primary_key=True)
+    trip_id = dy.String(nullable=False)
+    node_id = dy.String(nullable=True)
+    day_number = dy.Int32(nullable=False)
+    sort_order = dy.Int32(nullable=False)
+    status = dy.String(nullable=False)
+
+
+class Nodes(dy.Schema):
+    """One row per activity node of any city and status."""
+
+    node_id = dy.String(primary_key=True)
+    city = dy.String(nullable=False)
+    category = dy.String(nullable=False)
+    status = dy.String(nullable=False)
+    name = dy.String(nullable=True)
+    latitude = dy.Float64(nullable=True)
+    longitude = dy.Float64(nullable=True)
+
+
+class Seeds(dy.Schema):
+    """One row per shadow user with a usable seed: the labels of the first trip whose seed is a JSON object.
+
+    A label is null where the seed has none of JSON type string; `cuisine_openness` is the text of a JSON number.
+    """
+
+    user_id = dy.String(primary_key=True)
+    created_us = dy.Int64(nullable=False)
+    pace = dy.String(nullable=True)
+    budget_tier = dy.String(nullable=True)
+    cuisine_openness = dy.String(nullable=True)
+    social_mode = dy.String(nullable=True)
+    time_orientation = dy.String(nullable=True)
+    primary_interest = dy.String(nullable=True)
+
+
+class SeedAffinities(dy.Schema):
+    """One row per (seed, key of its `category_affinities`). `number` is a JSON number's text, null for other types."""
+
+    user_id = dy.String(primary_key=True)
+    category = dy.String(primary_key=True)
+    number = dy.String(nullable=True)
+
+
+class PersonaRows(dy.Schema):
+    """One row per (shadow user with a usable seed, dimension): what PersonaDimension gets."""
+
+    id = dy.String(nullable=False)
+    user_id = dy.String(primary_key=True)
+    dimension = dy.Enum(DIMENSIONS, primary_key=True)
+    value = dy.String(nullable=False)
+    confidence = dy.Float64(nullable=False)
+    source = dy.Enum(["onboarding", "default", "reconstructed"], nullable=False)
+    created_us = dy.Int64(nullable=False)
+
+    @dy.rule()
+    def confidence_says_the_source(cls) -> pl.Expr:  # noqa: N805, D102 - dataframely's form of a rule
+        wanted = (
+            pl.col("source").cast(pl.String).replace_strict({"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95})
+        )
+        return pl.col("confidence") == wanted
+
+
+class Personas(dy.Schema):
+    """One row per (user of the scope, dimension), as PersonaDimension has them: what is read back after the COPY."""
+
+    user_id = dy.String(primary_key=True)
+    dimension = dy.String(primary_key=True)
+    value = dy.String(nullable=False)
+
+
+class Affinities(dy.Schema):
+    """One row per (user, category): the affinity that PersonaDimension holds, in [0, 1]."""
+
+    user_id = dy.String(primary_key=True)
+    category = dy.String(primary_key=True)
+    affinity = dy.Float64(nullable=False, min=0, max=1)
+
+
+class Events(dy.Schema):
+    """One row per ranking event, whoever wrote it. Lists are never null, their elements neither, and none repeats.
+
+    `created_us` in microseconds since 1970. `city` is the trip's.
+    """
+
+    event_id = dy.String(primary_key=True)
+    user_id = dy.String(nullable=False)
+    trip_id = dy.String(nullable=False)
+    city = dy.String(nullable=False)
+    day_number = dy.Int32(nullable=False)
+    created_us = dy.Int64(nullable=False)
+    surface = dy.String(nullable=False)
+    model_name = dy.String(nullable=False)
+    model_version = dy.String(nullable=False)
+    candidate_ids = dy.List(dy.String(), nullable=False)
+    ranked_ids = dy.List(dy.String(), nullable=False)
+    selected_ids = dy.List(dy.String(), nullable=False)

@@ -1,0 +1,289 @@
+"""The database: connection, errors in plain words, lock, transaction, exported snapshot, retry.
+
+ADBC writes and reads on the one connection that holds the lock and the transaction. Bulk reads go through connectorx on
+connections of its own, pinned to the snapshot that this transaction exports (DESIGN, trap 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import polars as pl
+import pyarrow as pa
+from adbc_driver_manager import dbapi as adbc_errors
+from adbc_driver_postgresql import dbapi as adbc
+
+from etl.address import Address
+from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError
+from etl.prisma import quote_literal
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRIES = 5
+"""How many times a night is tried in all, when others' writes keep getting in its way (SQLSTATE 40001)."""
+
+READ_CONNECTIONS = 2
+"""How many connections read at once. More does not pay on two cores: the server has to produce the rows, too."""
+
+
+class ConflictError(EtlError):
+    """Somebody else's write got in the way (40001, 40P01): nothing is wrong, try the whole again."""
+
+    exit_code = 3
+
+
+class Connection:
+    """One ADBC connection, in autocommit until `begin`.
+
+    Every method raises a kind of EtlError, with the server's own first line and never the row that it complains about.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        with self._translated():
+            self._connection = adbc.connect(address.libpq, autocommit=True)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a small query, as Python values."""
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
+
+    def frame(self, sql: str) -> pl.DataFrame:
+        """The rows of a query as a frame. Cast enums to text and numerics to int8 in the query: Arrow has no such types."""
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            return _frame(cursor.fetch_arrow_table())
+
+    def execute(self, sql: str) -> int:
+        """Run a statement that returns no rows; gives how many rows it touched, -1 where the server does not say."""
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            return int(cursor.rowcount)
+
+    def copy(self, schema: str, table: str, rows: pa.Table | pa.RecordBatchReader) -> int:
+        """COPY rows into a table by binary COPY; the columns' names are the table's. Gives the count that went over."""
+        with self._translated(), self._connection.cursor() as cursor:
+            return int(cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema))
+
+    def copy_temporary(self, table: str, rows: pa.Table) -> int:
+        """COPY rows into a new temporary table of this session."""
+        with self._translated(), self._connection.cursor() as cursor:
+            return int(cursor.adbc_ingest(table, rows, mode="create", temporary=True))
+
+    def begin(self, mode: str) -> None:
+        """Open a transaction; `mode` as in SQL's SET TRANSACTION."""
+        with self._translated():
+            self._connection.adbc_connection.set_autocommit(False)
+        self.execute(f"SET TRANSACTION {mode}")
+
+    def commit(self) -> None:
+        """Commit, and go back to autocommit."""
+        with self._translated():
+            self._connection.adbc_connection.commit()
+            self._connection.adbc_connection.set_autocommit(True)
+
+    def rollback(self) -> None:
+        """Roll back what is open, if anything is, and go back to autocommit. A lost connection has rolled back already."""
+        with suppress(adbc_errors.Error):
+            self._connection.adbc_connection.rollback()
+        with suppress(adbc_errors.Error):
+            self._connection.adbc_connection.set_autocommit(True)
+
+    def close(self) -> None:
+        """Close the connection; the server rolls back and unlocks what was open."""
+        with suppress(adbc_errors.Error, RuntimeError):
+            self._connection.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except adbc_errors.Error as error:
+            raise _translate(error, self.address) from None
+
+
+@contextmanager
+def connect(address: Address) -> Iterator[Connection]:
+    """A connection for the length of a block. Raises ConnectError when the server can't be reached or refuses us."""
+    connection = Connection(address)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def locked(connection: Connection, schema: str) -> Iterator[None]:
+    """Hold the session advisory lock of (database, schema). Taken before BEGIN, else the snapshot is older than the wait.
+
+    Raises LockedError when another run holds it.
+    """
+    key = int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
+    if connection.rows(f"SELECT pg_try_advisory_lock({key})") != [(True,)]:
+        raise LockedError(
+            f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key}). "
+            "Wait for it to end, or end it."
+        )
+    try:
+        _refuse_pooler(connection, key)
+        yield
+    finally:
+        with suppress(EtlError):
+            connection.rows(f"SELECT pg_advisory_unlock({key})")
+
+
+def _refuse_pooler(connection: Connection, key: int) -> None:
+    """A transaction pooler gives each statement another backend: the lock would protect nothing."""
+    high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
+    held = connection.rows(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+        f"AND classid::int8 = {high} AND objid::int8 = {low} AND objsubid = 1"
+    )
+    if held != [(1,)]:
+        raise ConnectError(
+            "The connection goes through a transaction pooler, which gives every statement another server process, so "
+            "a lock can't be held. Give the direct URL instead (DIRECT_URL, or port 5432)."
+        )
+
+
+@contextmanager
+def transaction(connection: Connection, *, read_only: bool = False, keep: bool = True) -> Iterator[None]:
+    """A REPEATABLE READ transaction: COMMIT at the end of the block, ROLLBACK when it raises or when `keep` is False."""
+    connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    if keep:
+        connection.commit()
+    else:
+        connection.rollback()
+
+
+def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> tuple[T, int]:
+    """Do `attempt` until no serialisation failure ends it, RETRIES times at most; gives its result and the retries.
+
+    Raises ConflictError when every attempt was in somebody's way.
+    """
+    for number in range(RETRIES):
+        try:
+            return attempt(), number
+        except ConflictError as error:
+            if number == RETRIES - 1:
+                raise ConflictError(f"{error} Tried {RETRIES} times; run it again at a quieter time.") from None
+            log.warning("%s Nothing was written; trying the whole again (%d of %d).", error, number + 2, RETRIES)
+            sleep(0.1 * 2**number)
+    raise AssertionError  # pragma: no cover - the loop returns or raises
+
+
+def read_snapshot(connection: Connection, queries: Mapping[str, str]) -> dict[str, pl.DataFrame]:
+    """Read named queries, all under the snapshot of the connection's open transaction.
+
+    Through connectorx, several at a time; where it can't express the connection, or fails, the same queries go through
+    ADBC on the connection itself, and one log line says so.
+    """
+    tls = connection.rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
+    url = connection.address.connectorx_url(tls=tls)
+    obstacle = connection.address.obstacle
+    if url is not None:
+        snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
+        try:
+            return _read_connectorx(url, queries, snapshot)
+        # PanicException, which connectorx's Rust side raises, is no Exception.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                raise
+            obstacle = connection.address.scrub(
+                str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            )
+    log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
+    return {name: connection.frame(sql) for name, sql in queries.items()}
+
+
+def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str) -> dict[str, pl.DataFrame]:
+    import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
+
+    pinned = [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
+    ]
+
+    def read(sql: str) -> pl.DataFrame:
+        table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
+        return _frame(table)
+
+    with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
+        return dict(zip(queries, pool.map(read, queries.values()), strict=True))
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    if not isinstance(frame, pl.DataFrame):  # pragma: no cover - a table always becomes a frame
+        raise TypeError
+    return frame.rechunk()
+
+
+_PLAIN = {
+    "42501": (ConnectError, "The role lacks a privilege: {first}. Grant it, or connect as another role."),
+    "53100": (ConnectError, "The server's disk is full: {first}. Make room there."),
+    "57014": (
+        ConnectError,
+        "The server cancelled the query: {first}. Raise statement_timeout, or run at a quieter time.",
+    ),
+    "55P03": (ConnectError, "A lock was not to be had in time: {first}. Run again at a quieter time."),
+    "25006": (ConnectError, "The server takes no writes: {first}. Connect to the primary, not to a standby."),
+}
+_BY_CLASS = {
+    "08": (ConnectError, "The connection to the database was lost: {first}."),
+    "28": (ConnectError, "The database refuses the login: {first}. Check user, password and pg_hba.conf."),
+    "3D": (ConnectError, "The database refuses the login: {first}. Check the URL's database."),
+    "53": (ConnectError, "The server is out of resources: {first}. Try again later."),
+    "57": (ConnectError, "The server ended the connection: {first}. Try again when it is back."),
+    "42": (SchemaError, "The schema does not fit: {first}. See `bpr-etl schema check`."),
+    "3F": (SchemaError, "The schema does not fit: {first}. See `bpr-etl schema check`."),
+    "22": (DataError, "The database refused a value{place}: {first}. Nothing was written."),
+    "23": (DataError, "The database refused a row{place}: {first}. Nothing was written."),
+    "54": (DataError, "The data passes a limit of the server{place}: {first}. Nothing was written."),
+}
+
+
+def _translate(error: adbc_errors.Error, address: Address) -> EtlError:
+    """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out."""
+    details = {key: value.decode("utf-8", "replace") for key, value in (error.details or [])}
+    state = error.sqlstate or ""
+    first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
+    if state in {"40001", "40P01"}:
+        return ConflictError(f"Somebody else changed the same rows at the same time ({first}).")
+    place = "".join(
+        f" ({word} {details[key]})"
+        for key, word in (("PG_DIAG_TABLE_NAME", "table"), ("PG_DIAG_COLUMN_NAME", "column"))
+        if key in details
+    )
+    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state)
+    message = text.format(first=first.rstrip("."), place=place)
+    if address.pooler and kind is not DataError:
+        message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
+    return kind(message)
+
+
+def _without_state(state: str) -> tuple[type[EtlError], str]:
+    if state:
+        return EtlError, f"The server answered with an error that bpr-etl does not know (SQLSTATE {state}): {{first}}."
+    return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
+
+
+def _first_words(text: str) -> str:
+    """The libpq message itself: no status word, no query, one line."""
+    text = text.split("Query was:", maxsplit=1)[0].replace("[libpq] ", "")
+    for prefix in ("IO: ", "Failed to connect: "):
+        text = text.removeprefix(prefix)
+    return " ".join(text.split())

@@ -1,0 +1,57 @@
+"""The demonstration: an embedded PostgreSQL with the synthetic world in it, for as long as it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from etl import embedded, pipeline
+from etl.address import parse_address
+from etl.config import Settings
+from etl.database import connect
+from etl.prisma import quote_identifier
+
+DATABASE = "bpr_etl_demo"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The server with the synthetic world: its settings, its URL, and where a person looks next."""
+
+    settings: Settings
+    url: str
+    data_dir: Path
+
+    @property
+    def where_to_look(self) -> list[str]:
+        """What to try next, one command a line."""
+        return [
+            "Where to look:",
+            f"  the newest snapshot   {self.settings.out}/$(cat {self.settings.out}/LATEST)".replace(
+                "/$(", "/snapshots/$("
+            ),
+            f"  check its files       bpr-etl validate --snapshot {self.settings.out}",
+            f"  the database          bpr-etl db start --data-dir {self.data_dir}",
+            f"                        psql '{self.url}'",
+        ]
+
+
+@contextmanager
+def server(settings: Settings) -> Iterator[Prepared]:
+    """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before."""
+    data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
+    was_running = embedded.running(data_dir) is not None
+    started = embedded.start(data_dir)
+    try:
+        with connect(parse_address(started.url(), {})) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
+        url = started.url(DATABASE)
+        own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
+        pipeline.synth(own)
+        yield Prepared(own, url, data_dir)
+    finally:
+        if not was_running:
+            embedded.stop(data_dir)

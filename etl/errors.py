@@ -1,0 +1,49 @@
+"""What can go wrong, one kind per thing a caller can do about it.
+
+Every kind carries the exit code of the command line (CONTRACT, section 4). A message is one or two plain sentences:
+what, where (table, column, count), what to do. It never holds a password or a row's personal values.
+"""
+
+from __future__ import annotations
+
+
+class EtlError(Exception):
+    """Something that a caller can understand and act on; anything else that is raised is a bug (exit code 1)."""
+
+    exit_code: int = 1
+
+
+class SettingsError(EtlError):
+    """An option, an environment variable or the settings file is wrong: correct it and call again."""
+
+    exit_code = 2
+
+
+class ConnectError(EtlError):
+    """The database or the store can't be reached, or does not let us in: see to the server, the network, the rights."""
+
+    exit_code = 3
+
+
+class SchemaError(EtlError):
+    """The schema does not fit: migrate it (`bpr-etl schema apply`), or say `--schema` or `--naming`."""
+
+    exit_code = 4
+
+
+class DataError(EtlError):
+    """The data broke a law or a limit: nothing was committed, nothing was published."""
+
+    exit_code = 5
+
+
+class LockedError(EtlError):
+    """Another run holds the lock: wait for it, or stop it."""
+
+    exit_code = 6
+
+
+class NothingToDo(EtlError):  # noqa: N818 - not an error, an outcome with an exit code of its own
+    """All that was asked for is there already."""
+
+    exit_code = 99

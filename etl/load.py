@@ -1,0 +1,229 @@
+"""Write what the job owes the database, and check inside the transaction that it stands there (CONTRACT, section 2).
+
+DELETE + COPY for the shadow users' rows of two tables, the two rows of the registry, and the backfill. Nothing else is
+written, and nothing of anybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+import pyarrow as pa
+
+from etl.contracts import PersonaRows
+from etl.database import Connection
+from etl.errors import DataError, SchemaError
+from etl.prisma import quote_identifier, quote_literal
+from etl.queries import Scope
+from etl.rankings import MODEL_NAME, MODEL_VERSION
+from etl.stable import decimal_text, md5_32, stable_id
+from etl.synthetic import World
+
+REGISTRY = (
+    (MODEL_NAME, MODEL_VERSION, "production", "llm_ranking", "Claude Sonnet-based ranking, bootstrap phase"),
+    ("bpr", "0.0.0", "staging", "collaborative_filtering", "BPR placeholder, awaiting first training run"),
+)
+"""The two rows of the design (Blocker 3): name, version, stage, type, description."""
+
+BACKFILLED = f"{MODEL_NAME}:{MODEL_VERSION}"
+
+# What goes between the fields, and between the elements of a list, before a row is hashed, and what stands for a null.
+_FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
+
+# A wrong type of the right width is stored without a word (DESIGN, trap 1): these pairs are known to be right.
+_ARROW_OF = {
+    "text": pa.large_string(),
+    "varchar": pa.large_string(),
+    "enum": pa.large_string(),
+    "int4": pa.int32(),
+    "float8": pa.float64(),
+    "timestamp": pa.timestamp("us"),
+    "_text": pa.large_list(pa.large_string()),
+}
+
+
+def persona_table(rows: pl.DataFrame) -> pl.DataFrame:
+    """Persona rows (`PersonaRows`) as the columns of PersonaDimension. `updatedAt` is `createdAt`."""
+    PersonaRows.validate(rows)
+    created = pl.from_epoch("created_us", time_unit="us")
+    return rows.select(
+        "id",
+        pl.col("user_id").alias("userId"),
+        pl.col("dimension").cast(pl.String),
+        "value",
+        "confidence",
+        pl.col("source").cast(pl.String),
+        created.alias("updatedAt"),
+        created.alias("createdAt"),
+    )
+
+
+def event_table(events: pl.DataFrame) -> pl.DataFrame:
+    """Ranking events (`Ranked.events`) as the columns of RankingEvent; the session and the shadow model are null."""
+    texts = pl.List(pl.String)
+    return events.select(
+        pl.col("event_id").alias("id"),
+        pl.col("user_id").alias("userId"),
+        pl.col("trip_id").alias("tripId"),
+        pl.lit(None, dtype=pl.String).alias("sessionId"),
+        pl.col("day_number").alias("dayNumber"),
+        pl.col("model_name").alias("modelName"),
+        pl.col("model_version").alias("modelVersion"),
+        pl.col("candidate_ids").cast(texts).alias("candidateIds"),
+        pl.col("ranked_ids").cast(texts).alias("rankedIds"),
+        pl.col("selected_ids").cast(texts).alias("selectedIds"),
+        "surface",
+        pl.lit(None, dtype=pl.String).alias("shadowModelName"),
+        pl.lit(None, dtype=pl.String).alias("shadowModelVersion"),
+        pl.lit(None, dtype=texts).alias("shadowRankedIds"),
+        pl.col("latency_ms").alias("latencyMs"),
+        pl.from_epoch("created_us", time_unit="us").alias("createdAt"),
+    )
+
+
+def replace_shadow_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> int:
+    """DELETE the shadow users' rows of a table and COPY these instead; gives how many were deleted.
+
+    Reads count and checksum back before it returns. Raises SchemaError where a column's type would take the bytes for
+    something else, DataError where the server refuses a row or what stands there is not what was sent.
+    """
+    deleted = connection.execute(f'DELETE FROM {scope.naming.table(model)} WHERE "userId" IN ({scope.shadow_ids()})')
+    copy_rows(connection, scope, model, rows)
+    _check_written(connection, scope, model, rows)
+    return deleted
+
+
+def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
+    """COPY a frame, whose columns have the table's names, after a look at the table's types."""
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
+    sent = connection.copy(scope.naming.schema, scope.naming.bare(model), table) if rows.height else 0
+    if sent != rows.height:
+        raise DataError(
+            f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
+        )
+
+
+def copy_world(connection: Connection, scope: Scope, worlds: Iterable[World]) -> dict[str, int]:
+    """Fill the tables with a synthetic world, chunk by chunk; gives the rows per table."""
+    rows: dict[str, int] = {}
+    for world in worlds:
+        for model, frame in world.tables():
+            if model == "Trip":
+                _copy_trips(connection, scope, frame)
+            else:
+                copy_rows(connection, scope, model, frame)
+            rows[model] = rows.get(model, 0) + frame.height
+    return rows
+
+
+def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> None:
+    """COPY can't turn a text into jsonb (it fails loudly), so trips go through a table of the session's own."""
+    passing = "bpr_etl_trips"
+    connection.copy_temporary(passing, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    columns = ", ".join(quote_identifier(name) for name in trips.columns)
+    values = ", ".join(
+        f"{quote_identifier(name)}::jsonb" if name == "personaSeed" else quote_identifier(name)
+        for name in trips.columns
+    )
+    connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{passing}")
+    connection.execute(f"DROP TABLE pg_temp.{passing}")
+
+
+def register_models(connection: Connection, scope: Scope, seed: int) -> int:
+    """The two rows of ModelRegistry, where (modelName, modelVersion) is not there yet; gives how many were added.
+
+    Their dates are that of the shadow users' first trip, since when the bootstrap model is taken to be in production: a
+    function of the source rows and not of the clock.
+    """
+    since = (
+        f"(SELECT COALESCE(min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
+        f'WHERE isfinite(t."createdAt") AND t."userId" IN ({scope.shadow_ids()}))'
+    )
+    keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
+    ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
+    values = ", ".join(
+        f"({', '.join(quote_literal(text) for text in (key, *row))}, {since}, {since})"
+        for key, row in zip(ids, REGISTRY, strict=True)
+    )
+    return connection.execute(
+        f'INSERT INTO {scope.naming.table("ModelRegistry")} ("id", "modelName", "modelVersion", "stage", "modelType", '
+        f'"description", "createdAt", "updatedAt") VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
+    )
+
+
+def backfill(connection: Connection, scope: Scope) -> int:
+    """The single UPDATE of the design (Blocker 3): a model version for the shadow users' signals that have none.
+
+    Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want.
+    """
+    return connection.execute(
+        f'UPDATE {scope.naming.table("BehavioralSignal")} SET "modelVersion" = {quote_literal(BACKFILLED)} '
+        f'WHERE "userId" IN ({scope.shadow_ids()}) AND "modelVersion" IS NULL'
+    )
+
+
+def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
+    """The table's columns and their types by PostgreSQL's own names, `enum` for any enum."""
+    return dict(
+        connection.rows(
+            "SELECT a.attname::text, CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname::text END FROM pg_attribute a "
+            f"JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = {quote_literal(scope.naming.table(model))}::regclass "
+            "AND a.attnum > 0 AND NOT a.attisdropped"
+        )
+    )
+
+
+def _check_types(table: pa.Table, columns: dict[str, str], name: str) -> None:
+    for field in table.schema:
+        if field.name not in columns:
+            raise SchemaError(f"Table {name} has no column {field.name!r}. See `bpr-etl schema check`.")
+        wanted = _ARROW_OF.get(columns[field.name])
+        if wanted != field.type and not (pa.types.is_timestamp(field.type) and columns[field.name] == "timestamp"):
+            raise SchemaError(
+                f"Column {field.name!r} of table {name} has type {columns[field.name]}, which can't take {field.type}. "
+                "See `bpr-etl schema check`."
+            )
+
+
+def _check_written(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
+    """Compare count and checksum of what stands in the table with what was sent, every column of every row."""
+    name = scope.naming.table(model)
+    texts = ", ".join(_sql_text(column, dtype) for column, dtype in rows.schema.items())
+    found = connection.rows(
+        f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}, {texts})), 1, 8))"
+        f'::bit(32)::int8), 0)::int8 FROM {name} WHERE "userId" IN ({scope.shadow_ids()})'
+    )[0]
+    line = pl.concat_str([_text(column, dtype) for column, dtype in rows.schema.items()], separator=_FIELD)
+    sent = (rows.height, int(rows.select(md5_32(line).sum()).item() or 0))
+    if found != sent:
+        raise DataError(
+            f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, checksum {found[1]} for {sent[1]}. "
+            "Nothing was kept. A trigger or a rule on the table may have changed the rows."
+        )
+
+
+def _text(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column's values as the text that `_sql_text` gives in the database."""
+    value = pl.col(column)
+    if dtype == pl.Float64:
+        text = decimal_text(value)
+    elif isinstance(dtype, pl.Datetime):
+        text = value.dt.epoch("us").cast(pl.String)
+    elif isinstance(dtype, pl.List):
+        text = value.list.join(_ELEMENT)
+    else:
+        text = value.cast(pl.String)
+    return text.fill_null(_NULL)
+
+
+def _sql_text(column: str, dtype: pl.DataType) -> str:
+    name = quote_identifier(column)
+    if isinstance(dtype, pl.Datetime):
+        text = f"(extract(epoch FROM {name}) * 1000000)::int8::text"
+    elif isinstance(dtype, pl.List):
+        text = f"array_to_string({name}, {quote_literal(_ELEMENT)})"
+    else:
+        text = f"{name}::text"
+    return f"COALESCE({text}, {quote_literal(_NULL)})"

@@ -1,0 +1,332 @@
+"""The composition root: names the steps in order. No data logic lives here.
+
+read ─► personas ─► COPY ─► read back ─► rankings ─► COPY ─► stage, check ─► backfill ─► COMMIT ─► switch LATEST
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dataframely as dy
+import polars as pl
+
+from etl import __version__, load, schema
+from etl.affinity import affinity_model
+from etl.compact import Dataset, compact
+from etl.config import Settings
+from etl.contracts import Events, Personas
+from etl.database import Connection, connect, locked, transaction, with_retries
+from etl.extract import SetAside, Source, extract_events, extract_logged, extract_source, read_personas
+from etl.personas import Materialised, materialise, read_affinities
+from etl.publish import Published, PublishOptions, Store, open_store, stage, write_manifest, writing
+from etl.queries import Scope
+from etl.rankings import Ranked, rank
+from etl.synthetic import generate
+from etl.validate import Validated, validate_database
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
+
+
+@dataclass
+class Report:
+    """What a run did: seconds and rows per step, counts per step, and where the snapshot is. Becomes summary and JSON."""
+
+    run_id: str
+    started_at: datetime
+    steps: list[tuple[str, float, int | None]] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    snapshot: str | None = None
+    committed: bool = False
+    retries: int = 0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[int], None]]:
+        """Time a step; what the block calls with a number becomes the step's rows."""
+        rows: list[int] = []
+        start = time.perf_counter()
+        yield rows.append
+        self.steps.append((name, time.perf_counter() - start, rows[-1] if rows else None))
+        log.debug("%s: %.2f s", name, self.steps[-1][1])
+
+    def facts_for_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "run_id": self.run_id,
+            "snapshot": self.snapshot,
+            "committed": self.committed,
+            "retries": self.retries,
+            "notes": self.notes,
+            "steps": [{"step": name, "seconds": round(seconds, 3), "rows": rows} for name, seconds, rows in self.steps],
+            **self.counts,
+        }
+
+    def facts(self, settings: Settings, now: datetime) -> dict[str, Any]:
+        """The manifest's account of the run: nothing in it is a secret."""
+        return {
+            "run_id": self.run_id,
+            "started_at": self.started_at.isoformat(),
+            "ended_at": now.isoformat(),
+            "tool": {"name": "bpr-etl", "version": __version__},
+            "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "settings": settings.public(),
+            **self.counts,
+        }
+
+
+def validate(settings: Settings) -> Validated:
+    """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
+    address = settings.address()
+    with connect(address) as connection:
+        scope, _ = _scope(connection, settings, settings.schema_in(address))
+        with transaction(connection, read_only=True, keep=False):
+            return validate_database(connection, scope)
+
+
+def synth(settings: Settings) -> dict[str, int]:
+    """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables."""
+    address = settings.address()
+    with connect(address) as connection, locked(connection, settings.schema_in(address)), transaction(connection):
+        naming = schema.naming_for_apply(connection, settings.schema_in(address), settings.naming)
+        schema.apply(connection, naming)
+        worlds = generate(scale=settings.scale, seed=settings.seed)
+        return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds)
+
+
+def schema_check(settings: Settings) -> list[schema.Finding]:
+    """What is missing in the database, or does not fit."""
+    address = settings.address()
+    with connect(address) as connection:
+        naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
+        return schema.check(connection, naming)
+
+
+def schema_apply(settings: Settings) -> list[str]:
+    """Create what is missing, in one transaction; gives the names of what was created."""
+    address = settings.address()
+    with connect(address) as connection, transaction(connection):
+        naming = schema.naming_for_apply(connection, settings.schema_in(address), settings.naming)
+        return schema.apply(connection, naming)
+
+
+def run(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:
+    """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
+
+    Raises a kind of EtlError. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays None.
+    """
+    address = settings.address()
+    with connect(address) as connection, ExitStack() as stack:
+        scope, advice = _scope(connection, settings, settings.schema_in(address))
+        out = stack.enter_context(_output(settings))
+        stack.enter_context(locked(connection, scope.naming.schema))
+
+        def attempt() -> Report:
+            report = Report(uuid.uuid4().hex, clock(), notes=list(advice))
+            with writing(settings.out), out.staging(report.run_id) as staged:
+                with transaction(connection, keep=not settings.dry_run):
+                    name = _night(connection, scope, settings, report, out, staged, clock)
+                report.committed = not settings.dry_run
+                _switch(report, settings, out, staged, name)
+            return report
+
+        done, retries = with_retries(attempt)
+    done.retries = retries
+    return done
+
+
+def export(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:
+    """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database."""
+    address = settings.address()
+    report = Report(uuid.uuid4().hex, clock())
+    with connect(address) as connection, _output(settings) as out, writing(settings.out):
+        scope, _ = _scope(connection, settings, settings.schema_in(address))
+        with out.staging(report.run_id) as staged:
+            aside = SetAside()
+            with transaction(connection, read_only=True, keep=False), report.step("read") as rows:
+                logged = extract_logged(connection, scope, settings.audience, aside)
+                rows(sum(logged.rows_read.values()))
+            report.counts |= {
+                "source_rows": logged.rows_read,
+                "set_aside": aside.counts,
+                "events_left_out": logged.left_out,
+            }
+            with report.step("compact"):
+                dataset = compact(logged.events, logged.users, logged.slots, logged.nodes, logged.personas)
+            account = _stage(report, dataset, settings, staged)
+            name = write_manifest(staged, report.facts(settings, now := clock()), account, now)
+            _switch(report, settings, out, staged, name)
+    return report
+
+
+def _night(
+    connection: Connection,
+    scope: Scope,
+    settings: Settings,
+    report: Report,
+    out: Store,
+    staged: Path,
+    clock: Callable[[], datetime],
+) -> str | None:
+    """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
+    aside = SetAside()
+    with report.step("read") as rows:
+        source = extract_source(connection, scope, settings.audience, aside)
+        rows(sum(source.rows_read.values()))
+    shadow = source if settings.audience == "shadow" else source.shadow()
+    with report.step("registry") as rows:
+        rows(load.register_models(connection, scope, settings.seed))
+    made, personas = _write_personas(connection, scope, settings, report, shadow, aside)
+    ranked = _write_events(connection, scope, settings, report, shadow, personas)
+    report.counts |= _counts(source, shadow, made, ranked, personas, aside)
+    with report.step("compact"):
+        events, left_out = _audience_events(connection, scope, settings, ranked, aside)
+        if settings.audience != "shadow":
+            personas = read_personas(connection, scope, settings.audience, aside)
+        users = source.users_of(settings.audience)
+        report.counts["events_left_out"] = left_out
+        dataset = compact(events, users, source.slots, source.nodes, personas)
+    account = _stage(report, dataset, settings, staged)
+    with report.step("backfill") as rows:
+        report.counts["signals_backfilled"] = load.backfill(connection, scope)
+        rows(report.counts["signals_backfilled"])
+    latest = out.latest()
+    if settings.skip_unchanged and latest and latest.get("content_sha256") == account.content_sha256:
+        return None
+    return write_manifest(staged, report.facts(settings, now := clock()), account, now)
+
+
+def _scope(connection: Connection, settings: Settings, schema_name: str) -> tuple[Scope, list[str]]:
+    """Whose rows, in which tables; and what is missing but not needed, in sentences."""
+    naming = schema.detect_naming(connection, schema_name, settings.naming)
+    advice = [finding.detail for finding in schema.require(connection, naming)]
+    return Scope(naming, settings.shadow_prefix), advice
+
+
+@contextmanager
+def _output(settings: Settings) -> Iterator[Store]:
+    """The output folder, held; for a dry run a folder of its own, which goes with the run."""
+    if not settings.dry_run:
+        with open_store(settings.out) as store:
+            yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-") as folder, open_store(folder) as store:
+        yield store
+
+
+def _write_personas(
+    connection: Connection, scope: Scope, settings: Settings, report: Report, shadow: Source, aside: SetAside
+) -> tuple[Materialised, dy.DataFrame[Personas]]:
+    """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
+    with report.step("personas") as rows:
+        trip_counts = shadow.trips.group_by("user_id").len("trips")
+        made = materialise(
+            shadow.seeds, shadow.seed_affinities, trip_counts, shadow.categories, affinity_model(), settings.seed
+        )
+        rows(made.rows.height)
+    with report.step("write personas") as rows:
+        load.replace_shadow_rows(connection, scope, "PersonaDimension", load.persona_table(made.rows))
+        rows(made.rows.height)
+    with report.step("read back") as rows:
+        personas = read_personas(connection, scope, "shadow", aside)
+        rows(personas.height)
+    return made, personas
+
+
+def _write_events(
+    connection: Connection,
+    scope: Scope,
+    settings: Settings,
+    report: Report,
+    shadow: Source,
+    personas: dy.DataFrame[Personas],
+) -> Ranked:
+    """Ranking events: candidates by the affinities read back, and what each day's slots hold."""
+    with report.step("rankings") as rows:
+        ranked = rank(
+            shadow.trips,
+            shadow.slots,
+            shadow.nodes,
+            personas["user_id"].unique(),
+            read_affinities(personas, shadow.categories),
+            affinity_model().unknown,
+            settings.seed,
+        )
+        rows(ranked.events.height)
+    with report.step("write events") as rows:
+        load.replace_shadow_rows(connection, scope, "RankingEvent", load.event_table(ranked.events))
+        rows(ranked.events.height)
+    return ranked
+
+
+def _audience_events(
+    connection: Connection, scope: Scope, settings: Settings, ranked: Ranked, aside: SetAside
+) -> tuple[dy.DataFrame[Events], dict[str, int]]:
+    """The events to publish: the shadow users' as they were just written, the others' as the database has them."""
+    if settings.audience != "shadow":
+        return extract_events(connection, scope, settings.audience, aside)
+    return Events.validate(ranked.events.select(Events.column_names()), cast=True), {}
+
+
+def _stage(report: Report, dataset: Dataset, settings: Settings, staged: Path) -> Published:
+    """Write and check the snapshot's data files, and take over their account."""
+    options = PublishOptions(settings.min_catalog, settings.small_catalog, settings.ids, settings.rows_per_file)
+    with report.step("stage files") as rows:
+        account = stage(dataset, options, staged)
+        rows(sum(account.triples.values()))
+    report.counts |= {
+        "published": {
+            "events": account.events,
+            "triples": account.triples,
+            "triples_by_neg_source": account.neg_sources,
+            "positives": account.positives,
+            "positives_left_out": account.positives_left_out,
+            "cities_left_out": account.cities_left_out,
+            "users": dataset.users.height,
+            "items": dataset.items.height,
+        }
+    }
+    return account
+
+
+def _switch(report: Report, settings: Settings, out: Store, staged: Path, name: str | None) -> None:
+    """Make the staged snapshot the newest, now that the database has what it says."""
+    if settings.dry_run:
+        report.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
+    elif name is None:
+        report.notes.append("The data are those of the newest snapshot, byte by byte: nothing was published.")
+    else:
+        with report.step("switch"):
+            report.snapshot = str(out.publish(staged, name))
+
+
+def _counts(
+    source: Source, shadow: Source, made: Materialised, ranked: Ranked, personas: pl.DataFrame, aside: SetAside
+) -> dict[str, Any]:
+    shadow_users = shadow.users.height
+    with_persona = personas["user_id"].n_unique()
+    return {
+        "source_rows": source.rows_read,
+        "set_aside": aside.counts,
+        "shadow_users": shadow_users,
+        "shadow_users_without_persona": shadow_users - with_persona,
+        "persona_rows": made.rows.height,
+        "persona_values_by_source": made.values_by_source,
+        "affinities_dropped": made.affinities_dropped,
+        "ranking_events": ranked.events.height,
+        "days_without_event": ranked.skipped,
+        "positives": ranked.positives,
+        "positives_outside_candidates": ranked.positives_outside_candidates,
+    }

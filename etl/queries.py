@@ -1,0 +1,156 @@
+"""The SQL that reads and scopes: one function per query, from a naming and a scope to a text.
+
+Every identifier is quoted by `Naming`, every value by `quote_literal`: connectorx can't bind. Enums are cast to text,
+timestamps travel as int8 microseconds (infinity and years beyond 9999 read as garbage or abort the read: DESIGN, trap
+12), and texts are ordered with COLLATE "C", the order of their bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from etl.prisma import Naming, quote_identifier, quote_literal
+
+Audience = Literal["shadow", "real", "all"]
+
+_LABELS = ("pace", "budget_tier", "social_mode", "time_orientation", "primary_interest")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose rows: the naming of the tables, and the prefix that makes a user a shadow user."""
+
+    naming: Naming
+    prefix: str
+
+    def is_shadow(self, user: str) -> str:
+        """SQL that is true for a shadow user's row, false for all others, a null email included."""
+        return f'COALESCE(starts_with({user}."email", {quote_literal(self.prefix)}), false)'
+
+    def includes(self, user: str, audience: Audience) -> str:
+        """SQL that is true for the rows of an audience's users."""
+        if audience == "all":
+            return "true"
+        return self.is_shadow(user) if audience == "shadow" else f"NOT {self.is_shadow(user)}"
+
+    def shadow_ids(self) -> str:
+        """SQL of the shadow users' ids."""
+        return f'SELECT u."id" FROM {self.naming.table("User")} u WHERE {self.is_shadow("u")}'
+
+
+def users(scope: Scope, audience: Audience) -> str:
+    """One row per user of the audience."""
+    return (
+        f'SELECT u."id" AS user_id, {scope.is_shadow("u")} AS is_shadow '
+        f"FROM {scope.naming.table('User')} u WHERE {scope.includes('u', audience)}"
+    )
+
+
+def trips(scope: Scope, audience: Audience) -> str:
+    """One row per trip of the audience's users."""
+    return (
+        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds("t", "startDate")} AS start_us '
+        f"FROM {_trips_of(scope)} WHERE {scope.includes('u', audience)}"
+    )
+
+
+def slots(scope: Scope, audience: Audience) -> str:
+    """One row per slot of those trips."""
+    return (
+        'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
+        's."sortOrder" AS sort_order, s."status"::text AS status '
+        f'FROM {scope.naming.table("ItinerarySlot")} s JOIN {scope.naming.table("Trip")} t ON t."id" = s."tripId" '
+        f'JOIN {scope.naming.table("User")} u ON u."id" = t."userId" WHERE {scope.includes("u", audience)}'
+    )
+
+
+def nodes(scope: Scope) -> str:
+    """One row per activity node, of every city and status."""
+    return (
+        'SELECT n."id" AS node_id, n."city" AS city, n."category"::text AS category, n."status"::text AS status, '
+        'n."name" AS name, n."latitude" AS latitude, n."longitude" AS longitude '
+        f"FROM {scope.naming.table('ActivityNode')} n"
+    )
+
+
+def seeds(scope: Scope) -> str:
+    """One row per shadow user with a usable seed: the labels of the first trip that has one, by (createdAt, id)."""
+    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in _LABELS)
+    return (
+        f"SELECT f.user_id, f.created_us, {labels}, "
+        f"CASE jsonb_typeof(f.seed->'cuisine_openness') WHEN 'number' THEN f.seed->>'cuisine_openness' END "
+        f"AS cuisine_openness FROM ({_first_seeds(scope)}) f"
+    )
+
+
+def seed_affinities(scope: Scope) -> str:
+    """One row per key of those seeds' `category_affinities`, where that is a JSON object."""
+    return (
+        "SELECT f.user_id, e.key AS category, "
+        "CASE jsonb_typeof(e.value) WHEN 'number' THEN e.value #>> '{}' END AS number "
+        f"FROM ({_first_seeds(scope)}) f CROSS JOIN LATERAL jsonb_each("
+        "CASE jsonb_typeof(f.seed->'category_affinities') WHEN 'object' THEN f.seed->'category_affinities' END) e"
+    )
+
+
+def categories(naming: Naming) -> str:
+    """The values of the database's ActivityCategory enum, in its own order."""
+    return (
+        "SELECT e.enumlabel FROM pg_enum e JOIN pg_attribute a ON a.atttypid = e.enumtypid "
+        f"WHERE a.attrelid = {quote_literal(naming.table('ActivityNode'))}::regclass AND a.attname = 'category' "
+        "ORDER BY e.enumsortorder"
+    )
+
+
+def personas(scope: Scope, audience: Audience) -> str:
+    """One row per PersonaDimension row of the audience's users, of the eight dimensions."""
+    return (
+        'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value '
+        f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
+        f"WHERE {scope.includes('u', audience)}"
+    )
+
+
+def events(scope: Scope, audience: Audience) -> str:
+    """One row per RankingEvent row of the audience's users; `city` null where the trip is gone."""
+    arrays = ", ".join(
+        f"r.{quote_identifier(camel)} AS {snake}"
+        for camel, snake in (
+            ("candidateIds", "candidate_ids"),
+            ("rankedIds", "ranked_ids"),
+            ("selectedIds", "selected_ids"),
+        )
+    )
+    return (
+        'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, t."city" AS city, '
+        f'r."dayNumber" AS day_number, {_microseconds("r", "createdAt")} AS created_us, r."surface" AS surface, '
+        f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
+        f'FROM {scope.naming.table("RankingEvent")} r JOIN {scope.naming.table("User")} u ON u."id" = r."userId" '
+        f'LEFT JOIN {scope.naming.table("Trip")} t ON t."id" = r."tripId" WHERE {scope.includes("u", audience)}'
+    )
+
+
+def _trips_of(scope: Scope) -> str:
+    return f'{scope.naming.table("Trip")} t JOIN {scope.naming.table("User")} u ON u."id" = t."userId"'
+
+
+def _first_seeds(scope: Scope) -> str:
+    """The seed of a user: of the first trip by (createdAt, id) among those where it is a JSON object."""
+    return (
+        f'SELECT DISTINCT ON (t."userId") t."userId" AS user_id, {_microseconds("t", "createdAt")} AS created_us, '
+        f't."personaSeed" AS seed FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} '
+        'AND jsonb_typeof(t."personaSeed") = \'object\' AND isfinite(t."createdAt") '
+        'ORDER BY t."userId", t."createdAt", t."id" COLLATE "C"'
+    )
+
+
+def _typed(json_type: str, label: str) -> str:
+    key = quote_literal(label)
+    return f"CASE jsonb_typeof(f.seed->{key}) WHEN '{json_type}' THEN f.seed->>{key} END"
+
+
+def _microseconds(table: str, column: str) -> str:
+    """A timestamp as int8 microseconds since 1970; null when it is infinite."""
+    name = f"{table}.{quote_identifier(column)}"
+    return f"CASE WHEN isfinite({name}) THEN (extract(epoch FROM {name}) * 1000000)::int8 END"

@@ -1,0 +1,216 @@
+"""Candidates and ranking events: what a model would have offered, and what the user took (design, Blocker 1; CONTRACT, 2.4).
+
+Everything here is a pure function from frame to frame. Nodes are `pl.Enum` columns whose values stand in the order of
+their UTF-8 bytes, so sorting by a node sorts by its id without touching a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dataframely as dy
+import polars as pl
+
+from etl.contracts import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Slots, Trips
+from etl.stable import SEPARATOR, hash64, mix64, sha256_hex, stable_id
+
+TOP = 20
+"""How many candidates an event has at the most (design, "Seeding approach")."""
+
+MODEL_NAME = "llm_ranker"
+MODEL_VERSION = "0.1.0"
+SURFACE = "itinerary"
+
+_US_PER_DAY = 86_400_000_000
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
+
+SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range")
+"""Why a (trip, day) gets no event; where several hold, the first of this order is the one that counts."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranking events of the shadow users, and what a person wants to know of them.
+
+    `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day): the columns of `Events`
+    with nodes as Enum, and `latency_ms`. `skipped` counts (trip, day) pairs by reason.
+    """
+
+    events: pl.DataFrame
+    skipped: dict[str, int]
+    positives: int
+    positives_outside_candidates: int
+
+
+def node_type(*ids: pl.Series) -> pl.Enum:
+    """The Enum of all the node ids given, in the order of their bytes. Nulls are left out."""
+    every = pl.concat([series.cast(pl.String) for series in ids]) if ids else pl.Series(dtype=pl.String)
+    return pl.Enum(every.drop_nulls().unique().sort())
+
+
+def eligible(nodes: pl.DataFrame) -> pl.DataFrame:
+    """The nodes that can be offered: all but the archived."""
+    return nodes.filter(pl.col("status") != ARCHIVED)
+
+
+def candidates(
+    pairs: pl.DataFrame, affinities: dy.DataFrame[Affinities], nodes: pl.DataFrame, unknown: float, seed: int
+) -> pl.DataFrame:
+    """The top 20 of a city's nodes for a user, one row per (user, city), whatever the number of days.
+
+    `pairs` has one row per (`user_id`, `city`); `nodes` the eligible ones, `node_id` as Enum. Gives `candidate_ids`,
+    ascending by id, and `ranked_ids`, the same by affinity, highest first. A city without nodes gives no row.
+
+    Affinity is per category, so whole categories rank together. Only nodes of the categories that reach the top 20 are
+    looked at: cost grows with pairs x (20 + the boundary's nodes), not with pairs x nodes. Among equal affinities the
+    order is that of `tie`, so no node is favoured for its id.
+    """
+    # Grain: (user, city, category), with the category's affinity and size.
+    sizes = nodes.group_by("city", "category").len("size")
+    tiers = (
+        pairs.join(sizes, on="city")
+        .join(affinities, on=["user_id", "category"], how="left")
+        .with_columns(pl.col("affinity").fill_null(unknown))
+    )
+    # Grain: (user, city, affinity): categories with equal affinity compete with each other.
+    better = (
+        tiers.group_by("user_id", "city", "affinity")
+        .agg(pl.col("size").sum())
+        .sort("user_id", "city", "affinity", descending=[False, False, True])
+        .with_columns(better=pl.col("size").cum_sum().over("user_id", "city") - pl.col("size"))
+        .filter(pl.col("better") < TOP)
+    )
+    reached = tiers.join(better.drop("size"), on=["user_id", "city", "affinity"]).select(
+        "user_id", "city", "category", "affinity"
+    )
+    offered = reached.join(nodes.select("city", "category", "node_id"), on=["city", "category"])
+    return (
+        with_tie(offered, seed)
+        .sort("user_id", "city", "affinity", "tie", "node_id", descending=[False, False, True, False, False])
+        .group_by("user_id", "city", maintain_order=True)
+        .agg(ranked_ids=pl.col("node_id").head(TOP))
+        .with_columns(candidate_ids=pl.col("ranked_ids").list.sort())
+    )
+
+
+def with_tie(offered: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Adds `tie` (UInt64), the order among equal affinities: mix64(hash64(seed, user) XOR hash64(node)).
+
+    The hash of each user and each node is made once, and only mixed per pair: mixing is cheap, hashing texts is not.
+    """
+    users = offered.select("user_id").unique()
+    users = users.with_columns(u=hash64(pl.concat_str([pl.lit(str(seed)), pl.col("user_id")], separator=SEPARATOR)))
+    nodes = offered.select("node_id").unique()
+    nodes = nodes.with_columns(v=hash64(pl.col("node_id").cast(pl.String)))
+    return (
+        offered.join(users, on="user_id", how="left")
+        .join(nodes, on="node_id", how="left")
+        .with_columns(tie=mix64(pl.col("u") ^ pl.col("v")))
+        .drop("u", "v")
+    )
+
+
+def day_nodes(slots: pl.DataFrame) -> pl.DataFrame:
+    """The distinct nodes of each day in slot order: one row per (trip, day, node), at its first slot by (sortOrder, id)."""
+    return (
+        slots.filter(pl.col("node_id").is_not_null())
+        .sort("trip_id", "day_number", "sort_order", "slot_id")
+        .unique(["trip_id", "day_number", "node_id"], keep="first", maintain_order=True)
+    )
+
+
+def selected(slots: pl.DataFrame) -> pl.DataFrame:
+    """What the user took: one row per (trip, day) with any, `selected_ids` distinct and in slot order."""
+    taken = day_nodes(slots.filter(pl.col("status").is_in(SELECTED_STATUSES)))
+    return taken.group_by("trip_id", "day_number", maintain_order=True).agg(selected_ids="node_id")
+
+
+def with_shown(events: pl.DataFrame, slots: pl.DataFrame) -> pl.DataFrame:
+    """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null."""
+    keys = ["trip_id", "day_number"]
+    day = events.select("event_id", *keys).join(day_nodes(slots), on=keys, maintain_order="left_right")
+    taken = events.select("event_id", node_id="selected_ids").explode("node_id", empty_as_null=False, keep_nulls=False)
+    shown = (
+        day.join(taken, on=["event_id", "node_id"], how="anti", maintain_order="left")
+        .group_by("event_id", maintain_order=True)
+        .agg(shown_ids="node_id")
+    )
+    return events.join(shown, on="event_id", how="left", maintain_order="left").with_columns(
+        pl.col("shown_ids").fill_null(pl.lit([], dtype=events.schema["selected_ids"]))
+    )
+
+
+def rank(
+    trips: dy.DataFrame[Trips],
+    slots: dy.DataFrame[Slots],
+    nodes: dy.DataFrame[Nodes],
+    persona_users: pl.Series,
+    affinities: dy.DataFrame[Affinities],
+    unknown: float,
+    seed: int,
+) -> Ranked:
+    """One ranking event per (trip, day) that has a slot, for the users of `persona_users`.
+
+    Skipped, with the reason: users without persona rows, cities without eligible nodes, days that leave the years 1 to
+    9999. `selected_ids` may be empty, and may hold nodes that are no candidates; the latter are counted.
+    """
+    ids = node_type(nodes["node_id"], slots["node_id"])
+    slots_ = slots.with_columns(pl.col("node_id").cast(ids))
+    offer = eligible(nodes).with_columns(pl.col("node_id").cast(ids))
+    days = _judged_days(trips, slots_, persona_users, offer["city"].unique())
+    good = days.filter(pl.col("skipped").is_null())
+    top = candidates(good.select("user_id", "city").unique(), affinities, offer, unknown, seed)
+    keys = ["trip_id", "day_number"]
+    events = (
+        good.join(top, on=["user_id", "city"])
+        .join(selected(slots_), on=keys, how="left")
+        .with_columns(pl.col("selected_ids").fill_null(pl.lit([], dtype=pl.List(ids))))
+    )
+    events = in_file_order(_with_constants(events, seed))
+    taken = events.select("candidate_ids", "selected_ids").explode("selected_ids", empty_as_null=False)
+    outside = taken.filter(~pl.col("selected_ids").is_in(pl.col("candidate_ids"))).height
+    counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
+    skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
+    return Ranked(events, skipped, taken.height, outside)
+
+
+def in_file_order(events: pl.DataFrame) -> pl.DataFrame:
+    """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event).
+
+    The hash comes first so that a bucket of users, a range of hashes, is a range of rows, however many buckets there
+    are; PostgreSQL can compute it too. A stranger's rows are spread over the file, which SGD likes.
+    """
+    users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
+    order = ["user_hash", "user_id", "created_us", "trip_id", "day_number", "event_id"]
+    return events.join(users, on="user_id", how="left").sort(order).drop("user_hash")
+
+
+def _judged_days(trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series) -> pl.DataFrame:
+    """One row per (trip, day) with a slot, its `created_us`, and in `skipped` why it gets no event (null: it does)."""
+    days = slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
+    # In days and not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap without a word.
+    start_day = pl.col("start_us").floordiv(_US_PER_DAY)
+    day = start_day + pl.col("day_number").cast(pl.Int64) - 1
+    in_years = start_day.is_between(_FIRST_DAY, _LAST_DAY) & day.is_between(_FIRST_DAY, _LAST_DAY)
+    return days.with_columns(
+        created_us=pl.when(in_years).then(day * _US_PER_DAY + pl.col("start_us") - start_day * _US_PER_DAY),
+        skipped=pl.when(~pl.col("user_id").is_in(persona_users.implode()))
+        .then(pl.lit("user_without_persona"))
+        .when(~pl.col("city").is_in(cities.implode()))
+        .then(pl.lit("city_without_nodes"))
+        .when(~in_years.fill_null(value=False))
+        .then(pl.lit("date_out_of_range")),
+    )
+
+
+def _with_constants(events: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Adds what every seeded event has: its id, the model it is ascribed to, and a latency of 200 to 800 ms."""
+    return events.with_columns(event_id=stable_id("ranking_event", seed, "trip_id", "day_number")).with_columns(
+        surface=pl.lit(SURFACE),
+        model_name=pl.lit(MODEL_NAME),
+        model_version=pl.lit(MODEL_VERSION),
+        # From the id, so that it depends on the row's key and the seed alone.
+        latency_ms=(200 + pl.col("event_id").str.slice(-8).str.to_integer(base=16, dtype=pl.Int64) % 601).cast(
+            pl.Int32
+        ),
+    )

@@ -1,0 +1,113 @@
+"""What a run says at its end: did it work, how much was it, what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_WORDS = {
+    "user_without_persona": "user has no usable persona seed",
+    "city_without_nodes": "city has no eligible node",
+    "date_out_of_range": "date outside the years 1 to 9999",
+    "trip_gone": "trip is gone",
+    "small_catalog": "city's catalogue is too small",
+    "no_negatives": "event has no negative to stand against",
+    "unknown_category": "category that the enum does not have",
+    "not_a_finite_number": "value is no finite JSON number",
+}
+
+
+def run_summary(
+    title: str, steps: Iterable[tuple[str, float, int | None]], counts: Mapping[str, Any]
+) -> RenderableType:
+    """Steps with rows and seconds, then the triples per city, then what was left out."""
+    return Group(_steps(title, steps), _published(counts), _left_out(counts))
+
+
+def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Table:
+    """One row per law: ok, or how many rows break it."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("law")
+    table.add_column("", justify="right")
+    for law, broken, detail in findings:
+        verdict = Text("ok", style="green") if not broken else Text(f"{broken:,} broken", style="bold red")
+        table.add_row(law + (f": {detail}" if detail else ""), verdict)
+    return table
+
+
+def rows_table(title: str, rows: pl.DataFrame) -> Table:
+    """A small frame as it is."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name in rows.columns:
+        table.add_column(name)
+    for row in rows.iter_rows():
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    return table
+
+
+def _steps(title: str, steps: Iterable[tuple[str, float, int | None]]) -> Table:
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_footer=True)
+    steps = list(steps)
+    table.add_column("step", footer="total")
+    table.add_column("rows", justify="right")
+    table.add_column("seconds", justify="right", footer=f"{sum(seconds for _, seconds, _ in steps):.2f}")
+    for name, seconds, rows in steps:
+        table.add_row(name, "" if rows is None else f"{rows:,}", f"{seconds:.2f}")
+    return table
+
+
+def _published(counts: Mapping[str, Any]) -> RenderableType:
+    published = counts.get("published")
+    if not published:
+        return Text("")
+    table = Table(title="\nPublished", title_justify="left", show_edge=False, pad_edge=False, show_footer=True)
+    events, triples = published["events"], published["triples"]
+    table.add_column("city", footer="all")
+    table.add_column("events", justify="right", footer=f"{sum(events.values()):,}")
+    table.add_column("triples", justify="right", footer=f"{sum(triples.values()):,}")
+    for city, number in events.items():
+        table.add_row(city, f"{number:,}", f"{triples[city]:,}" if city in triples else "left out")
+    return table
+
+
+def _left_out(counts: Mapping[str, Any]) -> RenderableType:
+    table = Table(title="\nLeft out, and worth knowing", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("what")
+    table.add_column("why")
+    table.add_column("rows", justify="right")
+    for what, why, number in _losses(counts):
+        if number:
+            table.add_row(what, why, f"{number:,}")
+    return table if table.row_count else Text("\nNothing was left out.")
+
+
+def _losses(counts: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:
+    published = counts.get("published", {})
+    yield "shadow users", "no trip with a usable persona seed", counts.get("shadow_users_without_persona", 0)
+    sources = counts.get("persona_values_by_source", {})
+    yield "persona values", "missing in the seed: the default stands in", sources.get("default", 0)
+    yield "persona values", "affinities rebuilt from labels", sources.get("reconstructed", 0)
+    for what, group in (
+        ("affinities of a seed", "affinities_dropped"),
+        ("trip-days", "days_without_event"),
+        ("events", "events_left_out"),
+    ):
+        for reason, number in counts.get(group, {}).items():
+            yield what, _WORDS.get(reason, reason), number
+    for frame, rules in counts.get("set_aside", {}).items():
+        for rule, number in rules.items():
+            yield f"rows of {frame}", f"broke the rule {rule}", number
+    for city, why in published.get("cities_left_out", {}).items():
+        yield f"triples of {city}", why, published["events"][city]
+    for reason, number in published.get("positives_left_out", {}).items():
+        yield "positives", _WORDS.get(reason, reason), number
+    yield (
+        "positives",
+        "not among the event's candidates (published all the same)",
+        counts.get("positives_outside_candidates", 0),
+    )
