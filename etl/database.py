@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -258,7 +259,7 @@ _BY_CLASS = {
 
 def _translate(error: adbc_errors.Error, address: Address) -> EtlError:
     """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out."""
-    details = {key: value.decode("utf-8", "replace") for key, value in (error.details or [])}
+    details = {_decoded(key): _decoded(value) for key, value in (error.details or [])}
     state = error.sqlstate or ""
     first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
     if state in {"40001", "40P01"}:
@@ -273,6 +274,10 @@ def _translate(error: adbc_errors.Error, address: Address) -> EtlError:
     if address.pooler and kind is not DataError:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
     return kind(message)
+
+
+def _decoded(text: str | bytes) -> str:
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
 def _without_state(state: str) -> tuple[type[EtlError], str]:

@@ -166,7 +166,7 @@ def export(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.
             with report.step("compact"):
                 dataset = compact(logged.events, logged.users, logged.slots, logged.nodes, logged.personas)
             account = _stage(report, dataset, settings, staged)
-            name = write_manifest(staged, report.facts(settings, now := clock()), account, now)
+            name = _finish(report, settings, out, staged, account, clock())
             _switch(report, settings, out, staged, name)
     return report
 
@@ -202,10 +202,7 @@ def _night(
     with report.step("backfill") as rows:
         report.counts["signals_backfilled"] = load.backfill(connection, scope)
         rows(report.counts["signals_backfilled"])
-    latest = out.latest()
-    if settings.skip_unchanged and latest and latest.get("content_sha256") == account.content_sha256:
-        return None
-    return write_manifest(staged, report.facts(settings, now := clock()), account, now)
+    return _finish(report, settings, out, staged, account, clock())
 
 
 def _scope(connection: Connection, settings: Settings, schema_name: str) -> tuple[Scope, list[str]]:
@@ -299,6 +296,16 @@ def _stage(report: Report, dataset: Dataset, settings: Settings, staged: Path) -
         }
     }
     return account
+
+
+def _finish(
+    report: Report, settings: Settings, out: Store, staged: Path, account: Published, now: datetime
+) -> str | None:
+    """Write the manifest, last; gives the snapshot's name, None where it is not to be published: nothing has changed."""
+    latest = out.latest() if settings.skip_unchanged else None
+    if latest and latest.get("content_sha256") == account.content_sha256:
+        return None
+    return write_manifest(staged, report.facts(settings, now), account, now)
 
 
 def _switch(report: Report, settings: Settings, out: Store, staged: Path, name: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Literal
@@ -56,104 +56,56 @@ class Column:
     written_null: bool = False
 
 
-def _text(name: str, *, nullable: bool = False, written_null: bool = False) -> Column:
-    return Column(name, ("text", "varchar"), nullable=nullable, written_null=written_null)
+def _of(types: tuple[str, ...], *names: str, nullable: bool = False, written_null: bool = False) -> tuple[Column, ...]:
+    return tuple(Column(name, types, nullable=nullable, written_null=written_null) for name in names)
 
 
-def _int(name: str, *, nullable: bool = False) -> Column:
-    return Column(name, ("int4",), nullable=nullable)
-
-
-def _float(name: str) -> Column:
-    return Column(name, ("float8",))
-
-
-def _timestamp(name: str) -> Column:
-    return Column(name, ("timestamp",))
-
-
-def _texts(name: str, *, written_null: bool = False) -> Column:
-    return Column(name, ("_text",), nullable=True, written_null=written_null)
-
-
-def _enum(name: str, *labels: str) -> Column:
-    return Column(name, ("enum",), labels=labels)
-
+_TEXT, _TEXTS, _INT, _FLOAT, _TIME = ("text", "varchar"), ("_text",), ("int4",), ("float8",), ("timestamp",)
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
-        "User": (_text("id"), _text("email")),
+        "User": _of(_TEXT, "id", "email"),
         "Trip": (
-            _text("id"),
-            _text("userId"),
-            _text("city"),
-            _timestamp("startDate"),
-            _timestamp("createdAt"),
+            *_of(_TEXT, "id", "userId", "city"),
+            *_of(_TIME, "startDate", "createdAt"),
             Column("personaSeed", ("jsonb",), nullable=True),
         ),
         "ItinerarySlot": (
-            _text("id"),
-            _text("tripId"),
-            _text("activityNodeId", nullable=True),
-            _int("dayNumber"),
-            _int("sortOrder"),
-            _enum("status", "confirmed", "active", "completed"),
+            *_of(_TEXT, "id", "tripId"),
+            *_of(_TEXT, "activityNodeId", nullable=True),
+            *_of(_INT, "dayNumber", "sortOrder"),
+            Column("status", ("enum",), labels=("confirmed", "active", "completed")),
         ),
         "ActivityNode": (
-            _text("id"),
-            _text("city"),
-            _enum("category"),
-            _enum("status", "archived"),
-            _text("name"),
-            _float("latitude"),
-            _float("longitude"),
+            *_of(_TEXT, "id", "city", "name"),
+            Column("category", ("enum",)),
+            Column("status", ("enum",), labels=("archived",)),
+            *_of(_FLOAT, "latitude", "longitude"),
         ),
         "BehavioralSignal": (
-            _text("id"),
-            _text("userId"),
-            _text("tripId", nullable=True),
-            _text("slotId", nullable=True),
-            _text("activityNodeId", nullable=True),
-            _enum("signalType"),
-            _text("modelVersion", nullable=True),
+            *_of(_TEXT, "id", "userId"),
+            *_of(_TEXT, "tripId", "slotId", "activityNodeId", "modelVersion", nullable=True),
+            Column("signalType", ("enum",)),
         ),
         "PersonaDimension": (
-            _text("id"),
-            _text("userId"),
-            _text("dimension"),
-            _text("value"),
-            _float("confidence"),
-            _text("source"),
-            _timestamp("updatedAt"),
-            _timestamp("createdAt"),
+            *_of(_TEXT, "id", "userId", "dimension", "value", "source"),
+            *_of(_FLOAT, "confidence"),
+            *_of(_TIME, "updatedAt", "createdAt"),
         ),
         "RankingEvent": (
-            _text("id"),
-            _text("userId"),
-            _text("tripId"),
-            _text("sessionId", nullable=True, written_null=True),
-            _int("dayNumber"),
-            _text("modelName"),
-            _text("modelVersion"),
-            _texts("candidateIds"),
-            _texts("rankedIds"),
-            _texts("selectedIds"),
-            _text("surface"),
-            _text("shadowModelName", nullable=True, written_null=True),
-            _text("shadowModelVersion", nullable=True, written_null=True),
-            _texts("shadowRankedIds", written_null=True),
-            _int("latencyMs", nullable=True),
-            _timestamp("createdAt"),
+            *_of(_TEXT, "id", "userId", "tripId", "modelName", "modelVersion", "surface"),
+            *_of(_TEXT, "sessionId", "shadowModelName", "shadowModelVersion", nullable=True, written_null=True),
+            *_of(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
+            *_of(_TEXTS, "shadowRankedIds", nullable=True, written_null=True),
+            *_of(_INT, "dayNumber"),
+            *_of(_INT, "latencyMs", nullable=True),
+            *_of(_TIME, "createdAt"),
         ),
         "ModelRegistry": (
-            _text("id"),
-            _text("modelName"),
-            _text("modelVersion"),
-            _enum("stage", "production", "staging"),
-            _text("modelType"),
-            _text("description", nullable=True),
-            _timestamp("createdAt"),
-            _timestamp("updatedAt"),
+            *_of(_TEXT, "id", "modelName", "modelVersion", "modelType"),
+            *_of(_TEXT, "description", nullable=True),
+            Column("stage", ("enum",), labels=("production", "staging")),
+            *_of(_TIME, "createdAt", "updatedAt"),
         ),
     }
 )
@@ -238,7 +190,7 @@ class Statement:
     name: str
     models: tuple[str, ...]
     sql: str
-    columns: tuple[str, ...] = field(default=())
+    columns: tuple[str, ...] = ()
     unique: bool = False
 
 
@@ -309,14 +261,8 @@ def _with_map(body: str, table: str) -> str:
 
 def _render(statement: Statement, naming: Naming) -> Statement:
     sql = _QUOTED.sub(lambda found: _rendered_name(found[1], naming), statement.sql)
-    return Statement(
-        kind=statement.kind,
-        name=statement.name if statement.kind == "enum" else _renamed(statement.name, naming),
-        models=statement.models,
-        sql=sql,
-        columns=statement.columns,
-        unique=statement.unique,
-    )
+    name = statement.name if statement.kind == "enum" else _renamed(statement.name, naming)
+    return replace(statement, name=name, sql=sql)
 
 
 def _rendered_name(name: str, naming: Naming) -> str:

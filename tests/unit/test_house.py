@@ -1,0 +1,80 @@
+"""The house's rules, parsed from the code: who may import whom, and nothing of this workplace in the wheel."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Data flows one way: a room imports only rooms before it. ARCHITECTURE.md has the same table, for people.
+MAY_IMPORT = {
+    "__init__": set(),
+    "errors": set(),
+    "resources": set(),
+    "stable": set(),
+    "__main__": {"resources"},
+    "address": {"errors"},
+    "config": {"errors", "address"},
+    "contracts": {"errors"},
+    "prisma": {"errors", "resources"},
+    "schema": {"errors", "prisma"},
+    "database": {"errors", "address", "prisma"},
+    "queries": {"prisma"},
+    "affinity": {"resources"},
+    "personas": {"contracts", "affinity", "stable"},
+    "rankings": {"contracts", "stable"},
+    "triples": {"contracts"},
+    "compact": {"contracts", "rankings"},
+    "extract": {"contracts", "database", "queries"},
+    "load": {"contracts", "database", "errors", "prisma", "queries", "rankings", "stable", "synthetic"},
+    "parquet": set(),
+    "publish": {"compact", "errors", "parquet", "triples"},
+    "laws": {"contracts", "load", "prisma", "queries", "rankings"},
+    "validate": {"affinity", "database", "errors", "laws", "publish", "queries"},
+    "summary": set(),
+    "embedded": {"errors"},
+    "synthetic": {"errors", "resources"},
+    "pipeline": {
+        *("affinity", "compact", "config", "contracts", "database", "extract", "load", "personas", "publish", "queries"),
+        *("rankings", "schema", "synthetic", "validate", "__init__"),
+    },
+    "demo": {"address", "config", "database", "embedded", "pipeline", "prisma"},
+}
+# The synthetic world is one room with several files.
+FAMILIES = {"synthetic_draws": "synthetic", "synthetic_real": "synthetic", "synthetic_slots": "synthetic", "synthetic_tables": "synthetic"}
+
+MODULES = sorted(path.stem for path in (ROOT / "etl").glob("*.py"))
+
+
+def imported(module: str) -> set[str]:
+    tree = ast.parse((ROOT / "etl" / f"{module}.py").read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "etl":
+            found |= {alias.name if (ROOT / "etl" / f"{alias.name}.py").exists() else "__init__" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("etl."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("etl.")}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_what_it_may(module):
+    room = FAMILIES.get(module, module)
+    rooms = {FAMILIES.get(name, name) for name in imported(module)} - {room}
+    assert rooms <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_environment_and_the_clock_enter_at_the_top(module):
+    """`config` is given the environment, `pipeline` the clock; nobody else looks."""
+    source = (ROOT / "etl" / f"{module}.py").read_text()
+    if module != "embedded":
+        assert "os.environ" not in source
+        assert "getenv" not in source
+    if module != "pipeline":
+        assert "datetime.now" not in source
