@@ -118,8 +118,10 @@ class Settings:
 
     def public(self) -> dict[str, Any]:
         """What decides the result and holds no secret: goes into the manifest."""
-        names = ("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "split", "min_catalog")
-        names += ("small_catalog", "ids", "rows_per_file")
+        names = [
+            *("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "split", "min_catalog"),
+            *("small_catalog", "ids", "rows_per_file"),
+        ]
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
 
 

@@ -287,8 +287,8 @@ def _without_state(state: str) -> tuple[type[EtlError], str]:
 
 
 def _first_words(text: str) -> str:
-    """The libpq message itself: no status word, no query, one line."""
-    text = text.split("Query was:", maxsplit=1)[0].replace("[libpq] ", "")
+    """The libpq message itself: no status word, no query, no row, one line."""
+    text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
     for prefix in ("IO: ", "Failed to connect: "):
         text = text.removeprefix(prefix)
     return " ".join(text.split())

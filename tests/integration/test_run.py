@@ -40,7 +40,13 @@ def test_the_counts_of_the_design_hold(small_world, settings_for):
     )
     assert scalar(small_world, f'SELECT count(*) FROM "RankingEvent" WHERE "userId" IN {SHADOW}') == days
     assert scalar(small_world, 'SELECT count(*) FROM "ModelRegistry"') == 2
-    assert scalar(small_world, f'SELECT count(*) FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "userId" IN {SHADOW}') == 0
+    assert (
+        scalar(
+            small_world,
+            f'SELECT count(*) FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "userId" IN {SHADOW}',
+        )
+        == 0
+    )
     assert pipeline.validate(settings_for(small_world)).broken == []
 
 
@@ -55,7 +61,9 @@ def test_a_second_run_changes_no_row_and_no_byte(small_world, settings_for):
 
 def test_rows_of_others_are_untouched(small_world, settings_for):
     before = real_state(small_world)
-    assert all(not digest.startswith("0:") for digest in before.values()), "the world must have rows that could be touched"
+    assert all(not digest.startswith("0:") for digest in before.values()), (
+        "the world must have rows that could be touched"
+    )
     pipeline.run(settings_for(small_world))
     assert real_state(small_world) == before
 
@@ -67,7 +75,10 @@ def test_a_registered_model_is_left_as_it_is(small_world, settings_for):
             VALUES ('mine', 'llm_ranker', '0.1.0', 'staging', 'other', '2020-01-01')"""
         )
     pipeline.run(settings_for(small_world))
-    assert scalar(small_world, """SELECT "id" || "stage" FROM "ModelRegistry" WHERE "modelName" = 'llm_ranker'""") == "minestaging"
+    assert (
+        scalar(small_world, """SELECT "id" || "stage" FROM "ModelRegistry" WHERE "modelName" = 'llm_ranker'""")
+        == "minestaging"
+    )
     assert scalar(small_world, 'SELECT count(*) FROM "ModelRegistry"') == 2
 
 

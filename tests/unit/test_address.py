@@ -57,7 +57,9 @@ def test_a_pgpass_file_is_libpq_s_to_read(tmp_path):
     assert parse_address("postgresql://u:p@a/app", {"HOME": str(tmp_path)}).obstacle is None
 
 
-@pytest.mark.parametrize("url", ["mysql://u:p@h/d", "prisma+postgres://x?api_key=k", "app", "postgresql://u@h/d?sslmod=x"])
+@pytest.mark.parametrize(
+    "url", ["mysql://u:p@h/d", "prisma+postgres://x?api_key=k", "app", "postgresql://u@h/d?sslmod=x"]
+)
 def test_what_is_no_address_is_refused_without_repeating_it(url):
     with pytest.raises(SettingsError) as refused:
         parse_address(url, {})

@@ -11,7 +11,9 @@ from etl.errors import SettingsError
 def test_option_environment_file_default(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text('seed = 1\nout = "file"\nmin-catalog = 7\nids = "both"\n')
-    settings = resolve({"seed": 3, "config": str(file), "out": None}, {"BPR_ETL_SEED": "2", "BPR_ETL_OUT": "environment"})
+    settings = resolve(
+        {"seed": 3, "config": str(file), "out": None}, {"BPR_ETL_SEED": "2", "BPR_ETL_OUT": "environment"}
+    )
     assert (settings.seed, settings.out, settings.min_catalog, settings.ids) == (3, "environment", 7, "both")
     assert settings.rows_per_file == 1_000_000
 

@@ -38,13 +38,29 @@ MAY_IMPORT = {
     "embedded": {"errors"},
     "synthetic": {"errors", "resources"},
     "pipeline": {
-        *("affinity", "compact", "config", "contracts", "database", "extract", "load", "personas", "publish", "queries"),
+        *(
+            "affinity",
+            "compact",
+            "config",
+            "contracts",
+            "database",
+            "extract",
+            "load",
+            "personas",
+            "publish",
+            "queries",
+        ),
         *("rankings", "schema", "synthetic", "validate", "__init__"),
     },
     "demo": {"address", "config", "database", "embedded", "pipeline", "prisma"},
 }
 # The synthetic world is one room with several files.
-FAMILIES = {"synthetic_draws": "synthetic", "synthetic_real": "synthetic", "synthetic_slots": "synthetic", "synthetic_tables": "synthetic"}
+FAMILIES = {
+    "synthetic_draws": "synthetic",
+    "synthetic_real": "synthetic",
+    "synthetic_slots": "synthetic",
+    "synthetic_tables": "synthetic",
+}
 
 MODULES = sorted(path.stem for path in (ROOT / "etl").glob("*.py"))
 
@@ -54,7 +70,9 @@ def imported(module: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "etl":
-            found |= {alias.name if (ROOT / "etl" / f"{alias.name}.py").exists() else "__init__" for alias in node.names}
+            found |= {
+                alias.name if (ROOT / "etl" / f"{alias.name}.py").exists() else "__init__" for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("etl."):
             found.add((node.module or "").split(".")[1])
         elif isinstance(node, ast.Import):

@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from etl.stable import NAMESPACE, decimal_text, hash64, md5_32, millionths_text, mix64, round_to_millionths, stable_id
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
-UNIT = st.floats(0, 1) | st.integers(0, 10**7).map(lambda n: n / 10**7) | st.integers(0, 499_999).map(lambda n: (2 * n + 1) / 2e6)
+UNIT = (
+    st.floats(0, 1)
+    | st.integers(0, 10**7).map(lambda n: n / 10**7)
+    | st.integers(0, 499_999).map(lambda n: (2 * n + 1) / 2e6)
+)
 
 
 def one(expression: pl.Expr, **columns: object) -> object:
