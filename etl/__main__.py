@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 from etl.resources import bundled_cli
 
@@ -13,6 +14,7 @@ def main() -> None:
     if spec is None or spec.loader is None:  # pragma: no cover - cli.py ships with the package
         raise FileNotFoundError(bundled_cli())
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and typing look for a class's module
     spec.loader.exec_module(module)
     module.main()
 
