@@ -1,0 +1,16 @@
+"""Puts `cli.py` and `data/` inside the package, in the wheel alone: an editable install finds them where they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class BundleHook(BuildHookInterface):  # type: ignore[type-arg, misc]
+    """Adds to a standard wheel what `etl.resources` looks for under `etl/_bundled/`."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it builds; `version` is "standard" or "editable"."""
+        if version == "standard":
+            build_data["force_include"].update({"cli.py": "etl/_bundled/cli.py", "data": "etl/_bundled/data"})
