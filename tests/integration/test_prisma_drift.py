@@ -1,0 +1,54 @@
+"""The real Prisma holds our SQL, and the databases that we made or wrote to, against schema.prisma."""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+import pytest
+
+from etl import pipeline
+from etl.prisma import Naming, schema_prisma, schema_sql
+from tests.integration.prisma_engine import drift, script
+
+NAMINGS = ["model", "mapped"]
+
+
+def statements(sql: str) -> list[str]:
+    """The statements of a script: no comments, white space folded, no schema, which Prisma creates in any case."""
+    bare = re.sub(r"^--.*$", "", sql, flags=re.MULTILINE).replace('"public".', "")
+    folded = [" ".join(text.split()) for text in bare.split(";")]
+    return [text for text in folded if text and text != 'CREATE SCHEMA IF NOT EXISTS "public"']
+
+
+@pytest.mark.parametrize("kind", NAMINGS)
+def test_our_sql_is_what_prisma_makes(kind):
+    naming = Naming(kind)
+    assert statements(script(schema_prisma(naming))) == statements(schema_sql(naming))
+
+
+@pytest.mark.parametrize("kind", NAMINGS)
+def test_no_drift_after_schema_apply_and_none_after_a_run(kind, database_url, settings_for):
+    prisma = schema_prisma(Naming(kind))
+    settings = settings_for(database_url, naming=kind, scale=0.02)
+    pipeline.schema_apply(settings)
+    assert drift(database_url, prisma) == ""
+    pipeline.synth(settings)
+    pipeline.run(settings)
+    assert drift(database_url, prisma) == ""
+    assert pipeline.validate(settings_for(database_url)).broken == []
+
+
+def test_the_index_alone_is_created_with_prisma_s_name(database_url, settings_for):
+    """An application that has everything but the index: `schema apply` leaves nothing for `prisma db push` to do."""
+    settings = settings_for(database_url)
+    pipeline.schema_apply(settings)
+    with psycopg.connect(database_url) as connection:
+        connection.execute('DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"')
+        connection.execute('DROP TABLE "RankingEvent"')
+    missing = drift(database_url, schema_prisma(Naming("model")))
+    assert "tripId" in missing
+    assert "RankingEvent" in missing
+    assert "ItinerarySlot_tripId_dayNumber_idx" in pipeline.schema_apply(settings)
+    assert drift(database_url, schema_prisma(Naming("model"))) == ""
+    assert pipeline.schema_apply(settings) == []

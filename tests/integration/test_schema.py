@@ -1,0 +1,129 @@
+"""What is found in a catalogue, what stops a run, and what is created."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from etl import pipeline, schema
+from etl.errors import SchemaError
+from etl.prisma import Naming
+from tests.states import database_state
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.fixture
+def applied(database_url, settings_for):
+    pipeline.schema_apply(settings_for(database_url))
+    return database_url
+
+
+def details(url, settings_for) -> dict[str, str]:
+    return {finding.kind: finding.detail for finding in pipeline.schema_check(settings_for(url))}
+
+
+def test_a_fresh_schema_lacks_nothing(applied, settings_for):
+    assert details(applied, settings_for) == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "said"),
+    [
+        ('DROP TABLE "ModelRegistry"', "table", '"ModelRegistry" is missing'),
+        ('ALTER TABLE "Trip" DROP COLUMN "personaSeed"', "column", "no column 'personaSeed'"),
+        ('ALTER TABLE "RankingEvent" ALTER COLUMN "dayNumber" TYPE int8', "type", "is int8, and should be int4"),
+        ('ALTER TABLE "ItinerarySlot" ALTER COLUMN "status" DROP DEFAULT, ALTER COLUMN "status" TYPE text', "type", "enum"),
+        ('ALTER TABLE "RankingEvent" ADD COLUMN "tenant" text NOT NULL', "not_null", "'tenant'"),
+        ('ALTER TABLE "RankingEvent" ALTER COLUMN "sessionId" SET NOT NULL', "not_null", "must allow NULL"),
+        ('DROP INDEX "ModelRegistry_modelName_modelVersion_key"', "unique", "not unique on modelName"),
+        (
+            """ALTER TYPE "ModelStage" RENAME VALUE 'production' TO 'live'""",
+            "enum_value",
+            "lacks 'production'",
+        ),
+    ],
+)
+def test_what_stops_a_run_is_said_with_table_and_column(applied, settings_for, statement, kind, said):
+    execute(applied, statement)
+    assert said in details(applied, settings_for)[kind]
+    with pytest.raises(SchemaError, match="does not fit"):
+        pipeline.run(settings_for(applied))
+
+
+def test_further_columns_with_a_default_and_further_values_are_the_application_s(applied, settings_for):
+    execute(
+        applied,
+        'ALTER TABLE "RankingEvent" ADD COLUMN "note" text, ADD COLUMN "at" timestamp NOT NULL DEFAULT now()',
+        """ALTER TYPE "ActivityCategory" ADD VALUE 'space_travel'""",
+        'CREATE TABLE "Other" (id int)',
+    )
+    assert details(applied, settings_for) == {}
+    assert pipeline.run(settings_for(applied)).committed
+
+
+def test_the_missing_index_is_advice(applied, settings_for):
+    execute(applied, 'DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"')
+    assert "no index on tripId, dayNumber" in details(applied, settings_for)["index"]
+    assert "no index" in pipeline.run(settings_for(applied)).notes[0]
+    execute(applied, 'CREATE INDEX mine ON "ItinerarySlot" ("tripId", "dayNumber", "status")')
+    assert details(applied, settings_for) == {}
+
+
+def test_both_namings_or_neither_is_a_clear_error(database_url, settings_for):
+    settings = settings_for(database_url)
+    with pytest.raises(SchemaError, match="none of the application's tables"):
+        pipeline.run(settings)
+    pipeline.schema_apply(settings)
+    pipeline.schema_apply(settings_for(database_url, schema="other", naming="mapped"))
+    execute(database_url, "ALTER TABLE other.trips SET SCHEMA public")
+    with pytest.raises(SchemaError, match="both namings.*--naming"):
+        pipeline.run(settings)
+    assert pipeline.run(settings_for(database_url, naming="model")).committed
+
+
+def test_a_schema_of_one_s_own_by_option_or_by_url(database_url, settings_for):
+    settings = settings_for(database_url, schema="tenant", naming="mapped", scale=0.02)
+    assert "itinerary_slots_tripId_dayNumber_idx" in pipeline.schema_apply(settings)
+    pipeline.synth(settings)
+    by_url = settings_for(f"{database_url}{'&' if '?' in database_url else '?'}schema=tenant&connection_limit=5")
+    assert pipeline.run(by_url).counts["ranking_events"] > 0
+    assert pipeline.validate(by_url).broken == []
+    with pytest.raises(SchemaError, match="no schema 'nowhere'"):
+        pipeline.run(settings_for(database_url, schema="nowhere"))
+
+
+def test_apply_adds_ours_to_an_application_s_tables_and_alters_none(small_world, settings_for):
+    execute(small_world, 'DROP TABLE "RankingEvent"', 'DROP TABLE "PersonaDimension"', 'CREATE TABLE "ranking_events" (x int)')
+    kept = {table: digest for table, digest in _state(small_world).items() if table in {"User", "Trip", "BehavioralSignal"}}
+    created = pipeline.schema_apply(settings_for(small_world))
+    assert {"RankingEvent", "PersonaDimension"} <= set(created)
+    assert kept.items() <= database_state(small_world).items()
+    assert pipeline.run(settings_for(small_world)).committed
+
+
+def _state(url: str) -> dict[str, str]:
+    execute(url, 'CREATE TABLE "RankingEvent" ()', 'CREATE TABLE "PersonaDimension" ()')
+    state = database_state(url)
+    execute(url, 'DROP TABLE "RankingEvent"', 'DROP TABLE "PersonaDimension"')
+    return state
+
+
+def test_apply_does_not_mend_an_application(applied, settings_for):
+    execute(applied, 'ALTER TABLE "User" DROP COLUMN "email"')
+    with pytest.raises(SchemaError, match="no column 'email'"):
+        pipeline.schema_apply(settings_for(applied))
+    execute(applied, 'DROP TABLE "BehavioralSignal"')
+    with pytest.raises(SchemaError, match="migrate the application first"):
+        pipeline.schema_apply(settings_for(applied))
+
+
+def test_the_names_of_a_naming():
+    naming = Naming("mapped", "s")
+    assert naming.table("Trip") == '"s"."trips"'
+    assert naming.index("ItinerarySlot", "tripId", "dayNumber") == "itinerary_slots_tripId_dayNumber_idx"
+    assert schema.Finding("index", "Trip", "x").severity == "blocking"
