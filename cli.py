@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from etl.config import ENVIRONMENT_PREFIX, Settings, resolve
-from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError, SettingsError
+from etl.config import ENVIRONMENT_PREFIX, Settings, resolve, wants_json
+from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,11 +72,16 @@ SkipUnchanged = Annotated[
     _option("--skip-unchanged/--no-skip-unchanged", "Publish nothing, exit 99, when the data are unchanged.", _WHAT),
 ]
 DryRun = Annotated[bool | None, _option("--dry-run/--no-dry-run", "Do it all, then roll back and publish nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; logs go to stderr.")]
+Json = Annotated[bool | None, _option("--json/--no-json", "One JSON object on stdout; logs go to stderr.")]
 Config = Annotated[
     str | None, _option("--config", "Settings file (TOML); options and environment win over it.", metavar="FILE")
 ]
 DataDir = Annotated[str | None, _option("--data-dir", "Data folder of the embedded PostgreSQL.", _DB, metavar="FOLDER")]
+Snapshot = Annotated[
+    str | None,
+    _option("--snapshot", "Look at this snapshot, or the newest of this --out folder, instead.", metavar="FOLDER"),
+]
+Format = Annotated[str | None, _option("--format", "sql (default) or prisma.")]
 Scale = Annotated[float | None, _option("--scale", "Size of the synthetic world; default 1, the design's size.")]
 
 
@@ -94,13 +99,15 @@ def _do(options: dict[str, Any], work: Callable[[Settings], Answer]) -> None:
 
     `options` are a command's `locals()`, so that a parameter's name is its setting's.
     """
-    given = dict(options)
-    as_json = bool(given.pop("json_", False))
+    given = {name.rstrip("_"): value for name, value in options.items()}
+    as_json = wants_json(given, os.environ)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     # A library's own progress notes are not ours to print.
     logging.getLogger("r2d2").setLevel(logging.ERROR)
     try:
-        answer = work(resolve(given, os.environ))
+        settings = resolve(given, os.environ)
+        as_json = settings.json
+        answer = work(settings)
     except EtlError as error:
         if as_json:
             _print_json(
@@ -149,7 +156,7 @@ def run(
     seed: Seed = None,
     dry_run: DryRun = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
     _do(locals(), _run)
@@ -171,7 +178,7 @@ def export(
     rows_per_file: RowsPerFile = None,
     skip_unchanged: SkipUnchanged = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
     _do(locals(), _export)
@@ -183,17 +190,15 @@ def validate(
     schema: Schema = None,
     naming: NamingOption = None,
     shadow_prefix: Prefix = None,
-    snapshot: Annotated[
-        str | None,
-        typer.Option("--snapshot", help="Check this snapshot, or the newest of this --out folder, instead."),
-    ] = None,
+    snapshot: Snapshot = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Check a database against the job's laws, or a snapshot against its manifest; exit 5 when one is broken."""
-    given = dict(locals())
-    path = given.pop("snapshot")
-    _do(given, _validate_database if path is None else lambda _: _validate_snapshot(path))
+    _do(
+        locals(),
+        lambda settings: _validate_snapshot(settings.snapshot) if settings.snapshot else _validate_database(settings),
+    )
 
 
 @app.command(epilog="Example: bpr-etl synth --database-url URL --scale 0.1")
@@ -204,7 +209,7 @@ def synth(
     scale: Scale = None,
     seed: Seed = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
     _do(locals(), _synth)
@@ -217,7 +222,7 @@ def demo(
     scale: Scale = None,
     seed: Seed = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
     _do(locals(), _demo)
@@ -225,16 +230,14 @@ def demo(
 
 @schema_app.command("print", epilog="Example: bpr-etl schema print --format prisma --naming mapped")
 def schema_print(
-    format_: Annotated[str, typer.Option("--format", help="sql or prisma.")] = "sql",
+    format_: Format = None,
     schema: Schema = None,
     naming: NamingOption = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Print the tables that are needed, as SQL or as Prisma models."""
-    given = dict(locals())
-    language = given.pop("format_")
-    _do(given, lambda settings: _schema_print(settings, language))
+    _do(locals(), _schema_print)
 
 
 @schema_app.command("check", epilog="Example: bpr-etl schema check --database-url URL")
@@ -243,7 +246,7 @@ def schema_check(
     schema: Schema = None,
     naming: NamingOption = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Say what is missing in a database; exit 4 when something is."""
     _do(locals(), _schema_check)
@@ -255,26 +258,26 @@ def schema_apply(
     schema: Schema = None,
     naming: NamingOption = None,
     config: Config = None,
-    json_: Json = False,
+    json_: Json = None,
 ) -> None:
     """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
     _do(locals(), _schema_apply)
 
 
 @db_app.command("start", epilog="Example: bpr-etl db start")
-def db_start(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+def db_start(data_dir: DataDir = None, config: Config = None, json_: Json = None) -> None:
     """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
     _do(locals(), _db_start)
 
 
 @db_app.command("stop", epilog="Example: bpr-etl db stop")
-def db_stop(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+def db_stop(data_dir: DataDir = None, config: Config = None, json_: Json = None) -> None:
     """Stop the embedded PostgreSQL; exit 99 when it was not running."""
     _do(locals(), _db_stop)
 
 
 @db_app.command("url", epilog='Example: psql "$(bpr-etl db url)"')
-def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = False) -> None:
+def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = None) -> None:
     """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
     _do(locals(), _db_url)
 
@@ -348,14 +351,12 @@ def _demo(settings: Settings) -> Answer:
     )
 
 
-def _schema_print(settings: Settings, language: str) -> Answer:
+def _schema_print(settings: Settings) -> Answer:
     from etl import prisma
 
-    if language not in {"sql", "prisma"}:
-        raise SettingsError("--format must be sql or prisma.")
     naming = prisma.Naming("mapped" if settings.naming == "mapped" else "model", settings.schema or "public")
-    text = prisma.schema_sql(naming) if language == "sql" else prisma.schema_prisma(naming)
-    return Answer({"format": language, "text": text}, [text])
+    text = prisma.schema_sql(naming) if settings.format == "sql" else prisma.schema_prisma(naming)
+    return Answer({"format": settings.format, "text": text}, [text])
 
 
 def _schema_check(settings: Settings) -> Answer:

@@ -102,6 +102,9 @@ class Settings:
     dry_run: bool = _setting(_flag, default=False)
     scale: float = _setting(_positive, 1.0)
     data_dir: str | None = _setting(_text, None)
+    snapshot: str | None = _setting(_text, None)
+    format: Literal["sql", "prisma"] = _setting(_choice("sql", "prisma"), "sql")
+    json: bool = _setting(_flag, default=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def address(self) -> Address:
@@ -123,6 +126,11 @@ class Settings:
             *("small_catalog", "ids", "rows_per_file"),
         ]
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+
+
+def wants_json(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether the answer is to be JSON, also where the settings as a whole can't be resolved."""
+    return bool(given.get("json")) or environ.get(f"{ENVIRONMENT_PREFIX}JSON", "").lower() in _TRUE
 
 
 _OPTIONS = {f.name: f for f in fields(Settings) if "parse" in f.metadata}

@@ -151,6 +151,7 @@ def _typed(json_type: str, label: str) -> str:
 
 
 def _microseconds(table: str, column: str) -> str:
-    """A timestamp as int8 microseconds since 1970; null when it is infinite."""
+    """A timestamp as int8 microseconds since 1970; null when it is infinite, or too late for that (the year 294000)."""
     name = f"{table}.{quote_identifier(column)}"
-    return f"CASE WHEN isfinite({name}) THEN (extract(epoch FROM {name}) * 1000000)::int8 END"
+    holds = f"isfinite({name}) AND {name} < timestamp '294000-01-01'"
+    return f"CASE WHEN {holds} THEN (extract(epoch FROM {name}) * 1000000)::int8 END"

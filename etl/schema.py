@@ -1,12 +1,14 @@
-"""A database's catalogue against what bpr-etl needs: find the naming, say what is missing, create it.
+"""The schema of a database: which naming it has, what does not fit, and how to create what is missing.
 
-What is there already is never altered or dropped.
+Reads PostgreSQL's catalogues, one query per aspect, and compares them with `etl.prisma`. Creates, never alters or drops:
+the application's tables are the Prisma project's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from etl.errors import SchemaError
@@ -24,234 +26,367 @@ from etl.prisma import (
 )
 
 Wanted = Literal["auto", "model", "mapped"]
-Severity = Literal["blocking", "advice"]
 
+_INDEXED_MODELS = ("ItinerarySlot", "PersonaDimension", "RankingEvent")
+"""Those whose plain indexes come with the design; the other ones are the application's to have or not."""
+
+_UNIQUE: tuple[tuple[str, tuple[str, ...], Literal["blocking", "advice"]], ...] = (
+    ("ModelRegistry", ("modelName", "modelVersion"), "blocking"),  # ON CONFLICT needs it
+    ("PersonaDimension", ("userId", "dimension"), "advice"),  # only the application's own rows could break it
+)
+_TABLES = ("r", "p")  # ordinary and partitioned
+_KINDS = {"r": "a table", "v": "a view", "m": "a materialized view", "f": "a foreign table", "i": "an index"}
 _SHOWN = 5
 
 
 class Queries(Protocol):
-    """The part of a connection that is used here."""
+    """The two things asked of a connection."""
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query."""
+        ...
 
     def execute(self, sql: str) -> int:
-        """Run a statement."""
+        """Run a statement that returns no rows."""
+        ...
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is missing or does not fit: one sentence. `advice` is worth mending, `blocking` stops a run."""
+    """One thing that is missing or does not fit.
 
-    kind: str
+    `detail` is a sentence for people. A run can't go ahead with a `blocking` one; an `advice` it only passes on.
+    """
+
+    kind: Literal["table", "column", "type", "not_null", "unique", "enum_value", "index"]
     model: str
     detail: str
-    severity: Severity = "blocking"
+    severity: Literal["blocking", "advice"] = "blocking"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A column as the catalogue has it: `type` is `enum` for any enum, whose values are in `labels`."""
+class _Attribute:
+    """A column as the database has it."""
 
     type: str
+    is_enum: bool
     not_null: bool
     has_default: bool
-    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """A valid, complete B-tree index; an expression in it counts as a column without a name."""
+
+    table: str
+    unique: bool
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """What the catalogues say about the names that matter here."""
+
+    relations: Mapping[str, str]
+    types: frozenset[str]
+    attributes: Mapping[tuple[str, str], _Attribute]
+    labels: Mapping[tuple[str, str], frozenset[str]]
+    indexes: Sequence[_Index]
+
+    def has(self, table: str) -> bool:
+        return self.relations.get(table) in _TABLES
 
 
 def detect_naming(connection: Queries, schema: str, wanted: Wanted) -> Naming:
-    """The naming of a schema's tables, by which of the application's own tables are there.
+    """The naming of a schema, told by its source tables, unless one is asked for.
 
-    Raises SchemaError when the schema is not there, and, unless a naming is asked for, when tables of both namings are
-    there, or of none.
+    Raises SchemaError when there is no such schema and, for `auto`, when it holds tables of both namings or of neither.
     """
-    if not _schema_exists(connection, schema):
-        raise SchemaError(f"The database has no schema {schema!r}. Give the right one with --schema, or in the URL.")
+    found = _source_tables(connection, schema)
+    if found is None:
+        raise SchemaError(
+            f"There is no schema {quote_identifier(schema)} in this database. "
+            "Say --schema, or create it and its tables with `bpr-etl schema apply`."
+        )
     if wanted != "auto":
         return Naming(wanted, schema)
-    there = _tables(connection, schema)
-    model = [name for name in SOURCE_MODELS if name in there]
-    mapped = [MODELS[name] for name in SOURCE_MODELS if MODELS[name] in there]
-    if model and mapped:
+    if not any(found.values()):
         raise SchemaError(
-            f"Schema {schema!r} has tables of both namings ({', '.join(model)}; {', '.join(mapped)}). "
-            "Say which ones are the application's: --naming model or --naming mapped."
+            f"Schema {quote_identifier(schema)} holds none of the source tables, neither by model ({', '.join(SOURCE_MODELS)}) "
+            f"nor mapped ({', '.join(MODELS[model] for model in SOURCE_MODELS)}). "
+            "Say --schema, or create them with `bpr-etl schema apply`."
         )
-    if not model and not mapped:
-        raise SchemaError(
-            f"Schema {schema!r} has none of the application's tables, neither {', '.join(SOURCE_MODELS)} nor "
-            f"{', '.join(MODELS[name] for name in SOURCE_MODELS)}. Give the right --schema, "
-            "or create them with `bpr-etl schema apply`."
-        )
-    return Naming("model" if model else "mapped", schema)
+    return _only(found, schema)
 
 
 def naming_for_apply(connection: Queries, schema: str, wanted: Wanted) -> Naming:
-    """The naming to create tables in: as `detect_naming`, and model naming where nothing is there yet."""
-    if not _schema_exists(connection, schema):
-        return Naming("model" if wanted == "auto" else wanted, schema)
-    there = _tables(connection, schema)
-    nothing = not any(name in there or MODELS[name] in there for name in SOURCE_MODELS)
-    return Naming("model", schema) if wanted == "auto" and nothing else detect_naming(connection, schema, wanted)
+    """The naming in which `apply` creates: the one asked for, else the one found, else by model.
+
+    Raises SchemaError where tables of both namings are found, and where the one asked for would put a second set of
+    tables beside the complete set of the other.
+    """
+    found = _source_tables(connection, schema) or {"model": [], "mapped": []}
+    if wanted == "auto":
+        return _only(found, schema) if any(found.values()) else Naming("model", schema)
+    other: Literal["model", "mapped"] = "mapped" if wanted == "model" else "model"
+    if not found[wanted] and len(found[other]) == len(SOURCE_MODELS):
+        raise SchemaError(
+            f"The tables of schema {quote_identifier(schema)} have {other} names, and --naming {wanted} would create a "
+            f"second set of them. Say --naming {other}, or another --schema."
+        )
+    return Naming(wanted, schema)
 
 
 def check(connection: Queries, naming: Naming) -> list[Finding]:
-    """What is missing in the database or does not fit, the application's tables first."""
-    columns = _columns(connection, naming)
-    findings = [finding for model in MODELS for finding in _check_table(naming, model, columns.get(naming.bare(model)))]
-    indexes = _indexes(connection, naming)
-    if naming.bare("ModelRegistry") in columns and not _has_unique(indexes, naming, "ModelRegistry", _REGISTRY_KEY):
-        table = naming.table("ModelRegistry")
-        findings.append(
-            Finding("unique", "ModelRegistry", f"Table {table} is not unique on {', '.join(_REGISTRY_KEY)}.")
-        )
-    if naming.bare("ItinerarySlot") in columns and not _has_leading(indexes, naming, "ItinerarySlot", _DAY_INDEX):
-        findings.append(
-            Finding(
-                "index",
-                "ItinerarySlot",
-                f"Table {naming.table('ItinerarySlot')} has no index on {', '.join(_DAY_INDEX)}, which the validation "
-                "query wants; `bpr-etl schema apply` creates it.",
-                "advice",
-            )
-        )
-    return findings
+    """What is missing or does not fit, the application's models first."""
+    return list(_findings(_read(connection, naming), naming))
 
 
 def require(connection: Queries, naming: Naming) -> list[Finding]:
-    """Raise SchemaError when something is missing that a run needs; give what is merely advised."""
-    findings = check(connection, naming)
-    blocking = [finding.detail for finding in findings if finding.severity == "blocking"]
-    if blocking:
-        more = f" And {len(blocking) - _SHOWN} more: see `bpr-etl schema check`." if len(blocking) > _SHOWN else ""
-        raise SchemaError(
-            f"The schema does not fit. {' '.join(blocking[:_SHOWN])}{more} `bpr-etl schema apply` creates missing tables."
-        )
-    return [finding for finding in findings if finding.severity == "advice"]
+    """The advice on a schema that fits. Raises SchemaError, with the first few findings, when it does not fit."""
+    catalogue = _read(connection, naming)
+    findings = list(_findings(catalogue, naming))
+    can_create = _creatable(catalogue, naming)
+    _refuse(
+        findings,
+        naming,
+        "`bpr-etl schema apply` creates what is missing."
+        if all(finding.kind == "table" and finding.model in can_create for finding in _blocking(findings))
+        else "Migrate the Prisma project to what `bpr-etl schema print` shows, or say --schema or --naming.",
+    )
+    return findings
 
 
 def apply(connection: Queries, naming: Naming) -> list[str]:
-    """Create what is missing, inside the caller's transaction; gives the names of what was created, in order.
+    """Create what is missing, in the caller's transaction; gives the names of what was created.
 
-    The application's own tables too, where there is none of them. Raises SchemaError when what is there does not fit:
-    a table that exists is the application's to alter.
+    The application's own tables are created only where there are none of them; of those that exist nothing but the index
+    of the design is added. Raises SchemaError when what exists does not fit, or stands in the way.
     """
-    if not _schema_exists(connection, naming.schema):
-        connection.execute(f"CREATE SCHEMA {quote_identifier(naming.schema)}")
-    there = {model for model in MODELS if naming.bare(model) in _tables(connection, naming.schema)}
-    missing = set(MODELS) - there
-    if there.intersection(SOURCE_MODELS) and missing.intersection(SOURCE_MODELS):
-        lost = ", ".join(naming.table(model) for model in MODELS if model in missing.intersection(SOURCE_MODELS))
-        raise SchemaError(f"Some of the application's tables are there, and {lost} not: migrate the application first.")
-    enums = {name for (name,) in connection.rows(_ENUMS.format(schema=quote_literal(naming.schema)))}
-    created = [_create(connection, each) for each in schema_statements(naming, missing) if each.name not in enums]
-    if any(finding.kind == "index" for finding in check(connection, naming)):
-        created += [_create(connection, each) for each in _day_index(naming)]
-    require(connection, naming)
+    created = _create_schema(connection, naming)
+    catalogue = _read(connection, naming)
+    can_create = _creatable(catalogue, naming)
+    left = [each for each in _findings(catalogue, naming) if each.kind != "table" or each.model not in can_create]
+    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print` shows; nothing was created.")
+    for statement in _missing_statements(catalogue, naming, can_create):
+        if statement.kind in {"table", "index"} and statement.name in catalogue.relations:
+            raise SchemaError(
+                f"{naming.qualified(statement.name)} can't be created: {_kind_of(catalogue, statement.name)} of that name "
+                "exists, but is not what is needed. Rename or drop it; nothing was created."
+            )
+        connection.execute(statement.sql)
+        created.append(statement.name)
+    # A type that was there before may lack what a table made just now needs of it.
+    _refuse(check(connection, naming), naming, "Migrate the Prisma project first; nothing was created.")
     return created
 
 
-_REGISTRY_KEY = ("modelName", "modelVersion")
-_DAY_INDEX = ("tripId", "dayNumber")
-
-_ENUMS = """SELECT t.typname::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-WHERE t.typtype = 'e' AND n.nspname = {schema}"""
-
-_COLUMNS = """SELECT c.relname::text, a.attname::text, CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname::text END,
-  a.attnotnull, a.atthasdef OR a.attidentity <> '',
-  ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type t ON t.oid = a.atttypid
-WHERE n.nspname = {schema} AND c.relkind IN ('r', 'p') AND c.relname IN ({tables})"""
-
-_INDEXES = """SELECT c.relname::text, i.indisunique AND i.indpred IS NULL,
-  ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(number, place)
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place)
-FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = {schema} AND i.indisvalid AND c.relname IN ({tables})"""
-
-
-def _schema_exists(connection: Queries, schema: str) -> bool:
-    return bool(connection.rows(f"SELECT 1 FROM pg_namespace WHERE nspname = {quote_literal(schema)}"))
-
-
-def _tables(connection: Queries, schema: str) -> set[str]:
-    sql = (
-        "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        f"WHERE n.nspname = {quote_literal(schema)} AND c.relkind IN ('r', 'p')"
+def _source_tables(connection: Queries, schema: str) -> dict[str, list[str]] | None:
+    """The source tables that exist, by naming; None where the schema itself does not."""
+    names = [*SOURCE_MODELS, *(MODELS[model] for model in SOURCE_MODELS)]
+    rows = connection.rows(
+        "SELECT c.relname::text FROM pg_catalog.pg_namespace n LEFT JOIN pg_catalog.pg_class c "
+        f"ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relname IN ({_literals(names)}) "
+        f"WHERE n.nspname = {quote_literal(schema)}"
     )
-    return {name for (name,) in connection.rows(sql)}
+    found = {name for (name,) in rows}
+    return (
+        {
+            "model": [model for model in SOURCE_MODELS if model in found],
+            "mapped": [MODELS[model] for model in SOURCE_MODELS if MODELS[model] in found],
+        }
+        if rows
+        else None
+    )
 
 
-def _in_scope(sql: str, naming: Naming) -> str:
-    tables = ", ".join(quote_literal(naming.bare(model)) for model in MODELS)
-    return sql.format(schema=quote_literal(naming.schema), tables=tables)
+def _only(found: Mapping[str, list[str]], schema: str) -> Naming:
+    if found["model"] and found["mapped"]:
+        raise SchemaError(
+            f"Schema {quote_identifier(schema)} holds tables of both namings: by model {', '.join(found['model'])}; "
+            f"mapped {', '.join(found['mapped'])}. Say --naming model or --naming mapped, or another --schema."
+        )
+    return Naming("model" if found["model"] else "mapped", schema)
 
 
-def _columns(connection: Queries, naming: Naming) -> dict[str, dict[str, _Found]]:
-    """The columns of our tables, by table and name."""
-    found: dict[str, dict[str, _Found]] = {}
-    for table, column, type_, not_null, has_default, labels in connection.rows(_in_scope(_COLUMNS, naming)):
-        found.setdefault(table, {})[column] = _Found(type_, not_null, has_default, tuple(labels))
-    return found
+def _create_schema(connection: Queries, naming: Naming) -> list[str]:
+    if _source_tables(connection, naming.schema) is not None:
+        return []
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)}")
+    return [naming.schema]
 
 
-def _indexes(connection: Queries, naming: Naming) -> list[tuple[str, bool, list[str]]]:
-    """The valid indexes of our tables: (table, unique without a condition, columns in order)."""
-    return [(table, unique, list(columns)) for table, unique, columns in connection.rows(_in_scope(_INDEXES, naming))]
+def _creatable(catalogue: _Catalogue, naming: Naming) -> list[str]:
+    """The models whose missing tables we may create: our own, and the application's where it has none at all."""
+    missing = [model for model in MODELS if naming.bare(model) not in catalogue.relations]
+    source_too = set(SOURCE_MODELS) <= set(missing)
+    return [model for model in missing if source_too or model in WRITTEN_MODELS]
 
 
-def _has_unique(
-    indexes: Iterable[tuple[str, bool, list[str]]], naming: Naming, model: str, key: tuple[str, ...]
-) -> bool:
-    return any(table == naming.bare(model) and unique and set(on) == set(key) for table, unique, on in indexes)
+def _missing_statements(catalogue: _Catalogue, naming: Naming, models: Sequence[str]) -> list[Statement]:
+    """The statements that `apply` runs, in order: the tables of these models with all of theirs, then lone indexes."""
+    statements = schema_statements(naming, models)
+    new = [each for each in statements if each.kind != "enum" or each.name not in catalogue.types]
+    return [*new, *_missing_indexes(catalogue, naming)]
 
 
-def _has_leading(
-    indexes: Iterable[tuple[str, bool, list[str]]], naming: Naming, model: str, key: tuple[str, ...]
-) -> bool:
-    return any(table == naming.bare(model) and tuple(on[: len(key)]) == key for table, _, on in indexes)
+def _missing_indexes(catalogue: _Catalogue, naming: Naming) -> Iterator[Statement]:
+    """The design's plain indexes that no index of an existing table stands in for, whatever its name."""
+    for statement in schema_statements(naming, _INDEXED_MODELS):
+        table = naming.bare(statement.models[0])
+        if statement.kind != "index" or statement.unique or not catalogue.has(table):
+            continue
+        length = len(statement.columns)
+        if not any(index.table == table and index.columns[:length] == statement.columns for index in catalogue.indexes):
+            yield statement
 
 
-def _check_table(naming: Naming, model: str, found: dict[str, _Found] | None) -> Iterable[Finding]:
-    table = naming.table(model)
-    if found is None:
-        yield Finding("table", model, f"Table {table} is missing.")
+def _refuse(findings: Iterable[Finding], naming: Naming, remedy: str) -> None:
+    details = [finding.detail.rstrip(".") for finding in _blocking(findings)]
+    if not details:
         return
+    more = f"; and {len(details) - _SHOWN} more" if len(details) > _SHOWN else ""
+    raise SchemaError(
+        f"Schema {quote_identifier(naming.schema)} ({naming.kind} names) does not fit: "
+        f"{'; '.join(details[:_SHOWN])}{more}. {remedy}"
+    )
+
+
+def _blocking(findings: Iterable[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "blocking"]
+
+
+def _findings(catalogue: _Catalogue, naming: Naming) -> Iterator[Finding]:
+    for model in MODELS:
+        table = naming.bare(model)
+        if table not in catalogue.relations:
+            yield Finding("table", model, f"Table {naming.table(model)} is missing.")
+        elif not catalogue.has(table):
+            yield Finding("table", model, f"{naming.table(model)} is {_kind_of(catalogue, table)}, needed is a table.")
+        else:
+            yield from _column_findings(catalogue, naming, model)
+            yield from _unique_findings(catalogue, naming, model)
+    for statement in _missing_indexes(catalogue, naming):
+        model = statement.models[0]
+        yield Finding(
+            "index",
+            model,
+            f"{naming.table(model)} has no index on ({', '.join(statement.columns)}): `bpr-etl schema apply` creates "
+            f"{quote_identifier(statement.name)}.",
+            "advice",
+        )
+
+
+def _column_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Iterator[Finding]:
+    table = naming.bare(model)
     for column in COLUMNS[model]:
-        yield from _check_column(table, model, column, found.get(column.name))
+        attribute = catalogue.attributes.get((table, column.name))
+        if attribute is None:
+            yield Finding("column", model, f"{naming.table(model)} has no column {quote_identifier(column.name)}.")
+        else:
+            labels = catalogue.labels.get((table, column.name), frozenset())
+            yield from _misfits(column, attribute, labels, model, naming)
     if model in WRITTEN_MODELS:
         ours = {column.name for column in COLUMNS[model]}
-        for name in sorted(set(found) - ours):
-            if found[name].not_null and not found[name].has_default:
+        for (owner, name), attribute in catalogue.attributes.items():
+            if owner == table and name not in ours and attribute.not_null and not attribute.has_default:
+                where = f"{quote_identifier(name)} of {naming.table(model)}"
                 yield Finding(
-                    "not_null",
-                    model,
-                    f"Column {name!r} of table {table} must have a value, and bpr-etl does not know it.",
+                    "not_null", model, f"Column {where} is NOT NULL without a default, and bpr-etl does not fill it."
                 )
 
 
-def _check_column(table: str, model: str, column: Column, found: _Found | None) -> Iterable[Finding]:
-    if found is None:
-        yield Finding("column", model, f"Table {table} has no column {column.name!r}.")
-        return
-    if found.type not in column.types:
-        yield Finding(
-            "type", model, f"Column {column.name!r} of table {table} is {found.type}, and should be {column.types[0]}."
-        )
+def _misfits(
+    column: Column, found: _Attribute, labels: frozenset[str], model: str, naming: Naming
+) -> Iterator[Finding]:
+    """What does not fit of one column that is there."""
+    where = f"Column {quote_identifier(column.name)} of {naming.table(model)}"
+    if not (found.is_enum if "enum" in column.types else found.type in column.types):
+        needed = " or ".join("an enum" if name == "enum" else _type_name(name) for name in column.types)
+        yield Finding("type", model, f"{where} has type {_type_name(found.type)}, needed is {needed}.")
+    elif lacking := [label for label in column.labels if label not in labels]:
+        yield Finding("enum_value", model, f"{where} has an enum without {', '.join(map(repr, lacking))}.")
     if column.written_null and found.not_null:
-        yield Finding("not_null", model, f"Column {column.name!r} of table {table} must allow NULL.")
-    for label in column.labels:
-        if found.type == "enum" and label not in found.labels:
-            yield Finding("enum_value", model, f"The enum of column {column.name!r} of table {table} lacks {label!r}.")
+        yield Finding("not_null", model, f"{where} is NOT NULL, and bpr-etl writes NULL there.")
+    if model in SOURCE_MODELS and not column.nullable and not found.not_null:
+        yield Finding("not_null", model, f"{where} may be NULL, which bpr-etl does not expect.", "advice")
 
 
-def _day_index(naming: Naming) -> list[Statement]:
-    statements = schema_statements(naming, ["ItinerarySlot"])
-    return [each for each in statements if each.kind == "index" and each.columns == _DAY_INDEX]
+def _unique_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Iterator[Finding]:
+    table = naming.bare(model)
+    for owner, columns, severity in _UNIQUE:
+        if owner == model and not any(
+            index.unique and index.table == table and sorted(index.columns) == sorted(columns)
+            for index in catalogue.indexes
+        ):
+            detail = f"{naming.table(model)} has no unique index on ({', '.join(columns)})."
+            yield Finding("unique", model, detail, severity)
 
 
-def _create(connection: Queries, statement: Statement) -> str:
-    connection.execute(statement.sql)
-    return statement.name
+def _type_name(name: str) -> str:
+    """A type as people write it: `_text` is text[]."""
+    return f"{name[1:]}[]" if name.startswith("_") else name
+
+
+def _kind_of(catalogue: _Catalogue, name: str) -> str:
+    return _KINDS.get(catalogue.relations[name], "a relation")
+
+
+def _read(connection: Queries, naming: Naming) -> _Catalogue:
+    """What the catalogues say: one query for the names, one each for types, columns, enum values and indexes."""
+    statements = schema_statements(naming)
+    tables = _literals(naming.bare(model) for model in MODELS)
+    names = _literals(each.name for each in statements if each.kind in {"table", "index"})
+    enums = _literals(each.name for each in statements if each.kind == "enum")
+    schema = f"(SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = {quote_literal(naming.schema)})"
+    of_columns = (
+        f"WHERE c.relnamespace = {schema} AND c.relname IN ({tables}) AND a.attnum > 0 AND NOT a.attisdropped "
+        "ORDER BY c.oid, a.attnum"
+    )
+    relations = connection.rows(
+        "SELECT c.relname::text, c.relkind::text FROM pg_catalog.pg_class c "
+        f"WHERE c.relnamespace = {schema} AND c.relname IN ({names})"
+    )
+    types = connection.rows(
+        f"SELECT t.typname::text FROM pg_catalog.pg_type t WHERE t.typnamespace = {schema} AND t.typname IN ({enums})"
+    )
+    attributes = connection.rows(
+        "SELECT c.relname::text, a.attname::text, t.typname::text, t.typtype = 'e', a.attnotnull, "
+        "a.atthasdef OR a.attidentity <> '' FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a "
+        f"ON a.attrelid = c.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid {of_columns}"
+    )
+    labels = connection.rows(
+        "SELECT c.relname::text, a.attname::text, e.enumlabel::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
+        f"JOIN pg_catalog.pg_enum e ON e.enumtypid = a.atttypid {of_columns}"
+    )
+    return _Catalogue(
+        relations=dict(relations),
+        types=frozenset(name for (name,) in types),
+        attributes={(table, name): _Attribute(*rest) for table, name, *rest in attributes},
+        labels={
+            key: frozenset(label for _, _, label in group)
+            for key, group in groupby(labels, key=lambda row: (row[0], row[1]))
+        },
+        indexes=_read_indexes(connection, schema, tables),
+    )
+
+
+def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]:
+    rows = connection.rows(
+        "SELECT i.indexrelid::int8, c.relname::text, i.indisunique AND i.indimmediate, COALESCE(a.attname::text, '') "
+        "FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid "
+        "JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam "
+        "CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) "
+        "LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum AND k.attnum <> 0 "
+        f"WHERE c.relnamespace = {schema} AND c.relname IN ({tables}) AND m.amname = 'btree' "
+        "AND i.indisvalid AND i.indpred IS NULL AND k.place <= i.indnkeyatts ORDER BY 1, k.place"
+    )
+    return [
+        _Index(table, unique, tuple(name for *_, name in group))
+        for (_, table, unique), group in groupby(rows, key=lambda row: row[:3])
+    ]
+
+
+def _literals(names: Iterable[str]) -> str:
+    return ", ".join(quote_literal(name) for name in names)

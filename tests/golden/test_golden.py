@@ -27,21 +27,34 @@ STATUSES = ("completed", "skipped", "confirmed", "proposed", "active")
 def world() -> oracle.World:
     """Three shadow users and a real one, a city of 25 nodes and one of 3: written down, not drawn."""
     nodes = [
-        oracle.Node(f"n-{number:02}", "Größstadt", CATEGORIES[number % 5], "approved", f"Place {number}", 1.5, number / 4)
+        oracle.Node(
+            f"n-{number:02}", "Größstadt", CATEGORIES[number % 5], "approved", f"Place {number}", 1.5, number / 4
+        )
         for number in range(25)
     ] + [oracle.Node(f"m'{number}", "Dorf", "wellness", "pending", f"Ort {number}", -1.0, 0.25) for number in range(3)]
     seeds = {
         "u1": {
-            **{"pace": "leisurely", "budget_tier": "flexible", "social_mode": "solo_or_couple", "time_orientation": "night_owl"},
-            **{"primary_interest": "food", "cuisine_openness": 0.85},
-            "category_affinities": {"dining": 0.9, "culture": 0.1234565, "drinks": 2, "flying": 0.4, "active": "0.3", "wellness": 2.5e-05},
+            "pace": "leisurely",
+            "budget_tier": "flexible",
+            "social_mode": "solo_or_couple",
+            "time_orientation": "night_owl",
+            "primary_interest": "food",
+            "cuisine_openness": 0.85,
+            "category_affinities": {
+                "dining": 0.9,
+                "culture": 0.1234565,
+                "drinks": 2,
+                "flying": 0.4,
+                "active": "0.3",
+                "wellness": 2.5e-05,
+            },
         },
         "u2": {"pace": "fast", "primary_interest": "adventure", "cuisine_openness": 1.0, "category_affinities": {}},
         "u3": "no object",
         "u4": {"pace": "slow", "category_affinities": {"dining": 0.5}},
     }
     users = [oracle.User(name, f"{'real' if name == 'u4' else 'shadow'}-{name}@example.test") for name in seeds]
-    start = datetime(2024, 2, 28, 9, 30, 0, 123000)
+    start = datetime.fromisoformat("2024-02-28 09:30:00.123")
     trips = [
         oracle.Trip(f"t-{name}-{number}", name, city, start + timedelta(days=number), start, seed)
         for name, seed in seeds.items()

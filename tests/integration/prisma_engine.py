@@ -22,7 +22,15 @@ def installed() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test workers, one install
         if (PACKAGES / ".ready").exists():
             return
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+        command = [
+            "npm",
+            "install",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--no-package-lock",
+            "--loglevel=error",
+        ]
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:
             pytest.skip(f"Prisma's engine can't be installed: {done.stderr.strip()[:200]}")
@@ -33,7 +41,13 @@ def ask(**request: str) -> str:
     """One question to the engine; see engine.mjs."""
     installed()
     done = subprocess.run(
-        ["node", "engine.mjs"], cwd=HERE, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=120
+        ["node", "engine.mjs"],
+        cwd=HERE,
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -123,7 +123,9 @@ def written(url: str) -> tuple[list[PersonaRow], list[EventRow], list[RegistryRo
     with psycopg.connect(url) as connection:
         personas = [
             PersonaRow(*cells)
-            for cells in _rows(connection, "PersonaDimension", "id userId dimension value confidence source createdAt updatedAt")
+            for cells in _rows(
+                connection, "PersonaDimension", "id userId dimension value confidence source createdAt updatedAt"
+            )
         ]
         events = [_event(cells) for cells in _rows(connection, "RankingEvent", EVENT_COLUMNS)]
         registry = [

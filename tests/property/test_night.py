@@ -93,9 +93,7 @@ def vocabularies_are_the_oracle_s(snapshot: Path, after, exported, options) -> N
     for found, expected in zip(users.rows(named=True), oracle.users_rows(after, options), strict=True):
         assert (found["user_id"], found["user_idx"]) == (expected.user_id, expected.user_idx)
         for dimension, value in expected.dimensions.items():
-            if dimension == "cuisine_openness":
-                value = as_float(value)
-            assert found[dimension] == value
+            assert found[dimension] == (as_float(value) if dimension == "cuisine_openness" else value)
     items = pl.read_parquet(snapshot / "items.parquet")
     assert items.columns == [column.name for column in fields(oracle.ItemOut)]
     assert items.rows() == [astuple(item) for item in oracle.items_rows(after, exported)]

@@ -1,0 +1,107 @@
+"""How rows come in: connectorx where it can, ADBC where it can't, and nothing that is garbage."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from etl import database, pipeline
+from etl.config import resolve
+from etl.errors import ConnectError
+from tests.states import data_files
+
+
+def test_connectorx_and_adbc_read_the_same(small_world, tmp_path, caplog):
+    """PGAPPNAME is libpq's alone: where it could matter, connectorx is not asked."""
+    caplog.set_level(logging.INFO)
+    given = {"database_url": small_world}
+    fast = pipeline.run(resolve(given | {"out": str(tmp_path / "a")}, {}))
+    assert not [record for record in caplog.records if "ADBC" in record.message]
+    slow = pipeline.run(resolve(given | {"out": str(tmp_path / "b")}, {"PGOPTIONS": "-c application_name=x"}))
+    said = [record.message for record in caplog.records if "ADBC" in record.message]
+    assert len(said) == 1
+    assert "PGOPTIONS" in said[0]
+    assert data_files(fast.snapshot) == data_files(slow.snapshot)
+
+
+def test_a_panic_of_connectorx_is_no_end(small_world, tmp_path, caplog, monkeypatch):
+    class Panic(BaseException):
+        """As its Rust side raises: no Exception."""
+
+    def panic(*_):
+        raise Panic("called Option::unwrap() on a None value")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(database, "_read_connectorx", panic)
+    report = pipeline.run(resolve({"database_url": small_world, "out": str(tmp_path / "out")}, {}))
+    assert report.committed
+    assert "called Option::unwrap()" in caplog.text
+
+
+def test_libpq_s_words_are_an_address_too(small_world, tmp_path):
+    parts = urlsplit(small_world)
+    if "host=" not in parts.query:
+        pytest.skip("the server is not on a unix socket")
+    words = f"host={parts.query.split('host=')[1]} dbname={parts.path[1:]} user={parts.username}"
+    assert pipeline.run(resolve({"database_url": words, "out": str(tmp_path / "out")}, {})).committed
+
+
+def test_dates_that_no_frame_can_hold_are_counted_and_cost_nobody_else(small_world, settings_for):
+    shadow = """(SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
+    with psycopg.connect(small_world) as connection:
+        trips = connection.execute(
+            f"""SELECT t."id" FROM "Trip" t WHERE t."userId" IN {shadow} AND t."userId" IN
+            (SELECT "userId" FROM "Trip" WHERE jsonb_typeof("personaSeed") = 'object') ORDER BY t."id" LIMIT 5"""
+        ).fetchall()
+        dates = ["infinity", "-infinity", "10000-01-01", "0044-03-15 BC", "294276-12-31"]
+        for (trip,), date in zip(trips, dates, strict=True):
+            connection.execute('UPDATE "Trip" SET "startDate" = %s WHERE "id" = %s', (date, trip))
+        lost = connection.execute(
+            """SELECT count(*) FROM (SELECT DISTINCT "tripId", "dayNumber" FROM "ItinerarySlot" WHERE "tripId" = ANY (%s)) d""",
+            ([trip for (trip,) in trips],),
+        ).fetchone()[0]
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["days_without_event"]["date_out_of_range"] == lost > 5
+    assert pipeline.validate(settings_for(small_world)).broken == []
+
+
+def test_an_infinite_creation_date_gives_no_seed(small_world, settings_for):
+    with psycopg.connect(small_world) as connection:
+        connection.execute("""UPDATE "Trip" SET "createdAt" = 'infinity'""")
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["persona_rows"] == report.counts["ranking_events"] == 0
+    broken = [finding.law for finding in pipeline.validate(settings_for(small_world)).broken]
+    assert broken == ["the design's validation query returns rows"]
+
+
+def test_a_day_number_beyond_all_calendars(small_world, settings_for):
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """UPDATE "ItinerarySlot" SET "dayNumber" = CASE "dayNumber" WHEN 1 THEN 2147483647 WHEN 2 THEN -2147483648 ELSE 0 END"""
+        )
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["days_without_event"]["date_out_of_range"] > 0
+    assert report.counts["ranking_events"] > 0
+    assert pipeline.validate(settings_for(small_world)).broken == []
+
+
+@pytest.mark.parametrize("prefix", ["shadow_", "%", "shadow-%", "Shadow-", "\\", "'"])
+def test_no_character_of_the_prefix_is_a_wildcard(small_world, settings_for, prefix):
+    with psycopg.connect(small_world) as connection:
+        expected = connection.execute(
+            'SELECT count(*) FROM "User" WHERE starts_with("email", %s)', (prefix,)
+        ).fetchone()[0]
+        everybody = connection.execute('SELECT count(*) FROM "User"').fetchone()[0]
+    report = pipeline.run(settings_for(small_world, shadow_prefix=prefix))
+    assert report.counts["shadow_users"] == expected < everybody
+
+
+def test_a_standby_or_read_only_role_is_told_so(small_world, settings_for):
+    name = urlsplit(small_world).path[1:]
+    with psycopg.connect(small_world, autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with pytest.raises(ConnectError, match="takes no writes"):
+        pipeline.run(settings_for(small_world))
