@@ -270,7 +270,7 @@ def _translate(error: adbc_errors.Error, address: Address) -> EtlError:
         if key in details
     )
     kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state)
-    message = text.format(first=first.rstrip("."), place=place)
+    message = text.format(first=first.rstrip(".?"), place=place)
     if address.pooler and kind is not DataError:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
     return kind(message)
@@ -291,4 +291,4 @@ def _first_words(text: str) -> str:
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
     for prefix in ("IO: ", "Failed to connect: "):
         text = text.removeprefix(prefix)
-    return " ".join(text.split())
+    return text.strip().splitlines()[0].strip() if text.strip() else "no reason was given"
