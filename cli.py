@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from etl import __version__
 from etl.config import ENVIRONMENT_PREFIX, Settings, resolve, wants_json
 from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="bpr-etl",
-    help="Every night, turn a trip planner's PostgreSQL into BPR training data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -136,6 +136,21 @@ def _show(shown: list[RenderableType | str]) -> None:
             console.print(part, markup=False, soft_wrap=True)  # paths stay in one piece
         else:
             console.print(part)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
+    if asked:
+        typer.echo(f"bpr-etl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every night, turn a trip planner's PostgreSQL into BPR training data."""
 
 
 @app.command(epilog="Example: bpr-etl run --database-url postgresql://app@db.example/app --out /srv/bpr")

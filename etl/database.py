@@ -122,10 +122,10 @@ def connect(address: Address) -> Iterator[Connection]:
 
 
 @contextmanager
-def locked(connection: Connection, schema: str) -> Iterator[None]:
-    """Hold the session advisory lock of (database, schema). Taken before BEGIN, else the snapshot is older than the wait.
+def locked(connection: Connection, schema: str) -> Iterator[int]:
+    """Hold the session advisory lock of (database, schema), and give its key for `require_lock`.
 
-    Raises LockedError when another run holds it.
+    Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it.
     """
     key = int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
     if connection.rows(f"SELECT pg_try_advisory_lock({key})") != [(True,)]:
@@ -134,15 +134,17 @@ def locked(connection: Connection, schema: str) -> Iterator[None]:
             "Wait for it to end, or end it."
         )
     try:
-        _refuse_pooler(connection, key)
-        yield
+        yield key
     finally:
         with suppress(EtlError):
             connection.rows(f"SELECT pg_advisory_unlock({key})")
 
 
-def _refuse_pooler(connection: Connection, key: int) -> None:
-    """A transaction pooler gives each statement another backend: the lock would protect nothing."""
+def require_lock(connection: Connection, key: int) -> None:
+    """Raise ConnectError unless the open transaction's own server process holds the lock.
+
+    Behind a transaction pooler it may be another's: then the lock protects nothing.
+    """
     high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
     held = connection.rows(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
@@ -150,8 +152,8 @@ def _refuse_pooler(connection: Connection, key: int) -> None:
     )
     if held != [(1,)]:
         raise ConnectError(
-            "The connection goes through a transaction pooler, which gives every statement another server process, so "
-            "a lock can't be held. Give the direct URL instead (DIRECT_URL, or port 5432)."
+            "The connection goes through a transaction pooler, which gives every transaction another server process, so "
+            "the lock can't be held. Give the direct URL instead (DIRECT_URL, or port 5432)."
         )
 
 
@@ -161,12 +163,12 @@ def transaction(connection: Connection, *, read_only: bool = False, keep: bool =
     connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
     try:
         yield
+        if keep:
+            connection.commit()
     except BaseException:
         connection.rollback()
         raise
-    if keep:
-        connection.commit()
-    else:
+    if not keep:
         connection.rollback()
 
 

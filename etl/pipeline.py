@@ -26,7 +26,7 @@ from etl.affinity import affinity_model
 from etl.compact import Dataset, compact
 from etl.config import Settings
 from etl.contracts import Events, Personas
-from etl.database import Connection, connect, locked, transaction, with_retries
+from etl.database import Connection, connect, locked, require_lock, transaction, with_retries
 from etl.extract import SetAside, Source, extract_events, extract_logged, extract_source, read_personas
 from etl.personas import Materialised, materialise, read_affinities
 from etl.publish import Published, PublishOptions, Store, open_store, stage, write_manifest, writing
@@ -131,12 +131,13 @@ def run(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now
     with connect(address) as connection, ExitStack() as stack:
         scope, advice = _scope(connection, settings, settings.schema_in(address))
         out = stack.enter_context(_output(settings))
-        stack.enter_context(locked(connection, scope.naming.schema))
+        lock = stack.enter_context(locked(connection, scope.naming.schema))
 
         def attempt() -> Report:
             report = Report(uuid.uuid4().hex, clock(), notes=list(advice))
             with writing(settings.out), out.staging(report.run_id) as staged:
                 with transaction(connection, keep=not settings.dry_run):
+                    require_lock(connection, lock)
                     name = _night(connection, scope, settings, report, out, staged, clock)
                 report.committed = not settings.dry_run
                 _switch(report, settings, out, staged, name)
