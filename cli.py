@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -361,9 +362,15 @@ def _demo(settings: Settings) -> Answer:
         ran, validated = _run(prepared.settings), _validate_database(prepared.settings)
     return Answer(
         {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
-        [*ran.shown, "", *validated.shown, "", *prepared.where_to_look],
+        [*ran.shown, "", *validated.shown, "", *prepared.where_to_look(_command())],
         ran.exit_code or validated.exit_code,
     )
+
+
+def _command() -> str:
+    """How this program was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
 
 
 def _schema_print(settings: Settings) -> Answer:

@@ -24,16 +24,15 @@ class Prepared:
     url: str
     data_dir: Path
 
-    @property
-    def where_to_look(self) -> list[str]:
-        """What to try next, one command a line."""
+    def where_to_look(self, command: str) -> list[str]:
+        """What to try next, one command a line; `command` is how bpr-etl was called."""
         return [
             "Where to look:",
             f"  the newest snapshot   {self.settings.out}/$(cat {self.settings.out}/LATEST)".replace(
                 "/$(", "/snapshots/$("
             ),
-            f"  check its files       bpr-etl validate --snapshot {self.settings.out}",
-            f"  the database          bpr-etl db start --data-dir {self.data_dir}",
+            f"  check its files       {command} validate --snapshot {self.settings.out}",
+            f"  the database          {command} db start --data-dir {self.data_dir}",
             f"                        psql '{self.url}'",
         ]
 

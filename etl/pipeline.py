@@ -117,7 +117,8 @@ def schema_check(settings: Settings) -> list[schema.Finding]:
 def schema_apply(settings: Settings) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
     address = settings.address()
-    with connect(address) as connection, transaction(connection):
+    name = settings.schema_in(address)
+    with connect(address) as connection, locked(connection, name), transaction(connection):
         naming = schema.naming_for_apply(connection, settings.schema_in(address), settings.naming)
         return schema.apply(connection, naming)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import polars as pl
 import psycopg
 import pytest
 
 from etl import database, pipeline
 from etl.config import resolve
-from etl.errors import ConnectError
+from etl.errors import ConnectError, DataError
 from tests.states import data_files
 
 
@@ -105,3 +108,72 @@ def test_a_standby_or_read_only_role_is_told_so(small_world, settings_for):
         connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with pytest.raises(ConnectError, match="takes no writes"):
         pipeline.run(settings_for(small_world))
+
+
+def test_orphans_are_nobody_s(small_world, settings_for):
+    """Without foreign keys: a trip whose user is gone, slots whose trip is gone, nodes that are gone, signals of nobody."""
+    with psycopg.connect(small_world) as connection:
+        for table, name in connection.execute(
+            "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'f'"
+        ).fetchall():
+            connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
+        shadow = """SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-') ORDER BY "id" """
+        connection.execute(f'DELETE FROM "User" WHERE "id" IN ({shadow} LIMIT 3)')
+        connection.execute(
+            f'DELETE FROM "Trip" WHERE "id" IN (SELECT min("id") FROM "Trip" WHERE "userId" IN ({shadow}) GROUP BY "userId")'
+        )
+        connection.execute(
+            """DELETE FROM "ActivityNode" WHERE "id" IN (SELECT "id" FROM "ActivityNode" WHERE "city" = 'New York' LIMIT 9)"""
+        )
+        orphans = connection.execute(
+            """SELECT count(*) FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "userId" NOT IN (SELECT "id" FROM "User")"""
+        ).fetchone()[0]
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["ranking_events"] > 100
+    assert pipeline.validate(settings_for(small_world)).broken == []
+    items = pl.read_parquet(Path(report.snapshot) / "items.parquet")
+    gone = items.filter(pl.col("status") == "gone")
+    assert 0 < gone.height <= 9
+    assert gone["city"].is_null().all()
+    with psycopg.connect(small_world) as connection:
+        left = connection.execute('SELECT count(*) FROM "BehavioralSignal" WHERE "modelVersion" IS NULL').fetchone()[0]
+    assert left >= orphans > 0
+
+
+def test_an_event_whose_trip_is_gone_is_counted_and_not_exported(small_world, settings_for):
+    pipeline.run(settings_for(small_world))
+    with psycopg.connect(small_world) as connection:
+        lost = connection.execute(
+            """UPDATE "RankingEvent" SET "tripId" = 'gone' WHERE "dayNumber" = 1 AND "userId" IN
+            (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
+        ).rowcount
+    exported = pipeline.export(settings_for(small_world))
+    assert exported.counts["events_left_out"] == {"trip_gone": lost, "date_out_of_range": 0}
+    assert lost > 10
+
+
+def test_null_arrays_and_null_elements_of_others_events(small_world, settings_for):
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """UPDATE "RankingEvent" SET "candidateIds" = NULL, "selectedIds" = ARRAY[NULL, 'x', 'x', 'y']"""
+        )
+    exported = pipeline.export(settings_for(small_world, audience="real", small_catalog="keep"))
+    events = pl.read_parquet(Path(exported.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
+    assert events["candidate_ids"].list.len().sum() == 0
+    assert events["selected_ids"].to_list() == [["x", "y"]] * events.height
+    assert sum(exported.counts["published"]["triples"].values()) == 0
+    assert exported.counts["published"]["positives_left_out"]["no_negatives"] == 2 * events.height
+
+
+def test_a_persona_value_beyond_the_index_is_a_clear_error(small_world, settings_for):
+    """A btree row holds some 2,700 bytes; random text does not compress."""
+    long = "".join(hashlib.sha256(str(n).encode()).hexdigest() for n in range(100))
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """UPDATE "Trip" SET "personaSeed" = jsonb_set("personaSeed", '{pace}', to_jsonb(%s::text))
+            WHERE jsonb_typeof("personaSeed") = 'object'""",
+            (long,),
+        )
+    with pytest.raises(DataError, match="passes a limit") as refused:
+        pipeline.run(settings_for(small_world))
+    assert long[:20] not in str(refused.value)
