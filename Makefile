@@ -43,7 +43,8 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python -m benchmarks.realdata
+	$(BIN)/python -m benchmarks.night --save
+	$(BIN)/python -m benchmarks.realdata --save
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -19,28 +19,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import polars as pl
 
-from etl import __version__, embedded, load, pipeline, schema
+from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
+from etl import load, pipeline, schema
 from etl.address import parse_address
 from etl.affinity import affinity_model
 from etl.config import Settings, resolve
 from etl.database import connect, transaction
-from etl.errors import EtlError, SettingsError
-from etl.prisma import quote_identifier
+from etl.errors import EtlError
 from etl.publish import MANIFEST
 from etl.queries import Scope
 from etl.synthetic import World
@@ -53,7 +49,6 @@ CITIES: Mapping[str, Kind] = MappingProxyType(
 )
 """The folder of each city, and how the tables of its database are named."""
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PREFIX = "shadow-"
 LOWEST, HIGHEST = 0.05, 0.98
 
@@ -313,49 +308,7 @@ def _left_out(counts: Mapping[str, Any]) -> dict[str, int]:
     return {what: n for what, n in found.items() if n}
 
 
-# --- The server, and a database for each ---
-
-
-@contextmanager
-def server(database_url: str | None) -> Iterator[Callable[[str], str]]:
-    """A function from a database's name (empty: the one to connect to first) to its URL, on the server to use.
-
-    That is the one of `database_url`, or the embedded one, which is stopped at the end if it was not running before.
-    """
-    if database_url is not None:
-        yield lambda name: _with_database(database_url, name)
-        return
-    data_dir = embedded.default_data_dir(os.environ)
-    was_running = embedded.running(data_dir) is not None
-    started = embedded.start(data_dir)
-    try:
-        yield lambda name: started.url(name) if name else started.url()
-    finally:
-        if not was_running:
-            embedded.stop(data_dir)
-
-
-def _with_database(url: str, name: str) -> str:
-    """The URL with another database in it."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        raise SettingsError("--database-url must look like postgresql://user:password@host:5432/database.")
-    address, question, query = rest.partition("?")
-    return f"{scheme}://{address.partition('/')[0]}/{name}{question}{query}" if name else url
-
-
-@contextmanager
-def fresh_database(url_of: Callable[[str], str], label: str) -> Iterator[str]:
-    """URL of a new database, which goes at the end of the block. Its name is new, so nobody's database is dropped."""
-    name = f"rd_bpr_etl_{label}_{uuid.uuid4().hex[:8]}"
-    address = parse_address(url_of(""), {})
-    with connect(address) as connection:
-        connection.execute(f"CREATE DATABASE {quote_identifier(name)}")
-    try:
-        yield url_of(name)
-    finally:
-        with connect(address) as connection:
-            connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(name)} WITH (FORCE)")
+# --- Each city, then all ---
 
 
 def measure_all(data: Path, url_of: Callable[[str], str], out: Path) -> Iterator[Outcome]:
@@ -389,7 +342,7 @@ _HEADINGS = (
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a Markdown table, a row each."""
     rule = ["---" if name in {"city", "naming", "left out and why"} else "---:" for name in _HEADINGS]
-    lines = [_line(_HEADINGS), _line(rule), *(_line(_cells(outcome)) for outcome in outcomes)]
+    lines = [line(_HEADINGS), line(rule), *(line(_cells(outcome)) for outcome in outcomes)]
     return "\n".join(lines) + "\n"
 
 
@@ -399,35 +352,17 @@ def _cells(outcome: Outcome) -> list[str]:
     return [f"{shown[name]:,}" if isinstance(shown[name], int | float) else shown[name] for name in names]
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def circumstances(url: str) -> dict[str, Any]:
-    """What a measurement depends on besides the code: versions, the server's, cores."""
-    with connect(parse_address(url, {})) as connection:
-        server_version = str(connection.rows("SELECT current_setting('server_version')")[0][0])
-    libraries = {name: version(name) for name in pipeline.LIBRARIES}
-    return {
-        "tool": __version__,
-        "libraries": libraries | {"python": platform.python_version()},
-        "server": server_version,
-        "cores": len(os.sched_getaffinity(0)),
-    }
-
-
 def save(outcomes: Sequence[Outcome], made_with: Mapping[str, Any]) -> None:
     """Write `results/realdata.json` and `results/realdata.md`."""
     RESULTS.mkdir(exist_ok=True)
     document = {"made_with": made_with, "outcomes": [asdict(outcome) for outcome in outcomes]}
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     (RESULTS / "realdata.json").write_text(text, encoding="utf-8")
-    libraries = ", ".join(f"{name} {number}" for name, number in made_with["libraries"].items())
     head = (
         "# The job on real visits\n\n"
         "`python -m benchmarks.realdata --save`: five cities of the Flickr User-POI Visits (Lim et al., IJCAI 2015; "
         "Melbourne: Wang et al., CIKM 2016). `seconds` is the whole of `run`, inside the process.\n\n"
-        f"bpr-etl {made_with['tool']}, PostgreSQL {made_with['server']}, {made_with['cores']} cores; {libraries}.\n\n"
+        f"{said(made_with)}\n\n"
     )
     (RESULTS / "realdata.md").write_text(head + markdown(outcomes), encoding="utf-8")
 

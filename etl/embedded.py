@@ -9,6 +9,7 @@ prove who it is, and no folder that is not ours is ever changed. Linux only: pro
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
@@ -134,7 +135,7 @@ def stop(data_dir: Path) -> bool:
             return False
         account = _account()
         programs = _programs(account)
-        with _locked(data_dir, account) as socket_dir:
+        with _locked(data_dir, account):
             command = [programs.path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
             done = _run(command, account)
             if done.returncode != 0:
@@ -144,8 +145,6 @@ def stop(data_dir: Path) -> bool:
                     f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
                     f"Its log is {data_dir / _LOG_NAME}."
                 )
-            with suppress(OSError):  # tidy, and no more than that
-                socket_dir.rmdir()
     return True
 
 
@@ -240,15 +239,21 @@ def _wheel_folder() -> Path:
 
 
 def _wheel_programs() -> _Programs:
-    """Choose the newest installation of the wheel, by what its server says of itself."""
+    """Choose the newest installation of the wheel."""
+    return _newest(_wheel_folder())
+
+
+@functools.cache
+def _newest(wheel: Path) -> _Programs:
+    """Choose by what the server says of itself: the folders' names are the wheel's own affair."""
     found = []
-    for folder in sorted(_wheel_folder().glob("pginstall*")):
+    for folder in sorted(wheel.glob("pginstall*")):
         said = _run([str(folder / "bin" / "postgres"), "--version"])
         number = re.search(r"\) (\d+)(?:\.(\d+))?", said.stdout)
         if said.returncode == 0 and number is not None:
             found.append(_Programs(folder, tuple(int(part) for part in number.groups() if part)))
     if not found:
-        raise ConnectError(f"No PostgreSQL that runs on this machine in {_wheel_folder()}: reinstall the wheel.")
+        raise ConnectError(f"No PostgreSQL that runs on this machine in {wheel}: reinstall the wheel.")
     return max(found, key=lambda programs: programs.version)
 
 
@@ -322,9 +327,10 @@ def _require_usable_name(data_dir: Path) -> None:
 
 def _require_reachable(data_dir: Path, account: _Account) -> None:
     """Refuse a data folder below one that the server's user can't enter; that one is not ours to open."""
+    there = next(parent for parent in data_dir.parents if os.access(parent, os.F_OK))
+    if _run(["test", "-x", str(there)], account).returncode == 0:
+        return
     for parent in reversed(data_dir.parents):
-        if not parent.exists():
-            return
         if _run(["test", "-x", str(parent)], account).returncode != 0:
             raise SettingsError(
                 f"The embedded PostgreSQL runs as the user {account.name}, who can't enter {parent}: "
@@ -347,7 +353,7 @@ def _private_folder(folder: Path, account: _Account) -> None:
     try:
         found = folder.lstat()
     except FileNotFoundError:
-        if made.returncode == 0 or "File exists" in made.stdout:  # it was there, and a `stop` took it away
+        if made.returncode == 0 or "File exists" in made.stdout:  # it was there a moment ago: see `_locked`
             raise
         raise ConnectError(f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}.") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
@@ -364,7 +370,7 @@ def _locked(data_dir: Path, account: _Account) -> Iterator[Path]:
     The lock goes with its holder, and no child inherits it.
     """
     while True:
-        with suppress(FileNotFoundError):  # taken away by a `stop` between two of our calls: made anew
+        with suppress(FileNotFoundError):  # its last holder took it away between two of our calls: made anew
             folder = _socket_dir(data_dir, account)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -379,6 +385,8 @@ def _locked(data_dir: Path, account: _Account) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        with suppress(OSError):  # it goes when there is no socket in it: after a stop, or a start that failed
+            folder.rmdir()
         os.close(descriptor)
 
 

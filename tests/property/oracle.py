@@ -456,14 +456,16 @@ def events(world: World, persona_rows: list[PersonaRow], settings: Settings) -> 
     """**RankingEvent** [...] for shadow users, one row per (trip, dayNumber) that has at least one slot.
 
     Affinities are those read back from the PersonaDimension rows just written, never the JSON. Skipped (trip, day)
-    pairs are counted, with the reason; [nodes selected] outside `candidateIds` are counted.
+    pairs are counted, with the reason; [nodes selected] outside `candidateIds` are counted. Others' persona rows may be
+    among those given.
 
     Rows are in the order (user, trip, day). Counts: events, one per skip reason, positives, positives_outside_candidates.
     """
     counts = dict.fromkeys(("events", *SKIP_REASONS, "positives", "positives_outside_candidates"), 0)
     shadow = shadow_users(world, settings)
-    with_persona = {row.user_id for row in persona_rows}
-    affinities = {row.user_id: json.loads(row.value) for row in persona_rows if row.dimension == "category_affinities"}
+    own = [row for row in persona_rows if row.user_id in shadow]
+    with_persona = {row.user_id for row in own}
+    affinities = {row.user_id: json.loads(row.value) for row in own if row.dimension == "category_affinities"}
     rows = []
     for trip in sorted(world.trips, key=lambda trip: (by_bytes(trip.user_id), by_bytes(trip.id))):
         if trip.user_id not in shadow:
