@@ -120,7 +120,7 @@ def extract_logged(connection: Connection, scope: Scope, audience: Audience, asi
     read = read_snapshot(
         connection,
         {
-            "slots": queries.slots(scope, audience),
+            "slots": queries.slots_of_events(scope, audience),
             "events": queries.events(scope, audience),
             "users": queries.users(scope, audience),
             "nodes": queries.nodes(scope),

@@ -14,6 +14,10 @@ from etl.prisma import Naming, quote_identifier, quote_literal
 
 Audience = Literal["shadow", "real", "all"]
 
+_SLOT_COLUMNS = (
+    'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
+    's."sortOrder" AS sort_order, s."status"::text AS status'
+)
 _LABELS = ("pace", "budget_tier", "social_mode", "time_orientation", "primary_interest")
 
 
@@ -58,11 +62,19 @@ def trips(scope: Scope, audience: Audience) -> str:
 def slots(scope: Scope, audience: Audience) -> str:
     """One row per slot of those trips."""
     return (
-        'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
-        's."sortOrder" AS sort_order, s."status"::text AS status '
-        f'FROM {scope.naming.table("ItinerarySlot")} s JOIN {scope.naming.table("Trip")} t ON t."id" = s."tripId" '
+        f"{_SLOT_COLUMNS} FROM {scope.naming.table('ItinerarySlot')} s "
+        f'JOIN {scope.naming.table("Trip")} t ON t."id" = s."tripId" '
         f'JOIN {scope.naming.table("User")} u ON u."id" = t."userId" WHERE {scope.includes("u", audience)}'
     )
+
+
+def slots_of_events(scope: Scope, audience: Audience) -> str:
+    """One row per slot of the trips that the audience's ranking events name, whoever's trips these are."""
+    named = (
+        f'SELECT r."tripId" FROM {scope.naming.table("RankingEvent")} r '
+        f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+    )
+    return f'{_SLOT_COLUMNS} FROM {scope.naming.table("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
 
 
 def nodes(scope: Scope) -> str:

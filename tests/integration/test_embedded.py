@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +140,7 @@ def test_it_is_utf8_ordered_by_bytes_and_lives_in_utc(server: embedded.Server) -
         "b",
         "ä",
     ]
+    assert ask(server, "SELECT upper('ä')") == "Ä"
     assert ask(server, "SHOW TimeZone") == "UTC"
 
 
@@ -157,7 +159,8 @@ def test_a_restart_keeps_the_data_and_stop_says_whether_it_ran(place: Path) -> N
     assert ask(first, "SHOW cluster_name") == 'it\'s "$HOME" \\ here'
     with psycopg.connect(first.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-    assert embedded.stop(data_dir) is True
+    with psycopg.connect(first.url()):  # it does not wait for those who are connected
+        assert embedded.stop(data_dir) is True
     assert embedded.stop(data_dir) is False
     assert embedded.running(data_dir) is None
     assert not first.socket_dir.exists()
@@ -202,6 +205,14 @@ def test_every_connection_has_to_prove_who_it_is(server: embedded.Server) -> Non
         connection.execute("CREATE ROLE other LOGIN SUPERUSER")
     with pytest.raises(psycopg.OperationalError, match="no password"):
         psycopg.connect(server.url(), user="other")
+
+
+def test_who_may_connect_is_said_anew_at_every_start(data_dir: Path) -> None:
+    """What an older version of ours wrote, or somebody added, does not stay."""
+    rules = data_dir / "pg_hba.conf"
+    rules.write_text("# Written by bpr-etl, some other version.\nlocal all all trust\n")
+    started = embedded.start(data_dir, parameters=FAST)
+    assert ask(started, "SELECT array_agg(auth_method) FROM pg_hba_file_rules") == ["peer", "scram-sha-256"]
 
 
 def test_the_socket_lies_in_a_short_folder_that_only_its_owner_can_enter(server: embedded.Server) -> None:
@@ -278,6 +289,25 @@ def test_after_a_kill_it_starts_again_with_all_that_was_committed(data_dir: Path
     assert embedded.running(killed.data_dir) is None
     assert (killed.data_dir / "postmaster.pid").exists()
     assert ask(embedded.start(killed.data_dir, parameters=FAST), "SELECT answer FROM kept") == 42
+
+
+def test_children_of_a_killed_server_are_waited_for(data_dir: Path) -> None:
+    """They write on for a moment: a second server beside them would spoil the data."""
+    killed = embedded.start(data_dir, parameters=FAST)
+    child = ask(killed, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    assert isinstance(child, int)
+    os.kill(child, signal.SIGSTOP)
+    alarm = threading.Timer(1.0, os.kill, (child, signal.SIGCONT))
+    alarm.start()
+    try:
+        os.kill(killed.pid, signal.SIGKILL)
+        while embedded._serves(killed.pid, data_dir):
+            time.sleep(0.01)
+        before = time.monotonic()
+        assert ask(embedded.start(data_dir, parameters=FAST), "SELECT 1") == 1
+        assert time.monotonic() - before > 0.5
+    finally:
+        alarm.join()
 
 
 def test_a_process_id_that_is_somebody_elses_by_now_does_not_hinder(data_dir: Path) -> None:

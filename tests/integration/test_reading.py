@@ -177,3 +177,19 @@ def test_a_persona_value_beyond_the_index_is_a_clear_error(small_world, settings
     with pytest.raises(DataError, match="passes a limit") as refused:
         pipeline.run(settings_for(small_world))
     assert long[:20] not in str(refused.value)
+
+
+def test_an_event_on_somebody_else_s_trip_is_shown_that_trip_s_day(small_world, settings_for):
+    """The slots are looked up by the events' trips, not by whose trips they are."""
+    with psycopg.connect(small_world) as connection:
+        moved = connection.execute(
+            """UPDATE "RankingEvent" SET "dayNumber" = 1, "selectedIds" = '{}', "tripId" =
+            (SELECT min(t."id") FROM "Trip" t JOIN "User" u ON u."id" = t."userId" WHERE starts_with(u."email", 'shadow-'))
+            WHERE "userId" NOT IN (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
+        ).rowcount
+    settings = settings_for(small_world, audience="real")
+    ran, exported = pipeline.run(settings), pipeline.export(settings)
+    assert data_files(ran.snapshot) == data_files(exported.snapshot)
+    events = pl.read_parquet(Path(exported.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
+    assert events.height == moved
+    assert events["shown_ids"].list.len().min() > 0

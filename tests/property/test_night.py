@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from etl import pipeline
@@ -130,7 +130,7 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, phases=[Phase.generate])
 @given(world=worlds(), options=run_settings())
 def test_small_nights_are_the_oracle_s(databases, world, options):
     the_night_is_the_oracle_s(databases, world, options)

@@ -137,7 +137,7 @@ def catalogs(draw: Draw, cities: list[str], categories: tuple[str, ...]) -> tupl
         size = draw(st.sampled_from(CATALOG_SIZES))
         of_categories = draw(st.lists(st.sampled_from(categories), min_size=1, max_size=4))
         plain = st.just(["approved"])
-        of_statuses = draw(plain | st.lists(st.sampled_from(NODE_STATUSES), min_size=1, max_size=5))
+        of_statuses = draw(plain | st.lists(st.sampled_from(NODE_STATUSES), min_size=2, max_size=5))
         trap = draw(st.sampled_from(TRAPS))
         for place, node_id in enumerate(numbered(trap, f"n{number}.", size)):
             category = of_categories[place % len(of_categories)]
@@ -203,10 +203,10 @@ NOT_OBJECTS = (NO_SEED, None, [], [{"pace": "slow"}], "", '{"pace": "slow"}', 0,
 
 def affinity_vectors(categories: tuple[str, ...]) -> st.SearchStrategy[Any]:
     """Values of `category_affinities`: partial, all alike, empty, of strange keys or values, or no object at all."""
-    key = st.sampled_from((*categories, "dining", "gaming", "", "Culture", "it's"))
+    key = mostly(st.sampled_from(categories), st.sampled_from(("gaming", "", "Culture", "it's", "dining")))
     value = mostly(st.sampled_from(AFFINITIES), FRACTIONS)
-    alike = st.sampled_from(AFFINITIES).map(lambda number: dict.fromkeys(categories, number))
-    partial = st.dictionaries(key, value, min_size=1, max_size=6)
+    alike = st.sampled_from(AFFINITIES).map(lambda number: dict.fromkeys((*categories, "Culture"), number))
+    partial = st.dictionaries(key, value, min_size=2, max_size=6)
     two_values = st.lists(st.sampled_from((0.5, 0.3, 0.8)), min_size=2, max_size=2).map(
         lambda pair: {category: pair[place % 2] for place, category in enumerate(categories)}
     )
@@ -214,14 +214,14 @@ def affinity_vectors(categories: tuple[str, ...]) -> st.SearchStrategy[Any]:
 
 
 def seed_objects(categories: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
-    """Persona seeds that are JSON objects, each key there or not."""
-    optional: dict[str, st.SearchStrategy[Any]] = {
+    """Persona seeds that are JSON objects: with some of the keys, or with all of them."""
+    values: dict[str, st.SearchStrategy[Any]] = {
         name: st.sampled_from(known) | st.sampled_from(ODD_LABELS) for name, known in LABELS.items()
     }
-    optional["cuisine_openness"] = st.sampled_from(OPENNESS) | FRACTIONS
-    optional["category_affinities"] = affinity_vectors(categories)
-    optional["exploration_radius"] = st.just("district")
-    return st.fixed_dictionaries({}, optional=optional)
+    values["cuisine_openness"] = st.sampled_from(OPENNESS) | FRACTIONS
+    values["category_affinities"] = affinity_vectors(categories)
+    values["exploration_radius"] = st.just("district")
+    return st.fixed_dictionaries({}, optional=values) | st.fixed_dictionaries(values)
 
 
 def persona_seeds(categories: tuple[str, ...]) -> st.SearchStrategy[Any]:
@@ -358,7 +358,7 @@ def old_personas(draw: Draw, of_users: tuple[User, ...]) -> tuple[PersonaRow, ..
 def arrays(node_ids: list[str]) -> st.SearchStrategy[Ids]:
     """A text[]: NULL, empty, with NULLs, with the same node twice, with nodes that are gone."""
     known = st.sampled_from(node_ids or list(GONE_NODES))
-    element = mostly(known, st.sampled_from((*GONE_NODES, None, "NULL", "")))
+    element = mostly(known, st.sampled_from((None, *GONE_NODES, "NULL", "")))
     return st.none() | st.lists(element, max_size=6).map(tuple) | st.lists(known, min_size=2, max_size=8).map(tuple)
 
 
