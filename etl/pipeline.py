@@ -27,6 +27,7 @@ from etl.compact import Dataset, compact
 from etl.config import Settings
 from etl.contracts import Events, Personas
 from etl.database import Connection, connect, locked, require_lock, transaction, with_retries
+from etl.errors import ConnectError
 from etl.extract import SetAside, Source, extract_events, extract_logged, extract_source, read_personas
 from etl.personas import Materialised, materialise, read_affinities
 from etl.publish import Published, PublishOptions, Store, open_store, stage, write_manifest, writing
@@ -317,8 +318,14 @@ def _switch(report: Report, settings: Settings, out: Store, staged: Path, name: 
     elif name is None:
         report.notes.append("The data are those of the newest snapshot, byte by byte: nothing was published.")
     else:
-        with report.step("switch"):
-            report.snapshot = str(out.publish(staged, name))
+        try:
+            with report.step("switch"):
+                report.snapshot = str(out.publish(staged, name))
+        except OSError as error:
+            raise ConnectError(
+                f"The snapshot could not be put in place in {settings.out}: {error.strerror or error}. "
+                "The database has been written, and the next run publishes what it holds."
+            ) from error
 
 
 def _counts(

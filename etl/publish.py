@@ -179,7 +179,7 @@ def stage(dataset: Dataset, options: PublishOptions, folder: Path) -> Published:
     """
     account = Published()
     written: dict[str, int] = {}
-    for city in _cities(dataset, account):
+    for city in _cities(dataset):
         events = dataset.events.filter(pl.col("city") == city).drop("city")
         partition = city_folder(city)
         account.folders[partition] = city
@@ -192,7 +192,8 @@ def stage(dataset: Dataset, options: PublishOptions, folder: Path) -> Published:
     return account
 
 
-def _cities(dataset: Dataset, account: Published) -> list[str]:
+def _cities(dataset: Dataset) -> list[str]:
+    """The cities that events are in, in the order of their bytes. Raises DataError when two would share a folder."""
     cities: list[str] = dataset.events["city"].unique().sort().to_list()
     folders: dict[str, list[str]] = {}
     for city in cities:
@@ -200,7 +201,6 @@ def _cities(dataset: Dataset, account: Published) -> list[str]:
     for folder, same in folders.items():
         if len(same) > 1:
             raise DataError(f"{len(same)} cities would share the folder {folder}. Rename one of them.")
-    account.cities_left_out = {}
     return cities
 
 

@@ -171,6 +171,16 @@ def test_serialisation_failures_without_end_end_the_run(small_world, settings_fo
     assert database_state(small_world) == rows
 
 
+def test_a_folder_that_fails_after_commit_is_told_apart(small_world, settings_for, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publish.Store, "publish", full)
+    with pytest.raises(ConnectError, match="The database has been written"):
+        pipeline.run(settings_for(small_world))
+    assert pipeline.validate(settings_for(small_world)).broken == []
+
+
 def test_an_output_folder_that_takes_no_files(small_world, settings_for, tmp_path):
     (tmp_path / "out").write_text("a file, not a folder")
     rows = database_state(small_world)

@@ -130,6 +130,7 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
 
+# Not shrunk here, which takes minutes: `make test-slow` does.
 @settings(max_examples=40, phases=[Phase.generate])
 @given(world=worlds(), options=run_settings())
 def test_small_nights_are_the_oracle_s(databases, world, options):

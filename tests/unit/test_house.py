@@ -50,7 +50,7 @@ MAY_IMPORT = {
             "publish",
             "queries",
         ),
-        *("rankings", "schema", "synthetic", "validate", "__init__"),
+        *("rankings", "schema", "synthetic", "validate", "errors", "__init__"),
     },
     "demo": {"address", "config", "database", "embedded", "pipeline", "prisma"},
 }
