@@ -70,11 +70,13 @@ class Nodes(dy.Schema):
 class Seeds(dy.Schema):
     """One row per shadow user with a usable seed: the labels of the first trip whose seed is a JSON object.
 
-    A label is null where the seed has none of JSON type string; `cuisine_openness` is the text of a JSON number.
+    A label is null where the seed has none of JSON type string; `cuisine_openness` is the text of a JSON number. `trips`
+    counts all of the user's trips, with a seed or without.
     """
 
     user_id = dy.String(primary_key=True)
     created_us = dy.Int64(nullable=False)
+    trips = dy.Int64(nullable=False, min=1)
     pace = dy.String(nullable=True)
     budget_tier = dy.String(nullable=True)
     cuisine_openness = dy.String(nullable=True)

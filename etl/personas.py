@@ -41,22 +41,21 @@ class Materialised:
 def materialise(
     seeds: dy.DataFrame[Seeds],
     seed_affinities: dy.DataFrame[SeedAffinities],
-    trip_counts: pl.DataFrame,
     categories: Sequence[str],
     model: AffinityModel,
     seed: int,
 ) -> Materialised:
     """Eight persona rows for each seed, ordered by (user_id, dimension).
 
-    `trip_counts` has one row per user (`user_id`, `trips`), `categories` the values of the database's ActivityCategory.
-    Never a null: what a seed lacks is the model's default, and says so in `source` (provenance is honest).
+    `categories` are the values of the database's ActivityCategory. Never a null: what a seed lacks is the model's
+    default, and says so in `source` (provenance is honest).
     """
     usable, dropped = usable_affinities(seed_affinities, categories)
     values = pl.concat(
         [
             *(_label(seeds, dimension, field, model) for dimension, field in _SEED_FIELDS.items()),
             _cuisine_openness(seeds, model),
-            _trip_count(seeds, trip_counts),
+            _trip_count(seeds),
             _category_affinities(seeds, usable, categories, model),
         ]
     )
@@ -129,7 +128,7 @@ def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame
     )
 
 
-def _trip_count(seeds: pl.DataFrame, trip_counts: pl.DataFrame) -> pl.DataFrame:
+def _trip_count(seeds: pl.DataFrame) -> pl.DataFrame:
     trips = pl.col("trips")
     value = (
         pl.when(trips == 1)
@@ -138,9 +137,7 @@ def _trip_count(seeds: pl.DataFrame, trip_counts: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("returning"))
         .otherwise(pl.lit("frequent"))
     )
-    return seeds.join(trip_counts, on="user_id").select(
-        "user_id", dimension=pl.lit("trip_count"), value=value, source=pl.lit("onboarding")
-    )
+    return seeds.select("user_id", dimension=pl.lit("trip_count"), value=value, source=pl.lit("onboarding"))
 
 
 def _category_affinities(

@@ -231,10 +231,7 @@ def _write_personas(
 ) -> tuple[Materialised, dy.DataFrame[Personas]]:
     """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
     with report.step("personas") as rows:
-        trip_counts = shadow.trips.group_by("user_id").len("trips")
-        made = materialise(
-            shadow.seeds, shadow.seed_affinities, trip_counts, shadow.categories, affinity_model(), settings.seed
-        )
+        made = materialise(shadow.seeds, shadow.seed_affinities, shadow.categories, affinity_model(), settings.seed)
         rows(made.rows.height)
     with report.step("write personas") as rows:
         load.replace_shadow_rows(connection, scope, "PersonaDimension", load.persona_table(made.rows))

@@ -89,10 +89,11 @@ def nodes(scope: Scope) -> str:
 def seeds(scope: Scope) -> str:
     """One row per shadow user with a usable seed: the labels of the first trip that has one, by (createdAt, id)."""
     labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in _LABELS)
+    counts = f'SELECT t."userId" AS user_id, count(*) AS trips FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} GROUP BY 1'
     return (
-        f"SELECT f.user_id, f.created_us, {labels}, "
+        f"SELECT f.user_id, f.created_us, c.trips, {labels}, "
         f"CASE jsonb_typeof(f.seed->'cuisine_openness') WHEN 'number' THEN f.seed->>'cuisine_openness' END "
-        f"AS cuisine_openness FROM ({_first_seeds(scope)}) f"
+        f"AS cuisine_openness FROM ({_first_seeds(scope)}) f JOIN ({counts}) c USING (user_id)"
     )
 
 

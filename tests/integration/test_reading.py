@@ -193,3 +193,24 @@ def test_an_event_on_somebody_else_s_trip_is_shown_that_trip_s_day(small_world, 
     events = pl.read_parquet(Path(exported.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
     assert events.height == moved
     assert events["shown_ids"].list.len().min() > 0
+
+
+def test_a_row_that_breaks_its_contract_is_set_aside_and_counted(small_world, settings_for):
+    """Trips without a city, where a looser schema allows them: no events, but they count as trips."""
+    with psycopg.connect(small_world) as connection:
+        connection.execute('ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
+        user, trips = connection.execute(
+            """SELECT t."userId", count(*) FROM "Trip" t JOIN "User" u ON u."id" = t."userId"
+            WHERE starts_with(u."email", 'shadow-') AND jsonb_typeof(t."personaSeed") = 'object' GROUP BY 1 ORDER BY 2 DESC, 1"""
+        ).fetchone()
+        connection.execute('UPDATE "Trip" SET "city" = NULL WHERE "userId" = %s', (user,))
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["set_aside"] == {"trips": {"city nullability": trips}}
+    with psycopg.connect(small_world) as connection:
+        rows = connection.execute(
+            'SELECT "dimension", "value" FROM "PersonaDimension" WHERE "userId" = %s', (user,)
+        ).fetchall()
+        events = connection.execute('SELECT count(*) FROM "RankingEvent" WHERE "userId" = %s', (user,)).fetchone()
+    assert len(rows) == 8
+    assert dict(rows)["trip_count"] == ("frequent" if trips > 3 else "returning")
+    assert events == (0,)
