@@ -24,6 +24,8 @@ from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaErr
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+log = logging.getLogger("bpr-etl")
+
 app = typer.Typer(
     name="bpr-etl",
     no_args_is_help=True,
@@ -356,9 +358,7 @@ def _demo(settings: Settings) -> Answer:
     from etl import demo as demonstration
 
     with demonstration.server(settings) as prepared:
-        _show(
-            [f"PostgreSQL runs in {prepared.data_dir}; filled with the synthetic world.\n"]
-        ) if sys.stdout.isatty() else None
+        log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
         ran, validated = _run(prepared.settings), _validate_database(prepared.settings)
     return Answer(
         {"run": ran.facts, "validate": validated.facts, "database": prepared.url},

@@ -29,14 +29,8 @@ def server(database_url: str | None) -> Iterator[Callable[[str], str]]:
     if database_url is not None:
         yield lambda name: _with_database(database_url, name)
         return
-    data_dir = embedded.default_data_dir(os.environ)
-    was_running = embedded.running(data_dir) is not None
-    started = embedded.start(data_dir)
-    try:
+    with embedded.borrowed(embedded.default_data_dir(os.environ)) as started:
         yield lambda name: started.url(name) if name else started.url()
-    finally:
-        if not was_running:
-            embedded.stop(data_dir)
 
 
 def _with_database(url: str, name: str) -> str:

@@ -41,9 +41,7 @@ class Prepared:
 def server(settings: Settings) -> Iterator[Prepared]:
     """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before."""
     data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
-    was_running = embedded.running(data_dir) is not None
-    started = embedded.start(data_dir)
-    try:
+    with embedded.borrowed(data_dir) as started:
         with connect(parse_address(started.url(), {})) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
@@ -51,6 +49,3 @@ def server(settings: Settings) -> Iterator[Prepared]:
         own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
         pipeline.synth(own)
         yield Prepared(own, url, data_dir)
-    finally:
-        if not was_running:
-            embedded.stop(data_dir)

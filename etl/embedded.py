@@ -115,6 +115,18 @@ def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Ser
             return _await(data_dir)
 
 
+@contextmanager
+def borrowed(data_dir: Path) -> Iterator[Server]:
+    """The server of a data folder for the length of a block; stopped at the end if it was not running before."""
+    was_running = running(data_dir) is not None
+    server = start(data_dir)
+    try:
+        yield server
+    finally:
+        if not was_running:
+            stop(data_dir)
+
+
 def running(data_dir: Path) -> Server | None:
     """Find the server of this data folder: None unless it lives and takes connections."""
     data_dir = data_dir.resolve()

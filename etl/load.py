@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import dataframely as dy
 import polars as pl
 import pyarrow as pa
 
@@ -43,9 +44,8 @@ _ARROW_OF = {
 }
 
 
-def persona_table(rows: pl.DataFrame) -> pl.DataFrame:
+def persona_table(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
     """Persona rows (`PersonaRows`) as the columns of PersonaDimension. `updatedAt` is `createdAt`."""
-    PersonaRows.validate(rows)
     created = pl.from_epoch("created_us", time_unit="us")
     return rows.select(
         "id",

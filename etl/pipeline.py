@@ -100,8 +100,9 @@ def validate(settings: Settings) -> Validated:
 def synth(settings: Settings) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables."""
     address = settings.address()
-    with connect(address) as connection, locked(connection, settings.schema_in(address)), transaction(connection):
-        naming = schema.naming_for_apply(connection, settings.schema_in(address), settings.naming)
+    name = settings.schema_in(address)
+    with connect(address) as connection, locked(connection, name), transaction(connection):
+        naming = schema.naming_for_apply(connection, name, settings.naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
         return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds)
@@ -120,8 +121,7 @@ def schema_apply(settings: Settings) -> list[str]:
     address = settings.address()
     name = settings.schema_in(address)
     with connect(address) as connection, locked(connection, name), transaction(connection):
-        naming = schema.naming_for_apply(connection, settings.schema_in(address), settings.naming)
-        return schema.apply(connection, naming)
+        return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
 
 
 def run(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:

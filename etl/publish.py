@@ -257,9 +257,13 @@ def _entry(folder: Path, path: Path, rows: int) -> FileEntry:
     found = pq.read_metadata(path).num_rows
     if found != rows:
         raise DataError(f"{path.relative_to(folder)} has {found} rows on disk, and {rows} were written. Run again.")
+    return FileEntry(path.relative_to(folder).as_posix(), rows, path.stat().st_size, file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies on disk, in hexadecimal."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(path.relative_to(folder).as_posix(), rows, path.stat().st_size, digest)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(staged: Path, facts: Mapping[str, Any], account: Published, now: datetime) -> str:

@@ -62,9 +62,8 @@ def trips(scope: Scope, audience: Audience) -> str:
 def slots(scope: Scope, audience: Audience) -> str:
     """One row per slot of those trips."""
     return (
-        f"{_SLOT_COLUMNS} FROM {scope.naming.table('ItinerarySlot')} s "
-        f'JOIN {scope.naming.table("Trip")} t ON t."id" = s."tripId" '
-        f'JOIN {scope.naming.table("User")} u ON u."id" = t."userId" WHERE {scope.includes("u", audience)}'
+        f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.table('ItinerarySlot')} s "
+        f'ON s."tripId" = t."id" WHERE {scope.includes("u", audience)}'
     )
 
 

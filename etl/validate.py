@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from etl.affinity import affinity_model
 from etl.database import Connection
 from etl.errors import ConnectError, DataError
 from etl.laws import laws, validation_query
-from etl.publish import LATEST, MANIFEST, SNAPSHOTS
+from etl.publish import LATEST, MANIFEST, SNAPSHOTS, file_sha256
 from etl.queries import Scope
 
 
@@ -88,9 +87,8 @@ def validate_snapshot(path: Path) -> list[Finding]:
 def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
     if path.stat().st_size != entry["bytes"]:
         return False
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            return False
+    if file_sha256(path) != entry["sha256"]:
+        return False
     return path.suffix != ".parquet" or pq.read_metadata(path).num_rows == entry["rows"]
 
 
