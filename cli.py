@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,9 +59,48 @@ Seed = Annotated[int | None, _option("--seed", "Seed of ids, ties and latencies;
 Out = Annotated[str | None, _option("--out", "Folder that snapshots are published to; default out.", _WHAT)]
 AudienceOption = Annotated[str | None, _option("--audience", "Whose events: shadow (default), real or all.", _WHAT)]
 Negatives = Annotated[
-    list[str] | None, _option("--negatives", "Where negatives come from: ranking (default). May be repeated.", _WHAT)
+    list[str] | None,
+    _option(
+        "--negatives",
+        "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",
+        _WHAT,
+    ),
 ]
-Split = Annotated[str | None, _option("--split", "none (default).", _WHAT)]
+Reject = Annotated[
+    str | None,
+    _option("--reject", "What catalog:N never draws: what the user has seen (default), or the event's own.", _WHAT),
+]
+CatalogAlpha = Annotated[
+    float | None,
+    _option("--catalog-alpha", "catalog:N draws in proportion to popularity to this power; default 0, evenly.", _WHAT),
+]
+Split = Annotated[
+    str | None,
+    _option("--split", "none (default), last-trip, time:DATE or time:DATE,DATE (train | valid | test).", _WHAT),
+]
+CityWeight = Annotated[
+    list[str] | None,
+    _option("--city-weight", 'Weight of a city\'s triples, like "New York=2". May be repeated.', _WHAT),
+]
+Shuffle = Annotated[
+    bool | None, _option("--shuffle/--no-shuffle", "Triples of a partition in a seeded random order.", _WHAT)
+]
+VocabFrom = Annotated[
+    str | None,
+    _option(
+        "--vocab-from", "Keep the indexes of this snapshot, or of this --out folder's newest.", _WHAT, metavar="FOLDER"
+    ),
+]
+Probe = Annotated[
+    bool | None, _option("--probe/--no-probe", "Train a small model on the triples before anything is published.")
+]
+FailBelow = Annotated[
+    float | None, _option("--fail-below", "With the probe: exit 5 when its AUC is below this; nothing is published.")
+]
+Published = Annotated[
+    str | None,
+    typer.Argument(help="A snapshot, or an --out folder: its newest.", metavar="SNAPSHOT", show_default=False),
+]
 MinCatalog = Annotated[
     int | None, _option("--min-catalog", "Fewer eligible nodes make a small catalogue; default 50.", _WHAT)
 ]
@@ -165,12 +205,19 @@ def run(
     out: Out = None,
     audience: AudienceOption = None,
     negatives: Negatives = None,
+    reject: Reject = None,
+    catalog_alpha: CatalogAlpha = None,
     split: Split = None,
     min_catalog: MinCatalog = None,
     small_catalog: SmallCatalog = None,
+    city_weight: CityWeight = None,
+    shuffle: Shuffle = None,
     ids: Ids = None,
+    vocab_from: VocabFrom = None,
     rows_per_file: RowsPerFile = None,
     skip_unchanged: SkipUnchanged = None,
+    probe: Probe = None,
+    fail_below: FailBelow = None,
     seed: Seed = None,
     dry_run: DryRun = None,
     config: Config = None,
@@ -189,17 +236,58 @@ def export(
     out: Out = None,
     audience: AudienceOption = None,
     negatives: Negatives = None,
+    reject: Reject = None,
+    catalog_alpha: CatalogAlpha = None,
     split: Split = None,
     min_catalog: MinCatalog = None,
     small_catalog: SmallCatalog = None,
+    city_weight: CityWeight = None,
+    shuffle: Shuffle = None,
     ids: Ids = None,
+    vocab_from: VocabFrom = None,
     rows_per_file: RowsPerFile = None,
     skip_unchanged: SkipUnchanged = None,
+    seed: Seed = None,
     config: Config = None,
     json_: Json = None,
 ) -> None:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
     _do(locals(), _export)
+
+
+@app.command(epilog="Example: bpr-etl expand /srv/bpr --negatives catalog:16 --split last-trip --out /tmp/try")
+def expand(
+    snapshot: Published = None,
+    out: Out = None,
+    negatives: Negatives = None,
+    reject: Reject = None,
+    catalog_alpha: CatalogAlpha = None,
+    split: Split = None,
+    min_catalog: MinCatalog = None,
+    small_catalog: SmallCatalog = None,
+    city_weight: CityWeight = None,
+    shuffle: Shuffle = None,
+    ids: Ids = None,
+    rows_per_file: RowsPerFile = None,
+    skip_unchanged: SkipUnchanged = None,
+    seed: Seed = None,
+    config: Config = None,
+    json_: Json = None,
+) -> None:
+    """Publish other triples of a snapshot's events, with other options; needs no database."""
+    _do(locals(), _expand)
+
+
+@app.command(epilog="Example: bpr-etl probe /srv/bpr --fail-below 0.6")
+def probe(
+    snapshot: Published = None,
+    fail_below: FailBelow = None,
+    seed: Seed = None,
+    config: Config = None,
+    json_: Json = None,
+) -> None:
+    """Train a small BPR model on a snapshot's triples, and say whether they teach anything."""
+    _do(locals(), _probe)
 
 
 @app.command(epilog="Examples: bpr-etl validate --database-url URL; bpr-etl validate --snapshot out")
@@ -303,7 +391,34 @@ def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = None) 
 def _run(settings: Settings) -> Answer:
     from etl import pipeline, summary
 
-    return _published(summary, "bpr-etl run", pipeline.run(settings), settings)
+    with _progress() as progress:
+        report = pipeline.run(settings, progress=progress)
+    return _published(summary, "bpr-etl run", report, settings)
+
+
+def _probe(settings: Settings) -> Answer:
+    from etl import pipeline, summary
+
+    with _progress() as progress:
+        found = pipeline.probe(settings, progress)
+    warnings = list(found.warnings())
+    shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
+    return Answer({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A line on a terminal's stderr that says how far a probe is; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("probe", total=None, visible=False)
+
+        def show(what: str, done: int, of: int) -> None:
+            bars.update(task, description=f"probe: {what}", completed=done, total=of, visible=True)
+
+        yield show
 
 
 def _export(settings: Settings) -> Answer:
@@ -312,8 +427,15 @@ def _export(settings: Settings) -> Answer:
     return _published(summary, "bpr-etl export", pipeline.export(settings), settings)
 
 
+def _expand(settings: Settings) -> Answer:
+    from etl import pipeline, summary
+
+    return _published(summary, "bpr-etl expand", pipeline.expand(settings), settings)
+
+
 def _published(summary: Any, title: str, report: Any, settings: Settings) -> Answer:
     shown: list[RenderableType | str] = [summary.run_summary(title, report.steps, report.counts), ""]
+    shown += [f"Warning: {warning}" for warning in report.warnings]
     shown += [f"Note: {note}" for note in report.notes]
     if report.snapshot:
         shown.append(f"Snapshot: {report.snapshot}")

@@ -37,8 +37,8 @@ from etl.affinity import affinity_model
 from etl.config import Settings, resolve
 from etl.database import connect, transaction
 from etl.errors import EtlError
-from etl.publish import MANIFEST
 from etl.queries import Scope
+from etl.snapshot import MANIFEST
 from etl.synthetic import World
 from etl.synthetic_tables import SCHEMAS
 

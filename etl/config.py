@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.address import Address, parse_address
+from etl.choices import MOST_ALPHA, parse_city_weights, parse_negatives, parse_split
 from etl.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
@@ -64,11 +65,35 @@ def _choice(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
+def _share(low: float, high: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not low <= number <= high:
+            raise SettingsError(f"must be a number from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
 def _negatives(value: Any) -> tuple[str, ...]:
-    words = value.split(",") if isinstance(value, str) else value
-    if not isinstance(words, list | tuple) or not words:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
         raise SettingsError("must be a list of strategies")
-    return tuple(dict.fromkeys(_choice("ranking")(word.strip() if isinstance(word, str) else word) for word in words))
+    return parse_negatives(each for word in words for each in (word.split(",") if isinstance(word, str) else [word]))
+
+
+def _split(value: Any) -> str:
+    parse_split(value)
+    return str(value)
+
+
+def _city_weights(value: Any) -> tuple[tuple[str, float], ...]:
+    if not isinstance(value, str | list | tuple | dict):
+        raise SettingsError('must be weights of cities, like "New York=2"')
+    return parse_city_weights(value)
 
 
 def _prefix(value: Any) -> str:
@@ -93,7 +118,14 @@ class Settings:
     out: str = _setting(_text, "out")
     audience: Literal["shadow", "real", "all"] = _setting(_choice("shadow", "real", "all"), "shadow")
     negatives: tuple[str, ...] = _setting(_negatives, ("ranking",))
-    split: Literal["none"] = _setting(_choice("none"), "none")
+    reject: Literal["seen", "event"] = _setting(_choice("seen", "event"), "seen")
+    catalog_alpha: float | None = _setting(_share(0, MOST_ALPHA), None)
+    split: str = _setting(_split, "none")
+    city_weight: tuple[tuple[str, float], ...] = _setting(_city_weights, ())
+    shuffle: bool = _setting(_flag, default=False)
+    vocab_from: str | None = _setting(_text, None)
+    probe: bool = _setting(_flag, default=False)
+    fail_below: float | None = _setting(_share(0, 1), None)
     min_catalog: int = _setting(_whole(0), 50)
     small_catalog: Literal["exclude", "weight", "keep"] = _setting(_choice("exclude", "weight", "keep"), "exclude")
     ids: Literal["string", "index", "both"] = _setting(_choice("string", "index", "both"), "string")
@@ -122,8 +154,8 @@ class Settings:
     def public(self) -> dict[str, Any]:
         """What decides the result and holds no secret: goes into the manifest."""
         names = [
-            *("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "split", "min_catalog"),
-            *("small_catalog", "ids", "rows_per_file"),
+            *("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "reject", "catalog_alpha", "split"),
+            *("min_catalog", "small_catalog", "city_weight", "shuffle", "ids", "rows_per_file", "vocab_from"),
         ]
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
 

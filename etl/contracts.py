@@ -113,11 +113,16 @@ class PersonaRows(dy.Schema):
 
 
 class Personas(dy.Schema):
-    """One row per (user of the scope, dimension), as PersonaDimension has them: what is read back after the COPY."""
+    """One row per (user of the scope, dimension), as PersonaDimension has them: what is read back after the COPY.
+
+    `confidence` and `source` are null only where a looser schema allows that.
+    """
 
     user_id = dy.String(primary_key=True)
     dimension = dy.String(primary_key=True)
     value = dy.String(nullable=False)
+    confidence = dy.Float64(nullable=True)
+    source = dy.String(nullable=True)
 
 
 class Affinities(dy.Schema):
@@ -131,13 +136,14 @@ class Affinities(dy.Schema):
 class Events(dy.Schema):
     """One row per ranking event, whoever wrote it. Lists are never null, their elements neither, and none repeats.
 
-    `created_us` in microseconds since 1970. `city` is the trip's.
+    `created_us` in microseconds since 1970. `city` and `start_us` are the trip's; the latter is null when infinite.
     """
 
     event_id = dy.String(primary_key=True)
     user_id = dy.String(nullable=False)
     trip_id = dy.String(nullable=False)
     city = dy.String(nullable=False)
+    start_us = dy.Int64(nullable=True)
     day_number = dy.Int32(nullable=False)
     created_us = dy.Int64(nullable=False)
     surface = dy.String(nullable=False)

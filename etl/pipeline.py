@@ -5,6 +5,7 @@ read ─► personas ─► COPY ─► read back ─► rankings ─► COPY �
 
 from __future__ import annotations
 
+import difflib
 import logging
 import platform
 import tempfile
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,21 +24,29 @@ import polars as pl
 
 from etl import __version__, load, schema
 from etl.affinity import affinity_model
-from etl.compact import Dataset, compact
+from etl.compact import Dataset, Vocabulary, compact
 from etl.config import Settings
 from etl.contracts import Events, Personas
 from etl.database import Connection, connect, locked, require_lock, transaction, with_retries
-from etl.errors import ConnectError
+from etl.errors import ConnectError, DataError
 from etl.extract import SetAside, Source, extract_events, extract_logged, extract_source, read_personas
 from etl.personas import Materialised, materialise, read_affinities
-from etl.publish import Published, PublishOptions, Store, open_store, stage, write_manifest, writing
+from etl.probe import MODEL, POPULARITY, Probed, Progress
+from etl.probe import probe as ask
+from etl.publish import Store, add_probe, open_store, write_manifest, write_probe, writing
 from etl.queries import Scope
+from etl.question import question
 from etl.rankings import Ranked, rank
+from etl.sign import DOUBTFUL
+from etl.snapshot import LATEST, Snapshot, open_snapshot, read_dataset, read_vocabulary
+from etl.stage import Staged, StageOptions, stage
 from etl.synthetic import generate
+from etl.training import TrainingOptions
 from etl.validate import Validated, validate_database
 
 log = logging.getLogger(__name__)
 
+_OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "audience", "vocab_from")
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
 
 
@@ -50,6 +59,7 @@ class Report:
     steps: list[tuple[str, float, int | None]] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
@@ -71,6 +81,7 @@ class Report:
             "committed": self.committed,
             "retries": self.retries,
             "notes": self.notes,
+            "warnings": self.warnings,
             "steps": [{"step": name, "seconds": round(seconds, 3), "rows": rows} for name, seconds, rows in self.steps],
             **self.counts,
         }
@@ -84,6 +95,7 @@ class Report:
             "tool": {"name": "bpr-etl", "version": __version__},
             "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "settings": settings.public(),
+            "warnings": self.warnings,
             **self.counts,
         }
 
@@ -124,23 +136,29 @@ def schema_apply(settings: Settings) -> list[str]:
         return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
 
 
-def run(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:
+def run(
+    settings: Settings,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    progress: Progress = lambda *_: None,
+) -> Report:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
 
     Raises a kind of EtlError. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays None.
     """
+    earlier = _earlier_vocabulary(settings)
     address = settings.address()
     with connect(address) as connection, ExitStack() as stack:
         scope, advice = _scope(connection, settings, settings.schema_in(address))
         out = stack.enter_context(_output(settings))
         lock = stack.enter_context(locked(connection, scope.naming.schema))
+        night = _Night(connection, scope, settings, earlier, out, clock, progress)
 
         def attempt() -> Report:
             report = Report(uuid.uuid4().hex, clock(), notes=list(advice))
             with writing(settings.out), out.staging(report.run_id) as staged:
                 with transaction(connection, keep=not settings.dry_run):
                     require_lock(connection, lock)
-                    name = _night(connection, scope, settings, report, out, staged, clock)
+                    name = _night(night, report, staged)
                 report.committed = not settings.dry_run
                 _switch(report, settings, out, staged, name)
             return report
@@ -152,6 +170,7 @@ def run(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now
 
 def export(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:
     """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database."""
+    earlier = _earlier_vocabulary(settings)
     address = settings.address()
     report = Report(uuid.uuid4().hex, clock())
     with connect(address) as connection, _output(settings) as out, writing(settings.out):
@@ -167,23 +186,76 @@ def export(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.
                 "events_left_out": logged.left_out,
             }
             with report.step("compact"):
-                dataset = compact(logged.events, logged.users, logged.slots, logged.nodes, logged.personas)
-            account = _stage(report, dataset, settings, staged)
-            name = _finish(report, settings, out, staged, account, clock())
-            _switch(report, settings, out, staged, name)
+                dataset = compact(logged.events, logged.users, logged.slots, logged.nodes, logged.personas, earlier)
+            _publish(report, dataset, settings, out, staged, clock)
     return report
 
 
-def _night(
-    connection: Connection,
-    scope: Scope,
-    settings: Settings,
-    report: Report,
-    out: Store,
-    staged: Path,
-    clock: Callable[[], datetime],
-) -> str | None:
+def expand(settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Report:
+    """Publish other triples of an old snapshot's events, with other options: no database is needed.
+
+    Raises SettingsError for options that its events can't follow, ConnectError or DataError where it can't be read.
+    """
+    report = Report(uuid.uuid4().hex, clock())
+    old = open_snapshot(Path(settings.snapshot or settings.out))
+    with report.step("read") as rows:
+        dataset = read_dataset(old)
+        rows(dataset.events.height)
+    report.counts["expanded_from"] = old.manifest["snapshot"]
+    # What decided the events stays what it was: only the triples' own options are ours.
+    settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+    with _output(settings) as out, writing(settings.out), out.staging(report.run_id) as staged:
+        _publish(report, dataset, settings, out, staged, clock)
+    return report
+
+
+def probe(settings: Settings, progress: Progress = lambda *_: None) -> Probed:
+    """Train a small model on a published snapshot's triples, and write what was found beside them.
+
+    Raises ConnectError or DataError where the snapshot can't be read, DataError where nothing is held out, or where the AUC
+    is below `fail_below`; then what was found is written all the same.
+    """
+    snapshot = open_snapshot(Path(settings.snapshot or settings.out))
+    found = _probed(snapshot, settings, progress)
+    add_probe(snapshot, found.facts, found.line())
+    _require_auc(found, settings, "It was published all the same.")
+    return found
+
+
+def _probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
+    asked = question(snapshot)
+    if not asked.test:
+        raise DataError(
+            f"The split {asked.split} holds no place out: no user has a trip in it that can be ranked, so the triples "
+            "can't be probed. Say another --split, or leave the probe out."
+        )
+    return ask(asked, affinity_model().unknown, settings.seed, progress)
+
+
+def _require_auc(found: Probed, settings: Settings, after: str) -> None:
+    if settings.fail_below is not None and not found.mean(MODEL) >= settings.fail_below:
+        raise DataError(
+            f"A model trained on these triples has AUC {found.mean(MODEL):.3f}, and --fail-below asks for "
+            f"{settings.fail_below:g} (popularity has {found.mean(POPULARITY):.3f}). {after} Try --negatives recommended."
+        )
+
+
+@dataclass(frozen=True)
+class _Night:
+    """What every step of a run has at hand."""
+
+    connection: Connection
+    scope: Scope
+    settings: Settings
+    earlier: Vocabulary
+    out: Store
+    clock: Callable[[], datetime]
+    progress: Progress
+
+
+def _night(night: _Night, report: Report, staged: Path) -> str | None:
     """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
+    connection, scope, settings = night.connection, night.scope, night.settings
     aside = SetAside()
     with report.step("read") as rows:
         source = extract_source(connection, scope, settings.audience, aside)
@@ -200,12 +272,32 @@ def _night(
             personas = read_personas(connection, scope, settings.audience, aside)
         users = source.users_of(settings.audience)
         report.counts["events_left_out"] = left_out
-        dataset = compact(events, users, source.slots, source.nodes, personas)
+        dataset = compact(events, users, source.slots, source.nodes, personas, night.earlier)
     account = _stage(report, dataset, settings, staged)
+    if settings.probe or settings.fail_below is not None:
+        _probe_staged(report, account, settings, staged, night.progress)
     with report.step("backfill") as rows:
         report.counts["signals_backfilled"] = load.backfill(connection, scope)
         rows(report.counts["signals_backfilled"])
-    return _finish(report, settings, out, staged, account, clock())
+    return _finish(report, settings, night.out, staged, account, night.clock())
+
+
+def _publish(
+    report: Report, dataset: Dataset, settings: Settings, out: Store, staged: Path, clock: Callable[[], datetime]
+) -> None:
+    """Stage a dataset and make it the newest snapshot, where no database has to agree first."""
+    account = _stage(report, dataset, settings, staged)
+    _switch(report, settings, out, staged, _finish(report, settings, out, staged, account, clock()))
+
+
+def _earlier_vocabulary(settings: Settings) -> Vocabulary:
+    """The vocabulary whose indexes are kept. An --out folder's first night has none yet."""
+    if settings.vocab_from is None:
+        return Vocabulary()
+    path = Path(settings.vocab_from)
+    if path == Path(settings.out) and not (path / LATEST).exists():
+        return Vocabulary()
+    return read_vocabulary(path)
 
 
 def _scope(connection: Connection, settings: Settings, schema_name: str) -> tuple[Scope, list[str]]:
@@ -277,30 +369,56 @@ def _audience_events(
     return Events.validate(ranked.events.select(Events.column_names()), cast=True), {}
 
 
-def _stage(report: Report, dataset: Dataset, settings: Settings, staged: Path) -> Published:
+def _stage(report: Report, dataset: Dataset, settings: Settings, staged: Path) -> Staged:
     """Write and check the snapshot's data files, and take over their account."""
-    options = PublishOptions(settings.min_catalog, settings.small_catalog, settings.ids, settings.rows_per_file)
+    options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
     with report.step("stage files") as rows:
         account = stage(dataset, options, staged)
-        rows(sum(account.triples.values()))
-    report.counts |= {
-        "published": {
-            "events": account.events,
-            "triples": account.triples,
-            "triples_by_neg_source": account.neg_sources,
-            "positives": account.positives,
-            "positives_left_out": account.positives_left_out,
-            "cities_left_out": account.cities_left_out,
-            "users": dataset.users.height,
-            "items": dataset.items.height,
-        }
-    }
+        report.counts["published"] = account.counts(dataset)
+        rows(sum(report.counts["published"]["triples"].values()))
+    report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]
     return account
 
 
-def _finish(
-    report: Report, settings: Settings, out: Store, staged: Path, account: Published, now: datetime
-) -> str | None:
+def _probe_staged(report: Report, account: Staged, settings: Settings, staged: Path, progress: Progress) -> None:
+    """Probe what was staged, before anything is committed. Raises DataError where the AUC is below `fail_below`."""
+    with report.step("probe"):
+        files = [asdict(entry) for entry in account.files]
+        snapshot = Snapshot(staged, {"settings": settings.public(), "cities": account.folders, "files": files})
+        found = _probed(snapshot, settings, progress)
+    _require_auc(found, settings, "Nothing was committed or published.")
+    account.beside.append(write_probe(staged, found.facts))
+    report.counts["probe"] = found.line()
+    report.warnings += found.warnings()
+
+
+def training_options(settings: Settings) -> TrainingOptions:
+    """What decides the triples, of all the settings."""
+    return TrainingOptions(**{f.name: getattr(settings, f.name) for f in fields(TrainingOptions)})
+
+
+def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
+    """A weight for a city without events does nothing: said, since it may be a slip of the pen."""
+    cities = sorted(account.folders.values())
+    for city, _ in settings.city_weight:
+        if city not in cities:
+            near = difflib.get_close_matches(city, cities, 1)
+            yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
+
+
+def _doubts(account: Staged) -> Iterator[str]:
+    """The cities whose triples are likely to teach badly, by the sign that needs no training."""
+    low = {city: value for city, value in account.signs.items() if value is not None and value < DOUBTFUL}
+    if low:
+        named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
+        yield (
+            f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
+            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). Try --negatives recommended, and "
+            "measure with `bpr-etl probe`; docs/negatives.md explains."
+        )
+
+
+def _finish(report: Report, settings: Settings, out: Store, staged: Path, account: Staged, now: datetime) -> str | None:
     """Write the manifest, last; gives the snapshot's name, None where it is not to be published: nothing has changed."""
     latest = out.latest() if settings.skip_unchanged else None
     if latest and latest.get("content_sha256") == account.content_sha256:

@@ -118,7 +118,8 @@ def categories(naming: Naming) -> str:
 def personas(scope: Scope, audience: Audience) -> str:
     """One row per PersonaDimension row of the audience's users, of the eight dimensions."""
     return (
-        'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value '
+        'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
+        'p."confidence" AS confidence, p."source" AS source '
         f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
         f"WHERE {scope.includes('u', audience)}"
     )
@@ -136,6 +137,7 @@ def events(scope: Scope, audience: Audience) -> str:
     )
     return (
         'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, t."city" AS city, '
+        f"{_microseconds('t', 'startDate')} AS start_us, "
         f'r."dayNumber" AS day_number, {_microseconds("r", "createdAt")} AS created_us, r."surface" AS surface, '
         f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
         f'FROM {scope.naming.table("RankingEvent")} r JOIN {scope.naming.table("User")} u ON u."id" = r."userId" '

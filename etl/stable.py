@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import uuid
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import polars_hash as plh
 
@@ -45,6 +47,16 @@ def mix64(number: pl.Expr) -> pl.Expr:
     z = (number ^ (number // _u64(1 << 30))) * _u64(0xBF58476D1CE4E5B9)
     z = (z ^ (z // _u64(1 << 27))) * _u64(0x94D049BB133111EB)
     return z ^ (z // _u64(1 << 31))
+
+
+def mix64_array(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`mix64` of an array, for the draws: a fresh array of the same shape."""
+    z = number ^ (number >> np.uint64(30))
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def round_to_millionths(number: pl.Expr) -> pl.Expr:

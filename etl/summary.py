@@ -17,6 +17,7 @@ _WORDS = {
     "trip_gone": "trip is gone",
     "small_catalog": "city's catalogue is too small",
     "no_negatives": "event has no negative to stand against",
+    "whole_catalog_seen": "user has selected the city's whole catalogue",
     "unknown_category": "category that the enum does not have",
     "not_a_finite_number": "value is no finite JSON number",
 }
@@ -25,8 +26,52 @@ _WORDS = {
 def run_summary(
     title: str, steps: Iterable[tuple[str, float, int | None]], counts: Mapping[str, Any]
 ) -> RenderableType:
-    """Steps with rows and seconds, then the triples per city, then what was left out."""
-    return Group(_steps(title, steps), _published(counts), _left_out(counts))
+    """Steps with rows and seconds, then the triples per city, then what was left out, then the probe's figures."""
+    return Group(_steps(title, steps), _published(counts), _left_out(counts), _probe_line(counts))
+
+
+def _probe_line(counts: Mapping[str, Any]) -> Text:
+    if "probe" not in counts:
+        return Text("")
+    found = counts["probe"]
+    return Text(
+        f"\nProbe ({found['split']}, {found['users']:,} users): AUC {_interval(found['auc'])}, "
+        f"popularity {_interval(found['auc_of_popularity'])}, NDCG@10 {_interval(found['ndcg_at_10'])}"
+    )
+
+
+_RANKINGS = {
+    "model": "BPR on these triples",
+    "popularity": "popularity",
+    "own_history": "own history, then popularity",
+    "affinity": "affinity",
+    "random": "chance",
+}
+
+
+def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
+    """How the model and what needs no training rank the held-out places: all of them, and those new to the user."""
+    title = f"Held out by {facts['split']}: {facts['users']:,} users, mean and interval of 95%"
+    new = f"\nPlaces new to the user: {facts['users_with_new_places']:,} users"
+    return Group(_figures(title, facts["rankings"], "all"), _figures(new, facts["rankings"], "new"))
+
+
+def _figures(title: str, rankings: Mapping[str, Any], scope: str) -> Table:
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("ranking")
+    for column in ("AUC", "NDCG@10", "Recall@10"):
+        table.add_column(column)
+    for name, words in _RANKINGS.items():
+        if name in rankings:
+            found = rankings[name][scope]
+            table.add_row(words, *(_interval(found[figure]) for figure in ("auc", "ndcg_at_10", "recall_at_10")))
+    return table
+
+
+def _interval(found: Mapping[str, float | None]) -> str:
+    if found["mean"] is None:
+        return "-"
+    return f"{found['mean']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
 
 
 def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Table:
@@ -70,8 +115,15 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
     table.add_column("city", footer="all")
     table.add_column("events", justify="right", footer=f"{sum(events.values()):,}")
     table.add_column("triples", justify="right", footer=f"{sum(triples.values()):,}")
+    table.add_column("teaches", justify="right")
     for city, number in events.items():
-        table.add_row(city, f"{number:,}", f"{triples[city]:,}" if city in triples else "left out")
+        teaches = published["signs"].get(city)
+        table.add_row(
+            city,
+            f"{number:,}",
+            f"{triples[city]:,}" if city in triples else "left out",
+            "" if teaches is None else f"{teaches:.2f}",
+        )
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import pyarrow.parquet as pq
 
 from etl.affinity import affinity_model
 from etl.database import Connection
-from etl.errors import ConnectError, DataError
 from etl.laws import laws, validation_query
-from etl.publish import LATEST, MANIFEST, SNAPSHOTS, file_sha256
 from etl.queries import Scope
+from etl.snapshot import MANIFEST, file_sha256, open_snapshot
 
 
 @dataclass(frozen=True)
@@ -48,29 +46,15 @@ def validate_database(connection: Connection, scope: Scope) -> Validated:
     return Validated([asked, *findings], rows)
 
 
-def find_snapshot(path: Path) -> Path:
-    """The snapshot's folder: the path itself, or the one that LATEST names in it. Raises ConnectError when there is none."""
-    if (path / MANIFEST).is_file():
-        return path
-    if (path / LATEST).is_file():
-        return find_snapshot(path / SNAPSHOTS / (path / LATEST).read_text(encoding="utf-8").strip())
-    raise ConnectError(
-        f"{path} is no snapshot: it has no {MANIFEST}. Give a folder under snapshots/, or an --out folder."
-    )
-
-
 def validate_snapshot(path: Path) -> list[Finding]:
     """Check a published snapshot against its manifest: every file's rows, bytes and SHA-256, and that no file is unlisted.
 
     Also the laws of triples: no negative is a positive of its event, and no row stands twice. Raises DataError when the
     manifest can't be read.
     """
-    snapshot = find_snapshot(path)
-    try:
-        manifest: dict[str, Any] = json.loads((snapshot / MANIFEST).read_text(encoding="utf-8"))
-        listed = {entry["path"]: entry for entry in manifest["files"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{snapshot / MANIFEST} can't be read as a manifest ({error}). Publish again.") from None
+    opened = open_snapshot(path)
+    snapshot = opened.folder
+    listed = {entry["path"]: entry for entry in opened.manifest["files"]}
     there = {p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()} - {MANIFEST}
     missing, unlisted = sorted(set(listed) - there), sorted(there - set(listed))
     changed = [name for name in sorted(there & set(listed)) if not _as_listed(snapshot / name, listed[name])]

@@ -134,13 +134,34 @@ def test_indexes_point_at_the_vocabularies(snapshot):
 
 def test_users_have_their_dimensions(snapshot):
     users = pl.read_parquet(snapshot / "users.parquet")
-    assert users.columns[2:] == [
+    dimensions = [
         *("pace_preference", "budget_sensitivity", "cuisine_openness", "social_mode"),
         *("time_orientation", "primary_interest", "trip_count", "category_affinities"),
     ]
+    assert users.columns[2:10] == dimensions
+    assert users.columns[10:26] == [f"{name}_{what}" for what in ("confidence", "source") for name in dimensions]
+    affinities = [name for name in users.columns if name.startswith("affinity_")]
+    assert users.columns[26:] == [*affinities, "status", "n_trips", "n_events", "n_selected", "n_triples"]
+    assert len(affinities) > 5
     without = users.filter(pl.col("pace_preference").is_null())
     assert 0 < without.height < users.height
-    assert without.select(pl.all_horizontal(pl.col(users.columns[2:]).is_null().all())).item()
+    features = [*users.columns[2:26], *affinities]
+    assert without.select(pl.all_horizontal(pl.col(features).is_null().all())).item()
+    assert users["status"].unique().to_list() == ["present"]
+
+
+def test_features_are_what_the_database_says(snapshot):
+    """Numbers beside the texts: openness, the affinity of each category; confidence and source as they were written."""
+    users = pl.read_parquet(snapshot / "users.parquet").drop_nulls("category_affinities")
+    for row in users.head(50).iter_rows(named=True):
+        affinities = json.loads(row["category_affinities"])
+        columns = {name.removeprefix("affinity_"): v for name, v in row.items() if name.startswith("affinity_")}
+        assert columns == {name: affinities.get(name) for name in columns}
+    expected = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
+    for name in ("pace_preference", "category_affinities", "trip_count"):
+        assert users[f"{name}_confidence"].equals(
+            users[f"{name}_source"].replace_strict(expected, return_dtype=pl.Float64), check_names=False
+        )
 
 
 def test_index_alone_leaves_the_texts_out(make_database, small_world_template, tmp_path):

@@ -16,7 +16,7 @@ from etl import pipeline
 from etl.affinity import affinity_model
 from etl.compact import EVENT_COLUMNS
 from etl.config import resolve
-from etl.publish import city_folder
+from etl.stage import city_folder
 from etl.validate import validate_snapshot
 from tests.property import oracle
 from tests.property.dense import dense_world

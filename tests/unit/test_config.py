@@ -45,7 +45,17 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"ids": "Both"}, "did you mean 'both'"),
         ({"scale": 0}, "above 0"),
         ({"shadow_prefix": ""}, "must not be empty"),
-        ({"negatives": ["catalog:16"]}, "must be one of ranking"),
+        ({"negatives": ["catalogue:16"]}, "must be ranking, shown, catalog:N"),
+        ({"negatives": ["catalog:0"]}, "catalog:N"),
+        ({"negatives": ["catalog:4", "recommended"]}, "once"),
+        ({"split": "last"}, "must be none, last-trip, time:"),
+        ({"split": "time:2026-02-01,2026-01-01"}, "the second is later"),
+        ({"split": "time:yesterday"}, "dates like"),
+        ({"catalog_alpha": -1}, "from 0 to 10"),
+        ({"city_weight": ["New York"]}, "New York=2"),
+        ({"city_weight": ["New York=0"]}, "above 0"),
+        ({"city_weight": ["a=1", "a=2"]}, "each city once"),
+        ({"fail_below": 1.5}, "from 0 to 1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(given, said):

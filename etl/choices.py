@@ -1,0 +1,157 @@
+"""What can be asked of a snapshot's triples, as words and as values: negatives, splits, weights of cities.
+
+Standard library alone: the command line checks its options with it before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
+
+from etl.errors import SettingsError
+
+SPLITS = ("train", "valid", "test")
+"""The parts of a split, earliest first: nothing of a later one informs an earlier one."""
+
+RECOMMENDED = "recommended"
+RECOMMENDED_DRAWS = 16
+LARGE_CATALOGUE = 1_000
+"""From so many eligible nodes on, `recommended` draws popular nodes more often (docs/negatives.md, "Large catalogues")."""
+
+LARGE_CATALOGUE_ALPHA = 0.5
+_STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_DRAWS}", RECOMMENDED)
+MOST_DRAWS = 1_000
+MOST_ALPHA = 10.0
+
+SplitKind = Literal["none", "last-trip", "time"]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Where the negatives of one city come from. `catalog` draws per positive, `alpha` their popularity's power."""
+
+    ranking: bool = False
+    shown: bool = False
+    catalog: int = 0
+    alpha: float = 0.0
+
+    def words(self) -> dict[str, Any]:
+        """The manifest's account of it: what was asked for, written out."""
+        named = ["ranking"] * self.ranking + ["shown"] * self.shown + [f"catalog:{self.catalog}"] * bool(self.catalog)
+        return {"negatives": named} | ({"catalog_alpha": self.alpha} if self.catalog else {})
+
+
+@dataclass(frozen=True)
+class Split:
+    """How events are split. `cuts` of a time split: seconds since 1970, UTC, where valid and test (or test) begin."""
+
+    kind: SplitKind
+    cuts: tuple[int, ...] = ()
+
+
+def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
+    """The strategies asked for, each once, in the order they came. Raises SettingsError for what is none."""
+    found: list[str] = []
+    for each in words:
+        word = each.strip() if isinstance(each, str) else each
+        if word not in {"ranking", "shown", RECOMMENDED} and not _draws(word):
+            near = difflib.get_close_matches(str(word), _STRATEGIES, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(
+                f"must be ranking, shown, catalog:N (N from 1 to {MOST_DRAWS}) or {RECOMMENDED}, not {word!r}{hint}"
+            )
+        found.append(word)
+    if sum(word == RECOMMENDED or word.startswith("catalog") for word in set(found)) > 1:
+        raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
+    if not found:
+        raise SettingsError("must name at least one strategy")
+    return tuple(dict.fromkeys(found))
+
+
+def negatives_for(words: Iterable[str], alpha: float | None, nodes: int) -> Negatives:
+    """What the strategies come to in a city of so many eligible nodes; `recommended` is written out."""
+    words = set(words)
+    if RECOMMENDED in words:
+        draws = RECOMMENDED_DRAWS
+        alpha = alpha if alpha is not None else LARGE_CATALOGUE_ALPHA if nodes >= LARGE_CATALOGUE else 0.0
+    else:
+        draws = next(filter(None, map(_draws, words)), 0)
+    return Negatives("ranking" in words, "shown" in words, draws, alpha or 0.0)
+
+
+def _draws(word: Any) -> int:
+    """N of `catalog:N`; 0 for anything else."""
+    name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
+    if name != "catalog" or not (number.isascii() and number.isdigit()):
+        return 0
+    return int(number) if 1 <= int(number) <= MOST_DRAWS else 0
+
+
+def parse_split(text: Any) -> Split:
+    """`none`, `last-trip`, `time:<ISO date>` or `time:<ISO date>,<ISO date>`. Raises SettingsError for anything else."""
+    if text in {"none", "last-trip"}:
+        return Split(text)
+    kind, _, dates = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if kind != "time" or not dates:
+        raise SettingsError("must be none, last-trip, time:<ISO date> or time:<ISO date>,<ISO date>")
+    cuts = tuple(_seconds(word.strip()) for word in dates.split(","))
+    if len(cuts) > 2 or sorted(set(cuts)) != list(cuts):
+        raise SettingsError("must have one date, or two of which the second is later")
+    return Split("time", cuts)
+
+
+def _seconds(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"must have dates like 2026-11-01, not {text!r}") from None
+    if moment.microsecond:
+        raise SettingsError(f"must have whole seconds, not {text!r}")
+    # The database's timestamps have no zone and are UTC.
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - datetime.combine(date(1970, 1, 1), datetime.min.time(), UTC)) // timedelta(seconds=1)
+
+
+def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
+    """Weights of cities, `New York=2` each, sorted by city; a text may hold several, parted by commas.
+
+    Raises SettingsError for a weight that is no finite number above 0, and for a city that comes twice.
+    """
+    if isinstance(value, Mapping):
+        pairs = [(str(city), weight) for city, weight in value.items()]
+    else:
+        words = _parted(value) if isinstance(value, str) else list(value)
+        pairs = [(city, weight) for city, _, weight in (str(word).rpartition("=") for word in words)]
+    weights = dict(
+        sorted(
+            ((city, _weight(city, weight)) for city, weight in pairs), key=lambda p: p[0].encode(errors="surrogatepass")
+        )
+    )
+    if len(weights) != len(pairs):
+        raise SettingsError("must name each city once")
+    return tuple(weights.items())
+
+
+def _parted(text: str) -> list[str]:
+    """`Washington, DC=2,New York=3` has two: a comma parts only behind a weight."""
+    words: list[str] = []
+    for piece in text.split(","):
+        if words and "=" not in words[-1]:
+            words[-1] += f",{piece}"
+        else:
+            words.append(piece)
+    return [word.strip() for word in words]
+
+
+def _weight(city: str, value: Any) -> float:
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise SettingsError(f'must be a city and a number above 0, like "New York=2", not {f"{city}={value}"!r}')
+    return weight

@@ -1,0 +1,132 @@
+"""How well scores rank: AUC, NDCG and Recall per group, and what chance does to their mean. NumPy alone.
+
+A group is a list to be ranked: for a probe, a user in a city. Groups are rows, places are columns, and masks say which
+places stand in a group's list (`candidates`) and which of those were taken (`positives`). Equal scores are never broken
+by the order of the columns: every figure is the mean over all orders of the tied places (McSherry & Najork 2008,
+"Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"), so a constant score
+is worth what chance is, and no tie flatters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One number per group, in the groups' order; nan for a group without a positive or without a negative."""
+
+    auc: Floats
+    ndcg: Floats
+    recall: Floats
+
+
+def rank(scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, at: int = 10) -> Ranking:
+    """AUC, NDCG and Recall of groups, all of shape (groups, places); what isn't a candidate plays no part.
+
+    - auc: the share of (positive, negative) pairs that the scores order rightly, a tie counting half.
+    - ndcg: gains of 1 / log2(rank + 1) of the positives among the first `at`, over the most that could be had (Järvelin &
+      Kekäläinen 2002, "Cumulated Gain-Based Evaluation of IR Techniques"; a place is relevant or isn't).
+    - recall: the positives among the first `at`, over all positives; with more positives than `at` it can't reach 1.
+
+    Infinite scores are in order. Raises ValueError for unequal shapes, `at` below 1, and a candidate whose score is nan.
+    """
+    if not scores.shape == candidates.shape == positives.shape or scores.ndim != 2:
+        raise ValueError(f"Shapes differ: {scores.shape}, {candidates.shape}, {positives.shape}.")
+    if at < 1:
+        raise ValueError(f"The first {at} places are none.")
+    if np.isnan(scores, where=candidates, out=np.zeros(scores.shape, np.bool_)).any():
+        raise ValueError("A candidate's score is not a number.")
+    relevant = positives & candidates
+    n_places, n_positives = candidates.sum(axis=1), relevant.sum(axis=1)
+    n_negatives = n_places - n_positives
+    judged = (n_positives > 0) & (n_negatives > 0)
+    start, end, hit = _ties(scores, candidates, relevant)
+    discounts = np.zeros(scores.shape[1])
+    discounts[:at] = 1 / np.log2(np.arange(2, len(discounts[:at]) + 2))
+    gained, ideal = _before(discounts), _before(discounts)[n_positives]
+    counted = _before((discounts > 0).astype(np.float64))
+    size = end - start
+    # Of a positive: the places behind its ties, and half of those it is tied with, itself left out.
+    behind = n_places[:, None] - end + (size - 1) / 2
+    pairs = np.where(hit, behind, 0).sum(axis=1) - n_positives * (n_positives - 1) / 2
+    return Ranking(
+        _ratio(pairs, n_positives * n_negatives, judged),
+        _ratio(np.where(hit, (gained[end] - gained[start]) / size, 0).sum(axis=1), ideal, judged),
+        _ratio(np.where(hit, (counted[end] - counted[start]) / size, 0).sum(axis=1), n_positives, judged),
+    )
+
+
+def _ties(
+    scores: npt.NDArray[np.floating], candidates: Bools, relevant: Bools
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Bools]:
+    """The places of each group from the best to the worst, non-candidates last.
+
+    For each: how many stand before the first of its ties, the same with its ties, and whether it is a positive.
+    """
+    shown = np.where(candidates, scores, -np.inf)
+    order = np.lexsort((-shown, ~candidates), axis=-1)
+    ordered, inside = np.take_along_axis(shown, order, 1), np.take_along_axis(candidates, order, 1)
+    place = np.arange(scores.shape[1])
+    first = np.ones(scores.shape, np.bool_)
+    first[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]) | (inside[:, 1:] != inside[:, :-1])
+    last = np.ones(scores.shape, np.bool_)
+    last[:, :-1] = first[:, 1:]
+    start = np.maximum.accumulate(np.where(first, place, 0), axis=1)
+    end = np.minimum.accumulate(np.where(last, place + 1, scores.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    return start, end, np.take_along_axis(relevant, order, 1)
+
+
+def _before(values: npt.NDArray[np.floating]) -> Floats:
+    """Element r: the sum of the first r values."""
+    return np.concatenate([np.zeros(1), np.cumsum(values, dtype=np.float64)])
+
+
+def _ratio(parts: Floats, wholes: npt.NDArray[np.number], judged: Bools) -> Floats:
+    ratios: Floats = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=judged)
+    return ratios
+
+
+def mean_of_groups(values: Floats, owners: npt.NDArray[np.integer], n_owners: int) -> Floats:
+    """The mean of each owner's groups: of shape (n_owners,), nan where an owner has no group, or only groups of nan.
+
+    `owners` names each group's owner, 0 to n_owners - 1: a user with test trips to two cities counts once.
+    """
+    known = ~np.isnan(values)
+    count = np.bincount(owners[known], minlength=n_owners)
+    total = np.bincount(owners[known], values[known], minlength=n_owners)
+    return _ratio(total, count, count > 0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the percentile interval that the bootstrap gives it; `n` values had a number."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> Interval:
+    """The mean of the values that aren't nan, and where it lies in `level` of `n` resamples (Efron 1979, percentiles).
+
+    Values are one per user: users are what is drawn, with replacement. For a paired comparison give the differences, in
+    which a user whom either lacks is nan. The same values and seed give the same interval. No value at all gives nan.
+    Raises ValueError for `n` below 1 and a level outside (0, 1).
+    """
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"{n} resamples at level {level}: say 1 or more, and a level between 0 and 1.")
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    rng = np.random.default_rng(seed)
+    means = np.array([known[rng.integers(len(known), size=len(known))].mean() for _ in range(n)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(known.mean()), float(low), float(high), len(known))

@@ -1,0 +1,162 @@
+"""Do these triples teach anything? A small BPR model trained on them, and how it ranks what was held out (CONTRACT, section 4).
+
+Trained as a trainer would: variants on train are judged by valid, the best is trained again on both, and test is looked at
+once. Beside it stand rankings that need no training: a model that is no better than popularity has learnt nothing of
+people, and one that is only as good as a user's own history has learnt nothing that a count doesn't know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from etl import bpr, metrics
+from etl.heldout import Figures, Held, Ranker, by_affinity, by_own_history, by_popularity, chance, judge
+from etl.question import Question, Triples
+
+Progress = Callable[[str, int, int], object]
+"""Told of progress: what is being done, how many steps of it are done, of how many."""
+
+MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularity", "own_history", "affinity"
+SCOPES = {"all": False, "new": True}
+
+
+VARIANTS = (bpr.Options(),)
+"""What is tried on valid, the most promising first: it is what is used where there is no valid."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found: `facts` is what `probe.json` holds."""
+
+    facts: dict[str, Any]
+
+    def mean(self, ranking: str, figure: str = "auc", scope: str = "all") -> float:
+        """A ranking's figure, mean over users; nan where no user could be judged."""
+        mean = self.facts["rankings"][ranking][scope][figure]["mean"]
+        return math.nan if mean is None else float(mean)
+
+    def line(self) -> dict[str, Any]:
+        """The manifest's line."""
+        ours = self.facts["rankings"][MODEL]["all"]
+        return {
+            "split": self.facts["split"],
+            "users": self.facts["users"],
+            "auc": ours["auc"],
+            "ndcg_at_10": ours["ndcg_at_10"],
+            "auc_of_popularity": self.facts["rankings"][POPULARITY]["all"]["auc"],
+        }
+
+    def warnings(self) -> Iterator[str]:
+        """What a person should know, and do, in sentences."""
+        ours, theirs = self.mean(MODEL), self.mean(POPULARITY)
+        against = self.facts["model_against"][POPULARITY]["all"]["auc"]
+        if ours > theirs:
+            return
+        figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {_words(against)}"
+        how = "teach the opposite of what people like" if ours < 0.5 else "teach nothing about people"
+        what = "below chance" if ours < 0.5 else "no better than popularity"
+        yield (
+            f"These triples {how}: a model trained on them ranks the held-out places {what} ({figures}). "
+            "Try --negatives recommended; docs/negatives.md explains."
+        )
+
+
+def probe(
+    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.Options] = VARIANTS
+) -> Probed:
+    """Tune on valid, train on train and valid, judge on test. `unknown` is the affinity of a category without one.
+
+    The same question and seed give the same figures on one machine. Raises ValueError where test holds nothing out.
+    """
+    if not question.test:
+        raise ValueError("No place is held out.")
+    seeded = [replace(options, seed=seed) for options in variants]
+    tried: list[float] = []
+    if question.tune and len(question.valid.users):
+        for number, options in enumerate(seeded, 1):
+            model = _trained(question, question.train, options, progress, f"variant {number} of {len(seeded)}")
+            tried.append(float(np.nanmean(_judge(question, question.tune, _by(model), new=False).auc)))
+    best = seeded[int(np.nanargmax(tried))] if tried else seeded[0]
+    model = _trained(question, question.train + question.valid, best, progress, "final")
+    facts = {
+        "split": question.split,
+        "seed": seed,
+        "triples": {"train": len(question.train.users), "valid": len(question.valid.users)},
+        "variants": [{**asdict(o), "auc_on_valid": auc} for o, auc in zip(seeded, tried, strict=False)],
+        "options": asdict(best),
+        "unranked_places": question.unranked,
+        **_judged(question, model, unknown, seed),
+    }
+    return Probed(facts)
+
+
+def _trained(question: Question, triples: Triples, options: bpr.Options, progress: Progress, what: str) -> bpr.Model:
+    return bpr.train(
+        triples.users,
+        triples.positives,
+        triples.negatives,
+        triples.weights,
+        n_users=question.dataset.users.height,
+        n_items=question.dataset.items.height,
+        options=options,
+        after_epoch=lambda epoch: progress(what, epoch.number, epoch.epochs),
+    )
+
+
+def _by(model: bpr.Model) -> Ranker:
+    return lambda held: model.scores(held.users)[:, held.items]
+
+
+def _judge(question: Question, held: Sequence[Held], ranker: Ranker, *, new: bool) -> Figures:
+    return judge(held, ranker, question.dataset.users.height, new=new)
+
+
+def _judged(question: Question, model: bpr.Model, unknown: float, seed: int) -> dict[str, Any]:
+    """Every ranking's figures with intervals over users, and the model's differences from each, user by user."""
+    affinity = by_affinity(question.dataset, unknown)
+    rankers: dict[str, Ranker] = {
+        MODEL: _by(model),
+        RANDOM: chance,
+        POPULARITY: by_popularity(question.popularity),
+        OWN_HISTORY: by_own_history(question.popularity),
+    } | ({} if affinity is None else {AFFINITY: affinity})
+    found = {
+        (name, scope): _judge(question, question.test, ranker, new=new)
+        for name, ranker in rankers.items()
+        for scope, new in SCOPES.items()
+    }
+    return {
+        "users": int((~np.isnan(found[MODEL, "all"].auc)).sum()),
+        "users_with_new_places": int((~np.isnan(found[MODEL, "new"].auc)).sum()),
+        "rankings": {name: {scope: _intervals(found[name, scope], seed) for scope in SCOPES} for name in rankers},
+        "model_against": {
+            name: {scope: _intervals(_difference(found[MODEL, scope], found[name, scope]), seed) for scope in SCOPES}
+            for name in rankers
+            if name not in {MODEL, RANDOM}
+        },
+    }
+
+
+def _difference(ours: Figures, theirs: Figures) -> Figures:
+    return Figures(ours.auc - theirs.auc, ours.ndcg - theirs.ndcg, ours.recall - theirs.recall)
+
+
+def _intervals(figures: Figures, seed: int) -> dict[str, dict[str, float | None]]:
+    """The mean over users of each figure, with its interval of 95% by the bootstrap over users; null without any user."""
+    columns = {"auc": figures.auc, "ndcg_at_10": figures.ndcg, "recall_at_10": figures.recall}
+    return {name: _interval(metrics.bootstrap(values, seed)) for name, values in columns.items()}
+
+
+def _interval(found: metrics.Interval) -> dict[str, float | None]:
+    values: Mapping[str, float] = {"mean": found.mean, "low": found.low, "high": found.high}
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
+
+
+def _words(interval: Mapping[str, float | None]) -> str:
+    mean, low, high = (interval[name] or 0.0 for name in ("mean", "low", "high"))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -1,0 +1,129 @@
+"""What a probe is asked: a snapshot's triples as a trainer reads them, and what its split holds out.
+
+A snapshot without a split is asked about a `last-trip` split made from its events: the triples of train and valid are then
+drawn anew with the snapshot's own settings, since the published ones have seen the trips that are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.compact import Dataset
+from etl.draws import I64
+from etl.heldout import Held, held_out
+from etl.snapshot import Snapshot, read_dataset, read_file
+from etl.training import Training, TrainingOptions, prepare
+
+_INDEXES = {"user_idx": "user_id", "pos_idx": "pos_item", "neg_idx": "neg_item"}
+_COLUMNS = dict.fromkeys(_INDEXES, pl.UInt32) | {"weight": pl.Float32}
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Triples as codes of the vocabularies, with their weights: four arrays of one length."""
+
+    users: I64
+    positives: I64
+    negatives: I64
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, frames: Sequence[pl.DataFrame]) -> Triples:
+        """From frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
+        every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
+        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in _INDEXES)
+        return cls(users, positives, negatives, every["weight"].to_numpy())
+
+    def __add__(self, other: Triples) -> Triples:
+        return Triples(
+            np.concatenate([self.users, other.users]),
+            np.concatenate([self.positives, other.positives]),
+            np.concatenate([self.negatives, other.negatives]),
+            np.concatenate([self.weights, other.weights]),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that a probe looks at.
+
+    The triples of train and of valid; what valid and test hold out; `popularity`, the events before test that selected
+    each item, by code; `split`, in words; `unranked`, the held-out places of test that their city's catalogue hasn't.
+    """
+
+    dataset: Dataset
+    train: Triples
+    valid: Triples
+    tune: Sequence[Held]
+    test: Sequence[Held]
+    popularity: I64
+    split: str
+    unranked: int
+
+
+def question(snapshot: Snapshot) -> Question:
+    """What to ask of a snapshot, published or staged. Raises DataError where its files can't be read."""
+    dataset = read_dataset(snapshot)
+    options = training_options(snapshot)
+    made = options.split == "none"
+    training = prepare(dataset, replace(options, split="last-trip") if made else options)
+    # Cities whose triples are left out teach nothing and are not asked about.
+    kept = [city for city in dataset.events["city"].unique() if options.keeps(dataset.eligible.get(city, 0))]
+    events = training.events.filter(pl.col("city").is_in(kept))
+    train, valid = ((_expanded if made else _published)(snapshot, training, part) for part in ("train", "valid"))
+    tune, _ = held_out(dataset, events, "valid", ["train"])
+    test, unranked = held_out(dataset, events, "test", ["train", "valid"])
+    before = training.events.filter(pl.col("split") != "test")["selected_ids"].explode(empty_as_null=False)
+    return Question(
+        dataset,
+        train,
+        valid,
+        tune,
+        test,
+        popularity=np.bincount(before.to_physical().to_numpy(), minlength=dataset.items.height),
+        split="last-trip, made from its events" if made else options.split,
+        unranked=unranked,
+    )
+
+
+def training_options(snapshot: Snapshot) -> TrainingOptions:
+    """What decided the snapshot's triples, as its manifest says; of release 0.1 some are not said, and have the defaults."""
+    settings = snapshot.settings
+    found = {f.name: settings[f.name] for f in fields(TrainingOptions) if f.name in settings}
+    if "city_weight" in found:
+        found["city_weight"] = tuple((str(city), float(weight)) for city, weight in found["city_weight"])
+    return TrainingOptions(**(found | {"negatives": tuple(found["negatives"])}))
+
+
+def _expanded(_: Snapshot, training: Training, part: str) -> Triples:
+    """The triples of a part of the split, made anew."""
+    frames = []
+    for partition in training.partitions():
+        if partition.kept and partition.split == part:
+            triples = partition.expand(training.options).triples
+            codes = (pl.col(text).to_physical().cast(pl.UInt32).alias(index) for index, text in _INDEXES.items())
+            frames.append(triples.select(*codes, "weight"))
+    return Triples.of(frames)
+
+
+def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
+    """The triples of a part of the split as the files have them, by index or by text."""
+    dataset = training.dataset
+    user, item = pl.Enum(dataset.users["user_id"]), pl.Enum(dataset.items["item_id"])
+    frames = []
+    for split, _, path in snapshot.parts("triples"):
+        if split == part:
+            rows = read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix())
+            codes = (
+                pl.col(index)
+                if index in rows.columns
+                else pl.col(text).cast(user if index == "user_idx" else item).to_physical().cast(pl.UInt32).alias(index)
+                for index, text in _INDEXES.items()
+            )
+            frames.append(rows.select(*codes, "weight"))
+    return Triples.of(frames)

@@ -1,0 +1,128 @@
+"""Published snapshots, read back: where one is, its manifest, its dataset, its vocabulary. Nothing here writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from etl.compact import Dataset, Vocabulary, coded
+from etl.errors import ConnectError, DataError
+from etl.stable import sha256_hex
+
+MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
+
+_US_PER_DAY = 86_400_000_000
+_ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
+USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
+ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative")
+"""Columns of the vocabularies that count what is in train: every snapshot has its own."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published snapshot: its folder, and what its manifest says."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that it was made with."""
+        return dict(self.manifest["settings"])
+
+    def parts(self, kind: str) -> list[tuple[str | None, str, Path]]:
+        """The files of `events` or `triples`, in the manifest's order: (split, city, path)."""
+        found = []
+        for entry in self.manifest["files"]:
+            place = entry["path"].split("/")
+            if place[0] == kind:
+                split = place[1].removeprefix("split=") if place[1].startswith("split=") else None
+                found.append((split, str(self.manifest["cities"][place[-2]]), self.folder / entry["path"]))
+        return found
+
+
+def find_snapshot(path: Path) -> Path:
+    """The snapshot's folder: the path itself, or the one that LATEST names in it. Raises ConnectError when there is none."""
+    if (path / MANIFEST).is_file():
+        return path
+    if (path / LATEST).is_file():
+        return find_snapshot(path / SNAPSHOTS / (path / LATEST).read_text(encoding="utf-8").strip())
+    raise ConnectError(
+        f"{path} is no snapshot: it has no {MANIFEST}. Give a folder under snapshots/, or an --out folder."
+    )
+
+
+def open_snapshot(path: Path) -> Snapshot:
+    """The snapshot at a path (see `find_snapshot`). Raises DataError when its manifest can't be read."""
+    folder = find_snapshot(path)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        snapshot = Snapshot(folder, manifest)
+        snapshot.parts("events")
+        dict(manifest["settings"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / MANIFEST} can't be read as a manifest ({error}). Publish again.") from None
+    return snapshot
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The ids of an earlier night, in the order of their indexes. Raises ConnectError when there is no snapshot."""
+    folder = find_snapshot(path)
+    users = read_file(folder, "users.parquet", ["user_id", "user_idx"]).sort("user_idx")
+    items = read_file(folder, "items.parquet", ["item_id", "item_idx"]).sort("item_idx")
+    return Vocabulary(users["user_id"], items["item_id"])
+
+
+def read_dataset(snapshot: Snapshot) -> Dataset:
+    """What the snapshot was made from, as its files have it: enough for other triples, without a database.
+
+    A snapshot of release 0.1 has no trips.parquet: a trip then starts where its first event says that day 1 was.
+    """
+    users = read_file(snapshot.folder, "users.parquet")
+    items = read_file(snapshot.folder, "items.parquet").select(_ITEM_COLUMNS)
+    parts = [
+        read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()).with_columns(city=pl.lit(city))
+        for _, city, path in snapshot.parts("events")
+    ]
+    if not parts:
+        raise DataError(f"{snapshot.folder} has no events, so there is nothing to expand. Publish again.")
+    events = coded(_in_file_order(pl.concat(parts)), users, items)
+    has_trips = (snapshot.folder / "trips.parquet").is_file()
+    trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(events)
+    return Dataset(events, users.drop(USER_COUNTS, strict=False), items, trips)
+
+
+def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """A Parquet file of a snapshot. Raises DataError where it can't be read as one, ConnectError where it is not there."""
+    try:
+        return pl.read_parquet(folder / name, columns=columns, hive_partitioning=False)
+    except FileNotFoundError:
+        raise ConnectError(f"{folder / name} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{folder / name} can't be read ({error}). Publish the snapshot again.") from None
+
+
+def _in_file_order(events: pl.DataFrame) -> pl.DataFrame:
+    """Events of all parts in the order of `rankings.in_file_order`.
+
+    The files have whole seconds: events of a user's same second keep the order of their file, train's first.
+    """
+    users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
+    joined = events.join(users, on="user_id", how="left", maintain_order="left")
+    return joined.sort("user_hash", "user_id", "timestamp", maintain_order=True).drop("user_hash")
+
+
+def _trips(events: pl.DataFrame) -> pl.DataFrame:
+    day_one = pl.col("timestamp") * 1_000_000 - (pl.col("day_number").cast(pl.Int64) - 1) * _US_PER_DAY
+    return events.group_by("trip_id").agg(pl.col("city").first(), start_us=day_one.min()).sort("trip_id")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies on disk, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
