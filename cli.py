@@ -247,6 +247,8 @@ def export(
     vocab_from: VocabFrom = None,
     rows_per_file: RowsPerFile = None,
     skip_unchanged: SkipUnchanged = None,
+    probe: Probe = None,
+    fail_below: FailBelow = None,
     seed: Seed = None,
     config: Config = None,
     json_: Json = None,
@@ -270,6 +272,8 @@ def expand(
     ids: Ids = None,
     rows_per_file: RowsPerFile = None,
     skip_unchanged: SkipUnchanged = None,
+    probe: Probe = None,
+    fail_below: FailBelow = None,
     seed: Seed = None,
     config: Config = None,
     json_: Json = None,
@@ -389,11 +393,35 @@ def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = None) 
 
 
 def _run(settings: Settings) -> Answer:
-    from etl import pipeline, summary
+    from etl import pipeline
+
+    return _publishing("bpr-etl run", pipeline.run, settings)
+
+
+def _export(settings: Settings) -> Answer:
+    from etl import pipeline
+
+    return _publishing("bpr-etl export", pipeline.export, settings)
+
+
+def _expand(settings: Settings) -> Answer:
+    from etl import pipeline
+
+    return _publishing("bpr-etl expand", pipeline.expand, settings)
+
+
+def _publishing(title: str, publish: Callable[..., Any], settings: Settings) -> Answer:
+    from etl import summary
 
     with _progress() as progress:
-        report = pipeline.run(settings, progress=progress)
-    return _published(summary, "bpr-etl run", report, settings)
+        report = publish(settings, progress=progress)
+    shown: list[RenderableType | str] = [summary.run_summary(title, report.steps, report.counts), ""]
+    shown += [f"Warning: {warning}" for warning in report.warnings]
+    shown += [f"Note: {note}" for note in report.notes]
+    if report.snapshot:
+        shown.append(f"Snapshot: {report.snapshot}")
+    nothing = report.snapshot is None and not settings.dry_run
+    return Answer(report.facts_for_json(), shown, NothingToDo.exit_code if nothing else 0)
 
 
 def _probe(settings: Settings) -> Answer:
@@ -419,28 +447,6 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(task, description=f"probe: {what}", completed=done, total=of, visible=True)
 
         yield show
-
-
-def _export(settings: Settings) -> Answer:
-    from etl import pipeline, summary
-
-    return _published(summary, "bpr-etl export", pipeline.export(settings), settings)
-
-
-def _expand(settings: Settings) -> Answer:
-    from etl import pipeline, summary
-
-    return _published(summary, "bpr-etl expand", pipeline.expand(settings), settings)
-
-
-def _published(summary: Any, title: str, report: Any, settings: Settings) -> Answer:
-    shown: list[RenderableType | str] = [summary.run_summary(title, report.steps, report.counts), ""]
-    shown += [f"Warning: {warning}" for warning in report.warnings]
-    shown += [f"Note: {note}" for note in report.notes]
-    if report.snapshot:
-        shown.append(f"Snapshot: {report.snapshot}")
-    nothing = report.snapshot is None and not settings.dry_run
-    return Answer(report.facts_for_json(), shown, NothingToDo.exit_code if nothing else 0)
 
 
 def _validate_database(settings: Settings) -> Answer:

@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from etl import __version__, embedded, pipeline
+from etl import __version__, embedded
 from etl.address import parse_address
 from etl.database import connect
 from etl.errors import SettingsError
+from etl.journal import LIBRARIES
 from etl.prisma import quote_identifier
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -65,7 +66,7 @@ def circumstances(url: str) -> dict[str, Any]:
     """What a measurement depends on besides the code: versions, the server's, cores."""
     with connect(parse_address(url, {})) as connection:
         server_version = str(connection.rows("SELECT current_setting('server_version')")[0][0])
-    libraries = {name: version(name) for name in pipeline.LIBRARIES}
+    libraries = {name: version(name) for name in LIBRARIES}
     return {
         "tool": __version__,
         "libraries": libraries | {"python": platform.python_version()},

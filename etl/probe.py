@@ -31,9 +31,14 @@ VARIANTS = (bpr.Options(),)
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe found: `facts` is what `probe.json` holds."""
+    """What a probe found: `facts` is what `probe.json` holds.
+
+    `figures` has every ranking's, user by user, by (ranking, scope).
+    """
 
     facts: dict[str, Any]
+    options: bpr.Options
+    figures: Mapping[tuple[str, str], Figures]
 
     def mean(self, ranking: str, figure: str = "auc", scope: str = "all") -> float:
         """A ranking's figure, mean over users; nan where no user could be judged."""
@@ -77,12 +82,13 @@ def probe(
         raise ValueError("No place is held out.")
     seeded = [replace(options, seed=seed) for options in variants]
     tried: list[float] = []
-    if question.tune and len(question.valid.users):
+    if len(seeded) > 1 and question.tune and len(question.valid.users):
         for number, options in enumerate(seeded, 1):
             model = _trained(question, question.train, options, progress, f"variant {number} of {len(seeded)}")
             tried.append(float(np.nanmean(_judge(question, question.tune, _by(model), new=False).auc)))
     best = seeded[int(np.nanargmax(tried))] if tried else seeded[0]
     model = _trained(question, question.train + question.valid, best, progress, "final")
+    figures = _figures(question, model, unknown)
     facts = {
         "split": question.split,
         "seed": seed,
@@ -90,9 +96,9 @@ def probe(
         "variants": [{**asdict(o), "auc_on_valid": auc} for o, auc in zip(seeded, tried, strict=False)],
         "options": asdict(best),
         "unranked_places": question.unranked,
-        **_judged(question, model, unknown, seed),
+        **_intervals_of(figures, seed),
     }
-    return Probed(facts)
+    return Probed(facts, best, figures)
 
 
 def _trained(question: Question, triples: Triples, options: bpr.Options, progress: Progress, what: str) -> bpr.Model:
@@ -116,8 +122,8 @@ def _judge(question: Question, held: Sequence[Held], ranker: Ranker, *, new: boo
     return judge(held, ranker, question.dataset.users.height, new=new)
 
 
-def _judged(question: Question, model: bpr.Model, unknown: float, seed: int) -> dict[str, Any]:
-    """Every ranking's figures with intervals over users, and the model's differences from each, user by user."""
+def _figures(question: Question, model: bpr.Model, unknown: float) -> dict[tuple[str, str], Figures]:
+    """Every ranking's figures, over all places and over new ones."""
     affinity = by_affinity(question.dataset, unknown)
     rankers: dict[str, Ranker] = {
         MODEL: _by(model),
@@ -125,24 +131,31 @@ def _judged(question: Question, model: bpr.Model, unknown: float, seed: int) -> 
         POPULARITY: by_popularity(question.popularity),
         OWN_HISTORY: by_own_history(question.popularity),
     } | ({} if affinity is None else {AFFINITY: affinity})
-    found = {
+    return {
         (name, scope): _judge(question, question.test, ranker, new=new)
         for name, ranker in rankers.items()
         for scope, new in SCOPES.items()
     }
+
+
+def _intervals_of(figures: Mapping[tuple[str, str], Figures], seed: int) -> dict[str, Any]:
+    """Means with intervals over users: of every ranking, and of the model's differences from each, user by user."""
+    rankings: dict[str, dict[str, Any]] = {}
+    against: dict[str, dict[str, Any]] = {}
+    for (name, scope), found in figures.items():
+        rankings.setdefault(name, {})[scope] = _intervals(found, seed)
+        if name not in {MODEL, RANDOM}:
+            against.setdefault(name, {})[scope] = _intervals(difference(figures[MODEL, scope], found), seed)
     return {
-        "users": int((~np.isnan(found[MODEL, "all"].auc)).sum()),
-        "users_with_new_places": int((~np.isnan(found[MODEL, "new"].auc)).sum()),
-        "rankings": {name: {scope: _intervals(found[name, scope], seed) for scope in SCOPES} for name in rankers},
-        "model_against": {
-            name: {scope: _intervals(_difference(found[MODEL, scope], found[name, scope]), seed) for scope in SCOPES}
-            for name in rankers
-            if name not in {MODEL, RANDOM}
-        },
+        "users": int((~np.isnan(figures[MODEL, "all"].auc)).sum()),
+        "users_with_new_places": int((~np.isnan(figures[MODEL, "new"].auc)).sum()),
+        "rankings": rankings,
+        "model_against": against,
     }
 
 
-def _difference(ours: Figures, theirs: Figures) -> Figures:
+def difference(ours: Figures, theirs: Figures) -> Figures:
+    """User by user, nan where either has none."""
     return Figures(ours.auc - theirs.auc, ours.ndcg - theirs.ndcg, ours.recall - theirs.recall)
 
 

@@ -6,7 +6,7 @@ drawn anew with the snapshot's own settings, since the published ones have seen 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -68,27 +68,37 @@ class Question:
 
 def question(snapshot: Snapshot) -> Question:
     """What to ask of a snapshot, published or staged. Raises DataError where its files can't be read."""
-    dataset = read_dataset(snapshot)
-    options = training_options(snapshot)
-    made = options.split == "none"
-    training = prepare(dataset, replace(options, split="last-trip") if made else options)
+    dataset, options = read_dataset(snapshot), training_options(snapshot)
+    if options.split == "none":
+        training = prepare(dataset, replace(options, split="last-trip"))
+        return about(training, lambda part: expanded(training, part), "last-trip, made from its events")
+    training = prepare(dataset, options)
+    return about(training, lambda part: _published(snapshot, training, part), options.split)
+
+
+def about(training: Training, triples: Callable[[str], Triples], split: str) -> Question:
+    """What to ask of a dataset with a split, given the triples of each part of it."""
+    dataset, options = training.dataset, training.options
     # Cities whose triples are left out teach nothing and are not asked about.
     kept = [city for city in dataset.events["city"].unique() if options.keeps(dataset.eligible.get(city, 0))]
     events = training.events.filter(pl.col("city").is_in(kept))
-    train, valid = ((_expanded if made else _published)(snapshot, training, part) for part in ("train", "valid"))
     tune, _ = held_out(dataset, events, "valid", ["train"])
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")["selected_ids"].explode(empty_as_null=False)
-    return Question(
-        dataset,
-        train,
-        valid,
-        tune,
-        test,
-        popularity=np.bincount(before.to_physical().to_numpy(), minlength=dataset.items.height),
-        split="last-trip, made from its events" if made else options.split,
-        unranked=unranked,
-    )
+    popularity = np.bincount(before.to_physical().to_numpy(), minlength=dataset.items.height)
+    return Question(dataset, triples("train"), triples("valid"), tune, test, popularity, split, unranked)
+
+
+def expanded(training: Training, part: str) -> Triples:
+    """The triples of a part of the split, made anew."""
+    partitions = (p for p in training.partitions() if p.kept and p.split == part)
+    return Triples.of([coded(partition.expand(training.options).triples) for partition in partitions])
+
+
+def coded(triples: pl.DataFrame) -> pl.DataFrame:
+    """Triples whose ids are Enums over the vocabularies as their indexes, with their weights."""
+    codes = (pl.col(text).to_physical().cast(pl.UInt32).alias(index) for index, text in _INDEXES.items())
+    return triples.select(*codes, "weight")
 
 
 def training_options(snapshot: Snapshot) -> TrainingOptions:
@@ -100,30 +110,14 @@ def training_options(snapshot: Snapshot) -> TrainingOptions:
     return TrainingOptions(**(found | {"negatives": tuple(found["negatives"])}))
 
 
-def _expanded(_: Snapshot, training: Training, part: str) -> Triples:
-    """The triples of a part of the split, made anew."""
-    frames = []
-    for partition in training.partitions():
-        if partition.kept and partition.split == part:
-            triples = partition.expand(training.options).triples
-            codes = (pl.col(text).to_physical().cast(pl.UInt32).alias(index) for index, text in _INDEXES.items())
-            frames.append(triples.select(*codes, "weight"))
-    return Triples.of(frames)
-
-
 def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
     """The triples of a part of the split as the files have them, by index or by text."""
-    dataset = training.dataset
-    user, item = pl.Enum(dataset.users["user_id"]), pl.Enum(dataset.items["item_id"])
+    user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
+    enums = {"user_id": user, "pos_item": item, "neg_item": item}
     frames = []
     for split, _, path in snapshot.parts("triples"):
         if split == part:
             rows = read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix())
-            codes = (
-                pl.col(index)
-                if index in rows.columns
-                else pl.col(text).cast(user if index == "user_idx" else item).to_physical().cast(pl.UInt32).alias(index)
-                for index, text in _INDEXES.items()
-            )
-            frames.append(rows.select(*codes, "weight"))
+            has_indexes = "user_idx" in rows.columns
+            frames.append(rows.select(*_COLUMNS) if has_indexes else coded(rows.cast(enums)))  # type: ignore[arg-type]
     return Triples.of(frames)

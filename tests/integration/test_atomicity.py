@@ -11,6 +11,7 @@ import pytest
 from etl import pipeline, publish
 from etl.database import ConflictError
 from etl.errors import ConnectError, DataError, SchemaError
+from etl.journal import Report
 from tests.states import data_files, database_state, folder_state
 
 STEPS = [
@@ -36,7 +37,7 @@ def fail_after(monkeypatch):
     """Make a run fail as soon as the named step is done; `times` bounds how often."""
 
     def arm(name, error, times=1):
-        original = pipeline.Report.step
+        original = Report.step
         left = [times]
 
         @contextmanager
@@ -47,7 +48,7 @@ def fail_after(monkeypatch):
                 left[0] -= 1
                 raise error
 
-        monkeypatch.setattr(pipeline.Report, "step", step)
+        monkeypatch.setattr(Report, "step", step)
 
     return arm
 

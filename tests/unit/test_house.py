@@ -49,21 +49,14 @@ MAY_IMPORT = {
     "summary": set(),
     "embedded": {"errors"},
     "synthetic": {"errors", "resources"},
+    "journal": {"__init__", "config"},
+    "release": {
+        *("affinity", "compact", "config", "errors", "journal", "probe", "publish", "question", "sign", "snapshot"),
+        *("stage", "training"),
+    },
     "pipeline": {
-        *(
-            "affinity",
-            "compact",
-            "config",
-            "contracts",
-            "database",
-            "extract",
-            "load",
-            "personas",
-            "publish",
-            "queries",
-        ),
-        *("rankings", "schema", "synthetic", "validate", "errors", "__init__"),
-        *("probe", "question", "sign", "snapshot", "stage", "training"),
+        *("affinity", "compact", "config", "contracts", "database", "extract", "journal", "load", "personas", "probe"),
+        *("publish", "queries", "rankings", "release", "schema", "snapshot", "synthetic", "validate"),
     },
     "demo": {"address", "config", "database", "embedded", "pipeline", "prisma"},
 }
