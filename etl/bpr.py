@@ -9,9 +9,9 @@ minimised is BPR-Opt,
 
 Two things are ours. A penalty counts once, as the prior's that it is, not once per triple that names the user: who has
 few triples stays near what everybody likes. And items are drawn to the random vectors they began with instead of to
-nought: such vectors stand at right angles (or nearly, when there are more items than factors), so a user can know her own
-places by heart without liking others for it. With a small `spread` that is the usual model again, whose
-items begin near nought and differ only where users' choices bear it out.
+nought: such vectors stand at right angles (or nearly, when there are more items than factors), so a user can know her
+own places by heart without liking others for it. With a small `spread` that is the usual model again, whose items begin
+near nought and differ only where users' choices bear it out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float32]
 # Adam (Kingma & Ba 2015), whose second decay is faster here: training has hundreds of steps, not hundreds of thousands.
 _FIRST, _SECOND, _TINY = 0.9, 0.99, 1e-8
 
-# With at most this many (user, item) pairs, matrices of users x items are the fast way: measured on one core, six times
-# as fast at 750 x 165 and 64 factors, equal at about 3 million pairs.
+# With at most this many (user, item) pairs, matrices of users x items are the fast way. Measured on one core with 64
+# factors: six times as fast at 750 x 165, as fast at some 3 million pairs.
 _MOST_PAIRS = 3_000_000
 
 
@@ -38,10 +38,10 @@ _MOST_PAIRS = 3_000_000
 class Options:
     """How to train. The defaults suit a catalogue of tens to hundreds of items that users come back to.
 
-    A penalty is in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them where
-    there are more, in at most `steps` batches, none (but an epoch's only one) smaller than `smallest_batch`; the work
-    of a training is bounded whatever the number of triples. `spread` is the length of the vectors that items begin with. The
-    rate falls in a straight line to nought. Raises ValueError for what makes no sense.
+    A penalty is in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them
+    where there are more, in at most `steps` batches, none (but an epoch's only one) smaller than `smallest_batch`: the
+    number of steps is bounded whatever the number of triples. `spread` is the length of the vectors that items begin
+    with. The rate falls in a straight line to nought. Raises ValueError for what makes no sense.
     """
 
     factors: int = 64
@@ -63,24 +63,34 @@ class Options:
             raise ValueError(f"Counts begin at 1, other numbers are finite and not below 0: {self}.")
 
 
+CANDIDATES = (
+    Options(),
+    Options(factors=4, spread=0.1, user_penalty=50, item_penalty=100),
+    Options(factors=8, spread=0.1, user_penalty=50, item_penalty=100),
+    Options(factors=16, spread=0.1, user_penalty=50, item_penalty=50),
+)
+"""What to try on a validation part; the first is the default, from which `etl.metrics.choose` goes on good grounds only.
+
+It learns each user's own places by heart. The others learn a few tastes that many share, and forget who was where: they
+are better where users seldom come back to a place.
+"""
+
+
 class Parameters(NamedTuple):
-    """`users` (n_users, factors), `items` (n_items, factors), `biases` (n_items): of a model, or of its gradient."""
+    """`users` (n_users, factors), `items` (n_items, factors), `biases` (n_items), all float32: a model's or a gradient's."""
 
     users: Floats
     items: Floats
     biases: Floats
 
 
-@dataclass(frozen=True)
-class Model:
-    """What was learnt: `users` (n_users, factors), `items` (n_items, factors) and `biases` (n_items), all float32."""
+class Model(Parameters):
+    """What was learnt."""
 
-    users: Floats
-    items: Floats
-    biases: Floats
+    __slots__ = ()
 
     def scores(self, user_codes: Ints) -> Floats:
-        """Every item's score for these users, in their order: (len(user_codes), n_items), float32, higher is better.
+        """Every item's score for these users, in their order: (len(user_codes), n_items), float32, a higher one is better.
 
         Only differences within a row mean something. A user without triples has the biases alone. Raises IndexError for
         a code that the model does not have.
@@ -185,7 +195,10 @@ class _Triples:
         _check_codes("negative", negatives, shape[1])
         if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("A weight is below 0 or not finite.")
-        self.users, self.positives, self.negatives, self.shape = users, positives, negatives, shape
+        self.users, self.positives, self.negatives = (
+            column.astype(np.int32, copy=False) for column in (users, positives, negatives)
+        )
+        self.shape = shape
         self.weights = None if weights is None else weights.astype(np.float32)
         self.meet = self._meet_in_matrices if shape[0] * shape[1] <= _MOST_PAIRS else self._meet_in_rows
 
@@ -196,11 +209,12 @@ class _Triples:
         """Through matrices of users x items: the scores before, the sum of pulls after; no factors per triple."""
         users, items, biases = parameters
         scores = (users @ items.T + biases).ravel()
-        first = self.users[batch].astype(np.int64) * self.shape[1]
-        positives, negatives = first + self.positives[batch], first + self.negatives[batch]
-        pull, loss, weight = self._pull(scores[positives] - scores[negatives], batch)
-        pulls = np.bincount(negatives, pull, len(scores)) - np.bincount(positives, pull, len(scores))
-        pulls = pulls.astype(np.float32).reshape(self.shape)
+        row = self.users[batch].astype(np.int64) * self.shape[1]
+        pairs = np.concatenate([row + self.positives[batch], row + self.negatives[batch]])
+        positive, negative = np.split(scores[pairs], 2)
+        pull, loss, weight = self._pull(positive - negative, batch)
+        summed = np.bincount(pairs, np.concatenate([-pull, pull]), len(scores))
+        pulls = summed.astype(np.float32).reshape(self.shape)
         return _Met(Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0)), loss, weight)
 
     def _meet_in_rows(self, parameters: Parameters, batch: Ints) -> _Met:
@@ -209,12 +223,11 @@ class _Triples:
         own, apart = parameters.users[u], parameters.items[i] - parameters.items[j]
         lead = np.einsum("tf,tf->t", own, apart) + parameters.biases[i] - parameters.biases[j]
         pull, loss, weight = self._pull(lead, batch)
-        own *= pull[:, None]
-        apart *= -pull[:, None]
         n_users, n_items = self.shape
+        pulled = pull[:, None] * own
         gradient = Parameters(
-            _sum_by(u, apart, n_users),
-            _sum_by(j, own, n_items) - _sum_by(i, own, n_items),
+            _sum_by(u, -pull[:, None] * apart, n_users),
+            _sum_by(j, pulled, n_items) - _sum_by(i, pulled, n_items),
             (np.bincount(j, pull, n_items) - np.bincount(i, pull, n_items)).astype(np.float32),
         )
         return _Met(gradient, loss, weight)
@@ -238,7 +251,7 @@ def _sum_by(codes: Ints, rows: Floats, count: int) -> Floats:
     """Row c of the outcome: the sum of the rows with code c. Sorted first: `np.add.at` is several times slower."""
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     sums = np.zeros((count, rows.shape[1]), np.float32)
     sums[ordered[starts]] = np.add.reduceat(rows[order], starts, axis=0)
     return sums

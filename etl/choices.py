@@ -52,6 +52,13 @@ class Split:
     kind: SplitKind
     cuts: tuple[int, ...] = ()
 
+    @property
+    def lets_in(self) -> str | None:
+        """What an evaluation on this split has seen that a real morning has not, in words; None for nothing."""
+        if self.kind == "last-trip":
+            return "the future of other users: one user's train may be later than another user's test"
+        return None
+
 
 def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
     """The strategies asked for, each once, in the order they came. Raises SettingsError for what is none."""

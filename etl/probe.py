@@ -25,10 +25,6 @@ MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularit
 SCOPES = {"all": False, "new": True}
 
 
-VARIANTS = (bpr.Options(),)
-"""What is tried on valid, the most promising first: it is what is used where there is no valid."""
-
-
 @dataclass(frozen=True)
 class Probed:
     """What a probe found: `facts` is what `probe.json` holds.
@@ -72,28 +68,32 @@ class Probed:
 
 
 def probe(
-    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.Options] = VARIANTS
+    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.Options] = bpr.CANDIDATES
 ) -> Probed:
     """Tune on valid, train on train and valid, judge on test. `unknown` is the affinity of a category without one.
 
+    The first variant is kept unless another is better on valid by more than chance, and where there is no valid.
     The same question and seed give the same figures on one machine. Raises ValueError where test holds nothing out.
     """
     if not question.test:
         raise ValueError("No place is held out.")
     seeded = [replace(options, seed=seed) for options in variants]
-    tried: list[float] = []
+    tried: list[Figures] = []
     if len(seeded) > 1 and question.tune and len(question.valid.users):
         for number, options in enumerate(seeded, 1):
             model = _trained(question, question.train, options, progress, f"variant {number} of {len(seeded)}")
-            tried.append(float(np.nanmean(_judge(question, question.tune, _by(model), new=False).auc)))
-    best = seeded[int(np.nanargmax(tried))] if tried else seeded[0]
+            tried.append(_judge(question, question.tune, _by(model), new=False))
+    best = seeded[metrics.choose([figures.auc for figures in tried]) if tried else 0]
     model = _trained(question, question.train + question.valid, best, progress, "final")
     figures = _figures(question, model, unknown)
     facts = {
         "split": question.split,
         "seed": seed,
         "triples": {"train": len(question.train.users), "valid": len(question.valid.users)},
-        "variants": [{**asdict(o), "auc_on_valid": auc} for o, auc in zip(seeded, tried, strict=False)],
+        "variants": [
+            {**asdict(options), "auc_on_valid": _intervals(found, seed)["auc"]}
+            for options, found in zip(seeded, tried, strict=False)
+        ],
         "options": asdict(best),
         "unranked_places": question.unranked,
         **_intervals_of(figures, seed),

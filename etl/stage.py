@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from etl.choices import parse_split
 from etl.compact import EVENT_COLUMNS, Dataset
 from etl.draws import I64
 from etl.errors import DataError
@@ -84,6 +85,7 @@ class Staged:
     neg_sources: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
     signs: dict[str, float | None] = field(default_factory=dict)
+    split: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def content_sha256(self) -> str:
@@ -103,6 +105,7 @@ class Staged:
             "cities_left_out": self.cities_left_out,
             "negatives": self.negatives,
             "signs": self.signs,
+            "split": self.split,
             "partitions": [asdict(entry) for entry in self.partitions],
             "users": dataset.users.height,
             "items": dataset.items.height,
@@ -142,6 +145,7 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path) -> Staged:
     """
     account = Staged()
     account.folders = _folders(dataset)
+    account.split = {"rule": options.training.split, "lets_in": parse_split(options.training.split).lets_in}
     training = prepare(dataset, options.training)
     popularity = _named(training.train, "selected_ids", dataset.items.height)
     counts = _Counts(dataset.users.height, dataset.items.height)

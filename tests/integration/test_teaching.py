@@ -97,9 +97,11 @@ def test_a_snapshot_without_a_split_is_probed_as_its_expansion_with_one(night, t
     _, out, report = night
     unsplit = pipeline.probe(resolve({"snapshot": report.snapshot}, {}))
     given = {"snapshot": str(out), "split": "last-trip", "out": str(tmp_path / "out"), "ids": "index"}
-    split = pipeline.probe(resolve({"snapshot": pipeline.expand(resolve(given, {})).snapshot}, {}))
+    expanded = pipeline.expand(resolve(given, {}))
+    split = pipeline.probe(resolve({"snapshot": expanded.snapshot}, {}))
     assert unsplit.facts["split"] == "last-trip, made from its events"
     assert split.facts["split"] == "last-trip"
+    assert "other users" in manifest_of(expanded)["published"]["split"]["lets_in"]
     assert {k: v for k, v in unsplit.facts.items() if k != "split"} == {
         k: v for k, v in split.facts.items() if k != "split"
     }

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "heldout": {"compact", "draws", "metrics"},
     "question": {"compact", "draws", "heldout", "snapshot", "training"},
     "probe": {"bpr", "heldout", "metrics", "question"},
-    "stage": {"compact", "draws", "errors", "parquet", "sign", "snapshot", "training", "triples"},
+    "stage": {"choices", "compact", "draws", "errors", "parquet", "sign", "snapshot", "training", "triples"},
     "extract": {"contracts", "database", "queries"},
     "load": {"contracts", "database", "errors", "prisma", "queries", "rankings", "stable", "synthetic"},
     "parquet": set(),

@@ -1,0 +1,121 @@
+"""Does popularity help the draws where a catalogue is large? A simulation, since the real cities here have 24 to 242 places.
+
+One city, whose places differ in popularity (Zipf's law, shifted) and in category; every user likes some categories more.
+A trip's places are drawn by popularity and liking together. Everything else is as in `benchmarks/negatives.py`: last trip
+held out, the probe's own tuning, a user's mean over seeds.
+
+    python -m benchmarks.large_catalogue [--seeds 3] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.negatives import Row, account, trained
+from benchmarks.surroundings import RESULTS, line
+from etl.choices import LARGE_CATALOGUE
+from etl.compact import Dataset, coded
+from etl.heldout import Figures
+from etl.probe import MODEL, POPULARITY
+from etl.question import about, expanded
+from etl.training import TrainingOptions, prepare
+
+SIZES = (100, 300, 1_000, 3_000, 5_000)
+ALPHAS = (0.0, 0.5, 1.0)
+USERS, TRIPS, DAYS, PLACES, CATEGORIES = 1_500, 4, 5, 3, 11
+LIKING = 2.5
+"""How much a category's liking, a number from 0 to 1, counts: a place of the best-liked is chosen e**2.5 times as often."""
+
+
+def simulated(nodes: int, seed: int = 0) -> Dataset:
+    """A city of so many places and `USERS` users with `TRIPS` trips each, none with a candidate."""
+    rng = np.random.default_rng(seed)
+    category = rng.integers(CATEGORIES, size=nodes)
+    popularity = -np.log(np.arange(nodes) + 10.0)[rng.permutation(nodes)]
+    liking = rng.beta(1.0, 1.5, (USERS, CATEGORIES))
+    # Gumbel's trick: the places of a day are drawn without repeats, in proportion to exp(score).
+    days: list[dict[str, Any]] = []
+    for user in range(USERS):
+        score = popularity + LIKING * liking[user, category]
+        for trip in range(TRIPS):
+            drawn = np.argsort(-(score + rng.gumbel(size=(DAYS, nodes))), axis=1)[:, :PLACES]
+            days += [
+                {
+                    "user_id": f"u{user:05}",
+                    "trip_id": f"u{user:05}-{trip}",
+                    "day_number": day + 1,
+                    "codes": codes.tolist(),
+                }
+                for day, codes in enumerate(drawn)
+            ]
+    ids = [f"n{node:05}" for node in range(nodes)]
+    empty = pl.lit([], dtype=pl.List(pl.String))
+    events = pl.DataFrame(days).with_columns(
+        city=pl.lit("Simulated"),
+        event_id=pl.format("{}-{}", "trip_id", "day_number"),
+        timestamp=pl.col("trip_id").str.slice(-1).cast(pl.Int64) * 8_640_000 + pl.col("day_number") * 86_400,
+        selected_ids=pl.col("codes").list.eval(pl.format("n{}", pl.element().cast(pl.String).str.zfill(5))),
+        candidate_ids=empty,
+        ranked_ids=empty,
+        shown_ids=empty,
+    )
+    users = pl.DataFrame({"user_id": [f"u{user:05}" for user in range(USERS)]}).with_row_index("user_idx")
+    items = pl.DataFrame({"item_id": ids, "city": "Simulated", "category": category.astype(str), "status": "approved"})
+    trips = events.group_by("trip_id").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
+    items = items.with_row_index("item_idx")
+    return Dataset(coded(events.drop("codes"), users, items), users, items, trips)
+
+
+def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:
+    """The figures of catalog:16 with draws in proportion to popularity to the power alpha."""
+    options = TrainingOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
+    training = prepare(simulated(nodes), options)
+    return trained(about(training, lambda part: expanded(training, part), "last-trip"), seeds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and give the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_catalogue", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="how many times a model is trained")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/large_catalogue.json and .md")
+    given = parser.parse_args(arguments)
+    head = ("places", "popularity", *(f"alpha {alpha:g}" for alpha in ALPHAS))
+    lines, kept = [line(head), line("---:" for _ in head)], []
+    for nodes in SIZES:
+        cells = []
+        for alpha in ALPHAS:
+            found = measure(nodes, alpha, given.seeds)
+            cells.append(_cell(found[MODEL, "all"]))
+            kept.append({"nodes": nodes, "alpha": alpha, **_account(found)})
+            print(nodes, alpha, cells[-1], file=sys.stderr, flush=True)
+        lines.append(line((f"{nodes:,}", _cell(found[POPULARITY, "all"]), *cells)))
+    table = "\n".join(lines) + "\n"
+    print(table, end="")
+    if given.save:
+        about_it = (
+            "# Large catalogues, simulated\n\n`python -m benchmarks.large_catalogue --save`: AUC / NDCG@10 of `catalog:16` "
+            f"with `--catalog-alpha`; `recommended` takes 0.5 from {LARGE_CATALOGUE:,} places on.\n\n"
+        )
+        (RESULTS / "large_catalogue.md").write_text(about_it + table, encoding="utf-8")
+        (RESULTS / "large_catalogue.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _cell(figures: Figures) -> str:
+    return f"{np.nanmean(figures.auc):.3f} / {np.nanmean(figures.ndcg):.3f}"
+
+
+def _account(figures: dict[tuple[str, str], Figures]) -> dict[str, Any]:
+    found = account(Row("simulated", "catalog:16", figures, 0, 0.0, {}))
+    return {name: found[name] for name in ("rankings", "model_against")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
