@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from etl import bpr, metrics
 from etl.heldout import Figures, Held, Ranker, by_affinity, by_own_history, by_popularity, chance, judge
@@ -77,7 +78,13 @@ def probe(
     """
     if not question.test:
         raise ValueError("No place is held out.")
-    seeded = [replace(options, seed=seed) for options in variants]
+    with threadpool_limits(
+        1, "blas"
+    ):  # the matrices are small: more threads only wait for each other, and change last bits
+        return _probed(question, unknown, seed, progress, [replace(options, seed=seed) for options in variants])
+
+
+def _probed(question: Question, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.Options]) -> Probed:
     tried: list[Figures] = []
     if len(seeded) > 1 and question.tune and len(question.valid.users):
         for number, options in enumerate(seeded, 1):
