@@ -13,7 +13,14 @@ from etl.affinity import affinity_model
 from etl.database import Connection
 from etl.laws import laws, validation_query
 from etl.queries import Scope
-from etl.snapshot import MANIFEST, file_sha256, open_snapshot
+from etl.snapshot import MANIFEST, Snapshot, file_sha256, open_snapshot, read_file
+
+_POSITIVE = "every triple's positive is one that its event selected"
+_NEGATIVE = "no negative is a positive of its event"
+_TWICE = "no (event, positive, negative) stands twice"
+_ONCE = "every event stands once, in one part of the split"
+_ACCOUNT = "every positive is in the triples or counted as left out"
+_TRAINING = (_POSITIVE, _NEGATIVE, _TWICE, _ONCE, _ACCOUNT)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def validate_database(connection: Connection, scope: Scope) -> Validated:
 def validate_snapshot(path: Path) -> list[Finding]:
     """Check a published snapshot against its manifest: every file's rows, bytes and SHA-256, and that no file is unlisted.
 
-    Also the laws of triples: no negative is a positive of its event, and no row stands twice. Raises DataError when the
+    Also the laws of events, splits and triples (`_TRAINING`), where the files are what they were. Raises DataError when the
     manifest can't be read.
     """
     opened = open_snapshot(path)
@@ -65,7 +72,7 @@ def validate_snapshot(path: Path) -> list[Finding]:
     ]
     if any(finding.broken for finding in findings):
         return findings
-    return [*findings, *_triples(snapshot)]
+    return [*findings, *_training(opened)]
 
 
 def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
@@ -76,21 +83,50 @@ def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
     return path.suffix != ".parquet" or pq.read_metadata(path).num_rows == entry["rows"]
 
 
-def _triples(snapshot: Path) -> list[Finding]:
-    """The laws of triples, a partition at a time."""
-    same = twice = foreign = 0
-    for folder in sorted(p for p in (snapshot / "triples").glob("**/city=*") if p.is_dir()):
-        triples = pl.read_parquet(sorted(folder.glob("*.parquet")), hive_partitioning=False)
-        positive, negative = ("pos_item", "neg_item") if "pos_item" in triples.columns else ("pos_idx", "neg_idx")
-        key = ["event_id", positive, negative]
-        twice += triples.height - triples.select(key).n_unique()
-        taken = triples.select("event_id", pl.col(positive).alias(negative)).unique()
-        same += triples.join(taken, on=["event_id", negative], how="semi").height
-        events = snapshot / "events" / folder.relative_to(snapshot / "triples")
-        known = pl.read_parquet(sorted(events.glob("*.parquet")), columns=["event_id"], hive_partitioning=False)
-        foreign += triples.join(known, on="event_id", how="anti").height
-    return [
-        Finding("no negative is a positive of its event", same),
-        Finding("no (event, positive, negative) stands twice", twice),
-        Finding("every triple's event is in events/", foreign),
-    ]
+def _training(opened: Snapshot) -> list[Finding]:
+    """The laws of events, splits and triples, a partition at a time."""
+    items = read_file(opened.folder, "items.parquet", ["item_id"])["item_id"]
+    broken = dict.fromkeys(_TRAINING, 0)
+    seen: list[pl.Series] = []
+    selected = told = 0
+    for folder in sorted({path.parent for _, _, path in opened.parts("events")}):
+        events = _part(opened, folder, ["event_id", "selected_ids"])
+        seen.append(events["event_id"])
+        taken = events.explode("selected_ids", empty_as_null=False, keep_nulls=False)
+        selected += taken.height
+        triples = opened.folder / "triples" / folder.relative_to(opened.folder / "events")
+        if triples.is_dir():
+            rows = _texts(_part(opened, triples), items)
+            told += rows.select("event_id", "pos_item").n_unique()
+            for law, number in _broken(rows, taken).items():
+                broken[law] += number
+    broken[_ONCE] = sum(map(len, seen)) - (pl.concat(seen).n_unique() if seen else 0)
+    left_out = sum(opened.manifest["published"]["positives_left_out"].values())
+    broken[_ACCOUNT] = abs(selected - told - left_out)
+    return [Finding(law, number) for law, number in broken.items()]
+
+
+def _broken(triples: pl.DataFrame, taken: pl.DataFrame) -> dict[str, int]:
+    """How often each law of a partition's triples is broken; `taken` has a row per (event, node selected)."""
+    right = taken.rename({"selected_ids": "pos_item"})
+    return {
+        _POSITIVE: triples.join(right, on=["event_id", "pos_item"], how="anti").height,
+        _NEGATIVE: triples.join(
+            right, left_on=["event_id", "neg_item"], right_on=["event_id", "pos_item"], how="semi"
+        ).height,
+        _TWICE: triples.height - triples.select("event_id", "pos_item", "neg_item").n_unique(),
+    }
+
+
+def _part(opened: Snapshot, folder: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    names = sorted(path.relative_to(opened.folder).as_posix() for path in folder.glob("*.parquet"))
+    return pl.concat([read_file(opened.folder, name, columns) for name in names])
+
+
+def _texts(triples: pl.DataFrame, items: pl.Series) -> pl.DataFrame:
+    """The triples' event and nodes as texts, also where they were published as indexes."""
+    if "pos_item" in triples.columns:
+        return triples.select("event_id", "pos_item", "neg_item")
+    return triples.select(
+        "event_id", pos_item=items[triples["pos_idx"].cast(pl.Int64)], neg_item=items[triples["neg_idx"].cast(pl.Int64)]
+    )

@@ -16,6 +16,7 @@ from etl.config import resolve
 from etl.errors import ConnectError, DataError
 from etl.journal import Report
 from etl.sign import DOUBTFUL
+from etl.snapshot import file_sha256
 from etl.validate import validate_snapshot
 from tests.states import data_files, database_state, folder_state
 
@@ -219,3 +220,40 @@ def test_indexes_stay_from_night_to_night(small_world, settings_for, tmp_path):
     texts = ["user_id", "pos_item", "neg_item", "event_id", "weight"]
     assert other.select(texts).equals(triples.select(texts))
     assert [finding for finding in validate_snapshot(second) if finding.broken] == []
+
+
+def forged(snapshot: Path, change) -> list[str]:
+    """The laws that a snapshot breaks once its triples of one part are rewritten, and its manifest with them."""
+    manifest = json.loads((snapshot / "manifest.json").read_text())
+    entry = next(each for each in manifest["files"] if each["path"].startswith("triples/split=train"))
+    path = snapshot / entry["path"]
+    change(pl.read_parquet(path, hive_partitioning=False)).write_parquet(path)
+    rows = pl.read_parquet(path, hive_partitioning=False).height
+    entry |= {"rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (snapshot / "manifest.json").write_text(json.dumps(manifest))
+    return [finding.law for finding in validate_snapshot(snapshot) if finding.broken]
+
+
+@pytest.mark.parametrize("ids", ["string", "index"])
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        (lambda t, p, _: t.with_columns(pl.col(p).reverse()), "every triple's positive is one that its event selected"),
+        (lambda t, p, n: t.with_columns(pl.col(p).alias(n)), "no negative is a positive of its event"),
+        (lambda t, *_: pl.concat([t, t.head(1)]), "no (event, positive, negative) stands twice"),
+        (lambda t, *_: t.filter(pl.col("event_id") != t["event_id"][0]), "every positive is in the triples or counted"),
+    ],
+)
+def test_validate_finds_triples_that_break_a_law(night, tmp_path, ids, change, broken):
+    _, out, _ = night
+    given = {
+        "snapshot": str(out),
+        "split": "last-trip",
+        "ids": ids,
+        "out": str(tmp_path / "out"),
+        "negatives": ["shown"],
+    }
+    snapshot = Path(pipeline.expand(resolve(given, {})).snapshot)
+    assert [finding for finding in validate_snapshot(snapshot) if finding.broken] == []
+    names = ("pos_item", "neg_item") if ids == "string" else ("pos_idx", "neg_idx")
+    assert any(law.startswith(broken) for law in forged(snapshot, lambda triples: change(triples, *names)))
