@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONSUMERS := $(VENV)/.consumers
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow lint format bench wheel clean
+.PHONY: setup consumers demo test test-slow lint format bench wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -23,6 +24,17 @@ $(READY): pyproject.toml constraints.txt hatch_build.py
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
 	fi
 	@touch $(READY)
+
+# PyTorch and Hugging Face datasets, without which the tests of their recipes skip. By pip even where uv set up the rest:
+# uv does not look where pip is told to find wheels (find-links), which is where a CPU build of torch may lie.
+consumers: $(CONSUMERS)
+
+$(CONSUMERS): $(READY)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --constraint constraints.txt \
+	  --editable '.[dev,consumers]' || \
+	  { echo "PyTorch (its CPU build) or Hugging Face datasets can't be had. PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may tell pip where."; exit 2; }
+	@touch $(CONSUMERS)
 
 demo: setup
 	$(BIN)/bpr-etl demo --out bpr-etl-demo
