@@ -7,6 +7,8 @@ and `items.parquet`: an id is carried as four bytes, and an index costs nothing.
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import dataframely as dy
@@ -125,15 +127,34 @@ def _users(users: pl.DataFrame, personas: pl.DataFrame, categories: pl.Series, e
     here = pl.col("user_id").is_in(users["user_id"].implode())
     return wide.with_columns(
         pl.col("cuisine_openness").cast(pl.Float64, strict=False),
-        *(_affinity(category).alias(f"affinity_{category}") for category in categories),
+        *_affinities(wide["category_affinities"], categories),
         status=pl.when(here).then(pl.lit(PRESENT)).otherwise(pl.lit(GONE)),
     )
 
 
-def _affinity(category: str) -> pl.Expr:
-    """A category's number in `category_affinities`; null where there is none, or where that is no JSON."""
-    path = f"$[{json.dumps(category, ensure_ascii=False)}]"
-    return pl.col("category_affinities").str.json_path_match(path).cast(pl.Float64, strict=False)
+def _affinities(values: pl.Series, categories: pl.Series) -> list[pl.Series]:
+    """The number that each `category_affinities` has for each category; null where there is none, or no JSON at all.
+
+    By Python's own reader: a category may be called anything, and other producers may write anything.
+    """
+    vectors = [_numbers(value) for value in values]
+    return [
+        pl.Series(f"affinity_{category}", [vector.get(category) for vector in vectors], dtype=pl.Float64)
+        for category in categories
+    ]
+
+
+def _numbers(value: str | None) -> dict[str, float]:
+    try:
+        found = json.loads(value or "null")
+    except (ValueError, RecursionError):
+        return {}
+    numbers = {}
+    for category, number in found.items() if isinstance(found, dict) else ():
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            with suppress(OverflowError):  # a whole number that no float64 holds
+                numbers[category] = float(number)
+    return {category: number for category, number in numbers.items() if math.isfinite(number)}
 
 
 def _items(events: pl.DataFrame, nodes: pl.DataFrame, earlier: pl.Series) -> pl.DataFrame:

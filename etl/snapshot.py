@@ -10,13 +10,21 @@ from typing import Any
 
 import polars as pl
 
-from etl.compact import Dataset, Vocabulary, coded
+from etl.compact import EVENT_COLUMNS, Dataset, Vocabulary, coded
 from etl.errors import ConnectError, DataError
 from etl.stable import sha256_hex
 
 MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
 
 _US_PER_DAY = 86_400_000_000
+_NO_EVENTS = pl.DataFrame(
+    schema={
+        **dict.fromkeys((*EVENT_COLUMNS, "city"), pl.String),
+        **dict.fromkeys(("candidate_ids", "ranked_ids", "selected_ids", "shown_ids"), pl.List(pl.String)),
+        "day_number": pl.Int32,
+        "timestamp": pl.Int64,
+    }
+)
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
 USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
 ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative")
@@ -89,9 +97,8 @@ def read_dataset(snapshot: Snapshot) -> Dataset:
         read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()).with_columns(city=pl.lit(city))
         for _, city, path in snapshot.parts("events")
     ]
-    if not parts:
-        raise DataError(f"{snapshot.folder} has no events, so there is nothing to expand. Publish again.")
-    events = coded(_in_file_order(pl.concat(parts)), users, items)
+    split = any(split is not None for split, _, _ in snapshot.parts("events"))
+    events = coded(_in_file_order(pl.concat([_NO_EVENTS, *parts]), split=split), users, items)
     has_trips = (snapshot.folder / "trips.parquet").is_file()
     trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(events)
     return Dataset(events, users.drop(USER_COUNTS, strict=False), items, trips)
@@ -107,14 +114,16 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
         raise DataError(f"{folder / name} can't be read ({error}). Publish the snapshot again.") from None
 
 
-def _in_file_order(events: pl.DataFrame) -> pl.DataFrame:
+def _in_file_order(events: pl.DataFrame, *, split: bool) -> pl.DataFrame:
     """Events of all parts in the order of `rankings.in_file_order`.
 
-    The files have whole seconds: events of a user's same second keep the order of their file, train's first.
+    The files have whole seconds. Without a split, events of a user's same second keep the order of their file; with one they
+    come from several, and are put in order by trip, day and id.
     """
     users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
     joined = events.join(users, on="user_id", how="left", maintain_order="left")
-    return joined.sort("user_hash", "user_id", "timestamp", maintain_order=True).drop("user_hash")
+    order = ["user_hash", "user_id", "timestamp", *(("trip_id", "day_number", "event_id") if split else ())]
+    return joined.sort(order, maintain_order=True).drop("user_hash")
 
 
 def _trips(events: pl.DataFrame) -> pl.DataFrame:

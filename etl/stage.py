@@ -69,8 +69,8 @@ class PartitionEntry:
 class Staged:
     """The account of what was staged: the data `files`, and those `beside` them that are about the data.
 
-    Events x selected = `positives` in the triples + `positives_left_out`, by reason. `signs` says for each city with
-    triples in train whether they teach what people like (`etl.sign`); `negatives` what the strategies came to.
+    Events x selected = `positives` in the triples + `positives_left_out`, by reason. `signs` says for each city that
+    is kept whether they teach what people like (`etl.sign`); `negatives` what the strategies came to.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -158,6 +158,7 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path) -> Staged:
             continue
         expanded = partition.expand(options.training)
         _account(partition, place, expanded, account)
+        account.signs.setdefault(partition.city, None)
         if partition.informs:
             own = counts.add(expanded.triples)
             codes = partition.catalogue.codes

@@ -1,5 +1,6 @@
 """The contract's sections 2 and 3 once more, as slow and obvious Python: the judge of the real pipeline.
 
+What becomes of the exported events (splits, negatives, triples, and what is counted of them) is in `oracle_training`.
 Written from the contract's text and not from the code, with the standard library alone. A `World` is what the
 database holds, in the Python values that a driver would give; each function's docstring quotes the sentence it implements.
 Sequences in a world are bags: no function here depends on their order.
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -154,7 +154,13 @@ class Settings:
     min_catalog: int = 50
     small_catalog: str = "exclude"  # or weight, keep
     audience: str = "shadow"  # or real, all
-    ids: str = "string"
+    ids: str = "string"  # or index, both
+    split: str = "none"  # or last-trip, time:<ISO>, time:<ISO>,<ISO>
+    negatives: tuple[str, ...] = ("ranking",)  # and shown, catalog:N
+    reject: str = "seen"  # or event
+    catalog_alpha: float | None = None
+    city_weight: tuple[tuple[str, float], ...] = ()
+    shuffle: bool = False
 
 
 def by_bytes(text: str) -> bytes:
@@ -600,7 +606,11 @@ class Triple:
 class UserOut:
     user_id: str
     user_idx: int
-    dimensions: dict[str, str | None]  # all eight
+    dimensions: dict[str, str | None]  # all eight, and so the next two
+    confidences: dict[str, float | None]
+    sources: dict[str, str | None]
+    affinities: dict[str, float]
+    status: str  # present, or gone
 
 
 @dataclass(frozen=True)
@@ -685,109 +695,60 @@ def _row_order(event: ExportedEvent) -> tuple[Any, ...]:
     return digest, user, event.created_at, by_bytes(event.trip_id), event.day_number, by_bytes(event.event_id)
 
 
-def float32(number: float) -> float:
-    """The float32 nearest to a number."""
-    return float(struct.unpack("<f", struct.pack("<f", number))[0])
-
-
-def city_weight(world: World, city: str, settings: Settings) -> float | None:
-    """**Small catalogues**: a city with fewer than `--min-catalog` (50) eligible nodes is left out of the triples.
-
-    (`exclude`, here None), or kept with weight nodes / min-catalog (`weight`), or kept (`keep`).
-    `weight`: float32, 1.0 unless a weighting is asked for.
-    """
-    nodes = len(eligible(world, city))
-    if nodes >= settings.min_catalog or settings.small_catalog == "keep":
-        return 1.0
-    return float32(nodes / settings.min_catalog) if settings.small_catalog == "weight" else None
-
-
-def negatives_of(event: ExportedEvent, negatives: tuple[str, ...]) -> dict[str, str]:
-    """Each negative and its neg_source. `ranking`: `candidateIds - selectedIds`; `shown`: `shown_ids`.
-
-    Where several give the same negative, one row, the first of this order. A negative is never a positive of the
-    same event.
-    """
-    ids_of = {"ranking": event.candidate_ids, "shown": event.shown_ids}
-    found: dict[str, str] = {}
-    for source in ("ranking", "shown"):
-        for node_id in ids_of[source] if source in negatives else ():
-            if node_id not in event.selected_ids:
-                found.setdefault(node_id, source)
-    return found
-
-
-def triples(
-    world: World, exported_events: Exported, settings: Settings, negatives: tuple[str, ...] = ("ranking",)
-) -> tuple[dict[str, list[Triple]], dict[str, int]]:
-    """`triples`: one row per (event, positive, negative), of each city that has any.
-
-    In the order of the events, then of `selectedIds`, then of the negatives (`candidateIds`, then `shown_ids`).
-    Counts: triples, ranking, shown (triples by neg_source), positives_without_negatives (in cities that are kept),
-    cities_left_out (cities with exported events that are too small).
-    """
-    names = ("triples", "ranking", "shown", "positives_without_negatives", "cities_left_out")
-    counts = dict.fromkeys(names, 0)
-    result: dict[str, list[Triple]] = {}
-    for city, city_events in exported_events.cities.items():
-        weight = city_weight(world, city, settings)
-        if weight is None:
-            counts["cities_left_out"] += 1
-            continue
-        rows = [row for event in city_events for row in event_triples(event, negatives, weight)]
-        if rows:
-            result[city] = rows
-        counts["triples"] += len(rows)
-        for row in rows:
-            counts[row.neg_source] += 1
-        without = [event for event in city_events if not negatives_of(event, negatives)]
-        counts["positives_without_negatives"] += sum(len(event.selected_ids) for event in without)
-    return result, counts
-
-
-def event_triples(event: ExportedEvent, negatives: tuple[str, ...], weight: float) -> list[Triple]:
-    """**Positives** of an event: its `selectedIds`. `pos_in_candidates`: whether the positive was among the candidates."""
-    return [
-        Triple(
-            user_id=event.user_id,
-            pos_item=positive,
-            neg_item=negative,
-            timestamp=event.timestamp,
-            event_id=event.event_id,
-            trip_id=event.trip_id,
-            day_number=event.day_number,
-            neg_source=source,
-            pos_in_candidates=positive in event.candidate_ids,
-            weight=weight,
-        )
-        for positive in event.selected_ids
-        for negative, source in negatives_of(event, negatives).items()
-    ]
-
-
-def users_rows(world: World, settings: Settings) -> list[UserOut]:
+def users_rows(world: World, settings: Settings, earlier: tuple[str, ...] = ()) -> list[UserOut]:
     """`users.parquet`: every user of the audience, sorted by id; `user_id`, `user_idx` (the row number), the eight dimensions.
 
-    As the database has them after the run; a user without persona has none.
+    As the database has them after the run; a user without persona has none. `earlier` are the ids of `--vocab-from`, in
+    their order: old ids keep their row, gone ones with status `gone`, new ids are appended in id order.
     """
-    values = {(row.user_id, row.dimension): row.value for row in world.personas}
-    return [
-        UserOut(user_id, number, {dimension: values.get((user_id, dimension)) for dimension in DIMENSIONS})
-        for number, user_id in enumerate(sorted(audience(world, settings), key=by_bytes))
-    ]
+    rows = {(row.user_id, row.dimension): row for row in world.personas}
+    who = audience(world, settings)
+    made = []
+    for number, user_id in enumerate(_with_new_ids(earlier, who)):
+        # A user who is no longer in the audience has null dimensions, whatever the database still has.
+        own = {dimension: rows.get((user_id, dimension)) if user_id in who else None for dimension in DIMENSIONS}
+        vector = own["category_affinities"]
+        made.append(
+            UserOut(
+                user_id=user_id,
+                user_idx=number,
+                dimensions={dimension: None if row is None else row.value for dimension, row in own.items()},
+                confidences={dimension: None if row is None else row.confidence for dimension, row in own.items()},
+                sources={dimension: None if row is None else row.source for dimension, row in own.items()},
+                affinities={} if vector is None else numbers_in(vector.value),
+                status="present" if user_id in who else "gone",
+            )
+        )
+    return made
 
 
-def items_rows(world: World, exported_events: Exported) -> list[ItemOut]:
+def numbers_in(text: str) -> dict[str, float]:
+    """The finite numbers of a JSON object, by key; none in a text that is no such object (others' rows may be anything)."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    numbers = {key: finite_number(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _with_new_ids(earlier: tuple[str, ...], now: set[str]) -> list[str]:
+    """Old ids keep their row, new ids are appended in id order."""
+    return [*earlier, *sorted(now - {*earlier}, key=by_bytes)]
+
+
+def items_rows(world: World, exported_events: Exported, earlier: tuple[str, ...] = ()) -> list[ItemOut]:
     """`items.parquet`: every eligible node of every city and every node that an event names, sorted by id.
 
-    A named node that the database no longer has is `gone`, and nothing else is known of it.
+    A named node that the database no longer has is `gone`, and nothing else is known of it. `earlier` are the ids of
+    `--vocab-from`, as in `users_rows`; one that is neither eligible nor named is listed with what ActivityNode says of it.
     """
     nodes = {node.id: node for node in world.nodes}
     ids = {node.id for node in world.nodes if node.status != "archived"}
     for city_events in exported_events.cities.values():
         for event in city_events:
             ids.update(event.candidate_ids, event.ranked_ids, event.selected_ids, event.shown_ids)
-    return [_item(node_id, number, nodes.get(node_id)) for number, node_id in enumerate(sorted(ids, key=by_bytes))]
+    return [_item(node_id, number, nodes.get(node_id)) for number, node_id in enumerate(_with_new_ids(earlier, ids))]
 
 
 def _item(node_id: str, number: int, node: Node | None) -> ItemOut:

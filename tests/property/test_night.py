@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import astuple, fields
+from collections import Counter
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,22 +20,25 @@ from etl.compact import EVENT_COLUMNS
 from etl.config import resolve
 from etl.stage import city_folder
 from etl.validate import validate_snapshot
-from tests.property import oracle
-from tests.property.dense import dense_world
+from tests.property import oracle, oracle_training
+from tests.property.dense import both_settings, dense_settings, dense_world
 from tests.property.in_database import Databases, written
 from tests.property.worlds import run_settings, worlds
 
 MODEL = affinity_model().raw
 
 
-def dense_settings(number: int) -> oracle.Settings:
-    """Settings for the dense world of a number: each value meets each other one before long."""
-    return oracle.Settings(
-        seed=(0, 7)[number % 2],
-        min_catalog=(1, 20, 21, 50)[number // 2 % 4],
-        small_catalog=("exclude", "weight", "keep")[number % 3],
-        audience=("shadow", "all", "shadow", "real")[number // 3 % 4],
-    )
+CHOSEN = ("seed", "min_catalog", "small_catalog", "audience", "shadow_prefix", "ids", "split", "reject", "shuffle")
+
+
+def as_given(options: oracle.Settings) -> dict:
+    """The oracle's settings as a person gives them."""
+    chosen = {name: getattr(options, name) for name in CHOSEN} | {"negatives": list(options.negatives)}
+    if options.catalog_alpha is not None:
+        chosen["catalog_alpha"] = options.catalog_alpha
+    if options.city_weight:
+        chosen["city_weight"] = [f"{city}={weight!r}" for city, weight in options.city_weight]
+    return chosen
 
 
 @pytest.fixture(scope="session")
@@ -41,25 +46,69 @@ def databases(make_database) -> Databases:
     return Databases(make_database)
 
 
-def the_night_is_the_oracle_s(databases, world: oracle.World, options: oracle.Settings) -> None:
+def the_night_is_the_oracle_s(
+    databases, world: oracle.World, options: oracle.Settings, *others: oracle.Settings
+) -> None:
+    """A run with these options, and exports of what it left with others."""
     url = databases.holding(world)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = {
-            name: getattr(options, name)
-            for name in ("seed", "min_catalog", "small_catalog", "audience", "shadow_prefix")
-        }
-        settings_ = resolve({"database_url": url, "out": f"{folder}/out", **chosen}, {})
+        settings_ = resolve({"database_url": url, "out": f"{folder}/out", **as_given(options)}, {})
         report = pipeline.run(settings_)
         after = oracle.after_run(world, options, MODEL)
         rows_are_the_oracle_s(url, after)
-        exported = oracle.exported(after, options)
-        files_are_the_oracle_s(Path(report.snapshot), after, exported, options)
+        snapshot_is_the_oracle_s(report, after, options)
         counts_are_the_oracle_s(report.counts, world, options)
         again = pipeline.export(settings_)
         assert content(again) == content(report)
         broken = {finding.law for finding in pipeline.validate(settings_).broken}
         assert broken <= {"the design's validation query returns rows"}
-        assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+        for other in others:
+            given_ = as_given(other) | {"shadow_prefix": options.shadow_prefix}
+            exported = pipeline.export(resolve({"database_url": url, "out": f"{folder}/other", **given_}, {}))
+            snapshot_is_the_oracle_s(exported, after, replace(other, shadow_prefix=options.shadow_prefix))
+
+
+def snapshot_is_the_oracle_s(report: pipeline.Report, after: oracle.World, options, earlier=((), ())) -> None:
+    """Every file and every count of what was published. `earlier` are the users and items of `--vocab-from`."""
+    exported = oracle.exported(after, options)
+    published = Published(
+        Path(report.snapshot),
+        options,
+        exported,
+        oracle_training.training(after, exported, options),
+        oracle.users_rows(after, options, earlier[0]),
+        oracle.items_rows(after, exported, earlier[1]),
+    )
+    files_are_the_oracle_s(published)
+    users_are_the_oracle_s(published, {node.category for node in after.nodes})
+    items = pl.read_parquet(published.snapshot / "items.parquet")
+    assert items.columns == [column.name for column in (*fields(oracle.ItemOut), *fields(oracle_training.ItemCounts))]
+    counts = (oracle_training.item_counts(published.made, row.item_id) for row in published.items)
+    assert items.rows() == [(*astuple(row), *astuple(of)) for row, of in zip(published.items, counts, strict=True)]
+    trips = pl.read_parquet(published.snapshot / "trips.parquet")
+    assert trips.columns == ["trip_id", "city", "start_us"]
+    assert trips.rows() == oracle_training.trips_rows(after, exported)
+    account_is_the_oracle_s(published, report.counts["published"])
+    manifest = json.loads((published.snapshot / "manifest.json").read_text())
+    assert manifest["published"] == json.loads(json.dumps(report.counts["published"]))
+    assert [finding for finding in validate_snapshot(published.snapshot) if finding.broken] == []
+
+
+@dataclass(frozen=True)
+class Published:
+    """A snapshot's folder, and what the oracle says of it."""
+
+    snapshot: Path
+    options: oracle.Settings
+    exported: oracle.Exported
+    made: oracle_training.Training
+    users: list[oracle.UserOut]
+    items: list[oracle.ItemOut]
+
+    def folder(self, partition: oracle_training.Partition) -> str:
+        """`[split=train/]city=New%20York`."""
+        split, city = partition
+        return city_folder(city) if self.options.split == "none" else f"split={split}/{city_folder(city)}"
 
 
 def content(report: pipeline.Report) -> str:
@@ -78,31 +127,91 @@ def by_id(rows) -> list:
     return sorted(rows, key=lambda row: row.id.encode())
 
 
-def files_are_the_oracle_s(snapshot: Path, after, exported, options) -> None:
-    for city, expected in exported.cities.items():
-        found = pl.read_parquet(snapshot / "events" / city_folder(city) / "*.parquet", hive_partitioning=False)
+def files_are_the_oracle_s(published: Published) -> None:
+    for partition, expected in published.made.events.items():
+        found = rows_in(published, "events", partition)
         assert found.columns == list(EVENT_COLUMNS)
         wanted = [tuple(list(c) if isinstance(c, tuple) else c for c in astuple(event)[:-1]) for event in expected]
         assert found.rows() == wanted
-    triples, _ = oracle.triples(after, exported, options)
-    for city, expected in triples.items():
-        found = pl.read_parquet(snapshot / "triples" / city_folder(city) / "*.parquet", hive_partitioning=False)
-        assert found.columns == [column.name for column in fields(oracle.Triple)]
-        assert found.rows() == [astuple(triple) for triple in expected]
-    for kind, cities in (("events", exported.cities), ("triples", triples)):
-        assert {path.name for path in (snapshot / kind).glob("city=*")} == {city_folder(city) for city in cities}
-    vocabularies_are_the_oracle_s(snapshot, after, exported, options)
+    for partition, expected in published.made.triples.items():
+        found = rows_in(published, "triples", partition)
+        assert found.columns == triple_columns(published.options.ids)
+        if published.options.ids != "index":
+            assert found.select(TRIPLE_COLUMNS).rows() == [astuple(triple) for triple in expected]
+        if published.options.ids != "string":
+            assert found.select(INDEXES).rows() == oracle.indexes(expected, published.users, published.items)
+        assert found.select(TRIPLE_COLUMNS[3:]).rows() == [astuple(triple)[3:] for triple in expected]
+    for kind, made in (("events", published.made.events), ("triples", published.made.triples)):
+        top = published.snapshot / kind
+        assert {str(path.parent.relative_to(top)) for path in top.rglob("*.parquet")} == set(
+            map(published.folder, made)
+        )
 
 
-def vocabularies_are_the_oracle_s(snapshot: Path, after, exported, options) -> None:
-    users = pl.read_parquet(snapshot / "users.parquet")
-    for found, expected in zip(users.rows(named=True), oracle.users_rows(after, options), strict=True):
-        assert (found["user_id"], found["user_idx"]) == (expected.user_id, expected.user_idx)
-        for dimension, value in expected.dimensions.items():
-            assert found[dimension] == (as_float(value) if dimension == "cuisine_openness" else value)
-    items = pl.read_parquet(snapshot / "items.parquet")
-    assert items.columns == [column.name for column in fields(oracle.ItemOut)]
-    assert items.rows() == [astuple(item) for item in oracle.items_rows(after, exported)]
+TRIPLE_COLUMNS = [column.name for column in fields(oracle.Triple)]
+INDEXES = ["user_idx", "pos_idx", "neg_idx"]
+
+
+def triple_columns(ids: str) -> list[str]:
+    """`--ids index` writes three indexes instead of the three strings, `both` beside them: behind, so that the first four stay."""
+    return {"string": TRIPLE_COLUMNS, "index": INDEXES + TRIPLE_COLUMNS[3:], "both": TRIPLE_COLUMNS + INDEXES}[ids]
+
+
+def rows_in(published: Published, kind: str, partition: oracle_training.Partition) -> pl.DataFrame:
+    parts = sorted((published.snapshot / kind / published.folder(partition)).glob("*.parquet"))
+    return pl.concat([pl.read_parquet(part, hive_partitioning=False) for part in parts])
+
+
+def users_are_the_oracle_s(published: Published, categories: set[str]) -> None:
+    """user_id, user_idx, the eight dimensions; then their confidences, sources, an affinity for each category, and counts."""
+    users = pl.read_parquet(published.snapshot / "users.parquet")
+    dimensions = users.columns[2:10]
+    assert set(dimensions) == set(oracle.DIMENSIONS)
+    assert users.columns == [
+        *("user_id", "user_idx", *dimensions),
+        *(f"{dimension}_{what}" for what in ("confidence", "source") for dimension in dimensions),
+        *(f"affinity_{category}" for category in sorted(categories, key=oracle.by_bytes)),
+        *("status", *(column.name for column in fields(oracle_training.UserCounts))),
+    ]
+    for found, expected in zip(users.rows(named=True), published.users, strict=True):
+        wanted = {"user_id": expected.user_id, "user_idx": expected.user_idx, "status": expected.status}
+        wanted |= {dimension: expected.dimensions[dimension] for dimension in dimensions}
+        wanted["cuisine_openness"] = as_float(expected.dimensions["cuisine_openness"])
+        wanted |= {f"{dimension}_confidence": expected.confidences[dimension] for dimension in dimensions}
+        wanted |= {f"{dimension}_source": expected.sources[dimension] for dimension in dimensions}
+        wanted |= {f"affinity_{category}": expected.affinities.get(category) for category in categories}
+        assert found == wanted | asdict(oracle_training.user_counts(published.made, expected.user_id))
+
+
+def account_is_the_oracle_s(published: Published, found: dict) -> None:
+    """The manifest accounts for every positive: events x selected = triples' positives + left out, by reason."""
+    made = published.made
+    of_city: dict[str, Counter[str]] = {"events": Counter(), "triples": Counter()}
+    for kind, partitions in (("events", made.events), ("triples", made.triples)):
+        for (_, city), rows in partitions.items():
+            of_city[kind][city] += len(rows)
+        assert {city: rows for city, rows in found[kind].items() if rows} == of_city[kind]
+    assert {source: rows for source, rows in found["triples_by_neg_source"].items() if rows} == made.by_source
+    assert found["positives"] == made.positives.total()
+    assert found["positives_left_out"] == {reason: made.left_out[reason] for reason in oracle_training.REASONS}
+    assert found["users_with_whole_catalog_seen"] == len(made.users_with_whole_catalog_seen)
+    assert set(found["cities_left_out"]) == {city for city, weight in made.weights.items() if weight is None}
+    assert (found["users"], found["items"]) == (len(published.users), len(published.items))
+    partitions = {each["folder"]: each for each in found["partitions"]}
+    assert len(partitions) == len(found["partitions"])
+    assert set(partitions) == {published.folder(partition) for partition in made.events}
+    for partition, events in made.events.items():
+        each = partitions[published.folder(partition)]
+        assert each["city"] == partition[1]
+        assert published.options.split == "none" or each["split"] == partition[0]
+        counts = len(events), made.positives[partition], len(made.triples.get(partition, []))
+        assert (each["events"], each["positives"], each["triples"]) == counts
+        weight = made.weights[partition[1]]
+        assert weight is None or oracle_training.float32(each["weight"]) == weight
+    # A city without triples in train has no sign; whether it is named is free.
+    assert set(found["signs"]) <= set(made.signs)
+    for city, sign in made.signs.items():
+        assert found["signs"].get(city) == (None if sign is None else pytest.approx(sign, abs=1e-9))
 
 
 def as_float(value: str | None) -> float | None:
@@ -130,6 +239,108 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
 
+def what_expand_makes_is_what_export_makes(
+    databases, world: oracle.World, options: oracle.Settings, *, and_back: bool = False
+) -> None:
+    """`expand SNAPSHOT`: a new snapshot's triples from the `events/` of an old one, with other options; needs no database.
+
+    `and_back`: the events of any split make again what the night itself was. That takes a world in which no two events of a
+    user lie in the same second but not at the same moment: their order is nowhere in the files of different splits.
+    """
+    url = databases.holding(world)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def chosen(name: str, **more: Any):
+            return resolve({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
+
+        night = pipeline.run(chosen("night", split="none", negatives=["ranking"]))
+        if not any((Path(night.snapshot) / "events").rglob("*.parquet")):
+            return  # nothing to expand
+        expanded = pipeline.expand(replace(chosen("expanded", snapshot=night.snapshot), database_url=None))
+        assert content(expanded) == content(pipeline.export(chosen("exported")))
+        snapshot_is_the_oracle_s(expanded, oracle.after_run(world, options, MODEL), options)
+        if and_back:
+            back = chosen("back", snapshot=expanded.snapshot, split="none", negatives=["ranking"])
+            assert content(pipeline.expand(back)) == content(night)
+
+
+def a_vocabulary_is_kept(databases, world: oracle.World, options: oracle.Settings, *, by_folder: bool) -> None:
+    """`--vocab-from SNAPSHOT`: an id keeps its index from one night to the next, new ids are appended."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def chosen(name: str, **more: Any):
+            return resolve({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
+
+        url = databases.holding(world)
+        first = pipeline.run(chosen("first"))
+        after = oracle.after_run(world, options, MODEL)
+        earlier = ids_of(after, options)
+        later = changed(after)
+        url = databases.holding(later)
+        source = f"{folder}/first" if by_folder else first.snapshot
+        second = pipeline.run(chosen("second", vocab_from=source))
+        after = oracle.after_run(later, options, MODEL)
+        snapshot_is_the_oracle_s(second, after, options, earlier)
+        third = pipeline.export(chosen("third", vocab_from=second.snapshot))
+        assert files_but_settings(third) == files_but_settings(second)
+        if not any((Path(second.snapshot) / "events").rglob("*.parquet")):
+            return  # nothing to expand
+        expanded = pipeline.expand(
+            chosen("expanded", snapshot=second.snapshot, split="last-trip", negatives=["catalog:3"])
+        )
+        tried = replace(options, split="last-trip", negatives=("catalog:3",))
+        snapshot_is_the_oracle_s(expanded, after, tried, earlier)
+
+
+def ids_of(after: oracle.World, options: oracle.Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The users and items of a night, in their order."""
+    users = oracle.users_rows(after, options)
+    items = oracle.items_rows(after, oracle.exported(after, options))
+    return tuple(row.user_id for row in users), tuple(row.item_id for row in items)
+
+
+def files_but_settings(report: pipeline.Report) -> dict[str, str]:
+    """Each file's sha256."""
+    files = json.loads((Path(report.snapshot) / "manifest.json").read_text())["files"]
+    return {each["path"]: each["sha256"] for each in files}
+
+
+def changed(world: oracle.World) -> oracle.World:
+    """The next day: one user is gone with all that was theirs, some nodes too, others are archived, and there are new ones."""
+    gone = {user.id for user in world.users[1:2]}
+    trips = [trip for trip in world.trips if trip.user_id not in gone]
+    ids = {trip.id for trip in trips}
+    closed = {node.id for node in world.nodes[::5]}
+    nodes = [
+        replace(node, status="archived" if place % 7 == 0 else node.status)
+        for place, node in enumerate(world.nodes)
+        if node.id not in closed
+    ]
+    new_nodes = [replace(node, id=f"!new {node.id}", name="new") for node in nodes[:3]]
+    new_users = [oracle.User(f"!new {place}", f"shadow-new {place}") for place in range(2)]
+    new_trips = [replace(trip, id=f"!new {trip.id}", user_id=new_users[0].id) for trip in trips[:2]]
+    slots = [
+        replace(slot, node_id=None if slot.node_id in closed else slot.node_id)
+        for slot in world.slots
+        if slot.trip_id in ids
+    ]
+    of_new = {trip.id.removeprefix("!new "): trip.id for trip in new_trips}
+    new_slots = [
+        replace(slot, id=f"!new {slot.id}", trip_id=of_new[slot.trip_id]) for slot in slots if slot.trip_id in of_new
+    ]
+    return replace(
+        world,
+        users=(*(user for user in world.users if user.id not in gone), *new_users),
+        trips=(*trips, *new_trips),
+        slots=(*slots, *new_slots),
+        nodes=(*nodes, *new_nodes),
+        signals=(),
+        personas=tuple(row for row in world.personas if row.user_id not in gone),
+        events=tuple(row for row in world.events if row.user_id not in gone),
+        registry=(),
+    )
+
+
 # Not shrunk here, which takes minutes: `make test-slow` does.
 @settings(max_examples=40, phases=[Phase.generate])
 @given(world=worlds(), options=run_settings())
@@ -137,9 +348,28 @@ def test_small_nights_are_the_oracle_s(databases, world, options):
     the_night_is_the_oracle_s(databases, world, options)
 
 
+# Not shrunk here, which takes minutes: `make test-slow` does.
+@settings(max_examples=20, phases=[Phase.generate])
+@given(world=worlds(), options=run_settings())
+def test_small_nights_are_expanded_as_they_are_exported(databases, world, options):
+    what_expand_makes_is_what_export_makes(databases, world, options)
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_dense_nights_are_the_oracle_s(databases, number):
-    the_night_is_the_oracle_s(databases, dense_world(number), dense_settings(number))
+    the_night_is_the_oracle_s(databases, dense_world(number), *both_settings(number))
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_expanded_events_are_exported_ones(databases, number):
+    options = both_settings(number)[number % 4 // 2]
+    what_expand_makes_is_what_export_makes(databases, dense_world(number), options, and_back=True)
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_indexes_are_kept_from_one_night_to_the_next(databases, number):
+    options = replace(dense_settings(number), ids=("index", "both")[number % 2])
+    a_vocabulary_is_kept(databases, dense_world(number), options, by_folder=number % 3 == 0)
 
 
 @pytest.mark.slow
@@ -147,3 +377,11 @@ def test_dense_nights_are_the_oracle_s(databases, number):
 @given(world=worlds() | st.integers(1_000, 10**9).map(dense_world), options=run_settings())
 def test_many_nights_are_the_oracle_s(databases, world, options):
     the_night_is_the_oracle_s(databases, world, options)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, derandomize=False)
+@given(world=worlds() | st.integers(1_000, 10**9).map(dense_world), options=run_settings(), by_folder=st.booleans())
+def test_many_nights_are_expanded_and_followed(databases, world, options, by_folder):
+    what_expand_makes_is_what_export_makes(databases, world, options)
+    a_vocabulary_is_kept(databases, world, options, by_folder=by_folder)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from tests.property import oracle
+from tests.property import oracle, oracle_training
 from tests.property.oracle import (
     NO_SEED,
     EventRow,
@@ -443,41 +443,6 @@ def test_the_audience_is_whose_events_are_exported():
     assert [exported_ids(audience) for audience in ("shadow", "real", "all")] == [{"i"}, {"e"}, {"e", "i"}]
 
 
-def test_each_positive_meets_each_negative():
-    exported = oracle.exported(BOB_WORLD, REAL)
-    found, counts = oracle.triples(BOB_WORLD, exported, REAL)
-    assert [(row.pos_item, row.neg_item, row.pos_in_candidates) for row in found["Tokyo"]] == [
-        *(("b", "d", True), ("b", "w", True), ("b", "gone", True)),
-        *(("x", "d", False), ("x", "w", False), ("x", "gone", False)),
-    ]
-    assert {(row.neg_source, row.weight) for row in found["Tokyo"]} == {("ranking", oracle.float32(3 / 50))}
-    assert (counts["triples"], counts["ranking"], counts["cities_left_out"]) == (6, 6, 0)
-
-
-def test_a_negative_of_several_sources_is_the_first_s():
-    exported = oracle.exported(BOB_WORLD, REAL)
-    found, _ = oracle.triples(BOB_WORLD, exported, REAL, ("shown", "ranking"))
-    of_b = [(row.neg_item, row.neg_source) for row in found["Tokyo"] if row.pos_item == "b"]
-    assert of_b == [("d", "ranking"), ("w", "ranking"), ("gone", "ranking"), ("far", "shown")]
-
-
-@pytest.mark.parametrize(
-    ("small_catalog", "min_catalog", "weight"),
-    [("exclude", 4, None), ("exclude", 3, 1.0), ("keep", 50, 1.0), ("weight", 4, 0.75), ("weight", 3, 1.0)],
-)
-def test_small_catalogues(small_catalog, min_catalog, weight):
-    options = Settings(small_catalog=small_catalog, min_catalog=min_catalog)
-    assert oracle.city_weight(WORLD, "Tokyo", options) == weight
-
-
-def test_a_city_left_out_is_counted_and_a_positive_without_negatives_too():
-    nothing = replace(BOB_WORLD, events=(event("e", candidate_ids=("n2",), selected_ids=("n2", "n3")),))
-    exported = oracle.exported(nothing, REAL)
-    assert oracle.triples(nothing, exported, REAL)[1]["positives_without_negatives"] == 2
-    found, counts = oracle.triples(nothing, exported, replace(REAL, small_catalog="exclude"))
-    assert (found, counts["cities_left_out"], counts["positives_without_negatives"]) == ({}, 1, 0)
-
-
 def test_users_are_the_audience_s_with_what_is_known_of_them():
     after = oracle.after_run(replace(BOB_WORLD, personas=(persona_row("p", "bob"),)), PLAIN, MODEL)
     users = oracle.users_rows(after, Settings(audience="all"))
@@ -485,6 +450,35 @@ def test_users_are_the_audience_s_with_what_is_known_of_them():
         *(("ann", 0, None), ("bob", 1, "old")),
     ]
     assert set(users[0].dimensions) == set(oracle.DIMENSIONS)
+
+
+def test_a_user_s_features_are_what_the_rows_say():
+    vector = replace(persona_row("q", "bob"), dimension="category_affinities", value='{"dining": 0.5, "odd": "x"}')
+    world = replace(BOB_WORLD, personas=(persona_row("p", "bob"), vector))
+    ann, bob = oracle.users_rows(world, Settings(audience="all"))
+    assert (bob.confidences["pace_preference"], bob.sources["pace_preference"]) == (0.5, "hand")
+    assert (bob.confidences["trip_count"], bob.sources["trip_count"], bob.affinities) == (None, None, {"dining": 0.5})
+    assert ({*ann.confidences.values(), *ann.sources.values()}, ann.affinities, ann.status) == ({None}, {}, "present")
+
+
+@pytest.mark.parametrize("text", ["not a number", "", "[0.5]", "NULL", "0.5"])
+def test_a_vector_that_is_no_object_has_no_numbers(text):
+    assert oracle.numbers_in(text) == {}
+
+
+def test_indexes_are_kept_from_an_earlier_vocabulary():
+    """Carl is gone, Ann is there and not of the audience: both keep their row, and nothing is known of them."""
+    world = replace(BOB_WORLD, personas=(persona_row("p", "ann"), persona_row("q", "bob")))
+    users = oracle.users_rows(world, REAL, ("carl", "ann"))
+    assert [(row.user_id, row.user_idx, row.status, row.dimensions["pace_preference"]) for row in users] == [
+        *(("carl", 0, "gone", None), ("ann", 1, "gone", None), ("bob", 2, "present", "old")),
+    ]
+    nodes = (*CATALOG, node("unseen", status="archived"))
+    items = oracle.items_rows(replace(BOB_WORLD, nodes=nodes), oracle.exported(BOB_WORLD, REAL), ("w", "unseen", "?"))
+    assert [(row.item_id, row.item_idx, row.status) for row in items] == [
+        *(("w", 0, "flagged"), ("unseen", 1, "archived"), ("?", 2, "gone"), ("b", 3, "pending"), ("d", 4, "approved")),
+        *(("far", 5, "approved"), ("gone", 6, "gone"), ("x", 7, "archived")),
+    ]
 
 
 def test_items_are_the_eligible_ones_and_those_that_events_name():
@@ -495,8 +489,8 @@ def test_items_are_the_eligible_ones_and_those_that_events_name():
         *(("w", "Tokyo", "flagged"), ("x", "Tokyo", "archived")),
     ]
     assert [row.item_idx for row in items] == [0, 1, 2, 3, 4, 5]
-    triples, _ = oracle.triples(BOB_WORLD, exported, REAL)
-    rows = oracle.indexes(triples["Tokyo"], oracle.users_rows(BOB_WORLD, REAL), items)
+    triples = oracle_training.training(BOB_WORLD, exported, REAL).triples["train", "Tokyo"]
+    rows = oracle.indexes(triples, oracle.users_rows(BOB_WORLD, REAL), items)
     assert rows == [(0, 0, 1), (0, 0, 4), (0, 0, 3), (0, 5, 1), (0, 5, 4), (0, 5, 3)]
 
 
@@ -548,8 +542,10 @@ def features(world: World) -> dict[str, bool]:
     persona_rows, persona_counts = oracle.personas(world, options, MODEL)
     rows, event_counts = oracle.events(world, persona_rows, options)
     exported = oracle.exported(after, Settings(audience="all"))
-    _, triple_counts = oracle.triples(after, exported, options, ("ranking", "shown"))
-    counted = {**persona_counts, **event_counts, **triple_counts, "trip_gone": exported.counts["trip_gone"]}
+    made = oracle_training.training(after, exported, replace(options, negatives=("ranking", "shown")))
+    of_triples = {f"triples: {name}": made.by_source[name] for name in ("ranking", "shown")}
+    of_reasons = {f"left out: {name}": made.left_out[name] for name in ("small_catalog", "no_negatives")}
+    counted = {**persona_counts, **event_counts, **of_triples, **of_reasons, "trip_gone": exported.counts["trip_gone"]}
     node_of = {row.id: row for row in world.nodes}
     city_of = {row.id: row.city for row in world.trips}
     affinity_of = {row.user_id: json.loads(row.value) for row in persona_rows if row.dimension == "category_affinities"}
@@ -640,19 +636,3 @@ def test_the_order_of_rows_in_a_table_changes_nothing(world, options):
         assert by_id(getattr(one, table)) == by_id(getattr(other, table))
     assert oracle.exported(one, options) == oracle.exported(other, options)
     assert oracle.users_rows(one, options) == oracle.users_rows(other, options)
-
-
-@settings(max_examples=100)
-@given(ALL_KNOBS, run_settings())
-def test_the_laws_of_triples(world, options):
-    after = oracle.after_run(world, options, MODEL)
-    exported = oracle.exported(after, options)
-    events = {row.event_id: row for rows in exported.cities.values() for row in rows}
-    items = oracle.items_rows(after, exported)
-    triples, counts = oracle.triples(after, exported, options, ("ranking", "shown"))
-    for rows in triples.values():
-        assert len({(row.event_id, row.pos_item, row.neg_item) for row in rows}) == len(rows)
-        assert {row.pos_item in events[row.event_id].selected_ids for row in rows} == {True}
-        assert {row.neg_item in events[row.event_id].selected_ids for row in rows} == {False}
-        assert len(oracle.indexes(rows, oracle.users_rows(after, options), items)) == len(rows)
-    assert counts["triples"] == sum(map(len, triples.values())) == counts["ranking"] + counts["shown"]

@@ -430,6 +430,30 @@ def worlds(draw: Draw, *, null_emails: bool = False, wild_dates: bool = False, w
     )
 
 
+NEGATIVES = (
+    *(("ranking",), ("shown",), ("catalog:1",), ("catalog:3",), ("catalog:16",), ("ranking", "shown")),
+    *(
+        ("ranking", "catalog:4"),
+        ("catalog:3", "shown"),
+        ("ranking", "shown", "catalog:2"),
+        ("shown", "ranking", "catalog:16"),
+    ),
+)
+ALPHAS = (None, 0.0, 0.5, 1.0, 2.5)
+# Some of the worlds' starts to the millisecond, and moments between them.
+SPLITS = (
+    *("none", "last-trip", "time:2024-05-01", "time:1970-01-01,2024-05-01", "time:2024-03-10T02:30:00"),
+    *("time:2024-05-02T00:00:00,2024-05-03", "time:0001-01-01,9999-12-31"),
+)
+
+
+def city_weights() -> st.SearchStrategy[tuple[tuple[str, float], ...]]:
+    """None mostly; else one or two of the worlds' cities, of which one has `=` in its name."""
+    weights = st.sampled_from((2.0, 0.5, 0.3, 1e-3, 7.0))
+    some = st.lists(st.tuples(st.sampled_from(CITIES), weights), min_size=1, max_size=2, unique_by=lambda pair: pair[0])
+    return st.just(()) | some.map(tuple)
+
+
 def run_settings() -> st.SearchStrategy[Settings]:
     """Settings of a run, plain ones first; prefixes with the characters that LIKE takes for its own."""
     return st.builds(
@@ -440,4 +464,10 @@ def run_settings() -> st.SearchStrategy[Settings]:
         small_catalog=st.sampled_from(("exclude", "weight", "keep")),
         audience=st.sampled_from(("shadow", "all", "real")),
         ids=st.just("string"),
+        split=st.sampled_from(SPLITS),
+        negatives=st.sampled_from(NEGATIVES),
+        reject=st.sampled_from(("seen", "event")),
+        catalog_alpha=st.sampled_from(ALPHAS),
+        city_weight=city_weights(),
+        shuffle=st.booleans(),
     )
