@@ -20,6 +20,7 @@ from tests.property import oracle
 from tests.property.in_database import Databases, written
 
 GOLDEN = Path(__file__).parent / "night.json"
+GOLDEN_DRAWN = Path(__file__).parent / "drawn.json"
 CATEGORIES = tuple(affinity_model().raw["categories"])
 STATUSES = ("completed", "skipped", "confirmed", "proposed", "active")
 
@@ -100,3 +101,39 @@ def test_the_rows_are_those_of_the_file(make_database, tmp_path, seed, request):
     assert personas == sorted(
         oracle.personas(source, oracle.Settings(seed=seed), affinity_model().raw)[0], key=lambda row: row.id
     )
+
+
+DRAWN = {
+    "even": {"negatives": ["catalog:2"]},
+    "by popularity, rejecting the event's own": {
+        "negatives": ["catalog:3"],
+        "catalog_alpha": 0.5,
+        "reject": "event",
+    },
+    "of all sources, split and shuffled": {
+        "negatives": ["ranking", "shown", "catalog:2"],
+        "split": "last-trip",
+        "shuffle": True,
+        "city_weight": ["Größstadt=3"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawn_and_shuffled_triples_are_those_of_the_file(make_database, tmp_path, name, request):
+    url = Databases(make_database).holding(world())
+    options = {"database_url": url, "out": str(tmp_path / "out"), "small_catalog": "weight", "seed": 7, **DRAWN[name]}
+    report = pipeline.run(resolve(options, {}))
+    triples = {
+        path.relative_to(report.snapshot).parent.as_posix(): pl.read_parquet(path, hive_partitioning=False)
+        .select("event_id", "pos_item", "neg_item", "neg_source", "weight")
+        .head(8)
+        .rows()
+        for path in sorted((Path(report.snapshot) / "triples").rglob("*.parquet"))
+    }
+    found = json.loads(json.dumps(triples))
+    golden = json.loads(GOLDEN_DRAWN.read_text()) if GOLDEN_DRAWN.exists() else {}
+    if request.config.getoption("--write-golden"):
+        golden[name] = found
+        GOLDEN_DRAWN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    assert found == golden[name]
