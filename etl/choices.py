@@ -19,7 +19,7 @@ SPLITS = ("train", "valid", "test")
 
 RECOMMENDED = "recommended"
 RECOMMENDED_DRAWS = 16
-LARGE_CATALOGUE = 1_000
+LARGE_CATALOGUE = 2_000
 """From so many eligible nodes on, `recommended` draws popular nodes more often (docs/negatives.md, "Large catalogues")."""
 
 LARGE_CATALOGUE_ALPHA = 0.5

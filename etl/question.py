@@ -80,7 +80,7 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
     """What to ask of a dataset with a split, given the triples of each part of it."""
     dataset, options = training.dataset, training.options
     # Cities whose triples are left out teach nothing and are not asked about.
-    kept = [city for city in dataset.events["city"].unique() if options.keeps(dataset.eligible.get(city, 0))]
+    kept = [city for city in dataset.events["city"].unique() if options.keeps(training.eligible.get(city, 0))]
     events = training.events.filter(pl.col("city").is_in(kept))
     tune, _ = held_out(dataset, events, "valid", ["train"])
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])

@@ -6,7 +6,7 @@ of the vocabularies are all taken from the same part and those before it (CONTRA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ from etl.triples import Catalogue, Expanded, expand
 SmallCatalog = Literal["exclude", "weight", "keep"]
 Reject = Literal["seen", "event"]
 
+_NO_NODES = pl.DataFrame(schema={"node": pl.UInt32})
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
@@ -85,11 +86,12 @@ class Partition:
 
 @dataclass(frozen=True)
 class Training:
-    """A dataset with its split: `events` has the column `split`, in file order."""
+    """A dataset with its split: `events` has the column `split`, in file order. `eligible` counts each city's nodes."""
 
     dataset: Dataset
     events: pl.DataFrame
     options: TrainingOptions
+    eligible: Mapping[str, int]
 
     @property
     def train(self) -> pl.DataFrame:
@@ -99,16 +101,12 @@ class Training:
     def partitions(self) -> Iterator[Partition]:
         """One per (split, city) that has events: train before valid before test, cities in the order of their bytes."""
         drawing = _Drawing.of(self)
-        cities = self.events["city"].unique().sort().to_list()
-        for split in SPLITS:
-            part = self.events.filter(pl.col("split") == split)
-            for city in cities:
-                events = part.filter(pl.col("city") == city).drop("city", "split")
-                if events.height:
-                    yield self._partition(split, city, events, drawing)
+        parts = self.events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
+        for split, city in sorted(parts, key=lambda key: (SPLITS.index(key[0]), key[1].encode())):
+            yield self._partition(split, city, parts[split, city], drawing)
 
     def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _Drawing) -> Partition:
-        nodes = self.dataset.eligible.get(city, 0)
+        nodes = self.eligible.get(city, 0)
         negatives = negatives_for(self.options.negatives, self.options.catalog_alpha, nodes)
         return Partition(
             split=None if self.options.split == "none" else split,
@@ -124,21 +122,22 @@ class Training:
 
 def prepare(dataset: Dataset, options: TrainingOptions) -> Training:
     """Split a dataset's events."""
-    cities = dataset.events["city"].unique()
-    kept = [city for city in cities if options.keeps(dataset.eligible.get(city, 0))]
-    return Training(dataset, assign(dataset.events, dataset.trips, parse_split(options.split), kept), options)
+    eligible = dataset.eligible
+    kept = [city for city in dataset.events["city"].unique() if options.keeps(eligible.get(city, 0))]
+    events = assign(dataset.events, dataset.trips, parse_split(options.split), kept)
+    return Training(dataset, events, options, eligible)
 
 
 @dataclass(frozen=True)
 class _Drawing:
     """What draws need to know of the whole dataset.
 
-    `seen` has one row per (user, node) ever selected, with the first split it was; `catalogues` one row per eligible
-    node, ascending by id within its city; `popular` the train events that selected each node, by code.
+    `seen` has one row per (user, node) ever selected, with the first split it was; `catalogues` by city one row
+    per eligible node, ascending by id; `popular` the train events that selected each node, by code.
     """
 
     seen: pl.DataFrame
-    catalogues: pl.DataFrame
+    catalogues: Mapping[tuple[object, ...], pl.DataFrame]
     popular: I64
     reject: Reject
 
@@ -150,25 +149,28 @@ class _Drawing:
             .explode("node", empty_as_null=False, keep_nulls=False)
             .with_columns(pl.col("node").to_physical().cast(pl.UInt32))
         )
+        offered = training.dataset.offered().sort("item_id").select("city", node="item_idx")
         in_train = taken.filter(pl.col("split") == "train")["node"].to_numpy()
         return cls(
             seen=taken.group_by("user_id", "node").agg(pl.col("split").to_physical().min().alias("since")),
-            catalogues=training.dataset.offered()
-            .sort("item_id")
-            .select("city", node="item_idx", place=pl.int_range(pl.len(), dtype=pl.Int32).over("city")),
+            catalogues=offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True),
             popular=np.bincount(in_train, minlength=items.height),
             reject=training.options.reject,
         )
 
     def catalogue(self, split: str, city: str, events: pl.DataFrame, negatives: Negatives) -> Catalogue:
         """The city's catalogue with the pool that each event of the partition draws from."""
-        offered = self.catalogues.filter(pl.col("city") == city)
+        offered = self.catalogues.get((city,), _NO_NODES).with_row_index("place")
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
             return Catalogue(codes, np.zeros(events.height, np.int64), pools(np.ones(len(codes), np.uint64), *_NONE))
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
         places = rejected.join(offered, on="node").sort("group", "place")
-        by_group = (places["group"].to_numpy(), places["place"].to_numpy(), int(groups.max(initial=-1)) + 1)
+        by_group = (
+            places["group"].to_numpy(),
+            places["place"].cast(pl.Int32).to_numpy(),
+            int(groups.max(initial=-1)) + 1,
+        )
         even = pools(np.ones(len(codes), np.uint64), *by_group)
         if not negatives.alpha:
             return Catalogue(codes, groups, even)
