@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONSUMERS := $(VENV)/.consumers
 WORKERS ?= 2
 
-.PHONY: setup consumers demo test test-slow lint format bench wheel clean
+.PHONY: setup consumers demo test test-slow lint format bench bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -57,6 +57,13 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.night --save
 	$(BIN)/python -m benchmarks.realdata --save
+	$(BIN)/python -m benchmarks.order --save
+
+# Which negatives teach: some ten minutes each. The plot needs the extra `bench`.
+bench-negatives: setup
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m benchmarks.negatives --save
+	$(BIN)/python -m benchmarks.large_catalogue --save
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -368,7 +368,7 @@ def save(accounts: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any], se
 
     RESULTS.mkdir(exist_ok=True)
     document = {"made_with": made_with, "seeds": seeds, "rows": accounts}
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
     (RESULTS / "negatives.json").write_text(text, encoding="utf-8")
     head = (
         f"# Which negatives teach\n\n`python -m benchmarks.negatives --save`: a `last-trip` split, {seeds} seeds, means over "

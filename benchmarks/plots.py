@@ -11,7 +11,15 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-mpl.rcParams.update({"svg.hashsalt": "bpr-etl", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+mpl.rcParams.update(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bpr-etl",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+)
 _MODEL, _POPULARITY, _HISTORY = "#2b6cb0", "#c05621", "#718096"
 
 
