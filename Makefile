@@ -61,6 +61,7 @@ bench: setup
 
 # Which negatives teach: some ten minutes each. The plot needs the extra `bench`.
 bench-negatives: setup
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.negatives --save
 	$(BIN)/python -m benchmarks.large_catalogue --save
