@@ -32,6 +32,7 @@ class Prepared:
                 "/$(", "/snapshots/$("
             ),
             f"  check its files       {command} validate --snapshot {self.settings.out}",
+            f"  do they teach?        {command} probe {self.settings.out}",
             f"  the database          {command} db start --data-dir {self.data_dir}",
             f"                        psql '{self.url}'",
         ]
