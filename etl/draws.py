@@ -24,6 +24,7 @@ Flags = npt.NDArray[np.bool_]
 
 _GAMMA = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 14  # draws done at a time: what one column of them takes stays in the cache
+_LAID_OUT = 4  # places of pools laid out at the most, for each that is drawn
 _PATIENCE = 4  # attempts per wanted node, before a draw with weights looks at what is left only
 
 
@@ -49,6 +50,21 @@ class Pools:
     def sizes(self) -> I64:
         """How many nodes each group's pool has."""
         return len(self.weights) - np.diff(self.offsets)
+
+    def of(self, groups: I64) -> tuple[Pools, I64]:
+        """The pools of the range that these groups span, and the groups counted from its start: less to search in."""
+        first, end = int(groups.min()), int(groups.max()) + 1
+        low, high = self.offsets[first], self.offsets[end]
+        own = Pools(
+            self.weights,
+            self.ends,
+            self.rejected[low:high],
+            self.offsets[first : end + 1] - low,
+            self.cut[low:high] - (np.uint64(first) << np.uint64(32)),
+            self.gone[low:high],
+            self.total[first:end],
+        )
+        return own, groups - first
 
     def place_at(self, groups: I64, measure: U64) -> Places:
         """The place whose piece of its group's pool holds this point of the measure."""
@@ -108,19 +124,33 @@ def _threads() -> int:
 
 
 def _draw(keys: U64, groups: I64, wanted: int, even: Pools, weighted: Pools | None) -> tuple[Places, Flags]:
-    sizes = even.sizes[groups]
+    """One block of `draw`."""
+    even, near = even.of(groups)
+    sizes = even.sizes[near]
     column = np.arange(wanted, dtype=np.int32)[:, None]
-    taken = np.broadcast_to(column, (wanted, len(keys))).copy()
     counts = column < sizes
     many = np.flatnonzero(sizes > wanted)
+    if weighted is None and len(many) == len(keys):  # the usual case, without a copy
+        return _at(even, near, _floyd(keys, sizes, wanted)), counts
+    taken = np.where(counts, column, 0)
     if weighted is None and len(many):
         taken[:, many] = _floyd(keys[many], sizes[many], wanted)
-    few = many if weighted is not None else np.zeros(0, np.int64)
-    measure = np.where(counts, taken, 0).astype(np.uint64)
-    places = np.stack([even.place_at(groups, row) for row in measure]) if wanted else taken
-    if len(few):
-        places[:, few] = _in_proportion(keys[few], groups[few], wanted, weighted)  # type: ignore[arg-type]
+    places = _at(even, near, taken)
+    if weighted is not None and len(many):
+        places[:, many] = _in_proportion(keys[many], groups[many], wanted, weighted)
     return places, counts
+
+
+def _at(even: Pools, groups: I64, positions: Places) -> Places:
+    """The places at these positions of the draws' pools: read off the pools laid out, unless that is more than is drawn."""
+    if len(even.total) * len(even.weights) > _LAID_OUT * positions.size:
+        return np.stack([even.place_at(groups, row.astype(np.uint64)) for row in positions])
+    inside = np.ones((len(even.total), len(even.weights)), np.bool_)
+    inside[np.repeat(np.arange(len(even.total)), np.diff(even.offsets)), even.rejected] = False
+    # Every pool has its own stretch; what an empty one reads is not counted.
+    laid_out = np.append(np.nonzero(inside)[1].astype(np.int32), np.int32(0))
+    begins = (np.cumsum(even.sizes) - even.sizes)[groups]
+    return np.stack([laid_out.take(begins + row) for row in positions])
 
 
 def _number(keys: U64, attempt: int) -> U64:
@@ -135,10 +165,7 @@ def _floyd(keys: U64, sizes: I64, wanted: int) -> Places:
     for attempt in range(wanted):
         last = sizes - wanted + attempt
         drawn = (_number(keys, attempt) * (last + 1).astype(np.uint64) >> np.uint64(32)).astype(np.int32)
-        there = np.zeros(len(keys), np.bool_)
-        for earlier in taken[:attempt]:
-            there |= earlier == drawn
-        taken[attempt] = np.where(there, last, drawn)
+        taken[attempt] = np.where(_among(drawn, taken[:attempt]), last, drawn)
     return taken
 
 
@@ -148,24 +175,39 @@ def _in_proportion(keys: U64, groups: I64, wanted: int, pool: Pools) -> Places:
     An attempt that hits a taken node is made again, which is the same in distribution as drawing from the rest. Where a
     few nodes hold nearly all the weight that could go on for long: after some attempts the rest is laid out instead.
     """
-    taken = np.full((wanted, len(keys)), -1, np.int32)
-    have = np.zeros(len(keys), np.int64)
-    open_ = np.arange(len(keys))
+    pool, groups = pool.of(groups)
+    done = np.empty((wanted, len(keys)), np.int32)
+    rows, taken = np.arange(len(keys)), np.full((wanted, len(keys)), -1, np.int32)
+    have, open_ = np.zeros(len(keys), np.int64), np.ones(len(keys), np.bool_)
     for attempt in range(_PATIENCE * wanted):
-        measure = _number(keys[open_], attempt) * pool.total[groups[open_]] >> np.uint64(32)
-        place = pool.place_at(groups[open_], measure)
-        fresh = ~(taken[:, open_] == place).any(axis=0)
-        rows = open_[fresh]
-        taken[have[rows], rows] = place[fresh]
-        have[rows] += 1
-        open_ = open_[have[open_] < wanted]
-        if not len(open_):
-            return taken
+        measure = _number(keys, attempt) * pool.total[groups] >> np.uint64(32)
+        place = pool.place_at(groups, measure)
+        fresh = np.flatnonzero(open_ & ~_among(place, taken[:attempt]))
+        taken[have[fresh], fresh] = place[fresh]
+        have[fresh] += 1
+        open_ = have < wanted
+        left = int(open_.sum())
+        if left < len(rows) / 2:  # go on with those that still want some
+            done[:, rows[~open_]] = taken[:, ~open_]
+            rows, keys, groups, taken, have = rows[open_], keys[open_], groups[open_], taken[:, open_], have[open_]
+            open_ = np.ones(left, np.bool_)
+        if not left:
+            return done
     at_a_time = max(1, (1 << 22) // len(pool.weights))
-    for start in range(0, len(open_), at_a_time):
-        rows = open_[start : start + at_a_time]
-        taken[:, rows] = _from_the_rest(keys[rows], groups[rows], taken[:, rows], have[rows], pool)
-    return taken
+    behind = np.flatnonzero(open_)
+    for start in range(0, len(behind), at_a_time):
+        some = behind[start : start + at_a_time]
+        taken[:, some] = _from_the_rest(keys[some], groups[some], taken[:, some], have[some], pool)
+    done[:, rows] = taken
+    return done
+
+
+def _among(place: Places, taken: Places) -> Flags:
+    """Whether each draw's place is among those that it has taken: a column per draw."""
+    there = np.zeros(len(place), np.bool_)
+    for earlier in taken:
+        there |= earlier == place
+    return there
 
 
 def _from_the_rest(keys: U64, groups: I64, taken: Places, have: I64, pool: Pools) -> Places:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl import draws
@@ -72,6 +72,14 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
         monkeypatch.setattr(draws, "_threads", lambda threads=threads: threads)
         cut = draw(keys, groups, 16, even)
         assert all(np.array_equal(one, two) for one, two in zip(whole, cut, strict=True))
+
+
+@pytest.mark.parametrize("laid_out", [0, 10**9])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases())
+def test_laid_out_or_searched_pools_give_the_same(monkeypatch, laid_out, case):
+    monkeypatch.setattr(draws, "_LAID_OUT", laid_out)
+    assert ours(case) == theirs(case)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
