@@ -18,6 +18,9 @@ from etl.compact import Dataset
 from etl.draws import I64
 
 AT = 10
+MOST_CELLS = 5_000_000
+"""Users x places of a city that are ranked at the most; with more, every second user is judged, or every third, ..."""
+
 Scores = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
 
@@ -28,6 +31,7 @@ class Held:
 
     `users` are codes, one per group, ascending; `items` the codes of the city's catalogue, ascending by id. Of shape
     (groups, items): `taken` says what the user selected in the held-out part, `before` how often in the parts before it.
+    `passed_over` counts the users that are not judged, since there are too many to rank everything for everybody.
     """
 
     city: str
@@ -35,6 +39,7 @@ class Held:
     items: I64
     taken: npt.NDArray[np.bool_]
     before: I64
+    passed_over: int = 0
 
 
 Ranker = Callable[[Held], Scores]
@@ -57,9 +62,11 @@ def held_out(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequenc
     groups = []
     for city in held["city"].unique().sort():
         items, here = offered.filter(pl.col("city") == city)["node"], held.filter(pl.col("city") == city)
-        users = here["user_id"].unique().sort()
+        every = here["user_id"].unique().sort()
+        users = every.gather_every(max(1, -(-len(every) * len(items) // MOST_CELLS)))
         taken, before = (_table(rows, users, items) for rows in (here, past))
-        groups.append(Held(city, users.to_numpy(), items.to_numpy(), taken > 0, before))
+        passed_over = len(every) - len(users)
+        groups.append(Held(city, users.to_numpy(), items.to_numpy(), taken > 0, before, passed_over))
     pairs = long.filter(pl.col("split") == part).select("user_id", "city", "node").unique().height
     return groups, pairs - held.select("user_id", "city", "node").unique().height
 

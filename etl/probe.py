@@ -103,6 +103,7 @@ def _probed(question: Question, unknown: float, seed: int, progress: Progress, s
         ],
         "options": asdict(best),
         "unranked_places": question.unranked,
+        "users_passed_over": sum(held.passed_over for held in question.test),
         **_intervals_of(figures, seed),
     }
     return Probed(facts, best, figures)

@@ -132,9 +132,9 @@ def add_probe(snapshot: Snapshot, facts: Mapping[str, Any], line: Mapping[str, A
 
     Raises LockedError when a run writes to the folder that the snapshot is in.
     """
-    store = snapshot.folder.resolve().parents[1]
-    published = snapshot.folder.resolve().parent.name == SNAPSHOTS
-    with open_store(str(store)) if published else nullcontext(), writing(str(snapshot.folder)):
+    folder = snapshot.folder.resolve().parent
+    published = folder.name == SNAPSHOTS  # a copy elsewhere is nobody's to hold
+    with open_store(str(folder.parent)) if published else nullcontext(), writing(str(snapshot.folder)):
         entry = asdict(write_probe(snapshot.folder, facts))
         files = [each for each in snapshot.manifest["files"] if each["path"] != PROBE]
         manifest = {**snapshot.manifest, "probe": dict(line), "files": [*files, entry]}

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import psycopg
 import pytest
 
-from etl import pipeline
+from etl import heldout, pipeline
 from etl.config import resolve
 from etl.errors import ConnectError, DataError
 from etl.journal import Report
+from etl.question import question
 from etl.sign import DOUBTFUL
-from etl.snapshot import file_sha256
+from etl.snapshot import file_sha256, open_snapshot
 from etl.validate import validate_snapshot
 from tests.states import data_files, database_state, folder_state
 
@@ -257,3 +260,25 @@ def test_validate_finds_triples_that_break_a_law(night, tmp_path, ids, change, b
     assert [finding for finding in validate_snapshot(snapshot) if finding.broken] == []
     names = ("pos_item", "neg_item") if ids == "string" else ("pos_idx", "neg_idx")
     assert any(law.startswith(broken) for law in forged(snapshot, lambda triples: change(triples, *names)))
+
+
+def test_too_many_users_to_rank_everything_for_are_judged_in_part(night, monkeypatch):
+    _, _, report = night
+    whole = question(open_snapshot(Path(report.snapshot)))
+    monkeypatch.setattr(heldout, "MOST_CELLS", 300)
+    part = question(open_snapshot(Path(report.snapshot)))
+    for every, some in zip(whole.test, part.test, strict=True):
+        assert every.passed_over == 0
+        assert len(some.users) * len(some.items) <= 300
+        assert len(some.users) + some.passed_over == len(every.users)
+        kept = np.isin(every.users, some.users)
+        assert np.array_equal(every.taken[kept], some.taken)
+        assert np.array_equal(every.before[kept], some.before)
+
+
+def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
+    _, _, report = night
+    shutil.copytree(report.snapshot, tmp_path / "copy")
+    found = pipeline.probe(resolve({"snapshot": str(tmp_path / "copy")}, {}))
+    assert json.loads((tmp_path / "copy" / "manifest.json").read_text())["probe"] == found.line()
+    assert [finding for finding in validate_snapshot(tmp_path / "copy") if finding.broken] == []
