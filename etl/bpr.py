@@ -261,7 +261,7 @@ class _Descent:
     """Where the model is and how it moves: Adam on the batches' gradients and the penalties'."""
 
     def __init__(self, rng: np.random.Generator, n_users: int, n_items: int, options: Options) -> None:
-        # Users at nought: the first that moves one are her own places.
+        # Users at nought: the first that moves one are their own places.
         users = np.zeros((n_users, options.factors), np.float32)
         items = _right_angled(rng, n_items, options.factors) * np.float32(options.spread)
         self.parameters = Parameters(users, items, np.zeros(n_items, np.float32))

@@ -1,8 +1,9 @@
 """Do these triples teach anything? A small BPR model trained on them, and how it ranks what was held out (CONTRACT, section 4).
 
-Trained as a trainer would: variants on train are judged by valid, the best is trained again on both, and test is looked at
-once. Beside it stand rankings that need no training: a model that is no better than popularity has learnt nothing of
-people, and one that is only as good as a user's own history has learnt nothing that a count doesn't know.
+Trained as a trainer would: variants on train are judged by valid (without one, by each user's last trip in train), the best
+is trained again on all before test, and test is looked at once. Beside it stand rankings that need no training: a model that
+is no better than popularity has learnt nothing of people, and one that is only as good as a user's own history has learnt
+nothing that a count doesn't know.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ class Probed:
 def probe(
     question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.Options] = bpr.CANDIDATES
 ) -> Probed:
-    """Tune on valid, train on train and valid, judge on test. `unknown` is the affinity of a category without one.
+    """Tune before test, train on all before test, judge on test. `unknown` is the affinity of a category without one.
 
-    The first variant is kept unless another is better on valid by more than chance, and where there is no valid.
+    The first variant is kept unless another is better by more than chance.
     The same question and seed give the same figures on one machine. Raises ValueError where test holds nothing out.
     """
     if not question.test:
@@ -86,19 +87,20 @@ def probe(
 
 def _probed(question: Question, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.Options]) -> Probed:
     tried: list[Figures] = []
-    if len(seeded) > 1 and question.tune and len(question.valid.users):
+    if len(seeded) > 1 and question.tune and len(question.trial.users):
         for number, options in enumerate(seeded, 1):
-            model = _trained(question, question.train, options, progress, f"variant {number} of {len(seeded)}")
+            model = _trained(question, question.trial, options, progress, f"variant {number} of {len(seeded)}")
             tried.append(_judge(question, question.tune, _by(model), new=False))
     best = seeded[metrics.choose([figures.auc for figures in tried]) if tried else 0]
-    model = _trained(question, question.train + question.valid, best, progress, "final")
+    model = _trained(question, question.train, best, progress, "final")
     figures = _figures(question, model, unknown)
     facts = {
         "split": question.split,
         "seed": seed,
-        "triples": {"train": len(question.train.users), "valid": len(question.valid.users)},
+        "triples": len(question.train.users),
+        "tuned_on": question.tuned_on if tried else None,
         "variants": [
-            {**asdict(options), "auc_on_valid": _intervals(found, seed)["auc"]}
+            {**asdict(options), "auc_when_tuned": _intervals(found, seed)["auc"]}
             for options, found in zip(seeded, tried, strict=False)
         ],
         "options": asdict(best),

@@ -52,14 +52,17 @@ class Triples:
 class Question:
     """All that a probe looks at.
 
-    The triples of train and of valid; what valid and test hold out; `popularity`, the events before test that selected
-    each item, by code; `split`, in words; `unranked`, the held-out places of test that their city's catalogue hasn't.
+    `train` are the triples before test. Variants are trained on `trial` and judged by `tune`: train and what valid holds out
+    or, without a valid, the same one step earlier, each user's last trip in train (`tuned_on` says which). `popularity`
+    counts the events before test that selected each item, by code; `split` is in words; `unranked` counts the held-out
+    places of test that their city's catalogue hasn't.
     """
 
     dataset: Dataset
     train: Triples
-    valid: Triples
+    trial: Triples
     tune: Sequence[Held]
+    tuned_on: str
     test: Sequence[Held]
     popularity: I64
     split: str
@@ -78,15 +81,32 @@ def question(snapshot: Snapshot) -> Question:
 
 def about(training: Training, triples: Callable[[str], Triples], split: str) -> Question:
     """What to ask of a dataset with a split, given the triples of each part of it."""
-    dataset, options = training.dataset, training.options
-    # Cities whose triples are left out teach nothing and are not asked about.
-    kept = [city for city in dataset.events["city"].unique() if options.keeps(training.eligible.get(city, 0))]
-    events = training.events.filter(pl.col("city").is_in(kept))
+    dataset = training.dataset
+    events = _kept(training)
+    train, valid = triples("train"), triples("valid")
     tune, _ = held_out(dataset, events, "valid", ["train"])
+    trial, tuned_on = train, "valid"
+    if not tune:
+        trial, tune = _last_of_train(training)
+        tuned_on = "each user's last trip in train"
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")["selected_ids"].explode(empty_as_null=False)
     popularity = np.bincount(before.to_physical().to_numpy(), minlength=dataset.items.height)
-    return Question(dataset, triples("train"), triples("valid"), tune, test, popularity, split, unranked)
+    return Question(dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked)
+
+
+def _kept(training: Training) -> pl.DataFrame:
+    """The events of cities that have triples: the others teach nothing and are not asked about."""
+    kept = [c for c in training.events["city"].unique() if training.options.keeps(training.eligible.get(c, 0))]
+    return training.events.filter(pl.col("city").is_in(kept))
+
+
+def _last_of_train(training: Training) -> tuple[Triples, list[Held]]:
+    """Train without each user's last trip in it, and what that trip holds out."""
+    earlier = replace(training.dataset, events=training.train.drop("split"))
+    inner = prepare(earlier, replace(training.options, split="last-trip"))
+    held, _ = held_out(earlier, _kept(inner), "test", ["train", "valid"])
+    return expanded(inner, "train") + expanded(inner, "valid"), held
 
 
 def expanded(training: Training, part: str) -> Triples:

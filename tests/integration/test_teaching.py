@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,22 @@ def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
     found = pipeline.probe(resolve({"snapshot": str(tmp_path / "copy")}, {}))
     assert json.loads((tmp_path / "copy" / "manifest.json").read_text())["probe"] == found.line()
     assert [finding for finding in validate_snapshot(tmp_path / "copy") if finding.broken] == []
+
+
+@pytest.mark.parametrize(("split", "tuned_on"), [("last-trip", "valid"), ("time", "each user's last trip in train")])
+def test_variants_are_tuned_before_what_is_held_out(night, tmp_path, split, tuned_on):
+    """Without a valid part one step earlier, inside train; never on test."""
+    _, out, report = night
+    dated = pl.read_parquet(f"{report.snapshot}/events/**/*.parquet", hive_partitioning=False)["timestamp"]
+    cut = datetime.fromtimestamp(int(dated.quantile(0.6)), UTC).date()
+    given = {"snapshot": str(out), "out": str(tmp_path / "out"), "negatives": ["recommended"]}
+    expanded = pipeline.expand(resolve({**given, "split": f"time:{cut}" if split == "time" else split}, {}))
+    asked = question(open_snapshot(Path(expanded.snapshot)))
+    assert asked.tuned_on == tuned_on
+    assert asked.tune
+    published = manifest_of(expanded)["published"]["partitions"]
+    assert len(asked.train.users) == sum(part["triples"] for part in published if part["split"] != "test")
+    assert 0 < len(asked.trial.users) < len(asked.train.users)
+    found = pipeline.probe(resolve({"snapshot": expanded.snapshot}, {}))
+    assert found.facts["tuned_on"] == tuned_on
+    assert len(found.facts["variants"]) == 4
