@@ -143,7 +143,7 @@ def expand(
 ) -> Report:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
-    Raises SettingsError for options that its events can't follow, ConnectError or DataError where it can't be read.
+    Raises ConnectError or DataError where it can't be read.
     """
     report = Report(uuid.uuid4().hex, clock())
     old = open_snapshot(Path(settings.snapshot or settings.out))

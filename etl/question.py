@@ -17,10 +17,10 @@ from etl.compact import Dataset
 from etl.draws import I64
 from etl.heldout import Held, held_out
 from etl.snapshot import Snapshot, read_dataset, read_file
-from etl.training import Training, TrainingOptions, prepare
+from etl.training import Training, TrainingOptions, prepare, times_named
+from etl.triples import INDEXES, indexes
 
-_INDEXES = {"user_idx": "user_id", "pos_idx": "pos_item", "neg_idx": "neg_item"}
-_COLUMNS = dict.fromkeys(_INDEXES, pl.UInt32) | {"weight": pl.Float32}
+_COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Triples:
     def of(cls, frames: Sequence[pl.DataFrame]) -> Triples:
         """From frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
         every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
-        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in _INDEXES)
+        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
         return cls(users, positives, negatives, every["weight"].to_numpy())
 
     def __add__(self, other: Triples) -> Triples:
@@ -90,8 +90,8 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
         trial, tune = _last_of_train(training)
         tuned_on = "each user's last trip in train"
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
-    before = training.events.filter(pl.col("split") != "test")["selected_ids"].explode(empty_as_null=False)
-    popularity = np.bincount(before.to_physical().to_numpy(), minlength=dataset.items.height)
+    before = training.events.filter(pl.col("split") != "test")
+    popularity = times_named(before, "selected_ids", dataset.items.height)
     return Question(dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked)
 
 
@@ -117,8 +117,7 @@ def expanded(training: Training, part: str) -> Triples:
 
 def coded(triples: pl.DataFrame) -> pl.DataFrame:
     """Triples whose ids are Enums over the vocabularies as their indexes, with their weights."""
-    codes = (pl.col(text).to_physical().cast(pl.UInt32).alias(index) for index, text in _INDEXES.items())
-    return triples.select(*codes, "weight")
+    return triples.select(*indexes(), "weight")
 
 
 def training_options(snapshot: Snapshot) -> TrainingOptions:

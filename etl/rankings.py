@@ -6,6 +6,7 @@ their UTF-8 bytes, so sorting by a node sorts by its id without touching a text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dataframely as dy
@@ -174,15 +175,17 @@ def rank(
     return Ranked(events, skipped, taken.height, outside)
 
 
-def in_file_order(events: pl.DataFrame) -> pl.DataFrame:
-    """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event).
+def in_file_order(
+    events: pl.DataFrame, within: Sequence[str] = ("created_us", "trip_id", "day_number", "event_id")
+) -> pl.DataFrame:
+    """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event); equals stay in order.
 
     The hash comes first so that a bucket of users, a range of hashes, is a range of rows, however many buckets there
     are; PostgreSQL can compute it too. A stranger's rows are spread over the file, which SGD likes.
     """
     users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
-    order = ["user_hash", "user_id", "created_us", "trip_id", "day_number", "event_id"]
-    return events.join(users, on="user_id", how="left").sort(order).drop("user_hash")
+    joined = events.join(users, on="user_id", how="left", maintain_order="left")
+    return joined.sort("user_hash", "user_id", *within, maintain_order=True).drop("user_hash")
 
 
 def _judged_days(trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import polars as pl
 
 from etl.compact import EVENT_COLUMNS, Dataset, Vocabulary, coded
 from etl.errors import ConnectError, DataError
-from etl.stable import sha256_hex
+from etl.rankings import in_file_order
 
 MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
 
@@ -120,10 +120,7 @@ def _in_file_order(events: pl.DataFrame, *, split: bool) -> pl.DataFrame:
     The files have whole seconds. Without a split, events of a user's same second keep the order of their file; with one they
     come from several, and are put in order by trip, day and id.
     """
-    users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
-    joined = events.join(users, on="user_id", how="left", maintain_order="left")
-    order = ["user_hash", "user_id", "timestamp", *(("trip_id", "day_number", "event_id") if split else ())]
-    return joined.sort(order, maintain_order=True).drop("user_hash")
+    return in_file_order(events, ("timestamp", *(("trip_id", "day_number", "event_id") if split else ())))
 
 
 def _trips(events: pl.DataFrame) -> pl.DataFrame:

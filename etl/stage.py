@@ -22,8 +22,8 @@ from etl.errors import DataError
 from etl.parquet import PartWriter
 from etl.sign import sign
 from etl.snapshot import ITEM_COUNTS, USER_COUNTS, file_sha256
-from etl.training import Partition, Training, TrainingOptions, prepare
-from etl.triples import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, Expanded
+from etl.training import Partition, Training, TrainingOptions, prepare, times_named
+from etl.triples import INDEXES, NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, Expanded, indexes
 
 Ids = Literal["string", "index", "both"]
 
@@ -147,7 +147,7 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path) -> Staged:
     account.folders = _folders(dataset)
     account.split = {"rule": options.training.split, "lets_in": parse_split(options.training.split).lets_in}
     training = prepare(dataset, options.training)
-    popularity = _named(training.train, "selected_ids", dataset.items.height)
+    popularity = times_named(training.train, "selected_ids", dataset.items.height)
     counts = _Counts(dataset.users.height, dataset.items.height)
     written: dict[str, int] = {}
     for partition in training.partitions():
@@ -234,7 +234,7 @@ def _account(partition: Partition, place: str, expanded: Expanded, account: Stag
 def _vocabularies(training: Training, counts: _Counts, popularity: I64) -> dict[str, pl.DataFrame]:
     """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
     dataset, train = training.dataset, training.train
-    candidates = _named(train, "candidate_ids", dataset.items.height)
+    candidates = times_named(train, "candidate_ids", dataset.items.height)
     items = dataset.items.with_columns(
         pl.Series(name, values, dtype=pl.Int64)
         for name, values in zip(ITEM_COUNTS, (candidates, popularity, counts.positive, counts.negative), strict=True)
@@ -250,20 +250,12 @@ def _vocabularies(training: Training, counts: _Counts, popularity: I64) -> dict[
     return {"users": users, "items": items, "trips": dataset.trips}
 
 
-def _named(events: pl.DataFrame, column: str, items: int) -> I64:
-    """How many of the events name each node in a column of lists, by code."""
-    return _count(events.select(pl.col(column).explode(empty_as_null=False, keep_nulls=False)).to_series(), items)
-
-
 def _published_columns(triples: pl.DataFrame, ids: Ids) -> pl.DataFrame:
     """Ids as they are asked for: texts, indexes or both."""
     if ids == "string":
         return triples
-    texts = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
-    # The physical value of an Enum is the row of its id in users.parquet or items.parquet.
-    indexes = [pl.col(text).to_physical().cast(pl.UInt32).alias(index) for text, index in texts.items()]
-    rest = [name for name in triples.columns if name not in texts]
-    return triples.select(*indexes, *rest) if ids == "index" else triples.with_columns(indexes)
+    rest = [name for name in triples.columns if name not in INDEXES]
+    return triples.select(*indexes(), *rest) if ids == "index" else triples.with_columns(indexes())
 
 
 def _write(frame: pl.DataFrame, folder: Path, options: StageOptions) -> dict[str, int]:

@@ -120,6 +120,12 @@ class Training:
         )
 
 
+def times_named(events: pl.DataFrame, column: str, items: int) -> I64:
+    """How many of the events name each node in a column of lists, by code."""
+    codes = events.select(pl.col(column).explode(empty_as_null=False, keep_nulls=False)).to_series().to_physical()
+    return np.bincount(codes.to_numpy(), minlength=items)
+
+
 def prepare(dataset: Dataset, options: TrainingOptions) -> Training:
     """Split a dataset's events."""
     eligible = dataset.eligible
@@ -143,18 +149,16 @@ class _Drawing:
 
     @classmethod
     def of(cls, training: Training) -> _Drawing:
-        items = training.dataset.items
         taken = (
             training.events.select("user_id", "split", node="selected_ids")
             .explode("node", empty_as_null=False, keep_nulls=False)
             .with_columns(pl.col("node").to_physical().cast(pl.UInt32))
         )
         offered = training.dataset.offered().sort("item_id").select("city", node="item_idx")
-        in_train = taken.filter(pl.col("split") == "train")["node"].to_numpy()
         return cls(
             seen=taken.group_by("user_id", "node").agg(pl.col("split").to_physical().min().alias("since")),
             catalogues=offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True),
-            popular=np.bincount(in_train, minlength=items.height),
+            popular=times_named(training.train, "selected_ids", training.dataset.items.height),
             reject=training.options.reject,
         )
 

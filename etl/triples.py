@@ -19,6 +19,9 @@ from etl.stable import SEPARATOR, hash64, mix64_array
 SOURCES = ("ranking", "shown", "catalog")
 """Where a negative comes from; where several give the same one, the first of this order counts."""
 
+INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
+"""The columns of ids, and what their indexes are called (CONTRACT, section 3, `--ids`)."""
+
 NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 
 
@@ -67,6 +70,11 @@ def expand(
         order = _Keys(events, nodes, seed).of_rows(pairs, rows)
         triples = triples[np.argsort(order, kind="stable")]
     return _accounted(triples, events, pairs, rows, negatives, catalogue)
+
+
+def indexes() -> list[pl.Expr]:
+    """The indexes of a triple's ids: the physical value of an Enum is its row in users.parquet or items.parquet."""
+    return [pl.col(text).to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()]
 
 
 @dataclass(frozen=True)
