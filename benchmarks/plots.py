@@ -21,6 +21,8 @@ mpl.rcParams.update(
     }
 )
 _MODEL, _POPULARITY, _HISTORY = "#2b6cb0", "#c05621", "#718096"
+_OURS, _FLOOR, _OTHER = "#2b6cb0", "#718096", "#dd9a6a"
+_MOST_MIB = 2048
 
 
 def dots(accounts: Sequence[Mapping[str, Any]], strategies: Sequence[str], path: Path) -> None:
@@ -56,3 +58,60 @@ def _panel(panel: Any, accounts: Sequence[Mapping[str, Any]], strategies: Sequen
         panel.axvline(level, color=color, linestyle="--", linewidth=1, label=label)
     panel.axvline(0.5, color="#a0aec0", linewidth=0.8)
     panel.grid(axis="x", alpha=0.25)
+
+
+def bars(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """One panel per comparison: a bar of seconds per variant, on a logarithmic axis; ours first, in its own colour."""
+    heights = [len(seconds) for seconds in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(9, 1.1 * len(panels) + 0.27 * sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for panel, (title, seconds) in zip(axes.flat, panels.items(), strict=True):
+        names, values = list(seconds), list(seconds.values())
+        drawn = panel.barh(range(len(names)), values, color=[_color(name) for name in names], height=0.7)
+        panel.bar_label(drawn, [f"{value:.3g} s" for value in values], padding=3)
+        panel.set_yticks(range(len(names)), names)
+        panel.invert_yaxis()
+        panel.set_xscale("log")
+        panel.set_xlim(min(values) / 3, max(values) * 2.5)  # a bar from nowhere: there is no zero on this axis
+        panel.grid(axis="x", alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.set_title(title, loc="left", fontweight="bold")
+    axes.flat[-1].set_xlabel("seconds, median, logarithmic")
+    _save(figure, path)
+
+
+def _color(name: str) -> str:
+    if name.startswith(("ours", "first night: ours", "the whole command")):
+        return _OURS
+    return _FLOOR if "floor" in name.lower() else _OTHER
+
+
+def curves(measured: Mapping[str, Sequence[tuple[float, float, float]]], path: Path) -> None:
+    """Seconds and peak memory (MiB) against scale, (scale, seconds, MiB) per point, both axes logarithmic."""
+    figure, (time, memory) = plt.subplots(1, 2, figsize=(10, 4))
+    for number, (name, points) in enumerate(measured.items()):
+        scales, seconds, peaks = zip(*points, strict=True)
+        for panel, values in ((time, seconds), (memory, peaks)):
+            panel.plot(scales, values, marker="o", markersize=4, color=f"C{number}", label=name)
+    for panel, title in ((time, "seconds"), (memory, "peak memory of the process, MiB")):
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel("scale (1: the design's size)")
+        panel.set_title(title, loc="left", fontweight="bold")
+        panel.grid(alpha=0.25)
+    first = min((point for points in measured.values() for point in points), default=(1.0, 1.0, 1.0))
+    ends = [point[0] for points in measured.values() for point in points]
+    straight = [first[1] * end / first[0] for end in (min(ends), max(ends))]
+    time.plot([min(ends), max(ends)], straight, color=_FLOOR, linestyle=":", label="in proportion")
+    memory.axhline(_MOST_MIB, color=_POPULARITY, linestyle="--", linewidth=1, label="2 GiB")
+    time.legend(frameon=False)
+    memory.legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """On white, whatever the page's colour is: black text can be read on both."""
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None}, facecolor="white", transparent=False)
+    plt.close(figure)

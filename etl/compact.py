@@ -1,21 +1,25 @@
 """What a snapshot is made of: events in their compact form, trips, users, items. With these, triples need no database.
 
-Users and items are `pl.Enum` columns here whose physical value is the index (`user_idx`, `item_idx`) of `users.parquet`
-and `items.parquet`: an id is carried as four bytes, and an index costs nothing.
+Users, trips and nodes are carried as codes: rows of `users.parquet`, `trips.parquet` and `items.parquet`. Events come by user
+bucket (`etl.buckets`); everything else is small beside them and stands in memory.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import dataframely as dy
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from etl.contracts import ARCHIVED, Events, Nodes, Personas, Slots, Users
-from etl.rankings import eligible, in_file_order, with_shown
+from etl.buckets import Shelf
+from etl.contracts import ARCHIVED
+from etl.rankings import eligible
 
 _DIMENSIONS = (
     "pace_preference",
@@ -27,7 +31,8 @@ _DIMENSIONS = (
     "trip_count",
     "category_affinities",
 )
-_LISTS = ("candidate_ids", "ranked_ids", "selected_ids", "shown_ids")
+LISTS = {name: name.replace("_ids", "_idx") for name in ("candidate_ids", "ranked_ids", "selected_ids", "shown_ids")}
+"""The columns of nodes, and what they are called where they hold codes."""
 
 EVENT_COLUMNS = (
     "event_id",
@@ -38,10 +43,25 @@ EVENT_COLUMNS = (
     "surface",
     "model_name",
     "model_version",
-    *_LISTS,
+    *LISTS,
 )
 """The columns of `events/`, in their order (CONTRACT, section 3)."""
 
+CODED = pl.DataFrame(
+    schema={
+        "event_id": pl.String,
+        "user_idx": pl.UInt32,
+        "trip_idx": pl.UInt32,
+        "day_number": pl.Int32,
+        "timestamp": pl.Int64,
+        "surface": pl.String,
+        "model_name": pl.String,
+        "model_version": pl.String,
+        **dict.fromkeys(LISTS.values(), pl.List(pl.UInt32)),
+        "city": pl.String,
+    }
+)
+"""No events: the columns of `Dataset.events`, ids as codes."""
 
 PRESENT, GONE = "present", "gone"
 """What `status` says of a user, and of a user or an item that only an earlier vocabulary, or an event, still names."""
@@ -56,15 +76,42 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class EventBuckets:
+    """The events of a dataset by user bucket; they can be gone through more than once.
+
+    A bucket's frame has the columns of CODED, in file order; a user's events are all in one bucket. `cities` are those that any
+    event is in, in the order of their bytes; `height` counts the events.
+    """
+
+    buckets: int
+    cities: tuple[str, ...]
+    height: int
+    read: Callable[[], Iterator[pl.DataFrame]]
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        return self.read()
+
+    def whole(self) -> pl.DataFrame:
+        """All events in one frame."""
+        return pl.concat([CODED, *self.read()])
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> EventBuckets:
+        """One bucket that holds all of these."""
+        cities = tuple(events["city"].unique().sort())
+        return cls(1, cities, events.height, lambda: iter([events]))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What is published, before it is cut by split and city.
 
-    `events` has one row per event: EVENT_COLUMNS and `city`, in file order. `users` and `items` are the vocabularies,
-    one row per id in the order of the indexes: by id, behind those of an earlier vocabulary. `trips` has one row per trip
-    that has an event, sorted by id: `trip_id`, `city`, `start_us` (null when infinite).
+    `users`, `items` and `trips` are the vocabularies, one row per id in the order of the codes. Users and items: by id, behind
+    those of an earlier vocabulary. `trips` has the trips that have an event, sorted by id: `trip_id`, `city`, `start_us`
+    (null when infinite).
     """
 
-    events: pl.DataFrame
+    events: EventBuckets
     users: pl.DataFrame
     items: pl.DataFrame
     trips: pl.DataFrame
@@ -79,28 +126,147 @@ class Dataset:
         return dict(self.offered().group_by("city").len().sort("city").iter_rows())
 
 
-def compact(
-    events: dy.DataFrame[Events],
-    users: dy.DataFrame[Users],
-    slots: dy.DataFrame[Slots],
-    nodes: dy.DataFrame[Nodes],
-    personas: dy.DataFrame[Personas],
-    earlier: Vocabulary,
-) -> Dataset:
-    """Put together what is published from an audience's events, users and personas, and the catalogue."""
-    full = with_shown(events, slots).with_columns(timestamp=pl.col("created_us").floordiv(1_000_000))
-    items = _items(full, nodes, earlier.items)
-    vocabulary = _users(users, personas, nodes["category"].unique().sort(), earlier.users)
-    trips = events.select("trip_id", "city", "start_us").unique("trip_id").sort("trip_id")
-    return Dataset(
-        coded(in_file_order(full), vocabulary, items).select(*EVENT_COLUMNS, "city"), vocabulary, items, trips
-    )
+class Codes:
+    """Numbers for ids, in the order in which they were first met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def of(self, ids: Iterable[str]) -> pl.Series:
+        """Each id's number (UInt32)."""
+        numbers = self._numbers
+        return pl.Series([numbers.setdefault(each, len(numbers)) for each in ids], dtype=pl.UInt32)
+
+    def places(self, vocabulary: pl.Series) -> pl.Series:
+        """For each number, the row of its id in a vocabulary; null where that has no such id."""
+        return _rows_of(self.ids, vocabulary)
+
+    @property
+    def ids(self) -> pl.Series:
+        """The ids by number."""
+        return pl.Series(list(self._numbers), dtype=pl.String)
 
 
-def coded(events: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Events with their ids as Enums over the vocabularies: the physical value is the index."""
-    item, user = pl.Enum(items["item_id"]), pl.Enum(users["user_id"])
-    return events.with_columns(*(pl.col(name).cast(pl.List(item)) for name in _LISTS), pl.col("user_id").cast(user))
+class Compaction:
+    """Events on their way into a dataset, bucket by bucket.
+
+    What they name gets its code when it is first met; the vocabularies are known only at the end, and the codes become rows of
+    them when the events are taken up again.
+    """
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._users, self._trips, self._nodes = Codes(), Codes(), Codes()
+        self._named = np.zeros(0, np.bool_)
+        self._of_trips: list[pl.DataFrame] = []
+        self._cities: set[str] = set()
+        self._height = 0
+
+    def coded(self, nodes: pl.Series) -> pl.Series:
+        """A column of node ids, or of lists of them, as codes."""
+        return _coded_lists(nodes, self._nodes) if isinstance(nodes.dtype, pl.List) else _coded(nodes, self._nodes)
+
+    def add(self, bucket: int, events: pl.DataFrame) -> None:
+        """Take in a bucket's events, all of them: `contracts.Events` with `shown_ids`, in file order.
+
+        Nodes as text or Enum, or as the codes of `coded`.
+        """
+        lists = {name: events[name] for name in LISTS}
+        codes = {n: lst if lst.dtype == pl.List(pl.UInt32) else self.coded(lst) for n, lst in lists.items()}
+        for each in codes.values():
+            self._name(each.explode(empty_as_null=False).to_numpy())
+        coded = events.with_columns(
+            _coded(events["user_id"], self._users).alias("user_idx"),
+            _coded(events["trip_id"], self._trips).alias("trip_idx"),
+            *(codes[name].alias(index) for name, index in LISTS.items()),
+            timestamp=pl.col("created_us").floordiv(1_000_000),
+        )
+        self._of_trips.append(events.select("trip_id", "city", "start_us").unique("trip_id"))
+        self._cities.update(events["city"].unique())
+        self._height += events.height
+        self._shelf.put_whole(coded.select(CODED.columns), bucket)
+
+    def _name(self, codes: npt.NDArray[np.uint32]) -> None:
+        """Remember that an event names these nodes."""
+        if len(self._named) < len(self._nodes):
+            self._named = np.concatenate([self._named, np.zeros(len(self._nodes) - len(self._named), np.bool_)])
+        self._named[codes] = True
+
+    def dataset(self, users: pl.DataFrame, personas: pl.DataFrame, nodes: pl.DataFrame, earlier: Vocabulary) -> Dataset:
+        """What is published: an audience's users and personas, the catalogue, and the events that were taken in."""
+        # Codes were given to every node of the slots, too; only those that an event names are published.
+        self._name(np.zeros(0, np.uint32))
+        named = self._nodes.ids.filter(pl.Series(self._named))
+        items = _items(named, nodes, earlier.items)
+        vocabulary = _users(users, personas, nodes["category"].unique().sort(), earlier.users)
+        of_trips = [
+            pl.DataFrame(schema={"trip_id": pl.String, "city": pl.String, "start_us": pl.Int64}),
+            *self._of_trips,
+        ]
+        trips = pl.concat(of_trips).unique("trip_id").sort("trip_id")
+        places = {
+            "user_idx": self._users.places(vocabulary["user_id"]),
+            "trip_idx": self._trips.places(trips["trip_id"]),
+            **dict.fromkeys(LISTS.values(), self._nodes.places(items["item_id"])),
+        }
+
+        def read() -> Iterator[pl.DataFrame]:
+            for bucket in range(self._shelf.buckets):
+                yield recoded(self._shelf.take(bucket), places)
+
+        cities = tuple(sorted(self._cities, key=str.encode))
+        return Dataset(EventBuckets(self._shelf.buckets, cities, self._height, read), vocabulary, items, trips)
+
+
+def recoded(events: pl.DataFrame, places: dict[str, pl.Series]) -> pl.DataFrame:
+    """Coded events with other codes: `places` has, by column, the new code of each old one."""
+    columns = []
+    for name, new in places.items():
+        old = events[name]
+        columns.append(_relisted(old, new) if isinstance(old.dtype, pl.List) else new.gather(old).alias(name))
+    return events.with_columns(columns)
+
+
+def _relisted(lists: pl.Series, new: pl.Series) -> pl.Series:
+    """A column of lists, each element replaced by its place in `new`."""
+    flat = lists.explode(empty_as_null=False)
+    codes = new.gather(flat.cast(pl.UInt32))
+    return lists_of(lists.list.len(), codes).alias(lists.name)
+
+
+def lists_of(lengths: pl.Series, codes: pl.Series) -> pl.Series:
+    """The lists of these lengths that lie one after the other in `codes`."""
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths.to_numpy(), dtype=np.int64)])
+    array = pa.LargeListArray.from_arrays(pa.array(ends), codes.to_arrow())
+    return pl.Series(values=array, dtype=pl.List(codes.dtype))
+
+
+def _coded(ids: pl.Series, codes: Codes) -> pl.Series:
+    """A column of texts as numbers: each distinct one is looked up once. Null stays null."""
+    distinct = pl.Enum(ids.drop_nulls().unique())
+    return codes.of(distinct.categories).gather(ids.cast(distinct).to_physical())
+
+
+def _coded_lists(lists: pl.Series, codes: Codes) -> pl.Series:
+    """A column of lists of texts, or of Enums, as lists of numbers."""
+    flat = lists.explode(empty_as_null=False)
+    if not isinstance(flat.dtype, pl.Enum):
+        return lists_of(lists.list.len(), _coded(flat, codes))
+    # Not every value of the Enum need be named by an event: only those that are get a number.
+    categories, physical = flat.dtype.categories, flat.to_physical()
+    used = physical.unique()
+    numbers = np.zeros(len(categories), np.uint32)
+    numbers[used.to_numpy()] = codes.of(categories.gather(used)).to_numpy()
+    return lists_of(lists.list.len(), pl.Series(numbers[physical.to_numpy()]))
+
+
+def _rows_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:
+    """The row of each id in a vocabulary (UInt32); null where it isn't there."""
+    rows = vocabulary.alias("id").to_frame().with_row_index("row")
+    return ids.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")["row"]
 
 
 def _indexed(earlier: pl.Series, ids: pl.Series, index: str) -> pl.DataFrame:
@@ -157,13 +323,12 @@ def _numbers(value: str | None) -> dict[str, float]:
     return {category: number for category, number in numbers.items() if math.isfinite(number)}
 
 
-def _items(events: pl.DataFrame, nodes: pl.DataFrame, earlier: pl.Series) -> pl.DataFrame:
+def _items(named: pl.Series, nodes: pl.DataFrame, earlier: pl.Series) -> pl.DataFrame:
     """One row per eligible node of any city, per node that an event names, and per node of the earlier vocabulary.
 
     A node that the catalogue no longer has: status `gone`, the rest null.
     """
-    named = pl.concat([events.select(item_id=pl.col(name).explode(empty_as_null=False)) for name in _LISTS])
-    ids = pl.concat([named, eligible(nodes).select(item_id="node_id")]).drop_nulls()["item_id"]
+    ids = pl.concat([named.alias("item_id"), eligible(nodes)["node_id"].alias("item_id")])
     return (
         _indexed(earlier, ids, "item_idx")
         .join(nodes.rename({"node_id": "item_id"}), on="item_id", how="left", maintain_order="left")

@@ -130,6 +130,8 @@ class Settings:
     small_catalog: Literal["exclude", "weight", "keep"] = _setting(_choice("exclude", "weight", "keep"), "exclude")
     ids: Literal["string", "index", "both"] = _setting(_choice("string", "index", "both"), "string")
     rows_per_file: int = _setting(_whole(1), 1_000_000)
+    buckets: int | None = _setting(_whole(1, 4096), None)
+    profile: bool = _setting(_flag, default=False)
     skip_unchanged: bool = _setting(_flag, default=False)
     dry_run: bool = _setting(_flag, default=False)
     scale: float = _setting(_positive, 1.0)

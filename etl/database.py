@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from etl.prisma import quote_literal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Frames = dict[str, pl.DataFrame]
 
 RETRIES = 5
 """How many times a night is tried in all, when others' writes keep getting in its way (SQLSTATE 40001)."""
@@ -57,11 +58,22 @@ class Connection:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
+    def number(self, sql: str) -> int:
+        """What a query gives that gives one whole number."""
+        return int(self.rows(sql)[0][0])
+
     def frame(self, sql: str) -> pl.DataFrame:
         """The rows of a query as a frame. Cast enums to text and numerics to int8 in the query: Arrow has no such types."""
         with self._translated(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             return _frame(cursor.fetch_arrow_table())
+
+    def stream(self, sql: str) -> Iterator[pl.DataFrame]:
+        """The rows of a query, some at a time: memory follows what the driver fetches at once, not the result."""
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            for batch in cursor.fetch_record_batch():
+                yield _frame(batch)
 
     def execute(self, sql: str) -> int:
         """Run a statement that returns no rows; gives how many rows it touched, -1 where the server does not say."""
@@ -188,31 +200,85 @@ def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None] = time
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-def read_snapshot(connection: Connection, queries: Mapping[str, str]) -> dict[str, pl.DataFrame]:
-    """Read named queries, all under the snapshot of the connection's open transaction.
+class Reading:
+    """Named queries that are being read on connections of their own, while the connection can do something else."""
 
-    Through connectorx, several at a time; where it can't express the connection, or fails, the same queries go through
-    ADBC on the connection itself, and one log line says so.
+    def __init__(self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None) -> None:
+        self._connection, self._queries, self._frames = connection, queries, frames
+
+    def result(self) -> dict[str, pl.DataFrame]:
+        """Their rows. Where connectorx can't express the connection, or failed, they are read now, on the connection itself."""
+        obstacle = self._connection.address.obstacle
+        if self._frames is not None:
+            try:
+                return self._frames.result()
+            # PanicException, which connectorx's Rust side raises, is no Exception.
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                    raise
+                obstacle = self._connection.address.scrub(
+                    str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                )
+        log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
+        return {name: self._connection.frame(sql) for name, sql in self._queries.items()}
+
+
+@contextmanager
+def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Reading]:
+    """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
+
+    Through connectorx; where that can't be, through ADBC when the result is asked for, and one log line says so.
     """
     tls = connection.rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     url = connection.address.connectorx_url(tls=tls)
-    obstacle = connection.address.obstacle
-    if url is not None:
-        snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
-        try:
-            return _read_connectorx(url, queries, snapshot)
-        # PanicException, which connectorx's Rust side raises, is no Exception.
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-                raise
-            obstacle = connection.address.scrub(
-                str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            )
-    log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
-    return {name: connection.frame(sql) for name, sql in queries.items()}
+    if url is None:
+        yield Reading(connection, queries, None)
+        return
+    snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
+    with ThreadPoolExecutor(1, thread_name_prefix="reading") as aside:
+        yield Reading(connection, queries, aside.submit(_read_connectorx, url, queries, snapshot))
 
 
-def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str) -> dict[str, pl.DataFrame]:
+class Behind:
+    """Work that is done behind the caller's back, in the order given, one after the other. See `behind`."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._waiting: list[Future[Any]] = []
+
+    def do(self, work: Callable[[], T]) -> Future[T]:
+        """Have it done after all that was given before; not at all where some of that failed."""
+        before = self._waiting[-1] if self._waiting else None
+
+        def in_turn() -> T:
+            if before is not None:
+                before.result()
+            return work()
+
+        future = self._pool.submit(in_turn)
+        self._waiting.append(future)
+        return future
+
+    def wait(self) -> None:
+        """Until all is done. Raises what the first failure raised."""
+        while self._waiting:
+            self._waiting.pop(0).result()
+
+
+@contextmanager
+def behind() -> Iterator[Behind]:
+    """A thread of its own for the length of a block, for the server's work: it takes as long as ours, and on other cores.
+
+    When the block ends early, what has not begun is left, and what has is waited for.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+    try:
+        yield Behind(pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
@@ -228,7 +294,7 @@ def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str) -> dic
         return dict(zip(queries, pool.map(read, queries.values()), strict=True))
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     if not isinstance(frame, pl.DataFrame):  # pragma: no cover - a table always becomes a frame
         raise TypeError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -9,8 +10,9 @@ import dataframely as dy
 import polars as pl
 
 from etl import queries
+from etl.buckets import Shelf, bucket_of
 from etl.contracts import DIMENSIONS, Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
-from etl.database import Connection, read_snapshot
+from etl.database import Connection, reading
 from etl.queries import Audience, Scope
 
 S = TypeVar("S", bound=dy.Schema)
@@ -27,123 +29,160 @@ class SetAside:
     def filter(self, schema: type[S], name: str, frame: pl.DataFrame) -> dy.DataFrame[S]:
         """The rows that keep the contract; the others are counted under `name`."""
         good, failures = schema.filter(frame, cast=True)
-        if broken := failures.counts():
-            self.counts[name] = {rule.replace("|", " ").strip(): int(rows) for rule, rows in sorted(broken.items())}
+        for rule, rows in sorted(failures.counts().items()):
+            counts = self.counts.setdefault(name, {})
+            words = rule.replace("|", " ").strip()
+            counts[words] = counts.get(words, 0) + int(rows)
         return good
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the application's tables hold, as far as the job looks: frames as their contracts say.
+    """What the application's tables hold of the shadow users, as far as the job looks: frames as their contracts say.
 
-    `seeds` and `seed_affinities` are the shadow users' alone, whatever the audience.
+    `slots` lie by user bucket. `vectors` has for each seed the `categories` and `numbers` of its `category_affinities`, as
+    lists: see `seed_affinities`.
     """
 
     users: dy.DataFrame[Users]
     trips: dy.DataFrame[Trips]
-    slots: dy.DataFrame[Slots]
     nodes: dy.DataFrame[Nodes]
     seeds: dy.DataFrame[Seeds]
-    seed_affinities: dy.DataFrame[SeedAffinities]
+    vectors: pl.DataFrame
     categories: list[str]
+    slots: Shelf
     rows_read: dict[str, int]
 
-    def users_of(self, audience: Audience) -> dy.DataFrame[Users]:
-        """The users of an audience."""
-        wanted = {"shadow": pl.col("is_shadow"), "real": ~pl.col("is_shadow"), "all": pl.lit(value=True)}[audience]
-        return Users.cast(self.users.filter(wanted))
+    def trips_of(self, bucket: int) -> dy.DataFrame[Trips]:
+        """The trips of a user bucket."""
+        if self.slots.buckets == 1:
+            return self.trips
+        return Trips.cast(self.trips.filter(bucket_of(pl.col("user_id"), self.slots.buckets) == bucket))
 
-    def shadow(self) -> Source:
-        """The same with the shadow users' rows alone."""
-        users = self.users_of("shadow")
-        trips = self.trips.join(users, on="user_id", how="semi")
-        return Source(
-            users,
-            Trips.cast(trips),
-            Slots.cast(self.slots.join(trips, on="trip_id", how="semi")),
-            self.nodes,
-            self.seeds,
-            self.seed_affinities,
-            self.categories,
-            self.rows_read,
-        )
+    def slots_of(self, bucket: int) -> dy.DataFrame[Slots]:
+        """The slots of a user bucket's trips."""
+        return Slots.cast(self.slots.take(bucket))
 
 
-def extract_source(connection: Connection, scope: Scope, audience: Audience, aside: SetAside) -> Source:
-    """Read what a run needs, under the open transaction's snapshot.
+def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: SetAside) -> Source:
+    """Read what a run needs of the shadow users, under the open transaction's snapshot.
 
-    For the audience `shadow` only the shadow users' rows are read; for the others every user's, since the shadow users'
-    rows are written in any case.
+    The slots, which are most of it, come through the connection itself, some at a time; the rest meanwhile through others.
     """
-    whose: Audience = "shadow" if audience == "shadow" else "all"
-    read = read_snapshot(
-        connection,
-        {
-            "slots": queries.slots(scope, whose),
-            "trips": queries.trips(scope, whose),
-            "users": queries.users(scope, whose),
-            "nodes": queries.nodes(scope),
-            "seeds": queries.seeds(scope),
-            "seed_affinities": queries.seed_affinities(scope),
-        },
-    )
+    queries_ = {
+        "trips": queries.trips(scope, "shadow"),
+        "users": queries.users(scope, "shadow"),
+        "nodes": queries.nodes(scope),
+        "seeds": queries.seeds(scope),
+    }
+    categories = read_categories(connection, scope)
+    with reading(connection, queries_) as others:
+        buckets = others.result()["trips"] if slots.buckets > 1 else None
+        read_slots = 0
+        for batch in connection.stream(queries.slots(scope, "shadow")):
+            read_slots += batch.height
+            _put(slots, aside.filter(Slots, "slots", batch), buckets)
+        read = others.result()
+    seeds = read["seeds"]
     return Source(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Trips, "trips", read["trips"]),
-        aside.filter(Slots, "slots", read["slots"]),
         aside.filter(Nodes, "nodes", read["nodes"]),
-        aside.filter(Seeds, "seeds", read["seeds"]),
-        aside.filter(SeedAffinities, "seed_affinities", read["seed_affinities"]),
-        read_categories(connection, scope),
-        {name: read[name].height for name in ("users", "trips", "slots", "nodes")},
+        aside.filter(Seeds, "seeds", seeds.drop("categories", "numbers")),
+        seeds.select("user_id", "categories", "numbers").drop_nulls("categories"),
+        categories,
+        slots,
+        {name: read[name].height for name in ("users", "trips")} | {"slots": read_slots, "nodes": read["nodes"].height},
     )
+
+
+def _put(slots: Shelf, rows: pl.DataFrame, trips: pl.DataFrame | None) -> None:
+    """Put slots into the buckets of their trips' users; `trips` is None where there is one bucket."""
+    if trips is None:
+        slots.put(rows, pl.Series())
+        return
+    owned = rows.join(trips.select("trip_id", "user_id"), on="trip_id")
+    slots.put(owned.drop("user_id"), owned.select(bucket_of(pl.col("user_id"), slots.buckets)).to_series())
+
+
+def seed_affinities(vectors: pl.DataFrame, aside: SetAside) -> dy.DataFrame[SeedAffinities]:
+    """One row per (seed, key of its `category_affinities`), from `Source.vectors`; null for what is no JSON number."""
+    long = vectors.explode("categories", "numbers", empty_as_null=False)
+    number = pl.when(pl.col("numbers") != "").then(pl.col("numbers"))
+    return aside.filter(SeedAffinities, "seed_affinities", long.select("user_id", category="categories", number=number))
 
 
 @dataclass(frozen=True)
 class Logged:
     """What an export needs from the application's tables: the ranking events that are there, and what explains them.
 
-    `left_out` counts events by why they are not exported.
+    Events and the slots of their trips lie by user bucket, nodes as codes. `left_out` counts events by why they are not
+    exported.
     """
 
     users: dy.DataFrame[Users]
-    slots: dy.DataFrame[Slots]
     nodes: dy.DataFrame[Nodes]
     personas: dy.DataFrame[Personas]
-    events: dy.DataFrame[Events]
+    events: Shelf
+    slots: Shelf
     left_out: dict[str, int]
     rows_read: dict[str, int]
 
 
-def extract_logged(connection: Connection, scope: Scope, audience: Audience, aside: SetAside) -> Logged:
-    """Read the ranking events of an audience, with users, personas, nodes and slots, under the open snapshot."""
-    read = read_snapshot(
-        connection,
-        {
-            "slots": queries.slots_of_events(scope, audience),
-            "events": queries.events(scope, audience),
-            "users": queries.users(scope, audience),
-            "nodes": queries.nodes(scope),
-            "personas": queries.personas(scope, audience),
-        },
-    )
-    events, left_out = tidy_events(read["events"], aside)
+Coding = Callable[[pl.Series], pl.Series]
+"""From a column of nodes, or of lists of nodes, to the same as codes."""
+
+
+def extract_logged(
+    connection: Connection,
+    scope: Scope,
+    audience: Audience,
+    aside: SetAside,
+    shelves: tuple[Shelf, Shelf],
+    coded: Coding,
+) -> Logged:
+    """Read the ranking events of an audience, with users, personas, nodes and slots, under the open snapshot.
+
+    Events, slots and personas come through the transaction's own connection: what it wrote itself is there, too. `shelves`
+    are for events (LOGGED_EVENTS) and slots (CODED_SLOTS).
+    """
+    events, slots = shelves
+    left_out = dict.fromkeys(("trip_gone", "date_out_of_range"), 0)
+    read_events = read_slots = 0
+    owners = []
+    with reading(connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}) as others:
+        for batch in connection.stream(queries.events(scope, audience)):
+            read_events += batch.height
+            rows, without = tidy_events(batch, aside)
+            left_out = {reason: count + without[reason] for reason, count in left_out.items()}
+            bucket = rows.select(bucket_of(pl.col("user_id"), events.buckets)).to_series()
+            events.put(rows.with_columns(coded(rows[name]) for name in _NODE_LISTS), bucket)
+            owners.append(rows.select("trip_id", bucket=bucket).unique())
+        trips = pl.concat([pl.DataFrame(schema={"trip_id": pl.String, "bucket": pl.UInt32}), *owners]).unique()
+        for batch in connection.stream(queries.slots_of_events(scope, audience)):
+            read_slots += batch.height
+            good = aside.filter(Slots, "slots", batch)
+            nodes = good.with_columns(coded(good["node_id"]))
+            named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
+            slots.put(named.drop("bucket"), named["bucket"])
+        personas = read_personas(connection, scope, audience, aside)
+        read = others.result()
+    counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     return Logged(
         aside.filter(Users, "users", read["users"]),
-        aside.filter(Slots, "slots", read["slots"]),
         aside.filter(Nodes, "nodes", read["nodes"]),
-        aside.filter(Personas, "personas", read["personas"].filter(pl.col("dimension").is_in(DIMENSIONS))),
+        personas,
         events,
+        slots,
         left_out,
-        {name: read[name].height for name in ("events", "users", "slots", "nodes", "personas")},
+        counts | {"nodes": read["nodes"].height, "personas": personas.height},
     )
 
 
-def extract_events(
-    connection: Connection, scope: Scope, audience: Audience, aside: SetAside
-) -> tuple[dy.DataFrame[Events], dict[str, int]]:
-    """The ranking events of an audience, on the transaction's own connection: what it wrote itself is there, too."""
-    return tidy_events(connection.frame(queries.events(scope, audience)), aside)
+_NODE_LISTS = ("candidate_ids", "ranked_ids", "selected_ids")
+LOGGED_EVENTS = Events.create_empty().with_columns(pl.col(_NODE_LISTS).cast(pl.List(pl.UInt32)))
+CODED_SLOTS = Slots.create_empty().with_columns(pl.col("node_id").cast(pl.UInt32))
+"""No rows: what the shelves of `extract_logged` hold."""
 
 
 def read_personas(connection: Connection, scope: Scope, audience: Audience, aside: SetAside) -> dy.DataFrame[Personas]:

@@ -52,9 +52,9 @@ def held_out(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequenc
     `events` has `split`. What is counted in the second: (user, place) pairs whose place is not in its trip's city's catalogue.
     """
     long = (
-        events.select("user_id", "city", pl.col("split").cast(pl.String), node="selected_ids")
-        .explode("node", empty_as_null=False, keep_nulls=False)
-        .with_columns(pl.col("user_id", "node").to_physical().cast(pl.Int64))
+        events.select("user_idx", "city", pl.col("split").cast(pl.String), node="selected_idx")
+        .explode("node", empty_as_null=False)
+        .with_columns(pl.col("user_idx", "node").cast(pl.Int64))
     )
     offered = dataset.offered().sort("item_id").select("city", node=pl.col("item_idx").cast(pl.Int64))
     held = long.filter(pl.col("split") == part).join(offered, on=["city", "node"], how="semi")
@@ -62,20 +62,20 @@ def held_out(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequenc
     groups = []
     for city in held["city"].unique().sort():
         items, here = offered.filter(pl.col("city") == city)["node"], held.filter(pl.col("city") == city)
-        every = here["user_id"].unique().sort()
+        every = here["user_idx"].unique().sort()
         users = every.gather_every(max(1, -(-len(every) * len(items) // MOST_CELLS)))
         taken, before = (_table(rows, users, items) for rows in (here, past))
         passed_over = len(every) - len(users)
         groups.append(Held(city, users.to_numpy(), items.to_numpy(), taken > 0, before, passed_over))
-    pairs = long.filter(pl.col("split") == part).select("user_id", "city", "node").unique().height
-    return groups, pairs - held.select("user_id", "city", "node").unique().height
+    pairs = long.filter(pl.col("split") == part).select("user_idx", "city", "node").unique().height
+    return groups, pairs - held.select("user_idx", "city", "node").unique().height
 
 
 def _table(rows: pl.DataFrame, users: pl.Series, items: pl.Series) -> I64:
     """How often each user (rows) selected each item (columns)."""
     table = np.zeros((len(users), len(items)), np.int64)
     cells = (
-        rows.join(users.to_frame("user_id").with_row_index("row"), on="user_id")
+        rows.join(users.to_frame("user_idx").with_row_index("row"), on="user_idx")
         .join(items.to_frame("node").with_row_index("column"), on="node")
         .group_by("row", "column")
         .len()

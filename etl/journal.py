@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,27 +22,69 @@ LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataf
 
 
 @dataclass
+class Step:
+    """A step of a run: its seconds, its rows where it counts any, and the process's peak memory at its end, in MiB."""
+
+    name: str
+    seconds: float = 0.0
+    rows: int | None = None
+    peak_mib: float = 0.0
+
+    def add(self, rows: int) -> None:
+        """Count some more rows."""
+        self.rows = (self.rows or 0) + rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.name, self.seconds, self.rows))
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass
 class Report:
-    """What a run did: seconds and rows per step, counts per step, and where the snapshot is. Becomes summary and JSON."""
+    """What a run did: seconds and rows per step, counts per step, and where the snapshot is. Becomes summary and JSON.
+
+    Steps stand in the order in which they began. One that is done by bucket is one step. Some go on beside others (the server
+    takes the COPY while files are written), so the steps' seconds are more than the `seconds` of all of it.
+    """
 
     run_id: str
     started_at: datetime
-    steps: list[tuple[str, float, int | None]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
+    _began: float = field(default_factory=time.perf_counter, repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._began
+
+    def entry(self, name: str) -> Step:
+        """The step of this name; it has its place from now on, if it hadn't one already."""
+        found = next((each for each in self.steps if each.name == name), None)
+        if found is None:
+            self.steps.append(found := Step(name))
+        return found
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[int], None]]:
-        """Time a step; what the block calls with a number becomes the step's rows."""
-        rows: list[int] = []
+        """Time a step, or go on with it; what the block calls with a number is added to the step's rows."""
+        step = self.entry(name)
         start = time.perf_counter()
-        yield rows.append
-        self.steps.append((name, time.perf_counter() - start, rows[-1] if rows else None))
-        log.debug("%s: %.2f s", name, self.steps[-1][1])
+        try:
+            yield step.add
+        finally:
+            step.seconds += time.perf_counter() - start
+            step.peak_mib = peak_mib()
+        log.debug("%s: %.2f s", name, step.seconds)
 
     def facts_for_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -52,8 +95,16 @@ class Report:
             "retries": self.retries,
             "notes": self.notes,
             "warnings": self.warnings,
-            "steps": [{"step": name, "seconds": round(seconds, 3), "rows": rows} for name, seconds, rows in self.steps],
+            **self.timings(),
             **self.counts,
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """Seconds and rows per step, seconds of all of it, and the process's peak memory until now."""
+        return {
+            "steps": [{"step": each.name, "seconds": round(each.seconds, 3), "rows": each.rows} for each in self.steps],
+            "seconds": round(self.seconds, 3),
+            "peak_mib": round(peak_mib()),
         }
 
     def facts(self, settings: Settings, now: datetime) -> dict[str, Any]:
@@ -65,6 +116,7 @@ class Report:
             "tool": {"name": "bpr-etl", "version": __version__},
             "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "settings": settings.public(),
+            "profile": self.timings(),
             "warnings": self.warnings,
             **self.counts,
         }

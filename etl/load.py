@@ -7,6 +7,7 @@ written, and nothing of anybody else.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import dataframely as dy
 import polars as pl
@@ -82,16 +83,47 @@ def event_table(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def replace_shadow_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> int:
-    """DELETE the shadow users' rows of a table and COPY these instead; gives how many were deleted.
+class Replacement:
+    """The shadow users' rows of a table, replaced: DELETE, COPY piece by piece, and a look at what stands there then.
 
-    Reads count and checksum back before it returns. Raises SchemaError where a column's type would take the bytes for
-    something else, DataError where the server refuses a row or what stands there is not what was sent.
+    Raises SchemaError where a column's type would take the bytes for something else, DataError where the server refuses a row
+    or what stands there is not what was sent.
     """
-    deleted = connection.execute(f'DELETE FROM {scope.naming.table(model)} WHERE "userId" IN ({scope.shadow_ids()})')
-    copy_rows(connection, scope, model, rows)
-    _check_written(connection, scope, model, rows)
-    return deleted
+
+    def __init__(self, connection: Connection, scope: Scope, model: str) -> None:
+        self._connection, self._scope, self._model = connection, scope, model
+        self._rows = self._checksum = 0
+        self._columns: dict[str, pl.DataType] = {}
+
+    def delete(self) -> int:
+        """Delete what was there; gives how many rows."""
+        table = self._scope.naming.table(self._model)
+        return self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+
+    def copy(self, rows: pl.DataFrame) -> None:
+        """COPY some rows. Their checksum is made meanwhile: it is the server that works on the COPY."""
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as aside:
+            # A clone: Polars locks up when two threads use one frame object, and one of them turns it into Arrow.
+            checksum = aside.submit(_checksum, rows.clone())
+            copy_rows(self._connection, self._scope, self._model, rows)
+            self._checksum += checksum.result()
+        self._rows += rows.height
+        self._columns = dict(rows.schema)
+
+    def check(self) -> None:
+        """Compare count and checksum of what stands in the table with what was sent, every column of every row."""
+        name = self._scope.naming.table(self._model)
+        texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items())
+        found = self._connection.rows(
+            f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
+            f'::bit(32)::int8), 0)::int8 FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
+        )[0]
+        sent = (self._rows, self._checksum)
+        if found != sent:
+            raise DataError(
+                f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, checksum {found[1]} for {sent[1]}. "
+                "Nothing was kept. A trigger or a rule on the table may have changed the rows."
+            )
 
 
 def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
@@ -187,21 +219,10 @@ def _check_types(table: pa.Table, columns: dict[str, str], name: str) -> None:
             )
 
 
-def _check_written(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
-    """Compare count and checksum of what stands in the table with what was sent, every column of every row."""
-    name = scope.naming.table(model)
-    texts = ", ".join(_sql_text(column, dtype) for column, dtype in rows.schema.items())
-    found = connection.rows(
-        f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}, {texts})), 1, 8))"
-        f'::bit(32)::int8), 0)::int8 FROM {name} WHERE "userId" IN ({scope.shadow_ids()})'
-    )[0]
+def _checksum(rows: pl.DataFrame) -> int:
+    """The sum of 32 bits of each row's MD5, every column as `_sql_text` has it."""
     line = pl.concat_str([_text(column, dtype) for column, dtype in rows.schema.items()], separator=_FIELD)
-    sent = (rows.height, int(rows.select(md5_32(line).sum()).item() or 0))
-    if found != sent:
-        raise DataError(
-            f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, checksum {found[1]} for {sent[1]}. "
-            "Nothing was kept. A trigger or a rule on the table may have changed the rows."
-        )
+    return int(rows.select(md5_32(line).sum()).item() or 0)
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:

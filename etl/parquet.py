@@ -1,74 +1,228 @@
 """Parquet files whose bytes depend on their rows alone.
 
 Polars' own writer varies with the number of threads beyond about a million rows (DESIGN, trap 10). Here: rows in the
-order given, row groups of a fixed size, each with a dictionary of its own, written by pyarrow.
+order given, row groups of a fixed size, each with a dictionary of its own, written by pyarrow. Several files are written at
+a time, and the rows of a partition arrive in pieces of any size: neither shows in the bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Generic, Protocol, Self, TypeVar
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl.errors import DataError
+
 ROW_GROUP = 131_072
 """Rows of a row group: large enough to scan fast, small enough that a reader with several workers finds several."""
 
-
-class PartWriter:
-    """Writes one Parquet file. Texts and Enums become plain strings, dictionary-encoded: any reader sees a string."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, frame: pl.DataFrame) -> dict[str, int]:
-        """Write the frame, and give {path: rows}."""
-        schema = _schema(frame)
-        # Without Arrow's own schema in the footer, a dictionary is read back as the string that it stands for.
-        with pq.ParquetWriter(self.path, schema, compression="zstd", compression_level=1, store_schema=False) as writer:
-            for start in range(0, frame.height, ROW_GROUP):
-                rows = frame.slice(start, ROW_GROUP)
-                arrays = [_array(rows[name], field.type) for name, field in zip(rows.columns, schema, strict=True)]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROW_GROUP)
-        return {str(self.path): frame.height}
+# Without Arrow's own schema in the footer, a dictionary is read back as the string that it stands for.
+_OPTIONS = {"compression": "zstd", "compression_level": 1, "store_schema": False}
 
 
-def _schema(frame: pl.DataFrame) -> pa.Schema:
-    return pa.schema([pa.field(name, _type(dtype)) for name, dtype in frame.schema.items()])
+@dataclass(frozen=True)
+class Written:
+    """A file as it lies on disk: rows, bytes, SHA-256."""
+
+    path: Path
+    rows: int
+    bytes: int
+    sha256: str
 
 
-def _type(dtype: pl.DataType) -> pa.DataType:
-    if isinstance(dtype, pl.Enum):
-        return pa.dictionary(pa.int32(), pa.string())
-    if isinstance(dtype, pl.List):
-        return pa.list_(pa.string())
-    return {
-        pl.String(): pa.string(),
-        pl.Int64(): pa.int64(),
-        pl.Int32(): pa.int32(),
-        pl.UInt32(): pa.uint32(),
-        pl.Float32(): pa.float32(),
-        pl.Float64(): pa.float64(),
-        pl.Boolean(): pa.bool_(),
-    }[dtype]
+class Piece(Protocol):
+    """Some rows on their way into a file."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def rows(self, which: slice) -> Self:
+        """Some of them."""
 
 
-def _array(column: pl.Series, wanted: pa.DataType) -> pa.Array:
-    if isinstance(column.dtype, pl.Enum):
-        return _dictionary(column, column.dtype)
-    if isinstance(column.dtype, pl.List):
-        column = column.cast(pl.List(pl.String))
-    return column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
+P = TypeVar("P", bound=Piece)
 
 
-def _dictionary(column: pl.Series, dtype: pl.Enum) -> pa.DictionaryArray:
-    """The column with a dictionary of only the values that occur in it, in the Enum's order; no nulls."""
-    codes = column.to_physical().to_numpy()
-    values = dtype.categories
-    used = np.zeros(len(values), dtype=bool)
-    used[codes] = True
-    places = np.cumsum(used, dtype=np.int32) - 1
-    texts = values.filter(pl.Series(used)).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(places[codes], pa.int32()), texts)
+class Crew:
+    """Threads that write, and a bound on what waits for them. See `crew`."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parquet")
+        self._room = BoundedSemaphore(2 * threads)
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        """Have it done; waits while too much is waiting already."""
+        self._room.acquire()
+        future = self._pool.submit(work)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def stop(self) -> None:
+        """Wait for what is being done, and leave what has not begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def crew(threads: int | None = None) -> Iterator[Crew]:
+    """Writing threads for the length of a block: as many as there are cores."""
+    threads_ = Crew(threads or len(os.sched_getaffinity(0)))
+    try:
+        yield threads_
+    finally:
+        threads_.stop()
+
+
+class Parts(Generic[P]):
+    """The parts of one partition, each full (`rows_per_file`) but for the last: their number depends on rows alone.
+
+    Pieces are collected to whole row groups; `columns` makes Arrow columns of a row group's pieces. Row groups are built by
+    several threads at a time, and written one after the other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        rows_per_file: int,
+        columns: Callable[[Sequence[P]], list[pa.Array]],
+        crew: Crew,
+    ) -> None:
+        self.rows = 0
+        self._folder, self._schema, self._rows_per_file = folder, schema, rows_per_file
+        self._columns, self._crew = columns, crew
+        self._waiting: list[P] = []
+        self._have = 0
+        self._part: _Part | None = None
+        self._done: list[_Part] = []
+
+    def add(self, piece: P) -> None:
+        """Take in the next rows."""
+        while len(piece):
+            room = min(ROW_GROUP, self._rows_per_file - self.rows % self._rows_per_file) - self._have
+            taken = piece.rows(slice(0, room)) if len(piece) > room else piece
+            piece = piece.rows(slice(len(taken), len(piece)))
+            self._waiting.append(taken)
+            self._have += len(taken)
+            if len(taken) == room:
+                self._flush()
+
+    def end(self) -> list[Written]:
+        """Write what is left, and give the files. Raises what went wrong on the way."""
+        if self._have:
+            self._flush()
+        self._end_part()
+        return [part.written() for part in self._done]
+
+    def _flush(self) -> None:
+        if self._part is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._part = _Part(self._folder / f"part-{len(self._done):05}.parquet", self._schema, self._crew)
+        pieces, columns = self._waiting, self._columns
+        self._part.write(lambda: columns(pieces), self._have)
+        self.rows += self._have
+        self._waiting, self._have = [], 0
+        if self.rows % self._rows_per_file == 0:
+            self._end_part()
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._done.append(self._part)
+            self._part = None
+
+
+class _Part:
+    """One file on its way: each step waits for the one before, whichever thread does it."""
+
+    def __init__(self, path: Path, schema: pa.Schema, crew: Crew) -> None:
+        self._path, self._schema, self._crew = path, schema, crew
+        self._writer: pq.ParquetWriter | None = None
+        self._last: Future[None] | None = None
+        self._rows = 0
+        self._written: Written | None = None
+
+    def write(self, columns: Callable[[], list[pa.Array]], rows: int) -> None:
+        """Write a row group, in time."""
+        before, self._rows = self._last, self._rows + rows
+
+        def work() -> None:
+            table = pa.Table.from_arrays(columns(), schema=self._schema)
+            if before is not None:
+                before.result()
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, self._schema, **_OPTIONS)
+            self._writer.write_table(table, row_group_size=ROW_GROUP)
+
+        self._last = self._crew.submit(work)
+
+    def close(self) -> None:
+        """End the file, in time, and look at it as it lies on disk."""
+        before = self._last
+
+        def work() -> None:
+            if before is not None:
+                before.result()
+            if self._writer is not None:
+                self._writer.close()
+            self._written = as_written(self._path, self._rows)
+
+        self._last = self._crew.submit(work)
+
+    def written(self) -> Written:
+        """What lies on disk. Raises what went wrong on the way."""
+        assert self._last is not None  # noqa: S101 - a part is closed before it is asked
+        self._last.result()
+        assert self._written is not None  # noqa: S101 - a step that failed has raised
+        return self._written
+
+
+def write_file(path: Path, frame: pl.DataFrame) -> Written:
+    """Write a frame of texts and numbers as one file."""
+    schema = pa.schema([pa.field(name, ARROW[dtype]) for name, dtype in frame.schema.items()])
+    with pq.ParquetWriter(path, schema, **_OPTIONS) as writer:
+        for start in range(0, frame.height, ROW_GROUP):
+            rows = frame.slice(start, ROW_GROUP)
+            arrays = [arrow(rows[name]) for name in rows.columns]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROW_GROUP)
+    return as_written(path, frame.height)
+
+
+ARROW = {
+    pl.String(): pa.string(),
+    pl.Int64(): pa.int64(),
+    pl.Int32(): pa.int32(),
+    pl.UInt32(): pa.uint32(),
+    pl.Float32(): pa.float32(),
+    pl.Float64(): pa.float64(),
+    pl.Boolean(): pa.bool_(),
+}
+"""The Arrow type that a column is written as."""
+
+
+def arrow(column: pl.Series) -> pa.Array:
+    """A column of texts or numbers as it is written."""
+    return column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(ARROW[column.dtype])
+
+
+def as_written(path: Path, rows: int) -> Written:
+    """A file as it lies on disk. Raises DataError when its footer doesn't count the rows that were written."""
+    found = pq.read_metadata(path).num_rows
+    if found != rows:
+        raise DataError(f"{path.name} has {found} rows on disk, and {rows} were written. Run again.")
+    return Written(path, rows, path.stat().st_size, file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as it lies on disk, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dataframely as dy
 import polars as pl
 
 from etl.affinity import AffinityModel, additive
 from etl.contracts import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
+from etl.counts import added
 from etl.stable import decimal_text, millionths_text, round_to_millionths, stable_id
 
 CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
@@ -26,16 +27,30 @@ _SEED_FIELDS = {
 
 
 @dataclass(frozen=True)
-class Materialised:
-    """Persona rows, and what a person wants to know of them.
+class PersonaTally:
+    """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
 
-    `values_by_source` counts rows by where their value comes from; `affinities_dropped` counts the keys of
-    `category_affinities` that were not usable, by reason.
+    `affinities_dropped` counts the keys of `category_affinities` that were not usable, by reason.
     """
 
+    rows: int = 0
+    values_by_source: dict[str, int] = field(default_factory=dict)
+    affinities_dropped: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: PersonaTally) -> PersonaTally:
+        return PersonaTally(
+            self.rows + other.rows,
+            added(self.values_by_source, other.values_by_source),
+            added(self.affinities_dropped, other.affinities_dropped),
+        )
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """Persona rows, and the tally of them."""
+
     rows: dy.DataFrame[PersonaRows]
-    values_by_source: dict[str, int]
-    affinities_dropped: dict[str, int]
+    tally: PersonaTally
 
 
 def materialise(
@@ -66,7 +81,8 @@ def materialise(
         .sort("user_id", "dimension")
     )
     by_source = dict(rows.group_by("source").len().sort("source").iter_rows())
-    return Materialised(PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True), by_source, dropped)
+    checked = PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True)
+    return Materialised(checked, PersonaTally(checked.height, by_source, dropped))
 
 
 def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:

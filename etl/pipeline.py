@@ -1,6 +1,7 @@
 """The composition root: names the steps in order. No data logic lives here.
 
-read ─► personas ─► COPY ─► read back ─► rankings ─► COPY ─► stage, check ─► backfill ─► COMMIT ─► switch LATEST
+read ─► personas ─► COPY ─► read back ─► rankings ─┬─► COPY, check ──┬─► backfill ─► COMMIT ─► switch LATEST
+                                                   └─► stage, check ─┘
 """
 
 from __future__ import annotations
@@ -9,29 +10,46 @@ import uuid
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dataframely as dy
 import polars as pl
 
-from etl import load, schema
+from etl import load, queries, schema
 from etl.affinity import affinity_model
-from etl.compact import Vocabulary, compact
+from etl.buckets import buckets_for, by_bucket, shelf
+from etl.compact import CODED, Compaction, Dataset, Vocabulary
 from etl.config import Settings
-from etl.contracts import Events, Personas
-from etl.database import Connection, connect, locked, require_lock, transaction, with_retries
-from etl.extract import SetAside, Source, extract_events, extract_logged, extract_source, read_personas
+from etl.contracts import Personas, Seeds, Slots
+from etl.database import Behind, Connection, behind, connect, locked, require_lock, transaction, with_retries
+from etl.extract import (
+    CODED_SLOTS,
+    LOGGED_EVENTS,
+    SetAside,
+    Source,
+    extract_logged,
+    extract_source,
+    read_personas,
+    seed_affinities,
+)
 from etl.journal import Report
-from etl.personas import Materialised, materialise, read_affinities
+from etl.personas import Materialised, PersonaTally, materialise, read_affinities
 from etl.probe import Probed, Progress
 from etl.publish import add_probe, writing
 from etl.queries import Scope
-from etl.rankings import Ranked, rank
+from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
 from etl.snapshot import LATEST, open_snapshot, read_dataset, read_vocabulary
 from etl.synthetic import generate
 from etl.validate import Validated, validate_database
+
+EVENTS_PER_TRIP = 6
+"""About how many days a trip has: how many events are to come, before they are there."""
+
+USERS_AT_A_TIME = 20_000
+"""How many users' personas are worked out at a time."""
 
 _OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "audience", "vocab_from")
 
@@ -95,8 +113,8 @@ def run(
 
         def attempt() -> Report:
             report = Report(uuid.uuid4().hex, clock(), notes=list(advice))
-            with writing(settings.out), out.staging(report.run_id) as staged:
-                release = Release(settings, report, out, staged, clock, progress)
+            with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
+                release = Release(settings, report, out, staged, scratch, clock, progress)
                 with transaction(connection, keep=not settings.dry_run):
                     require_lock(connection, lock)
                     name = _night(connection, scope, earlier, release)
@@ -120,19 +138,12 @@ def export(
     report = Report(uuid.uuid4().hex, clock())
     with connect(address) as connection, output(settings) as out, writing(settings.out):
         scope, _ = _scope(connection, settings, settings.schema_in(address))
-        with out.staging(report.run_id) as staged:
-            aside = SetAside()
-            with transaction(connection, read_only=True, keep=False), report.step("read") as rows:
-                logged = extract_logged(connection, scope, settings.audience, aside)
-                rows(sum(logged.rows_read.values()))
-            report.counts |= {
-                "source_rows": logged.rows_read,
-                "set_aside": aside.counts,
-                "events_left_out": logged.left_out,
-            }
-            with report.step("compact"):
-                dataset = compact(logged.events, logged.users, logged.slots, logged.nodes, logged.personas, earlier)
-            Release(settings, report, out, staged, clock, progress).publish(dataset)
+        with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
+            release = Release(settings, report, out, staged, scratch, clock, progress)
+            with transaction(connection, read_only=True, keep=False):
+                dataset, rows_read = _logged(connection, scope, earlier, release, SetAside(), shelves)
+            report.counts["source_rows"] = rows_read
+            release.publish(dataset)
     return report
 
 
@@ -148,13 +159,13 @@ def expand(
     report = Report(uuid.uuid4().hex, clock())
     old = open_snapshot(Path(settings.snapshot or settings.out))
     with report.step("read") as rows:
-        dataset = read_dataset(old)
+        dataset = read_dataset(old, settings.buckets)
         rows(dataset.events.height)
     report.counts["expanded_from"] = old.manifest["snapshot"]
     # What decided the events stays what it was: only the triples' own options are ours.
     settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
-    with output(settings) as out, writing(settings.out), out.staging(report.run_id) as staged:
-        Release(settings, report, out, staged, clock, progress).publish(dataset)
+    with output(settings) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
+        Release(settings, report, out, staged, scratch, clock, progress).publish(dataset)
     return report
 
 
@@ -175,27 +186,35 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
     settings, report = release.settings, release.report
     aside = SetAside()
-    with report.step("read") as rows:
-        source = extract_source(connection, scope, settings.audience, aside)
-        rows(sum(source.rows_read.values()))
-    shadow = source if settings.audience == "shadow" else source.shadow()
-    with report.step("registry") as rows:
-        rows(load.register_models(connection, scope, settings.seed))
-    made, personas = _write_personas(connection, scope, settings, report, shadow, aside)
-    ranked = _write_events(connection, scope, settings, report, shadow, personas)
-    report.counts |= _counts(source, shadow, made, ranked, personas, aside)
-    with report.step("compact"):
-        events, left_out = _audience_events(connection, scope, settings, ranked, aside)
-        if settings.audience != "shadow":
-            personas = read_personas(connection, scope, settings.audience, aside)
-        users = source.users_of(settings.audience)
-        report.counts["events_left_out"] = left_out
-        dataset = compact(events, users, source.slots, source.nodes, personas, earlier)
-    account = release.stage(dataset)
+    with ExitStack() as stack:
+        buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
+        slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
+        with report.step("read") as rows:
+            source = extract_source(connection, scope, slots, aside)
+            rows(sum(source.rows_read.values()))
+        writer = stack.enter_context(behind())
+        personas = load.Replacement(connection, scope, "PersonaDimension")
+        events = load.Replacement(connection, scope, "RankingEvent")
+        _begin(release, connection, scope, writer, (personas, events))
+        made, persona_rows = _write_personas(connection, scope, release, source, aside, writer, personas)
+        compaction = None
+        if settings.audience == "shadow":
+            compaction = Compaction(stack.enter_context(shelf(release.scratch, buckets, CODED)))
+        ranked = _write_events(release, source, persona_rows, writer, events, compaction)
+        report.counts |= _counts(source, made, ranked, persona_rows, aside)
+        if compaction is not None:
+            with report.step("compact"):
+                dataset = compaction.dataset(source.users, persona_rows, source.nodes, earlier)
+            report.counts["events_left_out"] = {}
+        else:
+            writer.wait()
+            dataset, _ = _logged(connection, scope, earlier, release, aside, stack)
+        staged = release.stage(dataset)
+        writer.wait()
     with report.step("backfill") as rows:
         report.counts["signals_backfilled"] = load.backfill(connection, scope)
         rows(report.counts["signals_backfilled"])
-    return release.finish(account)
+    return release.finish(staged)
 
 
 def _earlier_vocabulary(settings: Settings) -> Vocabulary:
@@ -215,71 +234,158 @@ def _scope(connection: Connection, settings: Settings, schema_name: str) -> tupl
     return Scope(naming, settings.shadow_prefix), advice
 
 
+def _begin(
+    release: Release, connection: Connection, scope: Scope, writer: Behind, replacements: tuple[load.Replacement, ...]
+) -> None:
+    """Register the models, and delete what is to be replaced."""
+    report, seed = release.report, release.settings.seed
+
+    def register() -> None:
+        with report.step("registry") as rows:
+            rows(load.register_models(connection, scope, seed))
+
+    def delete() -> None:
+        with report.step("delete") as rows:
+            rows(sum(each.delete() for each in replacements))
+
+    for name, work in (("registry", register), ("delete", delete)):
+        report.entry(name)
+        writer.do(work)
+
+
 def _write_personas(
-    connection: Connection, scope: Scope, settings: Settings, report: Report, shadow: Source, aside: SetAside
-) -> tuple[Materialised, dy.DataFrame[Personas]]:
+    connection: Connection,
+    scope: Scope,
+    release: Release,
+    source: Source,
+    aside: SetAside,
+    writer: Behind,
+    replacement: load.Replacement,
+) -> tuple[PersonaTally, dy.DataFrame[Personas]]:
     """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
-    with report.step("personas") as rows:
-        made = materialise(shadow.seeds, shadow.seed_affinities, shadow.categories, affinity_model(), settings.seed)
-        rows(made.rows.height)
-    with report.step("write personas") as rows:
-        load.replace_shadow_rows(connection, scope, "PersonaDimension", load.persona_table(made.rows))
-        rows(made.rows.height)
-    with report.step("read back") as rows:
-        personas = read_personas(connection, scope, "shadow", aside)
-        rows(personas.height)
-    return made, personas
+    report, seed = release.report, release.settings.seed
+
+    def write(made: Materialised) -> None:
+        with report.step("write personas") as rows:
+            replacement.copy(load.persona_table(made.rows))
+            rows(made.rows.height)
+
+    def read_back() -> dy.DataFrame[Personas]:
+        with report.step("write personas"):
+            replacement.check()
+        with report.step("read back") as rows:
+            personas = read_personas(connection, scope, "shadow", aside)
+            rows(personas.height)
+        return personas
+
+    total = PersonaTally()
+    for seeds in source.seeds.iter_slices(USERS_AT_A_TIME):
+        with report.step("personas") as rows:
+            vectors = source.vectors.join(seeds, on="user_id", how="semi")
+            of_seeds = seed_affinities(vectors, aside)
+            made = materialise(Seeds.cast(seeds), of_seeds, source.categories, affinity_model(), seed)
+            rows(made.rows.height)
+        total += made.tally
+        report.entry("write personas")
+        writer.do(partial(write, made))
+    return total, writer.do(read_back).result()
 
 
 def _write_events(
+    release: Release,
+    source: Source,
+    personas: dy.DataFrame[Personas],
+    writer: Behind,
+    replacement: load.Replacement,
+    compaction: Compaction | None,
+) -> RankedTally:
+    """Ranking events, bucket by bucket: candidates by the affinities read back, and what each day's slots hold.
+
+    The server takes one bucket's rows while the next is worked out. What is to be published goes into `compaction`, too.
+    """
+    report, progress, buckets = release.report, release.progress, source.slots.buckets
+
+    def write(events: pl.DataFrame) -> None:
+        with report.step("write events") as rows:
+            replacement.copy(load.event_table(events))
+            rows(events.height)
+
+    def check() -> None:
+        with report.step("write events"):
+            replacement.check()
+
+    of_buckets = by_bucket(personas, buckets)
+    total, before = RankedTally(), None
+    for bucket in range(buckets):
+        progress("rankings", bucket, buckets)
+        with report.step("rankings") as rows:
+            own = of_buckets.get(bucket, Personas.create_empty())
+            ranked = rank(
+                source.trips_of(bucket),
+                source.slots_of(bucket),
+                source.nodes,
+                own["user_id"].unique(),
+                read_affinities(Personas.cast(own), source.categories),
+                affinity_model().unknown,
+                release.settings.seed,
+            )
+            rows(ranked.events.height)
+        if before is not None:
+            before.result()  # one bucket waits for the server at the most
+        report.entry("write events")
+        before = writer.do(partial(write, ranked.events.clone()))  # a frame object belongs to one thread
+        if compaction is not None:
+            with report.step("compact"):
+                compaction.add(bucket, ranked.events)
+        total += ranked.tally
+    writer.do(check)
+    progress("rankings", buckets, buckets)
+    return total
+
+
+def _logged(
     connection: Connection,
     scope: Scope,
-    settings: Settings,
-    report: Report,
-    shadow: Source,
-    personas: dy.DataFrame[Personas],
-) -> Ranked:
-    """Ranking events: candidates by the affinities read back, and what each day's slots hold."""
-    with report.step("rankings") as rows:
-        ranked = rank(
-            shadow.trips,
-            shadow.slots,
-            shadow.nodes,
-            personas["user_id"].unique(),
-            read_affinities(personas, shadow.categories),
-            affinity_model().unknown,
-            settings.seed,
+    earlier: Vocabulary,
+    release: Release,
+    aside: SetAside,
+    shelves: ExitStack,
+) -> tuple[Dataset, dict[str, int]]:
+    """The dataset of the ranking events that the database has of an audience, and how many rows were read."""
+    settings, report = release.settings, release.report
+    with report.step("read events" if "read" in {step.name for step in report.steps} else "read") as rows:
+        count = connection.number(queries.event_count(scope, settings.audience))
+        buckets = settings.buckets or buckets_for(count)
+        events, slots, compacted = (
+            shelves.enter_context(shelf(release.scratch, buckets, empty))
+            for empty in (LOGGED_EVENTS, CODED_SLOTS, CODED)
         )
-        rows(ranked.events.height)
-    with report.step("write events") as rows:
-        load.replace_shadow_rows(connection, scope, "RankingEvent", load.event_table(ranked.events))
-        rows(ranked.events.height)
-    return ranked
-
-
-def _audience_events(
-    connection: Connection, scope: Scope, settings: Settings, ranked: Ranked, aside: SetAside
-) -> tuple[dy.DataFrame[Events], dict[str, int]]:
-    """The events to publish: the shadow users' as they were just written, the others' as the database has them."""
-    if settings.audience != "shadow":
-        return extract_events(connection, scope, settings.audience, aside)
-    return Events.validate(ranked.events.select(Events.column_names()), cast=True), {}
+        compaction = Compaction(compacted)
+        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.coded)
+        rows(sum(logged.rows_read.values()))
+    report.counts |= {"set_aside": aside.counts, "events_left_out": logged.left_out}
+    with report.step("compact"):
+        for bucket in range(buckets):
+            ordered = in_slot_order(logged.slots.take(bucket))
+            compaction.add(bucket, with_shown(in_file_order(logged.events.take(bucket)), ordered))
+        dataset = compaction.dataset(logged.users, logged.personas, logged.nodes, earlier)
+    return dataset, logged.rows_read
 
 
 def _counts(
-    source: Source, shadow: Source, made: Materialised, ranked: Ranked, personas: pl.DataFrame, aside: SetAside
+    source: Source, made: PersonaTally, ranked: RankedTally, personas: pl.DataFrame, aside: SetAside
 ) -> dict[str, Any]:
-    shadow_users = shadow.users.height
+    shadow_users = source.users.height
     with_persona = personas["user_id"].n_unique()
     return {
         "source_rows": source.rows_read,
         "set_aside": aside.counts,
         "shadow_users": shadow_users,
         "shadow_users_without_persona": shadow_users - with_persona,
-        "persona_rows": made.rows.height,
+        "persona_rows": made.rows,
         "persona_values_by_source": made.values_by_source,
         "affinities_dropped": made.affinities_dropped,
-        "ranking_events": ranked.events.height,
+        "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
         "positives": ranked.positives,
         "positives_outside_candidates": ranked.positives_outside_candidates,

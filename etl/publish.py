@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConnectError, LockedError, SettingsError
-from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, Snapshot, file_sha256
+from etl.parquet import file_sha256
+from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, Snapshot
 from etl.stage import FileEntry, Staged
 
 FORMAT = 1
@@ -42,14 +43,19 @@ class Store:
         return manifest
 
     @contextmanager
-    def staging(self, run_id: str) -> Iterator[Path]:
-        """A fresh folder to stage a snapshot in; gone at the end of the block unless it was published."""
-        folder = self.root / f"{STAGING}{run_id}"
-        folder.mkdir()
+    def staging(self, run_id: str) -> Iterator[tuple[Path, Path]]:
+        """A fresh folder to stage a snapshot in, and one for what has to wait on the way; gone at the end of the block.
+
+        What was staged stays if it was published.
+        """
+        folders = self.root / f"{STAGING}{run_id}", self.root / f"{STAGING}{run_id}-scratch"
         try:
-            yield folder
+            for folder in folders:
+                folder.mkdir()
+            yield folders
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Path, name: str) -> Path:
         """Make a staged snapshot the newest: rename it, then name it in LATEST. Each step is atomic and on disk."""

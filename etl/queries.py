@@ -59,6 +59,19 @@ def trips(scope: Scope, audience: Audience) -> str:
     )
 
 
+def trip_count(scope: Scope) -> str:
+    """How many trips the shadow users have."""
+    return f"SELECT count(*) FROM {_trips_of(scope)} WHERE {scope.is_shadow('u')}"
+
+
+def event_count(scope: Scope, audience: Audience) -> str:
+    """How many ranking events an audience has."""
+    return (
+        f"SELECT count(*) FROM {scope.naming.table('RankingEvent')} r JOIN {scope.naming.table('User')} u "
+        f'ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+    )
+
+
 def slots(scope: Scope, audience: Audience) -> str:
     """One row per slot of those trips."""
     return (
@@ -86,23 +99,20 @@ def nodes(scope: Scope) -> str:
 
 
 def seeds(scope: Scope) -> str:
-    """One row per shadow user with a usable seed: the labels of the first trip that has one, by (createdAt, id)."""
+    """One row per shadow user with a usable seed: what the first trip that has one says, by (createdAt, id).
+
+    The labels; and where `category_affinities` is a JSON object its keys and numbers, as two arrays, null where it isn't or is
+    empty. What is no JSON number is an empty text: connectorx has no null in an array.
+    """
     labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in _LABELS)
     counts = f'SELECT t."userId" AS user_id, count(*) AS trips FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} GROUP BY 1'
     return (
         f"SELECT f.user_id, f.created_us, c.trips, {labels}, "
         f"CASE jsonb_typeof(f.seed->'cuisine_openness') WHEN 'number' THEN f.seed->>'cuisine_openness' END "
-        f"AS cuisine_openness FROM ({_first_seeds(scope)}) f JOIN ({counts}) c USING (user_id)"
-    )
-
-
-def seed_affinities(scope: Scope) -> str:
-    """One row per key of those seeds' `category_affinities`, where that is a JSON object."""
-    return (
-        "SELECT f.user_id, e.key AS category, "
-        "CASE jsonb_typeof(e.value) WHEN 'number' THEN e.value #>> '{}' END AS number "
-        f"FROM ({_first_seeds(scope)}) f CROSS JOIN LATERAL jsonb_each("
-        "CASE jsonb_typeof(f.seed->'category_affinities') WHEN 'object' THEN f.seed->'category_affinities' END) e"
+        f"AS cuisine_openness, a.categories, a.numbers FROM ({_first_seeds(scope)}) f JOIN ({counts}) c USING (user_id) "
+        "LEFT JOIN LATERAL (SELECT array_agg(e.key) AS categories, array_agg("
+        "CASE jsonb_typeof(e.value) WHEN 'number' THEN e.value #>> '{}' ELSE '' END) AS numbers FROM jsonb_each("
+        "CASE jsonb_typeof(f.seed->'category_affinities') WHEN 'object' THEN f.seed->'category_affinities' END) e) a ON true"
     )
 
 

@@ -6,19 +6,20 @@ drawn anew with the snapshot's own settings, since the published ones have seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.compact import Dataset
+from etl.columns import INDEXES
+from etl.compact import Dataset, EventBuckets
 from etl.draws import I64
 from etl.heldout import Held, held_out
 from etl.snapshot import Snapshot, read_dataset, read_file
-from etl.training import Training, TrainingOptions, prepare, times_named
-from etl.triples import INDEXES, indexes
+from etl.training import Partition, Training, TrainingOptions, in_train, prepare, times_named
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
@@ -33,7 +34,7 @@ class Triples:
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, frames: Sequence[pl.DataFrame]) -> Triples:
+    def of(cls, frames: Iterable[pl.DataFrame]) -> Triples:
         """From frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
         every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
         users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
@@ -91,19 +92,19 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
         tuned_on = "each user's last trip in train"
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")
-    popularity = times_named(before, "selected_ids", dataset.items.height)
+    popularity = times_named(before, "selected_idx", dataset.items.height)
     return Question(dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked)
 
 
 def _kept(training: Training) -> pl.DataFrame:
     """The events of cities that have triples: the others teach nothing and are not asked about."""
-    kept = [c for c in training.events["city"].unique() if training.options.keeps(training.eligible.get(c, 0))]
-    return training.events.filter(pl.col("city").is_in(kept))
+    return training.events.filter(pl.col("city").is_in(training.kept))
 
 
 def _last_of_train(training: Training) -> tuple[Triples, list[Held]]:
     """Train without each user's last trip in it, and what that trip holds out."""
-    earlier = replace(training.dataset, events=training.train.drop("split"))
+    train = in_train(training.events).drop("split")
+    earlier = replace(training.dataset, events=EventBuckets.of(train))
     inner = prepare(earlier, replace(training.options, split="last-trip"))
     held, _ = held_out(earlier, _kept(inner), "test", ["train", "valid"])
     return expanded(inner, "train") + expanded(inner, "valid"), held
@@ -111,13 +112,31 @@ def _last_of_train(training: Training) -> tuple[Triples, list[Held]]:
 
 def expanded(training: Training, part: str) -> Triples:
     """The triples of a part of the split, made anew."""
-    partitions = (p for p in training.partitions() if p.kept and p.split == part)
-    return Triples.of([coded(partition.expand(training.options).triples) for partition in partitions])
+    return Triples.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
 
 
-def coded(triples: pl.DataFrame) -> pl.DataFrame:
-    """Triples whose ids are Enums over the vocabularies as their indexes, with their weights."""
-    return triples.select(*indexes(), "weight")
+def partitions(training: Training, part: str) -> Iterator[Partition]:
+    """What a part of the split has of each city that is kept, in the order of its bytes: one after the other, whole."""
+    for partition in training.partitions(training.events):
+        if partition.kept and partition.split == part:
+            yield partition
+
+
+def table(partition: Partition) -> pl.DataFrame:
+    """A partition's triples with `user_idx`, `pos_idx`, `neg_idx`, `weight`, and the `event` that each is of: its row."""
+    blocks = list(partition.expand())
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.zeros(0, np.uint32), *(getattr(block, name) for block in blocks)]).astype(np.uint32)
+
+    event = column("event")
+    users = partition.coded.users[event]
+    rows = {"user_idx": users, "pos_idx": column("positive"), "neg_idx": column("negative")}
+    return pl.DataFrame(rows).with_columns(
+        pl.lit(partition.weight, dtype=pl.Float32).alias("weight"),
+        event=event,
+        among=np.concatenate([np.zeros(0, np.bool_), *(block.among for block in blocks)]),
+    )
 
 
 def training_options(snapshot: Snapshot) -> TrainingOptions:
@@ -138,5 +157,8 @@ def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
         if split == part:
             rows = read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix())
             has_indexes = "user_idx" in rows.columns
-            frames.append(rows.select(*_COLUMNS) if has_indexes else coded(rows.cast(enums)))  # type: ignore[arg-type]
+            if not has_indexes:
+                texts = rows.cast(enums)  # type: ignore[arg-type]
+                rows = texts.with_columns(texts[text].to_physical().alias(index) for text, index in INDEXES.items())
+            frames.append(rows.select(*_COLUMNS))
     return Triples.of(frames)

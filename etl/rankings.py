@@ -7,12 +7,13 @@ their UTF-8 bytes, so sorting by a node sorts by its id without touching a text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dataframely as dy
 import polars as pl
 
 from etl.contracts import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Slots, Trips
+from etl.counts import added
 from etl.stable import SEPARATOR, hash64, mix64, sha256_hex, stable_id
 
 TOP = 20
@@ -30,17 +31,33 @@ SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range
 
 
 @dataclass(frozen=True)
+class RankedTally:
+    """What a person wants to know of ranking events: how many; (trip, day) pairs without one, by reason; positives."""
+
+    events: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
+    positives: int = 0
+    positives_outside_candidates: int = 0
+
+    def __add__(self, other: RankedTally) -> RankedTally:
+        return RankedTally(
+            self.events + other.events,
+            added(self.skipped, other.skipped),
+            self.positives + other.positives,
+            self.positives_outside_candidates + other.positives_outside_candidates,
+        )
+
+
+@dataclass(frozen=True)
 class Ranked:
-    """Ranking events of the shadow users, and what a person wants to know of them.
+    """Ranking events of the shadow users, and the tally of them.
 
     `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day): the columns of `Events`
-    with nodes as Enum, and `latency_ms`. `skipped` counts (trip, day) pairs by reason.
+    with nodes as Enum, `shown_ids` and `latency_ms`.
     """
 
     events: pl.DataFrame
-    skipped: dict[str, int]
-    positives: int
-    positives_outside_candidates: int
+    tally: RankedTally
 
 
 def node_type(*ids: pl.Series) -> pl.Enum:
@@ -111,25 +128,29 @@ def with_tie(offered: pl.DataFrame, seed: int) -> pl.DataFrame:
     )
 
 
-def day_nodes(slots: pl.DataFrame) -> pl.DataFrame:
-    """The distinct nodes of each day in slot order: one row per (trip, day, node), at its first slot by (sortOrder, id)."""
-    return (
-        slots.filter(pl.col("node_id").is_not_null())
-        .sort("trip_id", "day_number", "sort_order", "slot_id")
-        .unique(["trip_id", "day_number", "node_id"], keep="first", maintain_order=True)
-    )
+def in_slot_order(slots: pl.DataFrame) -> pl.DataFrame:
+    """The slots that hold a node, day by day, by (sortOrder, id)."""
+    return slots.filter(pl.col("node_id").is_not_null()).sort("trip_id", "day_number", "sort_order", "slot_id")
 
 
-def selected(slots: pl.DataFrame) -> pl.DataFrame:
+def day_nodes(ordered: pl.DataFrame) -> pl.DataFrame:
+    """The distinct nodes of each day, one row per (trip, day, node) at its first slot, from slots in slot order."""
+    return ordered.unique(["trip_id", "day_number", "node_id"], keep="first", maintain_order=True)
+
+
+def selected(ordered: pl.DataFrame) -> pl.DataFrame:
     """What the user took: one row per (trip, day) with any, `selected_ids` distinct and in slot order."""
-    taken = day_nodes(slots.filter(pl.col("status").is_in(SELECTED_STATUSES)))
+    taken = day_nodes(ordered.filter(pl.col("status").is_in(SELECTED_STATUSES)))
     return taken.group_by("trip_id", "day_number", maintain_order=True).agg(selected_ids="node_id")
 
 
-def with_shown(events: pl.DataFrame, slots: pl.DataFrame) -> pl.DataFrame:
-    """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null."""
+def with_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
+    """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null.
+
+    `ordered` has the slots of the events' trips, in slot order.
+    """
     keys = ["trip_id", "day_number"]
-    day = events.select("event_id", *keys).join(day_nodes(slots), on=keys, maintain_order="left_right")
+    day = events.select("event_id", *keys).join(day_nodes(ordered), on=keys, maintain_order="left_right")
     taken = events.select("event_id", node_id="selected_ids").explode("node_id", empty_as_null=False, keep_nulls=False)
     shown = (
         day.join(taken, on=["event_id", "node_id"], how="anti", maintain_order="left")
@@ -161,18 +182,18 @@ def rank(
     days = _judged_days(trips, slots_, persona_users, offer["city"].unique())
     good = days.filter(pl.col("skipped").is_null())
     top = candidates(good.select("user_id", "city").unique(), affinities, offer, unknown, seed)
-    keys = ["trip_id", "day_number"]
+    keys, ordered = ["trip_id", "day_number"], in_slot_order(slots_)
     events = (
         good.join(top, on=["user_id", "city"])
-        .join(selected(slots_), on=keys, how="left")
+        .join(selected(ordered), on=keys, how="left")
         .with_columns(pl.col("selected_ids").fill_null(pl.lit([], dtype=pl.List(ids))))
     )
-    events = in_file_order(_with_constants(events, seed))
+    events = with_shown(in_file_order(_with_constants(events, seed)), ordered)
     taken = events.select("candidate_ids", "selected_ids").explode("selected_ids", empty_as_null=False)
     outside = taken.filter(~pl.col("selected_ids").is_in(pl.col("candidate_ids"))).height
     counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
     skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
-    return Ranked(events, skipped, taken.height, outside)
+    return Ranked(events, RankedTally(events.height, skipped, taken.height, outside))
 
 
 def in_file_order(

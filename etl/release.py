@@ -53,6 +53,7 @@ class Release:
     report: Report
     out: Store
     staged: Path
+    scratch: Path
     clock: Clock
     progress: Progress
 
@@ -68,7 +69,7 @@ class Release:
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
-            account = stage(dataset, options, self.staged)
+            account = stage(dataset, options, self.staged, self.scratch, self.progress)
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from etl.compact import EVENT_COLUMNS, Dataset, Vocabulary, coded
+from etl.buckets import buckets_for
+from etl.compact import Dataset, EventBuckets, Vocabulary
 from etl.errors import ConnectError, DataError
-from etl.rankings import in_file_order
+from etl.event_files import Vocabularies, read_events
 
 MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
 
 _US_PER_DAY = 86_400_000_000
 _NO_EVENTS = pl.DataFrame(
-    schema={
-        **dict.fromkeys((*EVENT_COLUMNS, "city"), pl.String),
-        **dict.fromkeys(("candidate_ids", "ranked_ids", "selected_ids", "shown_ids"), pl.List(pl.String)),
-        "day_number": pl.Int32,
-        "timestamp": pl.Int64,
-    }
+    schema={"trip_id": pl.String, "day_number": pl.Int32, "timestamp": pl.Int64, "city": pl.String}
 )
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
 USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
@@ -86,22 +82,23 @@ def read_vocabulary(path: Path) -> Vocabulary:
     return Vocabulary(users["user_id"], items["item_id"])
 
 
-def read_dataset(snapshot: Snapshot) -> Dataset:
+def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     """What the snapshot was made from, as its files have it: enough for other triples, without a database.
 
-    A snapshot of release 0.1 has no trips.parquet: a trip then starts where its first event says that day 1 was.
+    Events are read when they are gone through, a bucket at a time. A snapshot of release 0.1 has no trips.parquet: a trip then
+    starts where its first event says that day 1 was.
     """
-    users = read_file(snapshot.folder, "users.parquet")
+    users = read_file(snapshot.folder, "users.parquet").drop(USER_COUNTS, strict=False)
     items = read_file(snapshot.folder, "items.parquet").select(_ITEM_COLUMNS)
-    parts = [
-        read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()).with_columns(city=pl.lit(city))
-        for _, city, path in snapshot.parts("events")
-    ]
-    split = any(split is not None for split, _, _ in snapshot.parts("events"))
-    events = coded(_in_file_order(pl.concat([_NO_EVENTS, *parts]), split=split), users, items)
     has_trips = (snapshot.folder / "trips.parquet").is_file()
-    trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(events)
-    return Dataset(events, users.drop(USER_COUNTS, strict=False), items, trips)
+    trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(snapshot)
+    parts = snapshot.parts("events")
+    height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
+    cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
+    count = buckets or buckets_for(height)
+    vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
+    read = partial(read_events, parts, vocabularies, count)
+    return Dataset(EventBuckets(count, cities, height, read), users, items, trips)
 
 
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
@@ -114,21 +111,14 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
         raise DataError(f"{folder / name} can't be read ({error}). Publish the snapshot again.") from None
 
 
-def _in_file_order(events: pl.DataFrame, *, split: bool) -> pl.DataFrame:
-    """Events of all parts in the order of `rankings.in_file_order`.
-
-    The files have whole seconds. Without a split, events of a user's same second keep the order of their file; with one they
-    come from several, and are put in order by trip, day and id.
-    """
-    return in_file_order(events, ("timestamp", *(("trip_id", "day_number", "event_id") if split else ())))
-
-
-def _trips(events: pl.DataFrame) -> pl.DataFrame:
+def _trips(snapshot: Snapshot) -> pl.DataFrame:
+    columns = ["trip_id", "day_number", "timestamp"]
+    parts = [
+        read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix(), columns).with_columns(
+            city=pl.lit(city)
+        )
+        for _, city, path in snapshot.parts("events")
+    ]
+    events = pl.concat([_NO_EVENTS.select(*columns, "city"), *parts])
     day_one = pl.col("timestamp") * 1_000_000 - (pl.col("day_number").cast(pl.Int64) - 1) * _US_PER_DAY
     return events.group_by("trip_id").agg(pl.col("city").first(), start_us=day_one.min()).sort("trip_id")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as it lies on disk, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

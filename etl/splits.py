@@ -19,8 +19,8 @@ SPLIT = pl.Enum(SPLITS)
 def assign(events: pl.DataFrame, trips: pl.DataFrame, split: Split, kept: Collection[str]) -> pl.DataFrame:
     """Adds `split` (Enum of train, valid, test) to events; their order stays.
 
-    `events` has `user_id`, `trip_id`, `city` and `timestamp`; `trips` one row per trip with its `start_us`; `kept` are the
-    cities whose triples are published. Without a split everything is train.
+    `events` has `user_idx`, `trip_idx`, `city` and `timestamp`, all events of each of its users; `trips` one row per trip,
+    sorted by id, with its `start_us`; `kept` are the cities whose triples are published. Without a split everything is train.
     """
     if split.kind == "none":
         return events.with_columns(split=pl.lit("train", dtype=SPLIT))
@@ -30,7 +30,7 @@ def assign(events: pl.DataFrame, trips: pl.DataFrame, split: Split, kept: Collec
         names = SPLITS if len(split.cuts) == 2 else ("train", "test")
         return events.with_columns(split=passed.replace_strict(dict(enumerate(names)), return_dtype=SPLIT))
     parts = _last_trips(events, trips, kept)
-    return events.join(parts, on=["user_id", "trip_id"], how="left", maintain_order="left")
+    return events.join(parts, on=["user_idx", "trip_idx"], how="left", maintain_order="left")
 
 
 def _last_trips(events: pl.DataFrame, trips: pl.DataFrame, kept: Collection[str]) -> pl.DataFrame:
@@ -40,14 +40,14 @@ def _last_trips(events: pl.DataFrame, trips: pl.DataFrame, kept: Collection[str]
     user's own order no later part comes before an earlier one.
     """
     own = (
-        events.select("user_id", "trip_id", "city")
+        events.select("user_idx", "trip_idx", "city")
         .unique()
-        .join(trips.select("trip_id", "start_us"), on="trip_id", how="left")
-        .sort("user_id", "start_us", "trip_id", nulls_last=False)
+        .pipe(lambda own: own.with_columns(start_us=trips["start_us"].gather(own["trip_idx"])))
+        .sort("user_idx", "start_us", "trip_idx", nulls_last=False)
         .with_columns(kept=pl.col("city").is_in(list(kept)).cast(pl.Int32))
-        .with_columns(place=pl.col("kept").cum_sum().over("user_id"), of=pl.col("kept").sum().over("user_id"))
+        .with_columns(place=pl.col("kept").cum_sum().over("user_idx"), of=pl.col("kept").sum().over("user_idx"))
     )
     is_test = (pl.col("of") >= 2) & (pl.col("place") == pl.col("of"))
     is_valid = (pl.col("of") >= 3) & (pl.col("place") == pl.col("of") - 1)
     part = pl.when(is_test).then(pl.lit("test")).when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train"))
-    return own.select("user_id", "trip_id", split=part.cast(SPLIT))
+    return own.select("user_idx", "trip_idx", split=part.cast(SPLIT))

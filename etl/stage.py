@@ -6,26 +6,40 @@ This room and `publish` alone write files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 
-from etl.choices import parse_split
-from etl.compact import EVENT_COLUMNS, Dataset
+from etl.choices import SPLITS, parse_split
+from etl.columns import (
+    EVENT_SCHEMA,
+    EventPiece,
+    Ids,
+    Texts,
+    TriplePiece,
+    event_columns,
+    triple_columns,
+    triple_schema,
+)
+from etl.compact import Dataset
 from etl.draws import I64
 from etl.errors import DataError
-from etl.parquet import PartWriter
+from etl.parquet import Crew, Parts, Written, crew, write_file
+from etl.shuffle import Shuffle
 from etl.sign import sign
-from etl.snapshot import ITEM_COUNTS, USER_COUNTS, file_sha256
-from etl.training import Partition, Training, TrainingOptions, prepare, times_named
-from etl.triples import INDEXES, NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, Expanded, indexes
+from etl.snapshot import ITEM_COUNTS, USER_COUNTS
+from etl.training import Partition, Training, TrainingOptions, in_train, prepare, times_named
+from etl.triples import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN
 
-Ids = Literal["string", "index", "both"]
+Progress = Callable[[str, int, int], object]
+"""Told of progress: what is being done, how many steps of it are done, of how many."""
 
 SMALL_CATALOGUE = "small_catalog"
 
@@ -80,7 +94,7 @@ class Staged:
     positives_left_out: dict[str, int] = field(
         default_factory=lambda: {SMALL_CATALOGUE: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
     )
-    users_through: set[str] = field(default_factory=set)
+    users_through: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)
     neg_sources: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -101,7 +115,7 @@ class Staged:
             "triples_by_neg_source": self.neg_sources,
             "positives": sum(entry.positives for entry in self.partitions),
             "positives_left_out": self.positives_left_out,
-            "users_with_whole_catalog_seen": len(self.users_through),
+            "users_with_whole_catalog_seen": self.users_through,
             "cities_left_out": self.cities_left_out,
             "negatives": self.negatives,
             "signs": self.signs,
@@ -116,59 +130,183 @@ class Staged:
         return {city: sum(getattr(entry, what) for entry in self.partitions if entry.city == city) for city in cities}
 
 
+def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, progress: Progress) -> Staged:
+    """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
+
+    Raises DataError where a footer doesn't count the rows that were written, or two cities would share a folder.
+    """
+    training = prepare(dataset, options.training)
+    with _Staging(training, options, folder, scratch) as staging:
+        for number, events in enumerate(training.buckets()):
+            progress("stage files", number, dataset.events.buckets)
+            staging.add(events)
+        progress("stage files", dataset.events.buckets, dataset.events.buckets)
+        return staging.end()
+
+
 class _Counts:
-    """How often each node and each user stands in train's triples, by code; and each city's nodes for its sign."""
+    """How often each user and each node stands in train, by code: in its events, and in its triples."""
 
     def __init__(self, users: int, items: int) -> None:
-        self.positive = np.zeros(items, np.int64)
-        self.negative = np.zeros(items, np.int64)
-        self.triples = np.zeros(users, np.int64)
+        self.positive, self.negative, self.candidate, self.selected = (np.zeros(items, np.int64) for _ in range(4))
+        self.triples, self.trips, self.events, self.selections = (np.zeros(users, np.int64) for _ in range(4))
 
-    def add(self, triples: pl.DataFrame) -> tuple[I64, I64]:
-        """Count a partition's triples; gives its own counts per node, positive and negative."""
-        items, users = len(self.positive), len(self.triples)
-        positive, negative = (_count(triples[name], items) for name in ("pos_item", "neg_item"))
-        self.positive += positive
-        self.negative += negative
-        self.triples += _count(triples["user_id"], users)
-        return positive, negative
-
-
-def _count(codes: pl.Series, size: int) -> I64:
-    return np.bincount(codes.to_physical().to_numpy(), minlength=size)
+    def add_events(self, events: pl.DataFrame) -> None:
+        """Count a bucket's train events."""
+        self.candidate += times_named(events, "candidate_idx", len(self.candidate))
+        self.selected += times_named(events, "selected_idx", len(self.selected))
+        per_user = events.group_by("user_idx").agg(
+            trips=pl.col("trip_idx").n_unique(), events=pl.len(), selections=pl.col("selected_idx").list.len().sum()
+        )
+        users = per_user["user_idx"].to_numpy()
+        for name in ("trips", "events", "selections"):
+            getattr(self, name)[users] += per_user[name].cast(pl.Int64).to_numpy()
 
 
-def stage(dataset: Dataset, options: StageOptions, folder: Path) -> Staged:
-    """Write all data files of a snapshot into an empty folder, and check them as they lie there.
+class _Output:
+    """What a (split, city) has come to so far: its files, its account, and how often each of its nodes is on either side."""
 
-    Raises DataError when what lies on disk is not what was meant, or when two cities would share a folder.
-    """
-    account = Staged()
-    account.folders = _folders(dataset)
-    account.split = {"rule": options.training.split, "lets_in": parse_split(options.training.split).lets_in}
-    training = prepare(dataset, options.training)
-    popularity = times_named(training.train, "selected_ids", dataset.items.height)
-    counts = _Counts(dataset.users.height, dataset.items.height)
-    written: dict[str, int] = {}
-    for partition in training.partitions():
-        place = _place(partition)
-        written |= _write(partition.events.select(EVENT_COLUMNS), folder / "events" / place, options)
-        if not partition.kept:
-            _leave_out(partition, place, options.training, account)
-            continue
-        expanded = partition.expand(options.training)
-        _account(partition, place, expanded, account)
-        account.signs.setdefault(partition.city, None)
-        if partition.informs:
-            own = counts.add(expanded.triples)
-            codes = partition.catalogue.codes
-            account.signs[partition.city] = sign(own[0][codes], own[1][codes], popularity[codes])
-        if expanded.triples.height:
-            written |= _write(_published_columns(expanded.triples, options.ids), folder / "triples" / place, options)
-    for name, frame in _vocabularies(training, counts, popularity).items():
-        written |= PartWriter(folder / f"{name}.parquet").write(frame)
-    account.files = [_entry(folder, Path(path), rows) for path, rows in sorted(written.items())]
-    return account
+    def __init__(self, staging: _Staging, partition: Partition) -> None:
+        self.split, self.city, self.kept = partition.split, partition.city, partition.kept
+        self.nodes, self.weight, self.informs = partition.nodes, partition.weight, partition.informs
+        self.words, self.codes = partition.negatives.words(), partition.catalogue.codes
+        self.positives = 0
+        self.positive, self.negative = (np.zeros(len(self.codes), np.int64) for _ in range(2))
+        place = city_folder(self.city)
+        self.place = place if self.split is None else f"split={self.split}/{place}"
+        rows, texts, ids = staging.options.rows_per_file, staging.texts, triple_schema(staging.options.ids)
+        self.events = Parts[EventPiece](
+            staging.folder / "events" / self.place,
+            EVENT_SCHEMA,
+            rows,
+            partial(event_columns, texts=texts),
+            staging.crew,
+        )
+        self.files = Parts[TriplePiece](
+            staging.folder / "triples" / self.place,
+            ids,
+            rows,
+            partial(triple_columns, texts=texts, schema=ids, weight=self.weight),
+            staging.crew,
+        )
+        self.shuffle = Shuffle(staging.scratch) if partition.shuffle else None
+
+    def end(self) -> list[Written]:
+        """Write what waits, and give the files."""
+        if self.shuffle is not None:
+            for piece in self.shuffle.pieces():
+                self.files.add(piece)
+        return [*self.events.end(), *self.files.end()]
+
+    def entry(self) -> PartitionEntry:
+        """The manifest's line."""
+        weight = self.weight if self.kept else 0.0
+        return PartitionEntry(
+            self.place, self.split, self.city, self.events.rows, self.positives, self.files.rows, weight
+        )
+
+
+class _Staging(AbstractContextManager["_Staging"]):
+    """A snapshot's data files on their way, and the account of them."""
+
+    def __init__(self, training: Training, options: StageOptions, folder: Path, scratch: Path) -> None:
+        self.training, self.dataset = training, training.dataset
+        self.options, self.folder, self.scratch = options, folder, scratch
+        self.texts = Texts.of(self.dataset)
+        rule = options.training.split
+        self.account = Staged(
+            folders=_folders(self.dataset), split={"rule": rule, "lets_in": parse_split(rule).lets_in}
+        )
+        self.counts = _Counts(self.dataset.users.height, self.dataset.items.height)
+        self.outputs: dict[tuple[str | None, str], _Output] = {}
+        self.through: set[int] = set()
+        self.sources = np.zeros(len(SOURCES), np.int64)
+        self._crew = crew()
+        self.crew: Crew = self._crew.__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        self._crew.__exit__(None, None, None)
+
+    def add(self, events: pl.DataFrame) -> None:
+        """Write a bucket's events and triples."""
+        self.counts.add_events(in_train(events))
+        for partition in self.training.partitions(events):
+            key = (partition.split, partition.city)
+            output = self.outputs.get(key) or self.outputs.setdefault(key, _Output(self, partition))
+            output.events.add(EventPiece(partition.events.clone()))  # a frame object belongs to one thread
+            if partition.kept:
+                self._expand(output, partition)
+            else:
+                left_out = int(partition.events["selected_idx"].list.len().sum())
+                self.account.positives_left_out[SMALL_CATALOGUE] += left_out
+
+    def _expand(self, output: _Output, partition: Partition) -> None:
+        """Make a partition's triples, count them, and send them on their way."""
+        events = partition.coded
+        positive, negative = (np.zeros(self.dataset.items.height, np.int64) for _ in range(2))
+        per_event = np.zeros(len(events), np.int64)
+        for block in partition.expand():
+            output.positives += block.positives
+            for reason, positives in block.left_out.items():
+                self.account.positives_left_out[reason] += positives
+            self.through.update(block.users_through.tolist())
+            self.sources += np.bincount(block.source, minlength=len(SOURCES))
+            if output.informs:
+                positive += np.bincount(block.positive, minlength=len(positive))
+                negative += np.bincount(block.negative, minlength=len(negative))
+                per_event += np.bincount(block.event, minlength=len(events))
+            piece = TriplePiece(events, block)
+            output.files.add(piece) if output.shuffle is None else output.shuffle.add(piece)
+        output.positive += positive[output.codes]
+        output.negative += negative[output.codes]
+        self.counts.positive += positive
+        self.counts.negative += negative
+        np.add.at(self.counts.triples, events.users, per_event)
+
+    def end(self) -> Staged:
+        """End all files, write the vocabularies, and give the account."""
+        outputs = sorted(self.outputs.values(), key=_order)
+        written = [file for output in outputs for file in output.end()]
+        account = self.account
+        account.partitions = [output.entry() for output in outputs]
+        account.users_through = len(self.through)
+        account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
+        self._by_city(outputs)
+        written += [write_file(self.folder / f"{name}.parquet", frame) for name, frame in self._vocabularies().items()]
+        account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
+        return account
+
+    def _by_city(self, outputs: list[_Output]) -> None:
+        """What the account says of each city, train before valid before test."""
+        for output in outputs:
+            if not output.kept:
+                reason = f"{output.nodes} eligible nodes, fewer than {self.options.training.min_catalog}"
+                self.account.cities_left_out[output.city] = reason
+                continue
+            self.account.negatives[output.city] = output.words
+            self.account.signs.setdefault(output.city, None)
+            if output.informs:
+                popularity = self.counts.selected[output.codes]
+                self.account.signs[output.city] = sign(output.positive, output.negative, popularity)
+
+    def _vocabularies(self) -> dict[str, pl.DataFrame]:
+        """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
+        counts = self.counts
+        of_items = (counts.candidate, counts.selected, counts.positive, counts.negative)
+        of_users = (counts.trips, counts.events, counts.selections, counts.triples)
+        return {
+            "users": _with_counts(self.dataset.users, USER_COUNTS, of_users),
+            "items": _with_counts(self.dataset.items, ITEM_COUNTS, of_items),
+            "trips": self.dataset.trips,
+        }
+
+
+def _with_counts(vocabulary: pl.DataFrame, names: tuple[str, ...], counts: tuple[I64, ...]) -> pl.DataFrame:
+    return vocabulary.with_columns(pl.Series(n, values) for n, values in zip(names, counts, strict=True))
+
+
+def _order(output: _Output) -> tuple[int, bytes]:
+    return SPLITS.index(output.split or "train"), output.city.encode()
 
 
 def city_folder(city: str) -> str:
@@ -189,88 +327,12 @@ def city_folder(city: str) -> str:
 def _folders(dataset: Dataset) -> dict[str, str]:
     """{folder: city} of the cities that events are in. Raises DataError when two would share a folder."""
     folders: dict[str, str] = {}
-    for city in dataset.events["city"].unique().sort():
+    for city in dataset.events.cities:
         other = folders.setdefault(city_folder(city), city)
         if other != city:
             raise DataError(f"Two cities would share the folder {city_folder(city)}. Rename one of them.")
     return folders
 
 
-def _place(partition: Partition) -> str:
-    """The partition's folder below `events/` and `triples/`."""
-    folder = city_folder(partition.city)
-    return folder if partition.split is None else f"split={partition.split}/{folder}"
-
-
-def _leave_out(partition: Partition, place: str, options: TrainingOptions, account: Staged) -> None:
-    city = partition.city
-    account.cities_left_out[city] = f"{partition.nodes} eligible nodes, fewer than {options.min_catalog}"
-    account.positives_left_out[SMALL_CATALOGUE] += int(partition.events["selected_ids"].list.len().sum())
-    account.partitions.append(PartitionEntry(place, partition.split, city, partition.events.height, 0, 0, 0.0))
-
-
-def _account(partition: Partition, place: str, expanded: Expanded, account: Staged) -> None:
-    for reason, positives in expanded.left_out.items():
-        account.positives_left_out[reason] += positives
-    account.users_through |= expanded.users_through
-    account.negatives[partition.city] = partition.negatives.words()
-    rows = dict(expanded.triples["neg_source"].value_counts().iter_rows())
-    for source in SOURCES:
-        if rows.get(source):
-            account.neg_sources[source] = account.neg_sources.get(source, 0) + rows[source]
-    account.partitions.append(
-        PartitionEntry(
-            place,
-            partition.split,
-            partition.city,
-            partition.events.height,
-            expanded.positives,
-            expanded.triples.height,
-            partition.weight,
-        )
-    )
-
-
-def _vocabularies(training: Training, counts: _Counts, popularity: I64) -> dict[str, pl.DataFrame]:
-    """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
-    dataset, train = training.dataset, training.train
-    candidates = times_named(train, "candidate_ids", dataset.items.height)
-    items = dataset.items.with_columns(
-        pl.Series(name, values, dtype=pl.Int64)
-        for name, values in zip(ITEM_COUNTS, (candidates, popularity, counts.positive, counts.negative), strict=True)
-    )
-    per_user = train.group_by(pl.col("user_id").cast(pl.String)).agg(
-        pl.col("trip_id").n_unique().cast(pl.Int64).alias("n_trips"),
-        pl.len().cast(pl.Int64).alias("n_events"),
-        pl.col("selected_ids").list.len().sum().cast(pl.Int64).alias("n_selected"),
-    )
-    users = dataset.users.join(per_user, on="user_id", how="left", maintain_order="left").with_columns(
-        pl.col(*USER_COUNTS[:3]).fill_null(0), pl.Series("n_triples", counts.triples, dtype=pl.Int64)
-    )
-    return {"users": users, "items": items, "trips": dataset.trips}
-
-
-def _published_columns(triples: pl.DataFrame, ids: Ids) -> pl.DataFrame:
-    """Ids as they are asked for: texts, indexes or both."""
-    if ids == "string":
-        return triples
-    rest = [name for name in triples.columns if name not in INDEXES]
-    return triples.select(*indexes(), *rest) if ids == "index" else triples.with_columns(indexes())
-
-
-def _write(frame: pl.DataFrame, folder: Path, options: StageOptions) -> dict[str, int]:
-    """A partition's parts, each full but the last: {path: rows}. Their number depends on rows and --rows-per-file alone."""
-    folder.mkdir(parents=True)
-    written: dict[str, int] = {}
-    for number, start in enumerate(range(0, frame.height, options.rows_per_file)):
-        part = PartWriter(folder / f"part-{number:05}.parquet")
-        written |= part.write(frame.slice(start, options.rows_per_file))
-    return written
-
-
-def _entry(folder: Path, path: Path, rows: int) -> FileEntry:
-    """A file as it lies on disk. Raises DataError when its footer doesn't count the rows that were written."""
-    found = pq.read_metadata(path).num_rows
-    if found != rows:
-        raise DataError(f"{path.relative_to(folder)} has {found} rows on disk, and {rows} were written. Run again.")
-    return FileEntry(path.relative_to(folder).as_posix(), rows, path.stat().st_size, file_sha256(path))
+def _entry(folder: Path, file: Written) -> FileEntry:
+    return FileEntry(file.path.relative_to(folder).as_posix(), file.rows, file.bytes, file.sha256)

@@ -6,18 +6,19 @@ of the vocabularies are all taken from the same part and those before it (CONTRA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from etl.choices import SPLITS, Negatives, negatives_for, parse_split
-from etl.compact import Dataset
+from etl.compact import CODED, Dataset
 from etl.draws import I64, pools, whole_weights
 from etl.splits import assign
-from etl.triples import Catalogue, Expanded, expand
+from etl.triples import Block, Catalogue, Coded, Keys, expand
 
 SmallCatalog = Literal["exclude", "weight", "keep"]
 Reject = Literal["seen", "event"]
@@ -52,7 +53,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Partition:
-    """The events of one (split, city), in file order, and what their triples are made with.
+    """One bucket's events of one (split, city), in file order, and what their triples are made with.
 
     `split` is None where there is none. `nodes` counts the city's eligible nodes; `kept` is false for a city that is too
     small. `catalogue` holds what each event may draw.
@@ -66,105 +67,125 @@ class Partition:
     weight: float
     negatives: Negatives
     catalogue: Catalogue
+    keys: Keys
+    shuffle: bool
 
     @property
     def informs(self) -> bool:
         """Whether counts may be taken from it: it is train, or there is no split."""
         return self.split in {None, "train"}
 
-    def expand(self, options: TrainingOptions) -> Expanded:
-        """The partition's triples."""
-        return expand(
-            self.events,
-            self.negatives,
-            self.catalogue,
-            weight=self.weight,
-            seed=options.seed,
-            shuffle=options.shuffle,
-        )
+    @cached_property
+    def coded(self) -> Coded:
+        """The events as arrays: what a block's `event` counts the rows of."""
+        return Coded.of(self.events)
+
+    def expand(self) -> Iterator[Block]:
+        """The triples, block by block."""
+        return expand(self.coded, self.negatives, self.catalogue, self.keys, shuffle=self.shuffle)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A dataset with its split: `events` has the column `split`, in file order. `eligible` counts each city's nodes."""
+    """A dataset with its split. `eligible` counts each city's nodes, `kept` are the cities that have triples."""
 
     dataset: Dataset
-    events: pl.DataFrame
     options: TrainingOptions
     eligible: Mapping[str, int]
+    kept: tuple[str, ...]
+
+    def buckets(self) -> Iterator[pl.DataFrame]:
+        """The events with the column `split`, by user bucket, in file order."""
+        split = parse_split(self.options.split)
+        for events in self.dataset.events:
+            yield assign(events, self.dataset.trips, split, self.kept)
 
     @property
-    def train(self) -> pl.DataFrame:
-        """The events that counts may be taken from."""
-        return self.events.filter(pl.col("split") == "train")
+    def events(self) -> pl.DataFrame:
+        """All of them in one frame: for those who look at everything at once."""
+        empty = assign(CODED, self.dataset.trips, parse_split(self.options.split), self.kept)
+        return pl.concat([empty, *self.buckets()])
 
-    def partitions(self) -> Iterator[Partition]:
-        """One per (split, city) that has events: train before valid before test, cities in the order of their bytes."""
-        drawing = _Drawing.of(self)
-        parts = self.events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
+    @cached_property
+    def popularity(self) -> I64:
+        """The train events that selected each node, by code."""
+        counts = np.zeros(self.dataset.items.height, np.int64)
+        for events in self.buckets():
+            counts += times_named(in_train(events), "selected_idx", len(counts))
+        return counts
+
+    def partitions(self, events: pl.DataFrame) -> Iterator[Partition]:
+        """One per (split, city) that a bucket has events of: train before valid before test, cities in their bytes' order."""
+        drawing = _Drawing.of(self, events)
+        parts = events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
         for split, city in sorted(parts, key=lambda key: (SPLITS.index(key[0]), key[1].encode())):
             yield self._partition(split, city, parts[split, city], drawing)
+
+    @cached_property
+    def _keys(self) -> Keys:
+        return Keys.of(self.dataset.users["user_id"], self.dataset.items["item_id"], self.options.seed)
+
+    @cached_property
+    def _offered(self) -> dict[tuple[object, ...], pl.DataFrame]:
+        """By city one row per eligible node, ascending by id."""
+        offered = self.dataset.offered().sort("item_id").select("city", node="item_idx")
+        return offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True)
 
     def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _Drawing) -> Partition:
         nodes = self.eligible.get(city, 0)
         negatives = negatives_for(self.options.negatives, self.options.catalog_alpha, nodes)
+        offered = self._offered.get((city,), _NO_NODES).with_row_index("place")
         return Partition(
             split=None if self.options.split == "none" else split,
             city=city,
             events=events,
             nodes=nodes,
-            kept=self.options.keeps(nodes),
+            kept=city in self.kept,
             weight=self.options.weight(city, nodes),
             negatives=negatives,
-            catalogue=drawing.catalogue(split, city, events, negatives),
+            catalogue=drawing.catalogue(split, offered, events, negatives),
+            keys=self._keys,
+            shuffle=self.options.shuffle,
         )
+
+
+def in_train(events: pl.DataFrame) -> pl.DataFrame:
+    """The events that counts may be taken from."""
+    return events.filter(pl.col("split") == "train")
 
 
 def times_named(events: pl.DataFrame, column: str, items: int) -> I64:
     """How many of the events name each node in a column of lists, by code."""
-    codes = events.select(pl.col(column).explode(empty_as_null=False, keep_nulls=False)).to_series().to_physical()
-    return np.bincount(codes.to_numpy(), minlength=items)
+    return np.bincount(events[column].explode(empty_as_null=False).to_numpy(), minlength=items)
 
 
 def prepare(dataset: Dataset, options: TrainingOptions) -> Training:
-    """Split a dataset's events."""
+    """A dataset with its split and its options: which cities have triples."""
     eligible = dataset.eligible
-    kept = [city for city in dataset.events["city"].unique() if options.keeps(eligible.get(city, 0))]
-    events = assign(dataset.events, dataset.trips, parse_split(options.split), kept)
-    return Training(dataset, events, options, eligible)
+    kept = tuple(city for city in dataset.events.cities if options.keeps(eligible.get(city, 0)))
+    return Training(dataset, options, eligible, kept)
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What draws need to know of the whole dataset.
+    """What draws need to know of a bucket beyond one partition.
 
-    `seen` has one row per (user, node) ever selected, with the first split it was; `catalogues` by city one row
-    per eligible node, ascending by id; `popular` the train events that selected each node, by code.
+    `seen` has one row per (user, node) ever selected, with the first split it was; `popular` says the train events that
+    selected each node, by code, of the whole dataset.
     """
 
     seen: pl.DataFrame
-    catalogues: Mapping[tuple[object, ...], pl.DataFrame]
-    popular: I64
+    popular: Callable[[], I64]
     reject: Reject
 
     @classmethod
-    def of(cls, training: Training) -> _Drawing:
-        taken = (
-            training.events.select("user_id", "split", node="selected_ids")
-            .explode("node", empty_as_null=False, keep_nulls=False)
-            .with_columns(pl.col("node").to_physical().cast(pl.UInt32))
-        )
-        offered = training.dataset.offered().sort("item_id").select("city", node="item_idx")
-        return cls(
-            seen=taken.group_by("user_id", "node").agg(pl.col("split").to_physical().min().alias("since")),
-            catalogues=offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True),
-            popular=times_named(training.train, "selected_ids", training.dataset.items.height),
-            reject=training.options.reject,
-        )
+    def of(cls, training: Training, events: pl.DataFrame) -> _Drawing:
+        taken = events.select("user_idx", "split", node="selected_idx").explode("node", empty_as_null=False)
+        seen = taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
+        return cls(seen, lambda: training.popularity, training.options.reject)
 
-    def catalogue(self, split: str, city: str, events: pl.DataFrame, negatives: Negatives) -> Catalogue:
+    def catalogue(self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: Negatives) -> Catalogue:
         """The city's catalogue with the pool that each event of the partition draws from."""
-        offered = self.catalogues.get((city,), _NO_NODES).with_row_index("place")
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
             return Catalogue(codes, np.zeros(events.height, np.int64), pools(np.ones(len(codes), np.uint64), *_NONE))
@@ -178,19 +199,17 @@ class _Drawing:
         even = pools(np.ones(len(codes), np.uint64), *by_group)
         if not negatives.alpha:
             return Catalogue(codes, groups, even)
-        return Catalogue(codes, groups, even, pools(whole_weights(self.popular[codes], negatives.alpha), *by_group))
+        return Catalogue(codes, groups, even, pools(whole_weights(self.popular()[codes], negatives.alpha), *by_group))
 
     def _seen(self, split: str, events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
         """A pool per user, without all that the user has selected in this part of the split or before it."""
-        users = events.select("user_id").unique(maintain_order=True).with_columns(group=pl.int_range(pl.len()))
-        groups = events.select("user_id").join(users, on="user_id", how="left", maintain_order="left")["group"]
-        seen = self.seen.filter(pl.col("since") <= SPLITS.index(split)).join(users, on="user_id")
+        users = events.select("user_idx").unique(maintain_order=True).with_columns(group=pl.int_range(pl.len()))
+        groups = events.select("user_idx").join(users, on="user_idx", how="left", maintain_order="left")["group"]
+        seen = self.seen.filter(pl.col("since") <= SPLITS.index(split)).join(users, on="user_idx")
         return groups.to_numpy(), seen.select("group", "node")
 
     @staticmethod
     def _selected(events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
         """A pool per event, without what the event itself selected."""
-        rows = events.select(node="selected_ids").with_row_index("group").explode("node", empty_as_null=False)
-        return np.arange(events.height), rows.drop_nulls().with_columns(
-            pl.col("group").cast(pl.Int64), pl.col("node").to_physical().cast(pl.UInt32)
-        )
+        rows = events.select(node="selected_idx").with_row_index("group").explode("node", empty_as_null=False)
+        return np.arange(events.height), rows.with_columns(pl.col("group").cast(pl.Int64))

@@ -1,28 +1,106 @@
 """From events to BPR triples: one row per (event, positive, negative) (design, "BPR training pair construction"; CONTRACT, 3).
 
 Rendle et al. 2009 (BPR: Bayesian Personalized Ranking from Implicit Feedback) learn from (user, i, j) where the user
-took i and not j. Here i is a positive; where j comes from is `Negatives`. Nodes travel as codes: rows of `items.parquet`.
+took i and not j. Here i is a positive; where j comes from is `Negatives`. Users, trips and nodes travel as codes, rows of
+the vocabularies, and triples as arrays of numbers in blocks that fit into a core's cache: texts come in when they are written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from etl.choices import Negatives
-from etl.draws import I64, U64, Pools, draw
+from etl.draws import I64, U64, Flags, Pools, draw
+from etl.parquet import arrow
 from etl.stable import SEPARATOR, hash64, mix64_array
+
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
 
 SOURCES = ("ranking", "shown", "catalog")
 """Where a negative comes from; where several give the same one, the first of this order counts."""
 
-INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
-"""The columns of ids, and what their indexes are called (CONTRACT, section 3, `--ids`)."""
-
 NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
+
+BLOCK = 1 << 18
+"""About how many triples are made at a time."""
+
+_MARKS = 1 << 25  # (event, node) cells that a block may have: a byte each
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A column of lists of codes: those of row r stand in `codes` from `ends[r]` to `ends[r + 1]`."""
+
+    ends: I64
+    codes: U32
+
+    @classmethod
+    def of(cls, column: pl.Series) -> Lists:
+        """From a column of type List(UInt32) without nulls."""
+        lengths = column.list.len().to_numpy().astype(np.int64)
+        codes = column.explode(empty_as_null=False).cast(pl.UInt32).to_numpy()
+        return cls(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), codes)
+
+    @property
+    def lengths(self) -> I64:
+        """How many codes each row has."""
+        return np.diff(self.ends)
+
+    def long(self, first: int, end: int) -> _Long:
+        """The rows from `first` to `end`, one element each; rows are counted from `first`."""
+        rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
+        return _Long(rows, self.codes[self.ends[first] : self.ends[end]])
+
+
+@dataclass(frozen=True)
+class _Long:
+    """One row per element of some lists: the event's row and the node's code, in order."""
+
+    event: I32
+    code: U32
+
+    def keys(self, nodes: int) -> I64:
+        """(event, node) as one number."""
+        return self.event.astype(np.int64) * nodes + self.code
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Events of one partition as arrays: a row per event, in file order. Ids are texts, all else codes and numbers."""
+
+    ids: pa.StringArray
+    users: U32
+    trips: U32
+    timestamps: I64
+    days: I32
+    candidates: Lists
+    selected: Lists
+    shown: Lists
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> Coded:
+        """From a frame with the columns of `Dataset.events`."""
+        return cls(
+            ids=arrow(events["event_id"]),
+            users=events["user_idx"].to_numpy(),
+            trips=events["trip_idx"].to_numpy(),
+            timestamps=events["timestamp"].to_numpy(),
+            days=events["day_number"].to_numpy(),
+            candidates=Lists.of(events["candidate_idx"]),
+            selected=Lists.of(events["selected_idx"]),
+            shown=Lists.of(events["shown_idx"]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -40,183 +118,214 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """The triples of some events, and the account of their positives: events x selected = positives + left out.
+class Keys:
+    """What seeds the hashes that draws and the shuffled order come from: the ids' own hashes, by code, and the seed."""
 
-    `triples` has the contract's ten columns, in the events' order, then the positives' in `selected_ids`, then the
-    negatives': candidates, shown, drawn, or in a seeded random order. `users_through` are the users of
-    positives left out because their users have selected the whole catalogue.
+    users: pl.Series
+    nodes: U64
+    seed: int
+
+    @classmethod
+    def of(cls, users: pl.Series, items: pl.Series, seed: int) -> Keys:
+        """Of the vocabularies' ids, in the order of their indexes."""
+        return cls(users, items.to_frame("node").select(hash64(pl.col("node"))).to_series().to_numpy(), seed)
+
+    def of_events(self, kind: str, events: Coded, *, with_user: bool) -> U64:
+        """A hash per event."""
+        key = {"user": self.users.gather(events.users)} if with_user else {}
+        frame = pl.DataFrame({**key, "event": pl.Series(events.ids)})
+        parts = [pl.lit(SEPARATOR.join([kind, str(self.seed)])), *map(pl.col, frame.columns)]
+        return frame.select(hash64(pl.concat_str(parts, separator=SEPARATOR))).to_series().to_numpy()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Triples of some events of a partition, a row each, and the account of their positives.
+
+    `event` is the row of the partition's events; `positive` and `negative` are codes; `source` the place in SOURCES; `among`
+    whether the positive is a candidate of its event; `order`, with `shuffle`, what the rows are to be sorted by. Rows come in
+    the events' order, then the positives' in `selected`, then the negatives': candidates, shown, drawn.
+
+    Events x selected = `positives` + `left_out`, by reason. `users_through` are the users of positives left out because
+    they have selected the whole catalogue.
     """
 
-    triples: pl.DataFrame
-    positives: int
+    event: I32
+    positive: U32
+    negative: U32
+    source: npt.NDArray[np.int8]
+    among: Flags
+    order: U64 | None = None
+    positives: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
-    users_through: frozenset[str] = frozenset()
+    users_through: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def rows(self, which: slice | I64) -> Block:
+        """Some of the rows."""
+        order = None if self.order is None else self.order[which]
+        return Block(
+            self.event[which], self.positive[which], self.negative[which], self.source[which], self.among[which], order
+        )
 
 
 def expand(
-    events: pl.DataFrame, negatives: Negatives, catalogue: Catalogue, *, weight: float, seed: int, shuffle: bool
-) -> Expanded:
-    """The triples of `events`, ids as in there: `user_id` and the lists of nodes are Enums over the vocabularies.
+    events: Coded, negatives: Negatives, catalogue: Catalogue, keys: Keys, *, shuffle: bool = False
+) -> Iterator[Block]:
+    """The triples of a partition's events, block by block.
 
     A positive without a negative gives no row and is counted with the reason. A negative is never a positive of the same
-    event, and no (event, positive, negative) stands twice.
+    event, and no (event, positive, negative) stands twice. Neither the blocks nor the other events decide what comes out.
     """
-    nodes = _vocabulary(events)
-    pairs = _Long.of(events, "selected_ids")
-    rows = _rows(events, pairs, negatives, catalogue, _Keys(events, nodes, seed))
-    triples = _columns(events, pairs, rows, nodes, weight)
-    if shuffle:
-        order = _Keys(events, nodes, seed).of_rows(pairs, rows)
-        triples = triples[np.argsort(order, kind="stable")]
-    return _accounted(triples, events, pairs, rows, negatives, catalogue)
+    expansion = _Expansion(events, negatives, catalogue, keys, shuffle)
+    bounds = _bounds(events, negatives, len(keys.nodes))
+    for first, end in pairwise(bounds):
+        yield expansion.block(first, end)
 
 
-def indexes() -> list[pl.Expr]:
-    """The indexes of a triple's ids: the physical value of an Enum is its row in users.parquet or items.parquet."""
-    return [pl.col(text).to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()]
+def _bounds(events: Coded, negatives: Negatives, nodes: int) -> list[int]:
+    """Where blocks begin and end: about BLOCK triples each, and no more events than the table of marks has cells for."""
+    per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
+    rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
+    most = max(1, _MARKS // max(1, nodes))
+    bounds = [0]
+    while bounds[-1] < len(events):
+        first = bounds[-1]
+        full = np.searchsorted(rows, (rows[first - 1] if first else 0) + BLOCK, side="right")
+        bounds.append(min(max(first + 1, int(full)), first + most, len(events)))
+    return bounds
+
+
+class _Marks:
+    """Set membership for (event, node) keys of a block: a table of marks, wiped after each use where it was written."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+        self._table = np.zeros(0, np.bool_)
+
+    def among(self, long: _Long, others: _Long) -> Flags:
+        """Which rows of `long` stand in `others` too."""
+        ours, theirs = long.keys(self.nodes), others.keys(self.nodes)
+        size = max(int(ours.max(initial=-1)), int(theirs.max(initial=-1))) + 1
+        if size > len(self._table):
+            self._table = np.zeros(size, np.bool_)
+        self._table[theirs] = True
+        found = self._table[ours]
+        self._table[theirs] = False
+        return found
 
 
 @dataclass(frozen=True)
-class _Long:
-    """A column of lists, one row per element: the event's row and the node's code, in order."""
+class _Named:
+    """The negatives that events themselves name: candidates before shown ones, each once, no positive among them."""
 
-    event: I64
-    code: I64
-
-    @classmethod
-    def of(cls, events: pl.DataFrame, column: str) -> _Long:
-        lengths = events[column].list.len().to_numpy()
-        codes = events.select(pl.col(column).explode(empty_as_null=False, keep_nulls=False)).to_series().to_physical()
-        return cls(np.repeat(np.arange(events.height), lengths), codes.cast(pl.Int64).to_numpy())
-
-    def keys(self, nodes: int) -> I64:
-        """(event, node) as one number."""
-        return self.event * nodes + self.code
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The triples as numbers: the row of the pair (event, positive), the negative's code, the place in SOURCES."""
-
-    pair: I64
-    code: I64
+    long: _Long
     source: npt.NDArray[np.int8]
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """Hashes that seed what is drawn: functions of the row's own key and the seed, of nothing around it."""
+class _Expansion:
+    """What the blocks of a partition share."""
 
-    events: pl.DataFrame
-    nodes: pl.Series
-    seed: int
+    def __init__(
+        self,
+        events: Coded,
+        negatives: Negatives,
+        catalogue: Catalogue,
+        keys: Keys,
+        shuffle: bool,  # noqa: FBT001
+    ) -> None:
+        self.events = events
+        self.negatives = negatives
+        self.catalogue = catalogue
+        self.nodes = keys.nodes
+        self.marks = _Marks(len(keys.nodes))
+        self.to_draw = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
+        self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 
-    def of_pairs(self, pairs: _Long) -> U64:
-        """One key per (event, positive)."""
-        return mix64_array(
-            self._of_events("negative", "user_id", "event_id")[pairs.event] ^ self._of_nodes()[pairs.code]
+    def block(self, first: int, end: int) -> Block:
+        """The triples of the events from `first` to `end`."""
+        pairs = self.events.selected.long(first, end)
+        candidates = self.events.candidates.long(first, end)
+        named = self._named(pairs, candidates, self.events.shown.long(first, end))
+        pair, code, source = _of_all_positives(pairs, named, end - first)
+        if self.to_draw is not None:
+            pair, code, source = self._with_drawn(first, pairs, named, (pair, code, source))
+        order = None
+        if self.to_shuffle is not None:
+            of_pairs = mix64_array(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
+            order = mix64_array(of_pairs[pair] ^ self.nodes[code])
+        without = first + pairs.event[np.bincount(pair, minlength=len(pairs.event)) == 0]
+        through = without[self._has_seen_all(without)]
+        return Block(
+            (first + pairs.event).astype(np.int32)[pair],
+            pairs.code[pair],
+            code,
+            source,
+            self.marks.among(pairs, candidates)[pair],
+            order,
+            len(pairs.event) - len(without),
+            {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)},
+            np.unique(self.events.users[through]),
         )
 
-    def of_rows(self, pairs: _Long, rows: _Rows) -> U64:
-        """One key per triple: its place in the shuffled order."""
-        nodes = self._of_nodes()
-        of_pairs = mix64_array(self._of_events("shuffle", "event_id")[pairs.event] ^ nodes[pairs.code])
-        return mix64_array(of_pairs[rows.pair] ^ nodes[rows.code])
+    def _named(self, pairs: _Long, candidates: _Long, shown: _Long) -> _Named:
+        none = _Long(np.zeros(0, np.int32), np.zeros(0, np.uint32))
+        asked = [candidates if self.negatives.ranking else none, shown if self.negatives.shown else none]
+        kept = []
+        for place, long in enumerate(asked):
+            new = ~self.marks.among(long, pairs)
+            if place and len(asked[0].event):
+                new &= ~self.marks.among(long, asked[0])
+            kept.append(_Long(long.event[new], long.code[new]))
+        source = np.repeat(np.arange(2, dtype=np.int8), [len(long.event) for long in kept])
+        if not len(kept[1].event):
+            return _Named(kept[0], source)
+        event, code = (np.concatenate([getattr(long, name) for long in kept]) for name in ("event", "code"))
+        order = np.argsort(event, kind="stable")
+        return _Named(_Long(event[order], code[order]), source[order])
 
-    def _of_events(self, kind: str, *key: str) -> U64:
-        parts = [pl.lit(SEPARATOR.join([kind, str(self.seed)])), *(pl.col(name).cast(pl.String) for name in key)]
-        return self.events.select(hash64(pl.concat_str(parts, separator=SEPARATOR))).to_series().to_numpy()
+    def _with_drawn(self, first: int, pairs: _Long, named: _Named, shared: _Rows) -> _Rows:
+        """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
+        assert self.to_draw is not None  # noqa: S101 - for the type checker
+        event = first + pairs.event
+        places, counts = draw(
+            mix64_array(self.to_draw[event] ^ self.nodes[pairs.code]),
+            self.catalogue.groups[event],
+            self.negatives.catalog,
+            self.catalogue.even,
+            self.catalogue.weighted,
+        )
+        pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
+        code = self.catalogue.codes.astype(np.uint32)[places.T[counts.T]]
+        if len(named.long.event):
+            new = ~self.marks.among(_Long(pairs.event[pair], code), named.long)
+            pair, code = pair[new], code[new]
+        drawn = (pair, code, np.full(len(pair), SOURCES.index("catalog"), np.int8))
+        if not len(shared[0]):
+            return drawn
+        both = tuple(np.concatenate([shared[place], drawn[place]]) for place in range(3))
+        order = np.argsort(both[0], kind="stable")
+        return both[0][order], both[1][order], both[2][order]
 
-    def _of_nodes(self) -> U64:
-        return self.nodes.to_frame("node").select(hash64(pl.col("node").cast(pl.String))).to_series().to_numpy()
-
-
-def _vocabulary(events: pl.DataFrame) -> pl.Series:
-    """Every node of the vocabulary as an Enum: the row is the code."""
-    dtype = events.schema["selected_ids"].inner  # type: ignore[attr-defined]
-    return dtype.categories.cast(dtype)  # type: ignore[no-any-return]
-
-
-def _rows(events: pl.DataFrame, pairs: _Long, negatives: Negatives, catalogue: Catalogue, keys: _Keys) -> _Rows:
-    """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
-    named, source = _named(events, pairs, negatives)
-    shared = _of_all_positives(pairs, named, source, events.height)
-    if not negatives.catalog:
-        return shared
-    places, counts = draw(
-        keys.of_pairs(pairs), catalogue.groups[pairs.event], negatives.catalog, catalogue.even, catalogue.weighted
-    )
-    pair = np.repeat(np.arange(len(pairs.event)), counts.sum(axis=0))
-    drawn = _Rows(pair, catalogue.codes[places.T[counts.T]], np.full(len(pair), SOURCES.index("catalog"), np.int8))
-    if not len(named.event):
-        return drawn
-    nodes = len(keys.nodes)
-    new = ~np.isin(pairs.event[drawn.pair] * nodes + drawn.code, named.keys(nodes))
-    both = [
-        np.concatenate([ours, theirs[new]])
-        for ours, theirs in ((shared.pair, drawn.pair), (shared.code, drawn.code), (shared.source, drawn.source))
-    ]
-    order = np.argsort(both[0], kind="stable")
-    return _Rows(both[0][order], both[1][order], both[2][order])
-
-
-def _named(events: pl.DataFrame, pairs: _Long, negatives: Negatives) -> tuple[_Long, npt.NDArray[np.int8]]:
-    """The negatives that an event itself names, candidates before shown ones, each once, no positive among them."""
-    lists = [("candidate_ids", 0)] * negatives.ranking + [("shown_ids", 1)] * negatives.shown
-    columns = [(_Long.of(events, column), source) for column, source in lists]
-    empty = pl.DataFrame(schema={"event": pl.Int64, "code": pl.Int64, "source": pl.Int8})
-    frames = [
-        pl.DataFrame({"event": long.event, "code": long.code}).with_columns(source=pl.lit(source, dtype=pl.Int8))
-        for long, source in columns
-    ]
-    taken = pl.DataFrame({"event": pairs.event, "code": pairs.code})
-    named = pl.concat([empty, *frames]).join(taken, on=["event", "code"], how="anti", maintain_order="left")
-    if len(lists) > 1:
-        named = named.unique(["event", "code"], keep="first", maintain_order=True).sort("event", maintain_order=True)
-    return _Long(named["event"].to_numpy(), named["code"].to_numpy()), named["source"].to_numpy()
+    def _has_seen_all(self, events: I64) -> Flags:
+        """Whether nothing was left to draw for these events, and something could have been offered."""
+        if not (self.negatives.catalog and len(self.catalogue.codes)):
+            return np.zeros(len(events), np.bool_)
+        return self.catalogue.even.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
 
 
-def _of_all_positives(pairs: _Long, named: _Long, source: npt.NDArray[np.int8], events: int) -> _Rows:
+_Rows = tuple[I32, U32, npt.NDArray[np.int8]]
+"""Triples of a block as numbers: the row of the pair (event, positive), the negative's code, the place in SOURCES."""
+
+
+def _of_all_positives(pairs: _Long, named: _Named, events: int) -> _Rows:
     """Every pair with every negative that its event names."""
-    per_event = np.bincount(named.event, minlength=events)
-    first = np.cumsum(per_event) - per_event
+    per_event = np.bincount(named.long.event, minlength=events)
     per_pair = per_event[pairs.event]
-    pair = np.repeat(np.arange(len(per_pair)), per_pair)
-    within = np.arange(len(pair)) - np.repeat(np.cumsum(per_pair) - per_pair, per_pair)
-    row = first[pairs.event][pair] + within
-    return _Rows(pair, named.code[row], source[row])
-
-
-def _columns(events: pl.DataFrame, pairs: _Long, rows: _Rows, nodes: pl.Series, weight: float) -> pl.DataFrame:
-    """The contract's ten columns, in its order."""
-    among = np.isin(pairs.keys(len(nodes)), _Long.of(events, "candidate_ids").keys(len(nodes)))
-    event = pairs.event[rows.pair]
-    # Texts that stand in every triple of an event as Enum: four bytes each here, dictionary codes in the file.
-    own = [pl.col(name).cast(pl.Enum(events[name].unique(maintain_order=True))) for name in ("event_id", "trip_id")]
-    of_event = events.select("user_id", "timestamp", *own, "day_number")[event]
-    sources = pl.Series(SOURCES, dtype=pl.Enum(SOURCES))
-    return of_event.select(
-        "user_id",
-        nodes[pairs.code[rows.pair]].alias("pos_item"),
-        nodes[rows.code].alias("neg_item"),
-        "timestamp",
-        "event_id",
-        "trip_id",
-        "day_number",
-        sources[rows.source.astype(np.int64)].alias("neg_source"),
-        pl.Series("pos_in_candidates", among[rows.pair], dtype=pl.Boolean),
-        pl.lit(weight, dtype=pl.Float32).alias("weight"),
-    )
-
-
-def _accounted(
-    triples: pl.DataFrame, events: pl.DataFrame, pairs: _Long, rows: _Rows, negatives: Negatives, catalogue: Catalogue
-) -> Expanded:
-    """The triples with what became of each positive."""
-    without = pairs.event[np.bincount(rows.pair, minlength=len(pairs.event)) == 0]
-    empty = catalogue.even.sizes[catalogue.groups[without]] == 0
-    through = without[empty] if negatives.catalog and len(catalogue.codes) else without[:0]
-    left_out = {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)}
-    users = events["user_id"][np.unique(through)].unique().cast(pl.String)
-    return Expanded(triples, len(pairs.event) - len(without), left_out, frozenset(users.to_list()))
+    pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
+    # Of each pair's run of rows, how far it lies from the run of its event's negatives.
+    shift = (np.cumsum(per_event) - per_event)[pairs.event] - (np.cumsum(per_pair) - per_pair)
+    row = np.arange(len(pair)) + np.repeat(shift, per_pair)
+    return pair, named.long.code[row], named.source[row]

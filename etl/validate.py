@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from etl.affinity import affinity_model
 from etl.database import Connection
 from etl.laws import laws, validation_query
+from etl.parquet import file_sha256
 from etl.queries import Scope
-from etl.snapshot import MANIFEST, Snapshot, file_sha256, open_snapshot, read_file
+from etl.snapshot import MANIFEST, Snapshot, open_snapshot, read_file
 
 _POSITIVE = "every triple's positive is one that its event selected"
 _NEGATIVE = "no negative is a positive of its event"

@@ -17,6 +17,7 @@ from tests.states import data_files, database_state, folder_state
 STEPS = [
     "read",
     "registry",
+    "delete",
     "personas",
     "write personas",
     "read back",

@@ -18,9 +18,10 @@ from etl import heldout, pipeline
 from etl.config import resolve
 from etl.errors import ConnectError, DataError
 from etl.journal import Report
+from etl.parquet import file_sha256
 from etl.question import question
 from etl.sign import DOUBTFUL
-from etl.snapshot import file_sha256, open_snapshot
+from etl.snapshot import open_snapshot
 from etl.validate import validate_snapshot
 from tests.states import data_files, database_state, folder_state
 

@@ -1,0 +1,130 @@
+"""Worlds to measure on that need no database: a published snapshot's events at any scale, made in memory.
+
+Users, trips, slots and the catalogue are the synthetic world's; affinities are drawn per (user, category) instead of going
+through PersonaDimension and back, since what is measured here begins with the events.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+
+from etl.affinity import affinity_model
+from etl.config import resolve
+from etl.contracts import Affinities, Nodes, Slots, Trips
+from etl.pipeline import expand
+from etl.rankings import rank
+from etl.synthetic import generate
+
+PREFIX = "shadow-"
+_DECIMALS = 2
+_LISTS = ("candidate_ids", "ranked_ids", "selected_ids", "shown_ids")
+EVENT_COLUMNS = (
+    *("event_id", "user_id", "trip_id", "day_number", "timestamp", "surface", "model_name", "model_version"),
+    *_LISTS,
+)
+ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
+"""The columns of `events/` and of `items.parquet` (CONTRACT, section 3)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The frames that a night reads, for the shadow users alone; `affinities` are drawn."""
+
+    users: pl.DataFrame
+    trips: pl.DataFrame
+    slots: pl.DataFrame
+    nodes: pl.DataFrame
+    affinities: pl.DataFrame
+
+
+def events_snapshot(folder: Path, scale: float, seed: int = 0) -> Path:
+    """Publish the events, triples and vocabularies of the synthetic world of that scale below `folder`; gives the snapshot.
+
+    About 15,000 events and, with negatives `ranking`, 900,000 triples for each unit of scale. All of it is in memory: some
+    2 GiB at scale 20.
+    """
+    return _publish(source(scale, seed), folder, seed)
+
+
+def source(scale: float, seed: int = 0) -> Source:
+    """The synthetic world as a night reads it."""
+    users, trips, slots, nodes = [], [], [], []
+    for world in generate(scale=scale, seed=seed):
+        ours = world.users.filter(pl.col("email").str.starts_with(PREFIX))
+        own = world.trips.filter(pl.col("userId").is_in(ours["id"].implode()))
+        start = pl.col("startDate").dt.epoch("us")
+        users.append(ours.select(user_id="id", is_shadow=pl.lit(True)))
+        trips.append(own.select(trip_id="id", user_id="userId", city="city", start_us=start))
+        of_trips = world.itinerary_slots.filter(pl.col("tripId").is_in(own["id"].implode()))
+        slots.append(
+            of_trips.select(
+                slot_id="id",
+                trip_id="tripId",
+                node_id="activityNodeId",
+                day_number="dayNumber",
+                sort_order="sortOrder",
+                status="status",
+            )
+        )
+        nodes.append(world.activity_nodes.rename({"id": "node_id"}))
+    everybody, catalogue = pl.concat(users), pl.concat(nodes)
+    return Source(everybody, pl.concat(trips), pl.concat(slots), catalogue, affinities(everybody, catalogue, seed))
+
+
+def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """A number in [0, 1] for each user and category, evenly drawn, with as few decimals as a persona's have."""
+    rng = np.random.default_rng(seed)
+    pairs = users.select("user_id").join(nodes.select(pl.col("category").unique().sort()), how="cross")
+    return pairs.with_columns(affinity=pl.Series(rng.random(pairs.height).round(_DECIMALS)))
+
+
+def _publish(world: Source, folder: Path, seed: int) -> Path:
+    """Rank, write the events as a snapshot has them, and have `expand` make a whole snapshot of that.
+
+    What is known here of the insides is `rank`; the rest is the published format.
+    """
+    ranked = rank(
+        Trips.cast(world.trips),
+        Slots.cast(world.slots),
+        Nodes.cast(world.nodes),
+        world.users["user_id"],
+        Affinities.cast(world.affinities),
+        affinity_model().unknown,
+        seed,
+    )
+    with tempfile.TemporaryDirectory(prefix="bpr-events-") as source:
+        _bare_snapshot(world, ranked.events, Path(source))
+        options = {"snapshot": source, "out": str(folder), "seed": seed, "negatives": ["ranking"], "min_catalog": 50}
+        report = expand(resolve(options, {}))
+    if report.snapshot is None:
+        raise RuntimeError("Nothing was published.")
+    return Path(report.snapshot)
+
+
+def _bare_snapshot(world: Source, events: pl.DataFrame, folder: Path) -> None:
+    """What `expand` reads of a snapshot: events by city, the vocabularies, and as much of a manifest."""
+    texts = events.with_columns(pl.col(name).cast(pl.List(pl.String)) for name in _LISTS)
+    parts = texts.with_columns(timestamp=pl.col("created_us").floordiv(1_000_000)).partition_by("city", as_dict=True)
+    files, cities = [], {}
+    for (city,), part in parts.items():
+        place = f"city={quote(str(city), safe='')}"
+        cities[place] = city
+        path = folder / "events" / place / "part-00000.parquet"
+        path.parent.mkdir(parents=True)
+        part.select(*EVENT_COLUMNS).write_parquet(path)
+        files.append({"path": path.relative_to(folder).as_posix(), "rows": part.height})
+    users = world.users.select(pl.col("user_id").sort()).with_row_index("user_idx").select("user_id", "user_idx")
+    offered = world.nodes.filter(pl.col("status") != "archived").rename({"node_id": "item_id"}).sort("item_id")
+    items = offered.with_row_index("item_idx").select(*ITEM_COLUMNS)
+    trips = events.select("trip_id", "city", "start_us").unique("trip_id").sort("trip_id")
+    for name, frame in (("users", users), ("items", items), ("trips", trips)):
+        frame.write_parquet(folder / f"{name}.parquet")
+    manifest = {"snapshot": "drawn", "settings": {}, "cities": cities, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

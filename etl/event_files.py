@@ -1,0 +1,140 @@
+"""The events of a snapshot, read back by user bucket: memory follows the bucket, however many events there are.
+
+Every file of `events/` is in one order, which begins with the user's hash: a bucket's rows stand together in each, and all
+files are read side by side, as far as the bucket reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.buckets import bucket_of
+from etl.compact import CODED, LISTS, lists_of
+from etl.errors import ConnectError, DataError
+from etl.stable import sha256_hex
+
+_BATCH = 16_384
+_DICTIONARIES = ["user_id", "trip_id", *(f"{name}.list.element" for name in LISTS)]
+
+Part = tuple[str | None, str, Path]
+"""A file of events: its split, its city, where it is."""
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """The ids that events name, in the order of their codes."""
+
+    users: pl.Series
+    items: pl.Series
+    trips: pl.Series
+
+    @cached_property
+    def types(self) -> dict[str, pl.Enum]:
+        """By column of ids the Enum whose physical values are the codes."""
+        items = pl.Enum(self.items)
+        return {"user_id": pl.Enum(self.users), "trip_id": pl.Enum(self.trips), **dict.fromkeys(LISTS, items)}
+
+
+def read_events(parts: Sequence[Part], vocabularies: Vocabularies, buckets: int) -> Iterator[pl.DataFrame]:
+    """The events of all parts as `Dataset.events` has them, bucket by bucket.
+
+    The files have whole seconds. Without a split, events of a user's same second keep the order of their file; with one they
+    come from several, and are put in order by trip, day and id. Raises ConnectError where a file is not there, DataError where
+    it can't be read, or names what the vocabularies don't have.
+    """
+    users = vocabularies.users.alias("user_id").to_frame().with_row_index("user_idx")
+    bucket = users.select(bucket_of(pl.col("user_id"), buckets)).to_series().to_numpy()
+    rank = np.empty(users.height, np.uint32)
+    in_order = users.with_columns(hash=sha256_hex(pl.col("user_id"))).sort("hash", "user_id")["user_idx"]
+    rank[in_order.to_numpy()] = np.arange(users.height, dtype=np.uint32)
+    within = ["timestamp"]
+    if any(split is not None for split, _, _ in parts):
+        within += ["trip_idx", "day_number", "event_id"]
+    # The parts of a partition are one file after the other.
+    folders = {path.parent: city for _, city, path in parts}
+    cursors = [
+        _Cursor([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket)
+        for folder, city in folders.items()
+    ]
+    for number in range(buckets):
+        rows = pl.concat([CODED, *(cursor.until(number) for cursor in cursors)])
+        place = pl.Series("place", rank[rows["user_idx"].to_numpy()])
+        yield rows.with_columns(place).sort("place", *within, maintain_order=True).drop("place")
+
+
+class _Cursor:
+    """A partition's events, read as far as the buckets that were asked for reach."""
+
+    def __init__(
+        self, paths: Sequence[Path], city: str, vocabularies: Vocabularies, bucket: npt.NDArray[np.uint32]
+    ) -> None:
+        self._batches = _batches(paths, city, vocabularies)
+        self._bucket = bucket
+        self._paths = paths
+        self._waiting = CODED
+
+    def until(self, bucket: int) -> pl.DataFrame:
+        """The rows of this bucket, those before it being read already."""
+        rows = [CODED]
+        while True:
+            of_rows = self._bucket[self._waiting["user_idx"].to_numpy()]
+            if len(of_rows) and (of_rows[0] < bucket or (np.diff(of_rows.astype(np.int64)) < 0).any()):
+                raise DataError(
+                    f"The events in {self._paths[0].parent} are not in the order of their users' hashes. Publish them again."
+                )
+            here = int(np.searchsorted(of_rows, bucket, side="right"))
+            rows.append(self._waiting[:here])
+            self._waiting = self._waiting[here:]
+            if self._waiting.height:
+                break
+            following = next(self._batches, None)
+            if following is None:
+                break
+            self._waiting = following
+        return pl.concat(rows)
+
+
+def _batches(paths: Sequence[Path], city: str, vocabularies: Vocabularies) -> Iterator[pl.DataFrame]:
+    for path in paths:
+        try:
+            with pq.ParquetFile(path, read_dictionary=_DICTIONARIES) as file:
+                for batch in file.iter_batches(_BATCH):
+                    yield _coded(batch, city, vocabularies)
+        except FileNotFoundError:
+            raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
+        except pl.exceptions.PolarsError:
+            raise DataError(
+                f"{path} names an id that users, items or trips don't have. Publish the snapshot again."
+            ) from None
+
+
+def _coded(batch: pa.RecordBatch, city: str, vocabularies: Vocabularies) -> pl.DataFrame:
+    types = vocabularies.types
+    columns = {"city": pl.repeat(city, batch.num_rows, dtype=pl.String, eager=True)}
+    for name in CODED.columns[:-1]:
+        text = {"user_idx": "user_id", "trip_idx": "trip_id"}.get(name, name.replace("_idx", "_ids"))
+        column = batch.column(text if name.endswith("_idx") else name)
+        if text in LISTS:
+            columns[name] = lists_of(pl.Series(column.value_lengths()), _codes(column.flatten(), types[text]))
+        elif name.endswith("_idx"):
+            columns[name] = _codes(column, types[text])
+        else:
+            columns[name] = pl.Series(column)
+    return pl.DataFrame(columns).select(CODED.columns).cast(CODED.schema)
+
+
+def _codes(column: pa.DictionaryArray, wanted: pl.Enum) -> pl.Series:
+    """The codes of a column of texts: each text of its dictionary is looked up once."""
+    of_dictionary = pl.Series(column.dictionary, dtype=pl.String).cast(wanted).to_physical().cast(pl.UInt32)
+    return of_dictionary.gather(pl.Series(column.indices))
