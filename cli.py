@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,7 @@ def _option(flag: str, text: str, panel: str = "Options", **more: Any) -> Any:
     return typer.Option(flag, help=f"{text} [env: {variable}]", rich_help_panel=panel, show_default=False, **more)
 
 
-_DB, _WHAT = "Database", "What is published"
+_DB, _WHAT, _HOW = "Database", "What is published", "How it is done"
 Url = Annotated[
     str | None,
     _option("--database-url", "PostgreSQL or Prisma URL; else DIRECT_URL, DATABASE_URL.", _DB, metavar="URL"),
@@ -110,6 +111,11 @@ SmallCatalog = Annotated[
 ]
 Ids = Annotated[str | None, _option("--ids", "Ids in triples: string (default), index or both.", _WHAT)]
 RowsPerFile = Annotated[int | None, _option("--rows-per-file", "Rows of a part; default 1000000.", _WHAT)]
+Buckets = Annotated[
+    int | None,
+    _option("--buckets", "Cut the work into so many user buckets; default by size. Decides memory, never bytes.", _HOW),
+]
+Profile = Annotated[bool | None, _option("--profile/--no-profile", "Show rows a second and memory of each step.", _HOW)]
 SkipUnchanged = Annotated[
     bool | None,
     _option("--skip-unchanged/--no-skip-unchanged", "Publish nothing, exit 99, when the data are unchanged.", _WHAT),
@@ -215,6 +221,8 @@ def run(
     ids: Ids = None,
     vocab_from: VocabFrom = None,
     rows_per_file: RowsPerFile = None,
+    buckets: Buckets = None,
+    profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
@@ -246,6 +254,8 @@ def export(
     ids: Ids = None,
     vocab_from: VocabFrom = None,
     rows_per_file: RowsPerFile = None,
+    buckets: Buckets = None,
+    profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
@@ -271,6 +281,8 @@ def expand(
     shuffle: Shuffle = None,
     ids: Ids = None,
     rows_per_file: RowsPerFile = None,
+    buckets: Buckets = None,
+    profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
@@ -415,7 +427,7 @@ def _publishing(title: str, publish: Callable[..., Any], settings: Settings) -> 
 
     with _progress() as progress:
         report = publish(settings, progress=progress)
-    shown: list[RenderableType | str] = [summary.run_summary(title, report.steps, report.counts), ""]
+    shown: list[RenderableType | str] = [summary.run_summary(title, report, profile=settings.profile), ""]
     shown += [f"Warning: {warning}" for warning in report.warnings]
     shown += [f"Note: {note}" for note in report.notes]
     if report.snapshot:
@@ -436,15 +448,15 @@ def _probe(settings: Settings) -> Answer:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A line on a terminal's stderr that says how far a probe is; nothing where nobody looks."""
+    """A line on a terminal's stderr that says how far something long is; nothing where nobody looks."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        task = bars.add_task("probe", total=None, visible=False)
+        task = bars.add_task("", total=None, visible=False)
 
         def show(what: str, done: int, of: int) -> None:
-            bars.update(task, description=f"probe: {what}", completed=done, total=of, visible=True)
+            bars.update(task, description=what, completed=done, total=of, visible=of > 1)
 
         yield show
 
@@ -555,8 +567,18 @@ def _db_url(settings: Settings) -> Answer:
     return Answer({"url": server.url()}, [server.url()])
 
 
+class _WithoutPandas(MetaPathFinder):
+    """pyarrow imports pandas wherever that is installed, which takes 0.4 s, and nothing here is ever made a pandas frame."""
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        """Refuse pandas; leave everything else to the other finders."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, in a process that is ours alone."""
+    sys.meta_path.insert(0, _WithoutPandas())
     app()
 
 

@@ -21,7 +21,7 @@ import polars as pl
 from benchmarks.negatives import Row, account, trained
 from benchmarks.surroundings import RESULTS, line
 from etl.choices import LARGE_CATALOGUE
-from etl.compact import Dataset, coded
+from etl.compact import CODED, Dataset, EventBuckets
 from etl.heldout import Figures
 from etl.probe import MODEL, POPULARITY
 from etl.question import about, expanded
@@ -48,29 +48,42 @@ def simulated(nodes: int, seed: int = 0) -> Dataset:
             drawn = np.argsort(-(score + rng.gumbel(size=(DAYS, nodes))), axis=1)[:, :PLACES]
             days += [
                 {
-                    "user_id": f"u{user:05}",
-                    "trip_id": f"u{user:05}-{trip}",
+                    "user_idx": user,
+                    "trip_idx": user * TRIPS + trip,
                     "day_number": day + 1,
-                    "codes": codes.tolist(),
+                    "selected_idx": codes.tolist(),
                 }
                 for day, codes in enumerate(drawn)
             ]
-    ids = [f"n{node:05}" for node in range(nodes)]
-    empty = pl.lit([], dtype=pl.List(pl.String))
-    events = pl.DataFrame(days).with_columns(
-        city=pl.lit("Simulated"),
-        event_id=pl.format("{}-{}", "trip_id", "day_number"),
-        timestamp=pl.col("trip_id").str.slice(-1).cast(pl.Int64) * 8_640_000 + pl.col("day_number") * 86_400,
-        selected_ids=pl.col("codes").list.eval(pl.format("n{}", pl.element().cast(pl.String).str.zfill(5))),
-        candidate_ids=empty,
-        ranked_ids=empty,
-        shown_ids=empty,
+    trip_ids = [f"u{user:05}-{trip}" for user in range(USERS) for trip in range(TRIPS)]
+    constants = {"surface": "itinerary", "model_name": "simulated", "model_version": "0", "city": "Simulated"}
+    events = (
+        pl.DataFrame(days)
+        .with_columns(
+            *(pl.lit(value).alias(name) for name, value in constants.items()),
+            *(
+                pl.lit([], dtype=pl.List(pl.UInt32)).alias(name)
+                for name in ("candidate_idx", "ranked_idx", "shown_idx")
+            ),
+            event_id=pl.format("u{}-{}", pl.col("trip_idx").cast(pl.String).str.zfill(6), "day_number"),
+            timestamp=pl.col("trip_idx") % TRIPS * 8_640_000 + pl.col("day_number") * 86_400,
+        )
+        .select(CODED.columns)
+        .cast(CODED.schema)
     )
     users = pl.DataFrame({"user_id": [f"u{user:05}" for user in range(USERS)]}).with_row_index("user_idx")
-    items = pl.DataFrame({"item_id": ids, "city": "Simulated", "category": category.astype(str), "status": "approved"})
-    trips = events.group_by("trip_id").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
-    items = items.with_row_index("item_idx")
-    return Dataset(coded(events.drop("codes"), users, items), users, items, trips)
+    items = pl.DataFrame({"item_id": [f"n{node:05}" for node in range(nodes)]}).with_row_index("item_idx")
+    items = items.with_columns(
+        pl.Series("category", category.astype(str)), city=pl.lit("Simulated"), status=pl.lit("approved")
+    )
+    trips = events.group_by("trip_idx").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
+    trips = trips.sort("trip_idx").select("city", "start_us", trip_id=pl.Series(trip_ids))
+    return Dataset(EventBuckets.of(in_user_order(events)), users, items, trips)
+
+
+def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
+    """Each user's events one after the other."""
+    return events.sort("user_idx", "timestamp")
 
 
 def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:

@@ -35,12 +35,12 @@ print("\\n" + json.dumps({"answer": answer, "seconds": seconds, "peak_mib": peak
 # Between us and the command: what the kernel says of a child's peak memory begins with its parent's own, so that must be small.
 _WATCHER = """
 import json, os, subprocess, sys, time
-start = time.perf_counter()
+began, start = time.time(), time.perf_counter()
 with open(sys.argv[1], "wb") as answer:
     child = subprocess.Popen(sys.argv[2:], stdout=answer)
     _, status, used = os.wait4(child.pid, 0)
 seconds = time.perf_counter() - start
-print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status), "seconds": seconds, "user": used.ru_utime,
+print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status), "began": began, "seconds": seconds, "user": used.ru_utime,
                   "system": used.ru_stime, "peak_mib": used.ru_maxrss / 1024}))
 """
 
@@ -75,9 +75,10 @@ def alone(target: str, environment: Mapping[str, str] | None = None, **arguments
 
 @dataclass(frozen=True)
 class Watched:
-    """A command's answer (its stdout), wall seconds, seconds of processor time, and peak memory in MiB."""
+    """A command's answer (its stdout), when it began (seconds since 1970), wall seconds, processor time, peak memory in MiB."""
 
     answer: str
+    began: float
     seconds: float
     user: float
     system: float

@@ -32,22 +32,23 @@ from benchmarks import realdata
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
 from etl import pipeline
 from etl.affinity import affinity_model
+from etl.compact import Dataset
 from etl.config import resolve
 from etl.errors import EtlError
 from etl.heldout import Figures
 from etl.metrics import Interval, bootstrap
 from etl.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
-from etl.question import Question, Triples, about, coded
+from etl.question import Question, Triples, about, partitions, table
 from etl.sign import sign
 from etl.snapshot import open_snapshot, read_dataset
 from etl.synthetic import generate
-from etl.training import Training, TrainingOptions, prepare
+from etl.training import Partition, Training, TrainingOptions, prepare
 
 SYNTHETIC, POOLED = "synthetic", "real, pooled"
 FIGURES = ("auc", "ndcg", "recall")
 FILTERED, WEIGHTED = "positives among candidates", "weighted by signals"
 
-Change = Callable[[pl.DataFrame], pl.DataFrame]
+Change = Callable[[pl.DataFrame, Partition, Dataset], pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -186,33 +187,31 @@ def _silent(_what: str, _done: int, _of: int) -> None:
 
 def _triples(training: Training, part: str, change: Change, signs: dict[str, float | None]) -> Triples:
     """The part's triples; of train also each city's sign (`etl.sign`)."""
-    nodes = training.dataset.items.height
-    chosen = training.train["selected_ids"].explode(empty_as_null=False).to_physical().to_numpy()
-    popularity = np.bincount(chosen, minlength=nodes)
-    frames = []
-    for partition in training.partitions():
-        if partition.kept and partition.split == part:
-            triples = change(partition.expand(training.options).triples)
-            frames.append(coded(triples))
-            if part == "train":
-                positive, negative = (
-                    np.bincount(triples[name].to_physical().to_numpy(), minlength=nodes)[partition.catalogue.codes]
-                    for name in ("pos_item", "neg_item")
-                )
-                signs[partition.city] = sign(positive, negative, popularity[partition.catalogue.codes])
+    nodes, frames = training.dataset.items.height, []
+    for partition in partitions(training, part):
+        triples = change(table(partition), partition, training.dataset)
+        frames.append(triples.select("user_idx", "pos_idx", "neg_idx", "weight"))
+        if part == "train":
+            codes = partition.catalogue.codes
+            positive, negative = (np.bincount(triples[n], minlength=nodes)[codes] for n in ("pos_idx", "neg_idx"))
+            signs[partition.city] = sign(positive, negative, training.popularity[codes])
     return Triples.of(frames)
 
 
 def _change(name: str | None, world: World) -> Change:
     if name == FILTERED:
-        return lambda triples: triples.filter("pos_in_candidates")
+        return lambda triples, *_: triples.filter("among")
     if name != WEIGHTED:
-        return lambda triples: triples
+        return lambda triples, *_: triples
     factors = pl.read_parquet(world.factors)
     key = ["trip_id", "day_number", "pos_item"]
 
-    def weighed(triples: pl.DataFrame) -> pl.DataFrame:
-        texts = triples.select(pl.col("trip_id", "pos_item").cast(pl.String), "day_number").select(key)
+    def weighed(triples: pl.DataFrame, partition: Partition, dataset: Dataset) -> pl.DataFrame:
+        events = partition.events.select("trip_idx", "day_number")[triples["event"].to_numpy()]
+        texts = events.with_columns(
+            dataset.trips["trip_id"].gather(events["trip_idx"]),
+            dataset.items["item_id"].gather(triples["pos_idx"]).alias(key[2]),
+        ).select(key)
         factor = texts.join(factors, on=key, how="left", maintain_order="left")["factor"].fill_null(1.0)
         return triples.with_columns((pl.col("weight") * factor).cast(pl.Float32).alias("weight"))
 

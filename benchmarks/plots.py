@@ -73,6 +73,7 @@ def bars(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
         panel.set_yticks(range(len(names)), names)
         panel.invert_yaxis()
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlim(min(values) / 3, max(values) * 2.5)  # a bar from nowhere: there is no zero on this axis
         panel.grid(axis="x", alpha=0.25)
         panel.set_axisbelow(True)
@@ -97,6 +98,8 @@ def curves(measured: Mapping[str, Sequence[tuple[float, float, float]]], path: P
     for panel, title in ((time, "seconds"), (memory, "peak memory of the process, MiB")):
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("scale (1: the design's size)")
         panel.set_title(title, loc="left", fontweight="bold")
         panel.grid(alpha=0.25)
@@ -104,6 +107,9 @@ def curves(measured: Mapping[str, Sequence[tuple[float, float, float]]], path: P
     ends = [point[0] for points in measured.values() for point in points]
     straight = [first[1] * end / first[0] for end in (min(ends), max(ends))]
     time.plot([min(ends), max(ends)], straight, color=_FLOOR, linestyle=":", label="in proportion")
+    least = min(point[2] for points in measured.values() for point in points)
+    memory.set_yticks([2**power for power in range(6, 13) if 2**power > least / 2], minor=False)
+    memory.yaxis.set_minor_formatter("")
     memory.axhline(_MOST_MIB, color=_POPULARITY, linestyle="--", linewidth=1, label="2 GiB")
     time.legend(frameon=False)
     memory.legend(frameon=False)

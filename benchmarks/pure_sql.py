@@ -231,8 +231,10 @@ SELECT r."userId", r."tripId", r."dayNumber", r."modelName", r."modelVersion", r
   r."latencyMs" BETWEEN 200 AND 800, r."sessionId", r."shadowModelName", r."shadowModelVersion", r."shadowRankedIds",
   ARRAY(SELECT COALESCE((v.affinities->>n."category"::text)::float8, {affinity_model().unknown})
     FROM unnest(r."rankedIds") WITH ORDINALITY AS o (id, place) JOIN "ActivityNode" n USING (id) ORDER BY place),
-  r."candidateIds" = ARRAY(SELECT id COLLATE "C" FROM unnest(r."rankedIds") AS o (id) ORDER BY 1)
-FROM "RankingEvent" r JOIN vector v USING ("userId") WHERE r."userId" IN ({SHADOW})
+  r."candidateIds" = ARRAY(SELECT id COLLATE "C" FROM unnest(r."rankedIds") AS o (id) ORDER BY 1),
+  (SELECT count(DISTINCT n."id") FROM unnest(r."rankedIds") AS o (id) JOIN "ActivityNode" n USING (id)
+    WHERE n."city" = t."city" AND n."status" <> 'archived')
+FROM "RankingEvent" r JOIN vector v USING ("userId") JOIN "Trip" t ON t."id" = r."tripId" WHERE r."userId" IN ({SHADOW})
 ORDER BY r."tripId" COLLATE "C", r."dayNumber"
 """
 
@@ -240,7 +242,8 @@ ORDER BY r."tripId" COLLATE "C", r."dayNumber"
 def comparable(url: str) -> tuple[Rows, Rows]:
     """The shadow users' rows as far as two implementations with different hashes must agree.
 
-    Of an event's candidates that is the affinities in their order, and that `candidateIds` are the same ids by id.
+    Of an event's candidates that is the affinities in their order, how many different eligible nodes of the trip's city they
+    are, and that `candidateIds` are the same ids by id. Which of equal affinities stand there, and in what order, is hashed.
     """
     with psycopg.connect(url) as connection:
         return connection.execute(_PERSONAS_ASKED).fetchall(), connection.execute(_EVENTS_ASKED).fetchall()

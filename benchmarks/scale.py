@@ -44,7 +44,7 @@ def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
         snapshot = Path(answer["snapshot"])
         contents.add(snapshot.name.split("-")[1])
         account[night] = _used(done) | {"steps": {step["step"]: step["seconds"] for step in answer["steps"]}}
-        account["rows"] = _rows(answer)
+        account.setdefault("rows", _rows(answer))  # the first night's: later ones have nothing to backfill
         account["snapshot_bytes"] = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file())
     if len(contents) != 1:
         raise RuntimeError(f"Two nights at scale {scale:g} published different bytes.")
@@ -117,13 +117,13 @@ def measure(
 
 def markdown(results: dict[str, Any]) -> str:
     """Targets; then time, processor time, memory and disk per scale and night."""
-    head = ("scale", "night", "s", "process, CPU s", "peak, MiB", "slots", "triples", "database, GB", "snapshot, GB")
+    head = ("scale", "night", "s", "process, CPU s", "peak, MiB", "slots", "triples", "database, GB", "snapshot, MB")
     lines = [line(head), line(("---:", "---", *("---:" for _ in head[2:])))]
     for each in results["scales"]:
         for night in NIGHTS:
             used, rows = each[night], each["rows"]
             cells = (f"{used['seconds']:,.1f}", f"{used['user'] + used['system']:,.1f}", f"{used['peak_mib']:,.0f}")
-            sizes = (f"{each['database_bytes'] / 1e9:.2f}", f"{each['snapshot_bytes'] / 1e9:.3f}")
+            sizes = (f"{each['database_bytes'] / 1e9:.2f}", f"{each['snapshot_bytes'] / 1e6:,.1f}")
             lines.append(
                 line((f"{each['scale']:g}", night, *cells, f"{rows['slots']:,}", f"{rows['triples']:,}", *sizes))
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -55,30 +56,38 @@ def events_snapshot(folder: Path, scale: float, seed: int = 0) -> Path:
 
 def source(scale: float, seed: int = 0) -> Source:
     """The synthetic world as a night reads it."""
-    users, trips, slots, nodes = [], [], [], []
-    for world in generate(scale=scale, seed=seed):
-        ours = world.users.filter(pl.col("email").str.starts_with(PREFIX))
-        own = world.trips.filter(pl.col("userId").is_in(ours["id"].implode()))
-        start = pl.col("startDate").dt.epoch("us")
-        users.append(ours.select(user_id="id", is_shadow=pl.lit(True)))
-        trips.append(own.select(trip_id="id", user_id="userId", city="city", start_us=start))
-        of_trips = world.itinerary_slots.filter(pl.col("tripId").is_in(own["id"].implode()))
-        slots.append(
-            of_trips.select(
-                slot_id="id",
-                trip_id="tripId",
-                node_id="activityNodeId",
-                day_number="dayNumber",
-                sort_order="sortOrder",
-                status="status",
-            )
+    parts = list(chunks(scale, seed))
+    return Source(
+        users=pl.concat([part.users for part in parts]),
+        trips=pl.concat([part.trips for part in parts]),
+        slots=pl.concat([part.slots for part in parts]),
+        nodes=parts[0].nodes,
+        affinities=pl.concat([part.affinities for part in parts]),
+    )
+
+
+def chunks(scale: float, seed: int = 0) -> Iterator[Source]:
+    """The same, some thousand users at a time, each with all that is theirs and with the whole catalogue."""
+    nodes = pl.DataFrame()
+    for number, world in enumerate(generate(scale=scale, seed=seed)):
+        if world.activity_nodes.height:
+            nodes = world.activity_nodes.rename({"id": "node_id"})
+        users = world.users.filter(pl.col("email").str.starts_with(PREFIX)).select(user_id="id", is_shadow=pl.lit(True))
+        trips = world.trips.filter(pl.col("userId").is_in(users["user_id"].implode())).select(
+            trip_id="id", user_id="userId", city="city", start_us=pl.col("startDate").dt.epoch("us")
         )
-        nodes.append(world.activity_nodes.rename({"id": "node_id"}))
-    everybody, catalogue = pl.concat(users), pl.concat(nodes)
-    return Source(everybody, pl.concat(trips), pl.concat(slots), catalogue, affinities(everybody, catalogue, seed))
+        slots = world.itinerary_slots.filter(pl.col("tripId").is_in(trips["trip_id"].implode())).select(
+            slot_id="id",
+            trip_id="tripId",
+            node_id="activityNodeId",
+            day_number="dayNumber",
+            sort_order="sortOrder",
+            status="status",
+        )
+        yield Source(users, trips, slots, nodes, affinities(users, nodes, (seed, number)))
 
 
-def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: int) -> pl.DataFrame:
+def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: tuple[int, ...]) -> pl.DataFrame:
     """A number in [0, 1] for each user and category, evenly drawn, with as few decimals as a persona's have."""
     rng = np.random.default_rng(seed)
     pairs = users.select("user_id").join(nodes.select(pl.col("category").unique().sort()), how="cross")

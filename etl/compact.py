@@ -167,7 +167,8 @@ class Compaction:
 
     def coded(self, nodes: pl.Series) -> pl.Series:
         """A column of node ids, or of lists of them, as codes."""
-        return _coded_lists(nodes, self._nodes) if isinstance(nodes.dtype, pl.List) else _coded(nodes, self._nodes)
+        found = _coded_lists(nodes, self._nodes) if isinstance(nodes.dtype, pl.List) else _coded(nodes, self._nodes)
+        return found.alias(nodes.name)
 
     def add(self, bucket: int, events: pl.DataFrame) -> None:
         """Take in a bucket's events, all of them: `contracts.Events` with `shown_ids`, in file order.

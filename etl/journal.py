@@ -7,10 +7,11 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from etl import __version__
@@ -19,6 +20,10 @@ from etl.config import Settings
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
+
+
+Progress = Callable[[str, int, int], object]
+"""Told of progress: what is being done, how many steps of it are done, of how many."""
 
 
 @dataclass
@@ -39,7 +44,14 @@ class Step:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had so far, in MiB."""
+    """The most memory that this process has had so far, in MiB.
+
+    Linux's VmHWM where there is one: `ru_maxrss` begins with the peak of the process that started this one.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

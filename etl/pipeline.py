@@ -34,9 +34,9 @@ from etl.extract import (
     read_personas,
     seed_affinities,
 )
-from etl.journal import Report
+from etl.journal import Progress, Report
 from etl.personas import Materialised, PersonaTally, materialise, read_affinities
-from etl.probe import Probed, Progress
+from etl.probe import Probed
 from etl.publish import add_probe, writing
 from etl.queries import Scope
 from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
@@ -195,7 +195,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
         writer = stack.enter_context(behind())
         personas = load.Replacement(connection, scope, "PersonaDimension")
         events = load.Replacement(connection, scope, "RankingEvent")
-        _begin(release, connection, scope, writer, (personas, events))
+        _begin(release, connection, scope, writer, personas)
         made, persona_rows = _write_personas(connection, scope, release, source, aside, writer, personas)
         compaction = None
         if settings.audience == "shadow":
@@ -234,23 +234,28 @@ def _scope(connection: Connection, settings: Settings, schema_name: str) -> tupl
     return Scope(naming, settings.shadow_prefix), advice
 
 
-def _begin(
-    release: Release, connection: Connection, scope: Scope, writer: Behind, replacements: tuple[load.Replacement, ...]
-) -> None:
-    """Register the models, and delete what is to be replaced."""
+def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:
+    """Register the models, and delete the persona rows that are to be replaced."""
     report, seed = release.report, release.settings.seed
 
     def register() -> None:
         with report.step("registry") as rows:
             rows(load.register_models(connection, scope, seed))
 
-    def delete() -> None:
-        with report.step("delete") as rows:
-            rows(sum(each.delete() for each in replacements))
+    report.entry("registry")
+    writer.do(register)
+    _delete(report, writer, personas)
 
-    for name, work in (("registry", register), ("delete", delete)):
-        report.entry(name)
-        writer.do(work)
+
+def _delete(report: Report, writer: Behind, replacement: load.Replacement) -> None:
+    """Delete what is to be replaced."""
+
+    def work() -> None:
+        with report.step("delete") as rows:
+            rows(replacement.delete())
+
+    report.entry("delete")
+    writer.do(work)
 
 
 def _write_personas(
@@ -314,6 +319,7 @@ def _write_events(
         with report.step("write events"):
             replacement.check()
 
+    _delete(report, writer, replacement)
     of_buckets = by_bucket(personas, buckets)
     total, before = RankedTally(), None
     for bucket in range(buckets):

@@ -9,7 +9,7 @@ nothing that a count doesn't know.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,10 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from etl import bpr, metrics
 from etl.heldout import Figures, Held, Ranker, by_affinity, by_own_history, by_popularity, chance, judge
+from etl.journal import Progress
 from etl.question import Question, Triples
-
-Progress = Callable[[str, int, int], object]
-"""Told of progress: what is being done, how many steps of it are done, of how many."""
 
 MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularity", "own_history", "affinity"
 SCOPES = {"all": False, "new": True}
@@ -89,10 +87,10 @@ def _probed(question: Question, unknown: float, seed: int, progress: Progress, s
     tried: list[Figures] = []
     if len(seeded) > 1 and question.tune and len(question.trial.users):
         for number, options in enumerate(seeded, 1):
-            model = _trained(question, question.trial, options, progress, f"variant {number} of {len(seeded)}")
+            model = _trained(question, question.trial, options, progress, f"probe: variant {number} of {len(seeded)}")
             tried.append(_judge(question, question.tune, _by(model), new=False))
     best = seeded[metrics.choose([figures.auc for figures in tried]) if tried else 0]
-    model = _trained(question, question.train, best, progress, "final")
+    model = _trained(question, question.train, best, progress, "probe: final")
     figures = _figures(question, model, unknown)
     facts = {
         "split": question.split,

@@ -159,6 +159,8 @@ def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
             has_indexes = "user_idx" in rows.columns
             if not has_indexes:
                 texts = rows.cast(enums)  # type: ignore[arg-type]
-                rows = texts.with_columns(texts[text].to_physical().alias(index) for text, index in INDEXES.items())
+                rows = texts.with_columns(
+                    texts[text].to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()
+                )
             frames.append(rows.select(*_COLUMNS))
     return Triples.of(frames)

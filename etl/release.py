@@ -18,8 +18,8 @@ from etl.affinity import affinity_model
 from etl.compact import Dataset
 from etl.config import Settings
 from etl.errors import ConnectError, DataError
-from etl.journal import Report
-from etl.probe import MODEL, POPULARITY, Probed, Progress, probe
+from etl.journal import Progress, Report
+from etl.probe import MODEL, POPULARITY, Probed, probe
 from etl.publish import Store, open_store, write_manifest, write_probe
 from etl.question import question
 from etl.sign import DOUBTFUL

@@ -60,7 +60,8 @@ class Shuffle:
         if not self._folder.exists():
             yield from _sorted(self._rows, events)
             return
-        self._lay_down()
+        if self._rows:
+            self._lay_down()
         for number in range(_RANGES):
             path = self._folder / str(number)
             if path.exists():

@@ -6,7 +6,6 @@ This room and `publish` alone write files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,15 +30,13 @@ from etl.columns import (
 from etl.compact import Dataset
 from etl.draws import I64
 from etl.errors import DataError
+from etl.journal import Progress
 from etl.parquet import Crew, Parts, Written, crew, write_file
 from etl.shuffle import Shuffle
 from etl.sign import sign
 from etl.snapshot import ITEM_COUNTS, USER_COUNTS
 from etl.training import Partition, Training, TrainingOptions, in_train, prepare, times_named
 from etl.triples import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN
-
-Progress = Callable[[str, int, int], object]
-"""Told of progress: what is being done, how many steps of it are done, of how many."""
 
 SMALL_CATALOGUE = "small_catalog"
 

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etl.journal import Report
+
 _WORDS = {
     "user_without_persona": "user has no usable persona seed",
     "city_without_nodes": "city has no eligible node",
@@ -23,11 +25,13 @@ _WORDS = {
 }
 
 
-def run_summary(
-    title: str, steps: Iterable[tuple[str, float, int | None]], counts: Mapping[str, Any]
-) -> RenderableType:
-    """Steps with rows and seconds, then the triples per city, then what was left out, then the probe's figures."""
-    return Group(_steps(title, steps), _published(counts), _left_out(counts), _probe_line(counts))
+def run_summary(title: str, report: Report, *, profile: bool) -> RenderableType:
+    """Steps with rows and seconds, then the triples per city, then what was left out, then the probe's figures.
+
+    `profile` adds rows a second and the process's peak memory until the end of each step.
+    """
+    counts = report.counts
+    return Group(_steps(title, report, profile=profile), _published(counts), _left_out(counts), _probe_line(counts))
 
 
 def _probe_line(counts: Mapping[str, Any]) -> Text:
@@ -95,14 +99,21 @@ def rows_table(title: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def _steps(title: str, steps: Iterable[tuple[str, float, int | None]]) -> Table:
+def _steps(title: str, report: Report, *, profile: bool) -> Table:
+    """The last line is the time that all of it took, which is less than the sum: some steps go on beside others."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_footer=True)
-    steps = list(steps)
-    table.add_column("step", footer="total")
+    table.add_column("step", footer="all, some side by side")
     table.add_column("rows", justify="right")
-    table.add_column("seconds", justify="right", footer=f"{sum(seconds for _, seconds, _ in steps):.2f}")
-    for name, seconds, rows in steps:
-        table.add_row(name, "" if rows is None else f"{rows:,}", f"{seconds:.2f}")
+    table.add_column("seconds", justify="right", footer=f"{report.seconds:.2f}")
+    if profile:
+        table.add_column("rows/s", justify="right")
+        table.add_column("peak MiB", justify="right")
+    for step in report.steps:
+        cells = [step.name, "" if step.rows is None else f"{step.rows:,}", f"{step.seconds:.2f}"]
+        if profile:
+            rate = f"{step.rows / step.seconds:,.0f}" if step.rows and step.seconds else ""
+            cells += [rate, f"{step.peak_mib:,.0f}"]
+        table.add_row(*cells)
     return table
 
 

@@ -1,0 +1,176 @@
+"""`expand` alone at a scale that no database here holds: fifteen million events, in memory that stays flat.
+
+The events are made without a database (about a quarter of an hour at scale 1000) and published as a snapshot of its own, all
+cities left out of its triples; then the whole command expands them, in a process of its own.
+
+    python -m benchmarks.expand_scale [--scales 10 100 1000] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.measure import alone, watched
+from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant
+from benchmarks.worlds import Source, chunks
+from etl.affinity import affinity_model
+from etl.buckets import bucket_of, buckets_for, shelf
+from etl.compact import CODED, LISTS, Compaction, Vocabulary
+from etl.config import resolve
+from etl.contracts import DIMENSIONS, Affinities, Nodes, Slots, Trips
+from etl.extract import LOGGED_EVENTS
+from etl.journal import Report
+from etl.pipeline import utc_now
+from etl.rankings import in_file_order, rank
+from etl.release import Release, output, silently
+
+EVENTS = 15_500
+"""About how many events the world has for each unit of scale."""
+
+MOST_MIB = 2048
+_SHOWN = LOGGED_EVENTS.with_columns(pl.lit([], dtype=pl.List(pl.UInt32)).alias("shown_ids"))
+
+
+def made(folder: str, scale: float, seed: int = 0) -> str:
+    """Publish the events of the synthetic world of that scale, without triples; gives the snapshot's folder."""
+    settings = resolve({"out": folder, "seed": seed, "min_catalog": 1_000_000}, {})
+    report = Report(uuid.uuid4().hex, utc_now())
+    buckets = buckets_for(round(scale * EVENTS))
+    with output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
+        compaction = Compaction(shelves.enter_context(shelf(scratch, buckets, CODED)))
+        waiting = shelves.enter_context(shelf(scratch, buckets, _SHOWN))
+        users, personas = [], []
+        for source in chunks(scale, seed):
+            events = _ranked(source, compaction, seed)
+            waiting.put(events, events.select(bucket_of(pl.col("user_id"), buckets)).to_series())
+            users.append(source.users)
+            personas.append(_personas(source))
+            nodes = source.nodes
+        for bucket in range(buckets):
+            compaction.add(bucket, in_file_order(waiting.take(bucket)))
+        dataset = compaction.dataset(pl.concat(users), pl.concat(personas), nodes, Vocabulary())
+        Release(settings, report, out, staged, scratch, utc_now, silently).publish(dataset)
+    return str(report.snapshot)
+
+
+def _ranked(source: Source, compaction: Compaction, seed: int) -> pl.DataFrame:
+    ranked = rank(
+        Trips.cast(source.trips),
+        Slots.cast(source.slots),
+        Nodes.cast(source.nodes),
+        source.users["user_id"],
+        Affinities.cast(source.affinities),
+        affinity_model().unknown,
+        seed,
+    ).events.select(_SHOWN.columns)
+    return ranked.with_columns(compaction.coded(ranked[name]) for name in LISTS)
+
+
+def _personas(source: Source) -> pl.DataFrame:
+    """Eight rows per user of about the size that real ones have: what users.parquet, and so an expand's memory, is made of."""
+    vectors = source.affinities.group_by("user_id", maintain_order=True).agg(
+        value=pl.format('"{}": {}', "category", "affinity")
+    )
+    written = vectors.select(
+        "user_id", dimension=pl.lit("category_affinities"), value="{" + pl.col("value").list.join(", ") + "}"
+    )
+    labels = [name for name in DIMENSIONS if name != "category_affinities"]
+    rng = np.random.default_rng(0)
+    others = source.users.select("user_id").join(pl.DataFrame({"dimension": labels}), how="cross")
+    others = others.with_columns(value=pl.Series(rng.integers(1, 5, others.height)).cast(pl.String))
+    return pl.concat([written, others]).with_columns(confidence=pl.lit(1.0), source=pl.lit("onboarding"))
+
+
+def one_scale(scale: float, folder: Path, negatives: str) -> dict[str, Any]:
+    """Make the events, expand them in a process of its own, and give an account of that."""
+    source = alone("benchmarks.expand_scale:made", folder=str(folder / "source"), scale=scale)
+    command = [sys.executable, "cli.py", "expand", source.answer, "--json", "--out", str(folder / "out")]
+    done = watched([*command, "--min-catalog", "50", "--negatives", negatives])
+    answer = json.loads(done.answer)
+    return {
+        "scale": scale,
+        "negatives": negatives,
+        "seconds": round(done.seconds, 2),
+        "processor": round(done.user + done.system, 2),
+        "peak_mib": round(done.peak_mib),
+        "events": sum(answer["published"]["events"].values()),
+        "triples": sum(answer["published"]["triples"].values()),
+        "users": answer["published"]["users"],
+        "events_bytes": _bytes(Path(source.answer) / "events"),
+        "snapshot_bytes": _bytes(Path(answer["snapshot"])),
+        "steps": {step["step"]: step["seconds"] for step in answer["steps"]},
+        "making_the_events": {"seconds": round(source.seconds, 1), "peak_mib": round(source.peak_mib)},
+    }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def measure(
+    scales: Sequence[float], negatives: str, after: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """All scales, one after the other; `after` is called with the results so far after each."""
+    accounts: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
+    for scale in sorted(scales):
+        with tempfile.TemporaryDirectory(prefix="bpr-expand-", dir=os.environ.get("BPR_ETL_BENCH_DIR")) as folder:
+            accounts.append(one_scale(scale, Path(folder), negatives))
+        results = {
+            "made_with": circumstances(None),
+            "rows": {f"triples at scale {each['scale']:g}": each["triples"] for each in accounts},
+            "variants": {f"scale {each['scale']:g}": variant([each["seconds"]], each["peak_mib"]) for each in accounts},
+            "targets": [
+                target(f"expand at scale {each['scale']:g}: peak memory, MiB", each["peak_mib"], at_most=MOST_MIB)
+                for each in accounts
+            ],
+            "scales": list(accounts),
+        }
+        after(results)
+    return results
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Targets; then rows, time, memory and disk per scale."""
+    head = ("scale", "events", "triples", "s", "triples a second", "CPU s", "peak, MiB", "events/, GB", "snapshot, GB")
+    lines = [line(head), line("---:" for _ in head)]
+    for each in results["scales"]:
+        numbers = (f"{each['events']:,}", f"{each['triples']:,}", f"{each['seconds']:,.1f}")
+        rate = f"{each['triples'] / each['seconds']:,.0f}"
+        used = (f"{each['processor']:,.1f}", f"{each['peak_mib']:,}")
+        disk = (f"{each['events_bytes'] / 1e9:.2f}", f"{each['snapshot_bytes'] / 1e9:.2f}")
+        lines.append(line((f"{each['scale']:g}", *numbers, rate, *used, *disk)))
+    return f"{targets_table(results['targets'])}\n" + "\n".join(lines) + "\n"
+
+
+def save(results: dict[str, Any]) -> None:
+    """Write `results/expand_scale.json` and `expand_scale.md`."""
+    head = "# `expand` at growing scale\n\n`python -m benchmarks.expand_scale --save`: the whole command, without a database."
+    keep("expand_scale", results, head, markdown(results))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and give the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.expand_scale", description="`expand` at growing scale.")
+    parser.add_argument("--scales", type=float, nargs="+", default=[10.0, 100.0, 1000.0])
+    parser.add_argument("--negatives", default="ranking")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/expand_scale.json and .md")
+    given = parser.parse_args(arguments)
+    print(markdown(measure(given.scales, given.negatives, save if given.save else lambda _: None)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
