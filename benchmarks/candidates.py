@@ -27,6 +27,7 @@ import polars as pl
 
 from benchmarks.measure import alone, ratio, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
+from etl import candidates as ours_
 from etl import rankings
 from etl.contracts import Affinities
 
@@ -71,7 +72,7 @@ class World:
 
     @cached_property
     def frames(self) -> tuple[pl.DataFrame, dy.DataFrame[Affinities], pl.DataFrame]:
-        """Pairs, affinities and nodes as `rankings.candidates` takes them."""
+        """Pairs, affinities and nodes as `etl.candidates` takes them."""
         users, categories = pl.DataFrame({"user_id": self.users}), [f"c{each:02}" for each in range(len(SHARES))]
         ids = pl.Series(self.nodes)
         nodes = {
@@ -91,7 +92,7 @@ class World:
             sizes = np.bincount(self.category[self.city == city], minlength=len(SHARES))
             # A category is reached when fewer than 20 nodes are of one that the user likes better.
             better = (self.affinity[:, :, None] < self.affinity[:, None, :]) @ sizes
-            total += int(((better < rankings.TOP) * sizes).sum())
+            total += int(((better < ours_.TOP) * sizes).sum())
         return total
 
 
@@ -116,16 +117,16 @@ def oracle(world: World, users: int) -> list[list[int]]:
         for city in range(len(CITIES)):
             here = np.flatnonzero(world.city == city)  # ascending by id, which decides last
             order = np.lexsort((here, tie(key, of_nodes[here]), -world.affinity[user, world.category[here]]))
-            found.append(here[order[: rankings.TOP]].tolist())
+            found.append(here[order[: ours_.TOP]].tolist())
     return found
 
 
 def ours(world: World) -> Ints:
     """Our ranking as codes of nodes, one row per (user, city)."""
     pairs, affinities, nodes = world.frames
-    found = rankings.candidates(pairs, affinities, nodes, UNKNOWN, SEED)
+    found = ours_.candidates(pairs, affinities, nodes, UNKNOWN, SEED)
     ranked = pairs.join(found, on=["user_id", "city"], maintain_order="left")["ranked_ids"]
-    return ranked.explode().to_physical().cast(pl.Int64).to_numpy().reshape(len(pairs), rankings.TOP)
+    return ranked.explode().to_physical().cast(pl.Int64).to_numpy().reshape(len(pairs), ours_.TOP)
 
 
 class DuckDB:
@@ -134,12 +135,12 @@ class DuckDB:
     FROM = "FROM pairs JOIN liked USING (usr) JOIN nodes USING (city, category)"
     WAYS: Mapping[str, str] = {
         "DuckDB, max_by": (
-            f"SELECT usr, city, max_by(node, row(affinity, hash(xor(u, v))), {rankings.TOP}) AS top {FROM} GROUP BY ALL"
+            f"SELECT usr, city, max_by(node, row(affinity, hash(xor(u, v))), {ours_.TOP}) AS top {FROM} GROUP BY ALL"
         ),
         "DuckDB, row_number": (
             "SELECT usr, city, list(node) AS top FROM (SELECT usr, city, node, row_number() OVER "
             f"(PARTITION BY usr, city ORDER BY affinity DESC, hash(xor(u, v)), node) AS place {FROM} "
-            f"QUALIFY place <= {rankings.TOP}) GROUP BY ALL"
+            f"QUALIFY place <= {ours_.TOP}) GROUP BY ALL"
         ),
     }
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks.surroundings import SEED
 from etl.affinity import affinity_model
-from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE, TOP
+from etl.candidates import TOP
+from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")
 _64_BITS = 2**64 - 1

@@ -35,11 +35,12 @@ from benchmarks.surroundings import (
 )
 from etl import pipeline
 from etl.affinity import affinity_model
+from etl.candidates import TOP
 from etl.config import resolve
 from etl.errors import EtlError
 from etl.load import REGISTRY
 from etl.prisma import quote_literal
-from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE, TOP
+from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _MODEL = quote_literal(json.dumps(affinity_model().raw)) + "::jsonb"
 _AXES = {

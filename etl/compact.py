@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from etl.buckets import Shelf
 from etl.contracts import ARCHIVED
+from etl.lists import lists_of
 from etl.rankings import eligible
 
 _DIMENSIONS = (
@@ -235,14 +235,7 @@ def _relisted(lists: pl.Series, new: pl.Series) -> pl.Series:
     """A column of lists, each element replaced by its place in `new`."""
     flat = lists.explode(empty_as_null=False)
     codes = new.gather(flat.cast(pl.UInt32))
-    return lists_of(lists.list.len(), codes).alias(lists.name)
-
-
-def lists_of(lengths: pl.Series, codes: pl.Series) -> pl.Series:
-    """The lists of these lengths that lie one after the other in `codes`."""
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths.to_numpy(), dtype=np.int64)])
-    array = pa.LargeListArray.from_arrays(pa.array(ends), codes.to_arrow())
-    return pl.Series(values=array, dtype=pl.List(codes.dtype))
+    return lists_of(lists.list.len().to_numpy(), codes).alias(lists.name)
 
 
 def _coded(ids: pl.Series, codes: Codes) -> pl.Series:
@@ -255,13 +248,13 @@ def _coded_lists(lists: pl.Series, codes: Codes) -> pl.Series:
     """A column of lists of texts, or of Enums, as lists of numbers."""
     flat = lists.explode(empty_as_null=False)
     if not isinstance(flat.dtype, pl.Enum):
-        return lists_of(lists.list.len(), _coded(flat, codes))
+        return lists_of(lists.list.len().to_numpy(), _coded(flat, codes))
     # Not every value of the Enum need be named by an event: only those that are get a number.
     categories, physical = flat.dtype.categories, flat.to_physical()
     used = physical.unique()
     numbers = np.zeros(len(categories), np.uint32)
     numbers[used.to_numpy()] = codes.of(categories.gather(used)).to_numpy()
-    return lists_of(lists.list.len(), pl.Series(numbers[physical.to_numpy()]))
+    return lists_of(lists.list.len().to_numpy(), pl.Series(numbers[physical.to_numpy()]))
 
 
 def _rows_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from etl.stable import mix64_array
+from etl.stable import mix64
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -156,7 +156,7 @@ def _at(even: Pools, groups: I64, positions: Places) -> Places:
 def _number(keys: U64, attempt: int) -> U64:
     """The attempt-th number of each key's splitmix64, its upper 32 bits."""
     step = np.uint64((attempt + 1) * _GAMMA % 2**64)
-    return mix64_array(keys + step) >> np.uint64(32)
+    return mix64(keys + step) >> np.uint64(32)
 
 
 def _floyd(keys: U64, sizes: I64, wanted: int) -> Places:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.buckets import bucket_of
-from etl.compact import CODED, LISTS, lists_of
+from etl.compact import CODED, LISTS
 from etl.errors import ConnectError, DataError
+from etl.lists import lists_of
 from etl.stable import sha256_hex
 
 _BATCH = 16_384
@@ -126,7 +127,7 @@ def _coded(batch: pa.RecordBatch, city: str, vocabularies: Vocabularies) -> pl.D
         text = {"user_idx": "user_id", "trip_idx": "trip_id"}.get(name, name.replace("_idx", "_ids"))
         column = batch.column(text if name.endswith("_idx") else name)
         if text in LISTS:
-            columns[name] = lists_of(pl.Series(column.value_lengths()), _codes(column.flatten(), types[text]))
+            columns[name] = lists_of(column.value_lengths().to_numpy(), _codes(column.flatten(), types[text]))
         elif name.endswith("_idx"):
             columns[name] = _codes(column, types[text])
         else:

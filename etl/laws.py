@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from etl.candidates import TOP
 from etl.contracts import DIMENSIONS, SELECTED_STATUSES
 from etl.load import REGISTRY
 from etl.prisma import quote_literal
 from etl.queries import Scope
-from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE, TOP
+from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
 
 
 @dataclass(frozen=True)

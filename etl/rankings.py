@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
+from etl.candidates import candidates
 from etl.contracts import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Slots, Trips
 from etl.counts import added
-from etl.stable import SEPARATOR, hash64, mix64, sha256_hex, stable_id
-
-TOP = 20
-"""How many candidates an event has at the most (design, "Seeding approach")."""
+from etl.stable import sha256_hex, stable_id
 
 MODEL_NAME = "llm_ranker"
 MODEL_VERSION = "0.1.0"
@@ -69,63 +67,6 @@ def node_type(*ids: pl.Series) -> pl.Enum:
 def eligible(nodes: pl.DataFrame) -> pl.DataFrame:
     """The nodes that can be offered: all but the archived."""
     return nodes.filter(pl.col("status") != ARCHIVED)
-
-
-def candidates(
-    pairs: pl.DataFrame, affinities: dy.DataFrame[Affinities], nodes: pl.DataFrame, unknown: float, seed: int
-) -> pl.DataFrame:
-    """The top 20 of a city's nodes for a user, one row per (user, city), whatever the number of days.
-
-    `pairs` has one row per (`user_id`, `city`); `nodes` the eligible ones, `node_id` as Enum. Gives `candidate_ids`,
-    ascending by id, and `ranked_ids`, the same by affinity, highest first. A city without nodes gives no row.
-
-    Affinity is per category, so whole categories rank together. Only nodes of the categories that reach the top 20 are
-    looked at: cost grows with pairs x (20 + the boundary's nodes), not with pairs x nodes. Among equal affinities the
-    order is that of `tie`, so no node is favoured for its id.
-    """
-    # Grain: (user, city, category), with the category's affinity and size.
-    sizes = nodes.group_by("city", "category").len("size")
-    tiers = (
-        pairs.join(sizes, on="city")
-        .join(affinities, on=["user_id", "category"], how="left")
-        .with_columns(pl.col("affinity").fill_null(unknown))
-    )
-    # Grain: (user, city, affinity): categories with equal affinity compete with each other.
-    better = (
-        tiers.group_by("user_id", "city", "affinity")
-        .agg(pl.col("size").sum())
-        .sort("user_id", "city", "affinity", descending=[False, False, True])
-        .with_columns(better=pl.col("size").cum_sum().over("user_id", "city") - pl.col("size"))
-        .filter(pl.col("better") < TOP)
-    )
-    reached = tiers.join(better.drop("size"), on=["user_id", "city", "affinity"]).select(
-        "user_id", "city", "category", "affinity"
-    )
-    offered = reached.join(nodes.select("city", "category", "node_id"), on=["city", "category"])
-    return (
-        with_tie(offered, seed)
-        .sort("user_id", "city", "affinity", "tie", "node_id", descending=[False, False, True, False, False])
-        .group_by("user_id", "city", maintain_order=True)
-        .agg(ranked_ids=pl.col("node_id").head(TOP))
-        .with_columns(candidate_ids=pl.col("ranked_ids").list.sort())
-    )
-
-
-def with_tie(offered: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Adds `tie` (UInt64), the order among equal affinities: mix64(hash64(seed, user) XOR hash64(node)).
-
-    The hash of each user and each node is made once, and only mixed per pair: mixing is cheap, hashing texts is not.
-    """
-    users = offered.select("user_id").unique()
-    users = users.with_columns(u=hash64(pl.concat_str([pl.lit(str(seed)), pl.col("user_id")], separator=SEPARATOR)))
-    nodes = offered.select("node_id").unique()
-    nodes = nodes.with_columns(v=hash64(pl.col("node_id").cast(pl.String)))
-    return (
-        offered.join(users, on="user_id", how="left")
-        .join(nodes, on="node_id", how="left")
-        .with_columns(tie=mix64(pl.col("u") ^ pl.col("v")))
-        .drop("u", "v")
-    )
 
 
 def in_slot_order(slots: pl.DataFrame) -> pl.DataFrame:

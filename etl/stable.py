@@ -42,15 +42,8 @@ def md5_32(text: pl.Expr) -> pl.Expr:
     return _hashing(text).nchash.md5().str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
 
 
-def mix64(number: pl.Expr) -> pl.Expr:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): UInt64 to UInt64, one to one, every bit depends on all."""
-    z = (number ^ (number // _u64(1 << 30))) * _u64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z // _u64(1 << 27))) * _u64(0x94D049BB133111EB)
-    return z ^ (z // _u64(1 << 31))
-
-
-def mix64_array(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """`mix64` of an array, for the draws: a fresh array of the same shape."""
+def mix64(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): one to one, every bit depends on all. A fresh array."""
     z = number ^ (number >> np.uint64(30))
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
@@ -113,10 +106,6 @@ def decimal_text(number: pl.Expr) -> pl.Expr:
     sign = pl.when(number < 0).then(pl.lit("-")).otherwise(pl.lit(""))
     in_decade = number.abs().is_between(1e-5, 1e-4, closed="left")
     return pl.when(in_decade).then(sign + mantissa + "e-05").when(number == 0).then(pl.lit("0")).otherwise(exponent)
-
-
-def _u64(number: int) -> pl.Expr:
-    return pl.lit(number, dtype=pl.UInt64)
 
 
 def _hashing(text: pl.Expr) -> plh.HExpr:

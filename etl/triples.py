@@ -19,7 +19,7 @@ import pyarrow as pa
 from etl.choices import Negatives
 from etl.draws import I64, U64, Flags, Pools, draw
 from etl.parquet import arrow
-from etl.stable import SEPARATOR, hash64, mix64_array
+from etl.stable import SEPARATOR, hash64, mix64
 
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -254,8 +254,8 @@ class _Expansion:
             pair, code, source = self._with_drawn(first, pairs, named, (pair, code, source))
         order = None
         if self.to_shuffle is not None:
-            of_pairs = mix64_array(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
-            order = mix64_array(of_pairs[pair] ^ self.nodes[code])
+            of_pairs = mix64(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
+            order = mix64(of_pairs[pair] ^ self.nodes[code])
         without = first + pairs.event[np.bincount(pair, minlength=len(pairs.event)) == 0]
         through = without[self._has_seen_all(without)]
         return Block(
@@ -291,7 +291,7 @@ class _Expansion:
         assert self.to_draw is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
         places, counts = draw(
-            mix64_array(self.to_draw[event] ^ self.nodes[pairs.code]),
+            mix64(self.to_draw[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
             self.catalogue.even,
