@@ -8,13 +8,17 @@ while there is one bucket, in a file for each when there are more.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 import pyarrow as pa
 
 from etl.stable import sha256_hex
+
+T = TypeVar("T")
 
 EVENTS = 50_000
 """About how many events a bucket has, where nobody said how many buckets there are to be."""
@@ -42,6 +46,15 @@ def by_bucket(frame: pl.DataFrame, buckets: int) -> dict[int, pl.DataFrame]:
     marked = frame.with_columns(_bucket=bucket_of(pl.col("user_id"), buckets))
     parts = marked.partition_by("_bucket", as_dict=True, include_key=False, maintain_order=True)
     return {int(str(number)): rows for (number,), rows in parts.items()}
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made while the one before is worked on: reading and working take turns on different cores."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
 
 
 class Shelf:

@@ -165,7 +165,13 @@ def _by_code(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> p
 
 def _by_first(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
     """The same, dictionary in the order of first occurrence."""
-    distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    if len(texts) > len(codes):  # a table of all codes would be larger than what is sorted
+        distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    else:
+        every = np.full(len(texts), -1, np.int64)
+        every[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last to write is the first of each
+        distinct = np.flatnonzero(every >= 0)
+        first, inverse = every[distinct], (np.cumsum(every >= 0) - 1)[codes]
     order = np.argsort(first)
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)

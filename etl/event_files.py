@@ -23,7 +23,7 @@ from etl.errors import ConnectError, DataError
 from etl.lists import lists_of
 from etl.stable import sha256_hex
 
-_BATCH = 16_384
+_BATCH = 65_536
 _DICTIONARIES = ["user_id", "trip_id", *(f"{name}.list.element" for name in LISTS)]
 
 Part = tuple[str | None, str, Path]

@@ -26,8 +26,14 @@ from etl.errors import DataError
 ROW_GROUP = 131_072
 """Rows of a row group: large enough to scan fast, small enough that a reader with several workers finds several."""
 
-# Without Arrow's own schema in the footer, a dictionary is read back as the string that it stands for.
-_OPTIONS = {"compression": "zstd", "compression_level": 1, "store_schema": False}
+_OPTIONS = {
+    "compression": "zstd",
+    "compression_level": 1,
+    # Without Arrow's own schema in the footer, a dictionary is read back as the string that it stands for.
+    "store_schema": False,
+    # No reader skips by the least and greatest of ids that are spread over all files; finding them took a third of the time.
+    "write_statistics": ["timestamp", "day_number"],
+}
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,14 @@ class Parts(Generic[P]):
             if len(taken) == room:
                 self._flush()
 
-    def end(self) -> list[Written]:
-        """Write what is left, and give the files. Raises what went wrong on the way."""
+    def end(self) -> None:
+        """Write what is left."""
         if self._have:
             self._flush()
         self._end_part()
+
+    def written(self) -> list[Written]:
+        """The files, when they have ended. Raises what went wrong on the way."""
         return [part.written() for part in self._done]
 
     def _flush(self) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 
+from etl.buckets import ahead
 from etl.choices import SPLITS, parse_split
 from etl.columns import (
     EVENT_SCHEMA,
@@ -134,7 +135,7 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, 
     """
     training = prepare(dataset, options.training)
     with _Staging(training, options, folder, scratch) as staging:
-        for number, events in enumerate(training.buckets()):
+        for number, events in enumerate(ahead(training.buckets())):
             progress("stage files", number, dataset.events.buckets)
             staging.add(events)
         progress("stage files", dataset.events.buckets, dataset.events.buckets)
@@ -188,12 +189,13 @@ class _Output:
         )
         self.shuffle = Shuffle(staging.scratch) if partition.shuffle else None
 
-    def end(self) -> list[Written]:
-        """Write what waits, and give the files."""
+    def end(self) -> None:
+        """Write what waits."""
         if self.shuffle is not None:
             for piece in self.shuffle.pieces():
                 self.files.add(piece)
-        return [*self.events.end(), *self.files.end()]
+        self.events.end()
+        self.files.end()
 
     def entry(self) -> PartitionEntry:
         """The manifest's line."""
@@ -247,11 +249,11 @@ class _Staging(AbstractContextManager["_Staging"]):
             for reason, positives in block.left_out.items():
                 self.account.positives_left_out[reason] += positives
             self.through.update(block.users_through.tolist())
-            self.sources += np.bincount(block.source, minlength=len(SOURCES))
+            self.sources += [np.count_nonzero(block.source == place) for place in range(len(SOURCES))]
             if output.informs:
-                positive += np.bincount(block.positive, minlength=len(positive))
+                positive += np.bincount(block.pairs.code, block.per_pair, len(positive)).astype(np.int64)
                 negative += np.bincount(block.negative, minlength=len(negative))
-                per_event += np.bincount(block.event, minlength=len(events))
+                per_event += np.bincount(block.pairs.event, block.per_pair, len(events)).astype(np.int64)
             piece = TriplePiece(events, block)
             output.files.add(piece) if output.shuffle is None else output.shuffle.add(piece)
         output.positive += positive[output.codes]
@@ -263,7 +265,9 @@ class _Staging(AbstractContextManager["_Staging"]):
     def end(self) -> Staged:
         """End all files, write the vocabularies, and give the account."""
         outputs = sorted(self.outputs.values(), key=_order)
-        written = [file for output in outputs for file in output.end()]
+        for output in outputs:
+            output.end()
+        written = [file for output in outputs for parts in (output.events, output.files) for file in parts.written()]
         account = self.account
         account.partitions = [output.entry() for output in outputs]
         account.users_through = len(self.through)

@@ -54,14 +54,14 @@ class Lists:
         """How many codes each row has."""
         return np.diff(self.ends)
 
-    def long(self, first: int, end: int) -> _Long:
+    def long(self, first: int, end: int) -> Long:
         """The rows from `first` to `end`, one element each; rows are counted from `first`."""
         rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
-        return _Long(rows, self.codes[self.ends[first] : self.ends[end]])
+        return Long(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
 @dataclass(frozen=True)
-class _Long:
+class Long:
     """One row per element of some lists: the event's row and the node's code, in order."""
 
     event: I32
@@ -70,6 +70,9 @@ class _Long:
     def keys(self, nodes: int) -> I64:
         """(event, node) as one number."""
         return self.event.astype(np.int64) * nodes + self.code
+
+
+NOTHING = Long(np.zeros(0, np.int32), np.zeros(0, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Block:
     whether the positive is a candidate of its event; `order`, with `shuffle`, what the rows are to be sorted by. Rows come in
     the events' order, then the positives' in `selected`, then the negatives': candidates, shown, drawn.
 
+    `pairs` are all (event, positive), those without a row too, and `per_pair` counts the rows of each.
     Events x selected = `positives` + `left_out`, by reason. `users_through` are the users of positives left out because
     they have selected the whole catalogue.
     """
@@ -156,6 +160,8 @@ class Block:
     source: npt.NDArray[np.int8]
     among: Flags
     order: U64 | None = None
+    pairs: Long = field(default_factory=lambda: NOTHING)
+    per_pair: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     positives: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     users_through: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
@@ -205,7 +211,7 @@ class _Marks:
         self.nodes = nodes
         self._table = np.zeros(0, np.bool_)
 
-    def among(self, long: _Long, others: _Long) -> Flags:
+    def among(self, long: Long, others: Long) -> Flags:
         """Which rows of `long` stand in `others` too."""
         ours, theirs = long.keys(self.nodes), others.keys(self.nodes)
         size = max(int(ours.max(initial=-1)), int(theirs.max(initial=-1))) + 1
@@ -221,7 +227,7 @@ class _Marks:
 class _Named:
     """The negatives that events themselves name: candidates before shown ones, each once, no positive among them."""
 
-    long: _Long
+    long: Long
     source: npt.NDArray[np.int8]
 
 
@@ -256,7 +262,8 @@ class _Expansion:
         if self.to_shuffle is not None:
             of_pairs = mix64(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
             order = mix64(of_pairs[pair] ^ self.nodes[code])
-        without = first + pairs.event[np.bincount(pair, minlength=len(pairs.event)) == 0]
+        per_pair = np.bincount(pair, minlength=len(pairs.event))
+        without = first + pairs.event[per_pair == 0]
         through = without[self._has_seen_all(without)]
         return Block(
             (first + pairs.event).astype(np.int32)[pair],
@@ -265,28 +272,29 @@ class _Expansion:
             source,
             self.marks.among(pairs, candidates)[pair],
             order,
+            Long((first + pairs.event).astype(np.int32), pairs.code),
+            per_pair,
             len(pairs.event) - len(without),
             {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)},
             np.unique(self.events.users[through]),
         )
 
-    def _named(self, pairs: _Long, candidates: _Long, shown: _Long) -> _Named:
-        none = _Long(np.zeros(0, np.int32), np.zeros(0, np.uint32))
-        asked = [candidates if self.negatives.ranking else none, shown if self.negatives.shown else none]
+    def _named(self, pairs: Long, candidates: Long, shown: Long) -> _Named:
+        asked = [candidates if self.negatives.ranking else NOTHING, shown if self.negatives.shown else NOTHING]
         kept = []
         for place, long in enumerate(asked):
             new = ~self.marks.among(long, pairs)
             if place and len(asked[0].event):
                 new &= ~self.marks.among(long, asked[0])
-            kept.append(_Long(long.event[new], long.code[new]))
+            kept.append(Long(long.event[new], long.code[new]))
         source = np.repeat(np.arange(2, dtype=np.int8), [len(long.event) for long in kept])
         if not len(kept[1].event):
             return _Named(kept[0], source)
         event, code = (np.concatenate([getattr(long, name) for long in kept]) for name in ("event", "code"))
         order = np.argsort(event, kind="stable")
-        return _Named(_Long(event[order], code[order]), source[order])
+        return _Named(Long(event[order], code[order]), source[order])
 
-    def _with_drawn(self, first: int, pairs: _Long, named: _Named, shared: _Rows) -> _Rows:
+    def _with_drawn(self, first: int, pairs: Long, named: _Named, shared: _Rows) -> _Rows:
         """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
         assert self.to_draw is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
@@ -300,7 +308,7 @@ class _Expansion:
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
         code = self.catalogue.codes.astype(np.uint32)[places.T[counts.T]]
         if len(named.long.event):
-            new = ~self.marks.among(_Long(pairs.event[pair], code), named.long)
+            new = ~self.marks.among(Long(pairs.event[pair], code), named.long)
             pair, code = pair[new], code[new]
         drawn = (pair, code, np.full(len(pair), SOURCES.index("catalog"), np.int8))
         if not len(shared[0]):
@@ -320,7 +328,7 @@ _Rows = tuple[I32, U32, npt.NDArray[np.int8]]
 """Triples of a block as numbers: the row of the pair (event, positive), the negative's code, the place in SOURCES."""
 
 
-def _of_all_positives(pairs: _Long, named: _Named, events: int) -> _Rows:
+def _of_all_positives(pairs: Long, named: _Named, events: int) -> _Rows:
     """Every pair with every negative that its event names."""
     per_event = np.bincount(named.long.event, minlength=events)
     per_pair = per_event[pairs.event]

@@ -84,7 +84,8 @@ def test_pieces_and_threads_do_not_show_in_the_files(tmp_path_factory, sizes, ro
                 for size in pieces:
                     parts.add(Numbers(numbers[start : start + size]))
                     start += size
-                found.append([(file.path.name, file.rows, file.sha256) for file in parts.end()])
+                parts.end()
+                found.append([(file.path.name, file.rows, file.sha256) for file in parts.written()])
             files = sorted((folder / "p").glob("*")) if numbers else []
             assert [n for file in files for n in pl.read_parquet(file)["n"]] == numbers
     assert found[0] == found[1]
@@ -100,8 +101,9 @@ def test_what_goes_wrong_in_a_writing_thread_is_raised(tmp_path):
     with crew(1) as writers:
         parts = Parts(tmp_path / "p", SCHEMA, 10, broken, writers)
         parts.add(Numbers([1]))
+        parts.end()
         with pytest.raises(RuntimeError, match="no"):
-            parts.end()
+            parts.written()
 
 
 @st.composite

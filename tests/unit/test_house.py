@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "shuffle": {"columns", "triples"},
     "stage": {
         *(
+            "buckets",
             "choices",
             "columns",
             "compact",
