@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import dataframely as dy
 import polars as pl
@@ -20,7 +21,9 @@ from etl.prisma import quote_identifier, quote_literal
 from etl.queries import Scope
 from etl.rankings import MODEL_NAME, MODEL_VERSION
 from etl.stable import decimal_text, md5_32, stable_id
-from etl.synthetic import World
+
+if TYPE_CHECKING:  # the job does not need it, and every import is time that a night takes
+    from etl.synthetic import World
 
 REGISTRY = (
     (MODEL_NAME, MODEL_VERSION, "production", "llm_ranking", "Claude Sonnet-based ranking, bootstrap phase"),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dataframely as dy
 import polars as pl
@@ -36,13 +36,11 @@ from etl.extract import (
 )
 from etl.journal import Progress, Report
 from etl.personas import Materialised, PersonaTally, materialise, read_affinities
-from etl.probe import Probed
 from etl.publish import add_probe, writing
 from etl.queries import Scope
 from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
 from etl.snapshot import LATEST, open_snapshot, read_dataset, read_vocabulary
-from etl.synthetic import generate
 from etl.validate import Validated, validate_database
 
 EVENTS_PER_TRIP = 6
@@ -50,6 +48,9 @@ EVENTS_PER_TRIP = 6
 
 USERS_AT_A_TIME = 20_000
 """How many users' personas are worked out at a time."""
+
+if TYPE_CHECKING:
+    from etl.probe import Probed
 
 _OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "audience", "vocab_from")
 
@@ -70,6 +71,8 @@ def validate(settings: Settings) -> Validated:
 
 def synth(settings: Settings) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables."""
+    from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
+
     address = settings.address()
     name = settings.schema_in(address)
     with connect(address) as connection, locked(connection, name), transaction(connection):

@@ -41,6 +41,11 @@ class Probed:
         mean = self.facts["rankings"][ranking][scope][figure]["mean"]
         return math.nan if mean is None else float(mean)
 
+    @property
+    def auc(self) -> tuple[float, float]:
+        """The model's mean AUC, and popularity's."""
+        return self.mean(MODEL), self.mean(POPULARITY)
+
     def line(self) -> dict[str, Any]:
         """The manifest's line."""
         ours = self.facts["rankings"][MODEL]["all"]

@@ -13,19 +13,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etl.affinity import affinity_model
 from etl.compact import Dataset
 from etl.config import Settings
 from etl.errors import ConnectError, DataError
 from etl.journal import Progress, Report
-from etl.probe import MODEL, POPULARITY, Probed, probe
 from etl.publish import Store, open_store, write_manifest, write_probe
-from etl.question import question
 from etl.sign import DOUBTFUL
 from etl.snapshot import Snapshot
 from etl.stage import Staged, StageOptions, stage
 from etl.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from etl.probe import Probed
 
 Clock = Callable[[], datetime]
 
@@ -115,6 +117,9 @@ class Release:
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
     """What a probe of a snapshot finds. Raises DataError where its split holds nothing out."""
+    from etl.probe import probe  # noqa: PLC0415 - a night without a probe need not wait for it
+    from etl.question import question  # noqa: PLC0415
+
     asked = question(snapshot)
     if not asked.test:
         raise DataError(
@@ -126,10 +131,11 @@ def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed
 
 def require_auc(found: Probed, settings: Settings, after: str) -> None:
     """Raise DataError where the model's AUC is below `fail_below`; `after` says what has become of the snapshot."""
-    if settings.fail_below is not None and not found.mean(MODEL) >= settings.fail_below:
+    ours, popularity = found.auc
+    if settings.fail_below is not None and not ours >= settings.fail_below:
         raise DataError(
-            f"A model trained on these triples has AUC {found.mean(MODEL):.3f}, and --fail-below asks for "
-            f"{settings.fail_below:g} (popularity has {found.mean(POPULARITY):.3f}). {after} Try --negatives recommended."
+            f"A model trained on these triples has AUC {ours:.3f}, and --fail-below asks for "
+            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} Try --negatives recommended."
         )
 
 
