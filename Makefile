@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONSUMERS := $(VENV)/.consumers
 WORKERS ?= 2
 
-.PHONY: setup consumers demo test test-slow lint format bench bench-negatives wheel clean
+.PHONY: setup consumers demo test test-slow lint format bench bench-full bench-setup bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -54,17 +54,22 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python -m benchmarks.night --save
-	$(BIN)/python -m benchmarks.realdata --save
-	$(BIN)/python -m benchmarks.order --save
+# Everything side by side with what else does it: some ten minutes. PYSPARK names an interpreter that has PySpark.
+bench: bench-setup
+	$(BIN)/python -m benchmarks --save $(if $(PYSPARK),--pyspark $(PYSPARK))
 
-# Which negatives teach: some ten minutes each. The plot needs the extra `bench`.
-bench-negatives: setup
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+# The same and the scales 100 and 1000: an hour or more, 60 GB of disk (BPR_ETL_BENCH_DIR says where the files go).
+bench-full: bench-setup
+	$(BIN)/python -m benchmarks --save --full $(if $(PYSPARK),--pyspark $(PYSPARK))
+
+# Which negatives teach: some ten minutes each.
+bench-negatives: bench-setup
 	$(BIN)/python -m benchmarks.negatives --save
 	$(BIN)/python -m benchmarks.large_catalogue --save
+
+bench-setup: setup
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

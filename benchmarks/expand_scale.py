@@ -3,7 +3,7 @@
 The events are made without a database (about a quarter of an hour at scale 1000) and published as a snapshot of its own, all
 cities left out of its triples; then the whole command expands them, in a process of its own.
 
-    python -m benchmarks.expand_scale [--scales 10 100 1000] [--save]
+    python -m benchmarks.expand_scale [--scales 10 100 1000] [--keep FOLDER] [--save]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from etl.journal import Report
 from etl.pipeline import utc_now
 from etl.rankings import in_file_order, rank
 from etl.release import Release, output, silently
+from etl.snapshot import LATEST, find_snapshot
 
 EVENTS = 15_500
 """About how many events the world has for each unit of scale."""
@@ -93,10 +94,13 @@ def _personas(source: Source) -> pl.DataFrame:
     return pl.concat([written, others]).with_columns(confidence=pl.lit(1.0), source=pl.lit("onboarding"))
 
 
-def one_scale(scale: float, folder: Path, negatives: str) -> dict[str, Any]:
-    """Make the events, expand them in a process of its own, and give an account of that."""
-    source = alone("benchmarks.expand_scale:made", folder=str(folder / "source"), scale=scale)
-    command = [sys.executable, "cli.py", "expand", source.answer, "--json", "--out", str(folder / "out")]
+def one_scale(scale: float, folder: Path, kept: Path, negatives: str) -> dict[str, Any]:
+    """Make the events if they aren't there yet, expand them in a process of its own, and give an account of that."""
+    events = kept / f"scale-{scale:g}"
+    if not (events / LATEST).exists():
+        alone("benchmarks.expand_scale:made", folder=str(events), scale=scale)
+    source = find_snapshot(events)
+    command = [sys.executable, "cli.py", "expand", str(source), "--json", "--out", str(folder / "out")]
     done = watched([*command, "--min-catalog", "50", "--negatives", negatives])
     answer = json.loads(done.answer)
     return {
@@ -108,10 +112,9 @@ def one_scale(scale: float, folder: Path, negatives: str) -> dict[str, Any]:
         "events": sum(answer["published"]["events"].values()),
         "triples": sum(answer["published"]["triples"].values()),
         "users": answer["published"]["users"],
-        "events_bytes": _bytes(Path(source.answer) / "events"),
+        "events_bytes": _bytes(source / "events"),
         "snapshot_bytes": _bytes(Path(answer["snapshot"])),
         "steps": {step["step"]: step["seconds"] for step in answer["steps"]},
-        "making_the_events": {"seconds": round(source.seconds, 1), "peak_mib": round(source.peak_mib)},
     }
 
 
@@ -120,14 +123,20 @@ def _bytes(folder: Path) -> int:
 
 
 def measure(
-    scales: Sequence[float], negatives: str, after: Callable[[dict[str, Any]], None] = lambda _: None
+    scales: Sequence[float],
+    negatives: str,
+    kept: Path | None = None,
+    after: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """All scales, one after the other; `after` is called with the results so far after each."""
+    """All scales, one after the other; `after` is called with the results so far after each.
+
+    The events are made in `kept`, where they stay and are found again, or in a folder that goes.
+    """
     accounts: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for scale in sorted(scales):
         with tempfile.TemporaryDirectory(prefix="bpr-expand-", dir=os.environ.get("BPR_ETL_BENCH_DIR")) as folder:
-            accounts.append(one_scale(scale, Path(folder), negatives))
+            accounts.append(one_scale(scale, Path(folder), kept or Path(folder), negatives))
         results = {
             "made_with": circumstances(None),
             "rows": {f"triples at scale {each['scale']:g}": each["triples"] for each in accounts},
@@ -166,9 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.expand_scale", description="`expand` at growing scale.")
     parser.add_argument("--scales", type=float, nargs="+", default=[10.0, 100.0, 1000.0])
     parser.add_argument("--negatives", default="ranking")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="make the events here, and use what is there already"
+    )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/expand_scale.json and .md")
     given = parser.parse_args(arguments)
-    print(markdown(measure(given.scales, given.negatives, save if given.save else lambda _: None)), end="")
+    print(markdown(measure(given.scales, given.negatives, given.keep, save if given.save else lambda _: None)), end="")
     return 0
 
 
