@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import polars as pl
 from etl.buckets import Shelf
 from etl.contracts import ARCHIVED
 from etl.lists import lists_of
+from etl.parquet import Written
 from etl.rankings import eligible
 
 _DIMENSIONS = (
@@ -76,30 +77,45 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Events that a snapshot has already: their files by city, without a split, and how many rows a file has at the most."""
+
+    files: Mapping[str, Sequence[Written]]
+    rows_per_file: int
+
+
+@dataclass(frozen=True)
 class EventBuckets:
     """The events of a dataset by user bucket; they can be gone through more than once.
 
     A bucket's frame has the columns of CODED, in file order; a user's events are all in one bucket. `cities` are those that any
-    event is in, in the order of their bytes; `height` counts the events.
+    event is in, in the order of their bytes; `height` counts the events. `read` may leave columns empty that are not asked for.
+    `published` is None where no file of them is known that would be written with the same bytes again.
     """
 
     buckets: int
     cities: tuple[str, ...]
     height: int
-    read: Callable[[], Iterator[pl.DataFrame]]
+    read: Callable[[Collection[str]], Iterator[pl.DataFrame]]
+    published: Published | None = None
+    columns: tuple[str, ...] = tuple(CODED.columns)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        return self.read()
+        return self.read(self.columns)
+
+    def only(self, columns: Collection[str]) -> EventBuckets:
+        """The same; of the columns that are not given nobody wants to know."""
+        return replace(self, columns=tuple(columns))
 
     def whole(self) -> pl.DataFrame:
         """All events in one frame."""
-        return pl.concat([CODED, *self.read()])
+        return pl.concat([CODED, *iter(self)])
 
     @classmethod
     def of(cls, events: pl.DataFrame) -> EventBuckets:
         """One bucket that holds all of these."""
         cities = tuple(events["city"].unique().sort())
-        return cls(1, cities, events.height, lambda: iter([events]))
+        return cls(1, cities, events.height, lambda _: iter([events]))
 
 
 @dataclass(frozen=True)
@@ -214,7 +230,7 @@ class Compaction:
             **dict.fromkeys(LISTS.values(), self._nodes.places(items["item_id"])),
         }
 
-        def read() -> Iterator[pl.DataFrame]:
+        def read(_: Collection[str]) -> Iterator[pl.DataFrame]:
             for bucket in range(self._shelf.buckets):
                 yield recoded(self._shelf.take(bucket), places)
 

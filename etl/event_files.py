@@ -6,7 +6,7 @@ files are read side by side, as far as the bucket reaches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from etl.lists import lists_of
 from etl.stable import sha256_hex
 
 _BATCH = 65_536
+_TEXTS = {"user_idx": "user_id", "trip_idx": "trip_id"} | {index: text for text, index in LISTS.items()}
+_ALWAYS = frozenset({"event_id", "user_idx", "trip_idx", "day_number", "timestamp"})
 _DICTIONARIES = ["user_id", "trip_id", *(f"{name}.list.element" for name in LISTS)]
 
 Part = tuple[str | None, str, Path]
@@ -45,8 +47,10 @@ class Vocabularies:
         return {"user_id": pl.Enum(self.users), "trip_id": pl.Enum(self.trips), **dict.fromkeys(LISTS, items)}
 
 
-def read_events(parts: Sequence[Part], vocabularies: Vocabularies, buckets: int) -> Iterator[pl.DataFrame]:
-    """The events of all parts as `Dataset.events` has them, bucket by bucket.
+def read_events(
+    parts: Sequence[Part], vocabularies: Vocabularies, buckets: int, wanted: Collection[str]
+) -> Iterator[pl.DataFrame]:
+    """The events of all parts as `Dataset.events` has them, bucket by bucket; columns that nobody wants are empty.
 
     The files have whole seconds. Without a split, events of a user's same second keep the order of their file; with one they
     come from several, and are put in order by trip, day and id. Raises ConnectError where a file is not there, DataError where
@@ -63,7 +67,7 @@ def read_events(parts: Sequence[Part], vocabularies: Vocabularies, buckets: int)
     # The parts of a partition are one file after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
-        _Cursor([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket)
+        _Cursor([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket, frozenset(wanted))
         for folder, city in folders.items()
     ]
     for number in range(buckets):
@@ -76,9 +80,14 @@ class _Cursor:
     """A partition's events, read as far as the buckets that were asked for reach."""
 
     def __init__(
-        self, paths: Sequence[Path], city: str, vocabularies: Vocabularies, bucket: npt.NDArray[np.uint32]
+        self,
+        paths: Sequence[Path],
+        city: str,
+        vocabularies: Vocabularies,
+        bucket: npt.NDArray[np.uint32],
+        wanted: frozenset[str],
     ) -> None:
-        self._batches = _batches(paths, city, vocabularies)
+        self._batches = _batches(paths, city, vocabularies, wanted)
         self._bucket = bucket
         self._paths = paths
         self._waiting = CODED
@@ -104,12 +113,15 @@ class _Cursor:
         return pl.concat(rows)
 
 
-def _batches(paths: Sequence[Path], city: str, vocabularies: Vocabularies) -> Iterator[pl.DataFrame]:
+def _batches(
+    paths: Sequence[Path], city: str, vocabularies: Vocabularies, wanted: frozenset[str]
+) -> Iterator[pl.DataFrame]:
+    names = {name: _TEXTS.get(name, name) for name in CODED.columns[:-1] if name in wanted | _ALWAYS}
     for path in paths:
         try:
             with pq.ParquetFile(path, read_dictionary=_DICTIONARIES) as file:
-                for batch in file.iter_batches(_BATCH):
-                    yield _coded(batch, city, vocabularies)
+                for batch in file.iter_batches(_BATCH, columns=list(names.values())):
+                    yield _coded(batch, names, city, vocabularies)
         except FileNotFoundError:
             raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
         except (pa.ArrowException, OSError, KeyError) as error:
@@ -120,19 +132,22 @@ def _batches(paths: Sequence[Path], city: str, vocabularies: Vocabularies) -> It
             ) from None
 
 
-def _coded(batch: pa.RecordBatch, city: str, vocabularies: Vocabularies) -> pl.DataFrame:
+def _coded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, vocabularies: Vocabularies) -> pl.DataFrame:
     types = vocabularies.types
-    columns = {"city": pl.repeat(city, batch.num_rows, dtype=pl.String, eager=True)}
-    for name in CODED.columns[:-1]:
-        text = {"user_idx": "user_id", "trip_idx": "trip_id"}.get(name, name.replace("_idx", "_ids"))
-        column = batch.column(text if name.endswith("_idx") else name)
+    columns = {}
+    for name, text in names.items():
+        column = batch.column(text)
         if text in LISTS:
             columns[name] = lists_of(column.value_lengths().to_numpy(), _codes(column.flatten(), types[text]))
-        elif name.endswith("_idx"):
-            columns[name] = _codes(column, types[text])
         else:
-            columns[name] = pl.Series(column)
-    return pl.DataFrame(columns).select(CODED.columns).cast(CODED.schema)
+            columns[name] = _codes(column, types[text]) if text in types else pl.Series(column)
+    unread = {
+        name: pl.lit([], dtype=dtype) if isinstance(dtype, pl.List) else pl.lit("")
+        for name, dtype in CODED.schema.items()
+        if name not in names
+    }
+    whole = pl.DataFrame(columns).with_columns(**unread | {"city": pl.lit(city)})
+    return whole.select(CODED.columns).cast(CODED.schema)
 
 
 def _codes(column: pa.DictionaryArray, wanted: pl.Enum) -> pl.Series:

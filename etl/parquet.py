@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Generic, Protocol, Self, TypeVar
@@ -21,7 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.errors import DataError
+from etl.errors import ConnectError, DataError
 
 ROW_GROUP = 131_072
 """Rows of a row group: large enough to scan fast, small enough that a reader with several workers finds several."""
@@ -148,6 +150,37 @@ class Parts(Generic[P]):
             self._part.close()
             self._done.append(self._part)
             self._part = None
+
+
+class Copies:
+    """The parts of a partition where there are files already that hold just that: copied, and looked at as they lie then."""
+
+    def __init__(self, folder: Path, files: Sequence[Written], crew: Crew) -> None:
+        self.rows = sum(file.rows for file in files)
+        folder.mkdir(parents=True)
+        self._files = [(file, folder / f"part-{number:05}.parquet") for number, file in enumerate(files)]
+        self._done = [crew.submit(partial(_copy, file, path)) for file, path in self._files]
+
+    def add(self, piece: Piece) -> None:
+        """Nothing: the rows are in the files."""
+
+    def end(self) -> None:
+        """Nothing: the copying has begun."""
+
+    def written(self) -> list[Written]:
+        """The files. Raises DataError where one is not what its manifest says, ConnectError where one is not there."""
+        for future in self._done:
+            future.result()
+        return [replace(file, path=path) for file, path in self._files]
+
+
+def _copy(file: Written, path: Path) -> None:
+    try:
+        shutil.copyfile(file.path, path)
+    except FileNotFoundError:
+        raise ConnectError(f"{file.path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+    if file_sha256(path) != file.sha256:
+        raise DataError(f"{file.path} is not what its manifest says. Publish the snapshot again.")
 
 
 class _Part:

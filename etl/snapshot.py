@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from etl import __version__
 from etl.buckets import buckets_for
-from etl.compact import Dataset, EventBuckets, Vocabulary
+from etl.compact import Dataset, EventBuckets, Published, Vocabulary
 from etl.errors import ConnectError, DataError
 from etl.event_files import Vocabularies, read_events
+from etl.parquet import Written
 
 MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
 
@@ -98,7 +101,21 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     count = buckets or buckets_for(height)
     vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
     read = partial(read_events, parts, vocabularies, count)
-    return Dataset(EventBuckets(count, cities, height, read), users, items, trips)
+    return Dataset(EventBuckets(count, cities, height, read, _published(snapshot)), users, items, trips)
+
+
+def _published(snapshot: Snapshot) -> Published | None:
+    """The snapshot's files of events, where this release with these libraries would write the same bytes again."""
+    manifest = snapshot.manifest
+    made_with = (manifest.get("tool", {}).get("version"), manifest.get("libraries", {}).get("pyarrow"))
+    if made_with != (__version__, version("pyarrow")) or snapshot.settings.get("split") != "none":
+        return None
+    files: dict[str, list[Written]] = {}
+    entries = {entry["path"]: entry for entry in manifest["files"]}
+    for _, city, path in snapshot.parts("events"):
+        entry = entries[path.relative_to(snapshot.folder).as_posix()]
+        files.setdefault(city, []).append(Written(path, entry["rows"], entry["bytes"], entry["sha256"]))
+    return Published(files, snapshot.settings["rows_per_file"])
 
 
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from etl.columns import (
     triple_columns,
     triple_schema,
 )
-from etl.compact import Dataset
+from etl.compact import Dataset, Published
 from etl.draws import I64
 from etl.errors import DataError
 from etl.journal import Progress
-from etl.parquet import Crew, Parts, Written, crew, write_file
+from etl.parquet import Copies, Crew, Parts, Written, crew, write_file
 from etl.shuffle import Shuffle
 from etl.sign import sign
 from etl.snapshot import ITEM_COUNTS, USER_COUNTS
@@ -133,8 +133,14 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, 
 
     Raises DataError where a footer doesn't count the rows that were written, or two cities would share a folder.
     """
+    published = dataset.events.published
+    if options.training.split != "none" or published is None or published.rows_per_file != options.rows_per_file:
+        published = None
+    else:  # the events' own files are copied: what only stands there need not be read
+        needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
+        dataset = replace(dataset, events=dataset.events.only(needed))
     training = prepare(dataset, options.training)
-    with _Staging(training, options, folder, scratch) as staging:
+    with _Staging(training, options, folder, scratch, published) as staging:
         for number, events in enumerate(ahead(training.buckets())):
             progress("stage files", number, dataset.events.buckets)
             staging.add(events)
@@ -173,13 +179,7 @@ class _Output:
         place = city_folder(self.city)
         self.place = place if self.split is None else f"split={self.split}/{place}"
         rows, texts, ids = staging.options.rows_per_file, staging.texts, triple_schema(staging.options.ids)
-        self.events = Parts[EventPiece](
-            staging.folder / "events" / self.place,
-            EVENT_SCHEMA,
-            rows,
-            partial(event_columns, texts=texts),
-            staging.crew,
-        )
+        self.events = _event_parts(staging, self.city, self.place)
         self.files = Parts[TriplePiece](
             staging.folder / "triples" / self.place,
             ids,
@@ -205,12 +205,22 @@ class _Output:
         )
 
 
+def _event_parts(staging: _Staging, city: str, place: str) -> Parts[EventPiece] | Copies:
+    folder = staging.folder / "events" / place
+    if staging.published is not None:
+        return Copies(folder, staging.published.files[city], staging.crew)
+    columns = partial(event_columns, texts=staging.texts)
+    return Parts[EventPiece](folder, EVENT_SCHEMA, staging.options.rows_per_file, columns, staging.crew)
+
+
 class _Staging(AbstractContextManager["_Staging"]):
     """A snapshot's data files on their way, and the account of them."""
 
-    def __init__(self, training: Training, options: StageOptions, folder: Path, scratch: Path) -> None:
+    def __init__(
+        self, training: Training, options: StageOptions, folder: Path, scratch: Path, published: Published | None
+    ) -> None:
         self.training, self.dataset = training, training.dataset
-        self.options, self.folder, self.scratch = options, folder, scratch
+        self.options, self.folder, self.scratch, self.published = options, folder, scratch, published
         self.texts = Texts.of(self.dataset)
         rule = options.training.split
         self.account = Staged(
