@@ -124,13 +124,18 @@ class Dataset:
 
     `users`, `items` and `trips` are the vocabularies, one row per id in the order of the codes. Users and items: by id, behind
     those of an earlier vocabulary. `trips` has the trips that have an event, sorted by id: `trip_id`, `city`, `start_us`
-    (null when infinite).
+    (null when infinite). Of users only `user_id` is sure to be there: `profiles` has all that is published of them.
     """
 
     events: EventBuckets
     users: pl.DataFrame
     items: pl.DataFrame
     trips: pl.DataFrame
+    read_profiles: Callable[[], Iterator[pl.DataFrame]] | None = None
+
+    def profiles(self) -> Iterator[pl.DataFrame]:
+        """The users with all columns, in their order, some at a time; one frame at least."""
+        return self.read_profiles() if self.read_profiles is not None else iter([self.users])
 
     def offered(self) -> pl.DataFrame:
         """The items that can be offered: eligible nodes, one row each."""

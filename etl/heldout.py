@@ -128,8 +128,8 @@ def by_own_history(popularity: I64) -> Ranker:
 
 def by_affinity(dataset: Dataset, unknown: float) -> Ranker | None:
     """By the user's affinity for the item's category, `unknown` where the user has none; None where nobody has any."""
-    columns = [name for name in dataset.users.columns if name.startswith("affinity_")]
-    known = dataset.users.select(columns)
+    known = pl.concat(rows.select(pl.col(r"^affinity_.*$")) for rows in dataset.profiles())
+    columns = known.columns
     if not columns or known.select(pl.all_horizontal(pl.all().is_null().all())).item():
         return None
     table = np.column_stack([known.fill_null(unknown).to_numpy(), np.full(known.height, unknown)])

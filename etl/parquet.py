@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -228,15 +228,30 @@ class _Part:
         return self._written
 
 
-def write_file(path: Path, frame: pl.DataFrame) -> Written:
-    """Write a frame of texts and numbers as one file."""
-    schema = pa.schema([pa.field(name, ARROW[dtype]) for name, dtype in frame.schema.items()])
-    with pq.ParquetWriter(path, schema, **_OPTIONS) as writer:
-        for start in range(0, frame.height, ROW_GROUP):
-            rows = frame.slice(start, ROW_GROUP)
-            arrays = [arrow(rows[name]) for name in rows.columns]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROW_GROUP)
-    return as_written(path, frame.height)
+def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
+    """Write frames of texts and numbers, of which there must be one, one after the other as one file."""
+    waiting = pl.DataFrame()
+    rows, writer, schema = 0, None, None
+    try:
+        for frame in frames:
+            if writer is None:
+                schema = pa.schema([pa.field(name, ARROW[dtype]) for name, dtype in frame.schema.items()])
+                writer, waiting = pq.ParquetWriter(path, schema, **_OPTIONS), frame.clear()
+            waiting = pl.concat([waiting, frame])
+            while waiting.height >= ROW_GROUP:
+                _write_group(writer, schema, waiting[:ROW_GROUP])
+                rows, waiting = rows + ROW_GROUP, waiting[ROW_GROUP:]
+        if waiting.height:
+            _write_group(writer, schema, waiting)
+    finally:
+        if writer is not None:
+            writer.close()
+    return as_written(path, rows + waiting.height)
+
+
+def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: pl.DataFrame) -> None:
+    table = pa.Table.from_arrays([arrow(rows[name]) for name in rows.columns], schema=schema)
+    writer.write_table(table, row_group_size=ROW_GROUP)
 
 
 ARROW = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from etl import __version__
 from etl.buckets import buckets_for
@@ -91,7 +94,7 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     Events are read when they are gone through, a bucket at a time. A snapshot of release 0.1 has no trips.parquet: a trip then
     starts where its first event says that day 1 was.
     """
-    users = read_file(snapshot.folder, "users.parquet").drop(USER_COUNTS, strict=False)
+    users = read_file(snapshot.folder, "users.parquet", ["user_id"])
     items = read_file(snapshot.folder, "items.parquet").select(_ITEM_COLUMNS)
     has_trips = (snapshot.folder / "trips.parquet").is_file()
     trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(snapshot)
@@ -101,7 +104,21 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     count = buckets or buckets_for(height)
     vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
     read = partial(read_events, parts, vocabularies, count)
-    return Dataset(EventBuckets(count, cities, height, read, _published(snapshot)), users, items, trips)
+    profiles = partial(_profiles, snapshot.folder / "users.parquet")
+    return Dataset(EventBuckets(count, cities, height, read, _published(snapshot)), users, items, trips, profiles)
+
+
+def _profiles(path: Path) -> Iterator[pl.DataFrame]:
+    """users.parquet without what each snapshot counts anew, some rows at a time; one frame at least."""
+    with pq.ParquetFile(path) as file:
+        yield _uncounted(file.schema_arrow.empty_table())
+        for batch in file.iter_batches():
+            yield _uncounted(batch)
+
+
+def _uncounted(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+    frame = pl.DataFrame(rows)
+    return frame.drop(USER_COUNTS, strict=False)
 
 
 def _published(snapshot: Snapshot) -> Published | None:

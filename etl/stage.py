@@ -6,6 +6,7 @@ This room and `publish` alone write files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -283,7 +284,9 @@ class _Staging(AbstractContextManager["_Staging"]):
         account.users_through = len(self.through)
         account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
         self._by_city(outputs)
-        written += [write_file(self.folder / f"{name}.parquet", frame) for name, frame in self._vocabularies().items()]
+        written += [
+            write_file(self.folder / f"{name}.parquet", frames) for name, frames in self._vocabularies().items()
+        ]
         account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return account
 
@@ -300,20 +303,26 @@ class _Staging(AbstractContextManager["_Staging"]):
                 popularity = self.counts.selected[output.codes]
                 self.account.signs[output.city] = sign(output.positive, output.negative, popularity)
 
-    def _vocabularies(self) -> dict[str, pl.DataFrame]:
+    def _vocabularies(self) -> dict[str, Iterator[pl.DataFrame]]:
         """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
         counts = self.counts
         of_items = (counts.candidate, counts.selected, counts.positive, counts.negative)
         of_users = (counts.trips, counts.events, counts.selections, counts.triples)
         return {
-            "users": _with_counts(self.dataset.users, USER_COUNTS, of_users),
-            "items": _with_counts(self.dataset.items, ITEM_COUNTS, of_items),
-            "trips": self.dataset.trips,
+            "users": _with_counts(self.dataset.profiles(), USER_COUNTS, of_users),
+            "items": _with_counts(iter([self.dataset.items]), ITEM_COUNTS, of_items),
+            "trips": iter([self.dataset.trips]),
         }
 
 
-def _with_counts(vocabulary: pl.DataFrame, names: tuple[str, ...], counts: tuple[I64, ...]) -> pl.DataFrame:
-    return vocabulary.with_columns(pl.Series(n, values) for n, values in zip(names, counts, strict=True))
+def _with_counts(
+    vocabulary: Iterator[pl.DataFrame], names: tuple[str, ...], counts: tuple[I64, ...]
+) -> Iterator[pl.DataFrame]:
+    start = 0
+    for rows in vocabulary:
+        end = start + rows.height
+        yield rows.with_columns(pl.Series(n, values[start:end]) for n, values in zip(names, counts, strict=True))
+        start = end
 
 
 def _order(output: _Output) -> tuple[int, bytes]:
