@@ -165,6 +165,57 @@ def test_a_city_s_weight_is_on_its_triples_and_a_slip_of_the_pen_is_said(night, 
     assert any("did you mean 'Mexico City'" in warning for warning in report.warnings)
 
 
+def copied(snapshot: str, folder: Path) -> Path:
+    shutil.copytree(snapshot, folder)
+    return folder
+
+
+@pytest.mark.parametrize("buckets", [None, 5])
+def test_events_are_copied_where_they_would_be_written_the_same(night, tmp_path, buckets):
+    """Also from a snapshot of other libraries, whose files are written anew; and every bucket gives the same bytes."""
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    other = copied(first, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["libraries"]["pyarrow"] = "0.1"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    for snapshot in (first, other):
+        out = str(tmp_path / f"out-{snapshot.name}")
+        again = pipeline.expand(resolve({"snapshot": str(snapshot), "out": out, "buckets": buckets}, {}))
+        assert data_files(again.snapshot) == data_files(str(first))
+
+
+def test_a_file_of_events_that_was_changed_is_not_passed_on(night, tmp_path):
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    part = next((first / "events").rglob("*.parquet"))
+    events = pl.read_parquet(part, hive_partitioning=False)
+    events.write_parquet(part)  # the same rows, and other bytes
+    with pytest.raises(DataError, match="not what its manifest says"):
+        pipeline.expand(resolve({"snapshot": str(first), "out": str(tmp_path / "out")}, {}))
+    assert not (tmp_path / "out" / "LATEST").exists()
+
+
+def test_events_out_of_order_are_refused(night, tmp_path):
+    """Buckets rely on the order that files have: what another tool has sorted anew can't be read."""
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    for part in (first / "events").rglob("*.parquet"):
+        pl.read_parquet(part, hive_partitioning=False).reverse().write_parquet(part)
+    given = {"snapshot": str(first), "out": str(tmp_path / "out"), "split": "last-trip", "buckets": 8}
+    with pytest.raises(DataError, match="not in the order"):
+        pipeline.expand(resolve(given, {}))
+
+
+def test_an_id_that_no_vocabulary_has_is_refused(night, tmp_path):
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    items = pl.read_parquet(first / "items.parquet")
+    items[:-5].write_parquet(first / "items.parquet")
+    with pytest.raises(DataError, match="names an id"):
+        pipeline.expand(resolve({"snapshot": str(first), "out": str(tmp_path / "out")}, {}))
+
+
 def test_expand_needs_a_snapshot(tmp_path):
     with pytest.raises(ConnectError, match="no snapshot"):
         pipeline.expand(resolve({"snapshot": str(tmp_path), "out": str(tmp_path / "out")}, {}))
