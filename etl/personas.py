@@ -26,6 +26,10 @@ _SEED_FIELDS = {
 }
 
 
+DROPPED = ("unknown_category", "not_a_finite_number")
+"""Why a number of a seed's `category_affinities` is not used."""
+
+
 @dataclass(frozen=True)
 class PersonaTally:
     """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
@@ -35,7 +39,7 @@ class PersonaTally:
 
     rows: int = 0
     values_by_source: dict[str, int] = field(default_factory=dict)
-    affinities_dropped: dict[str, int] = field(default_factory=dict)
+    affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
 
     def __add__(self, other: PersonaTally) -> PersonaTally:
         return PersonaTally(
@@ -97,11 +101,9 @@ def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tu
     usable = judged.filter("known", "finite").select(
         "user_id", "category", millionths=round_to_millionths(pl.col("number").clip(0.0, 1.0))
     )
-    dropped = {
-        "unknown_category": judged.filter(~pl.col("known")).height,
-        "not_a_finite_number": judged.filter(pl.col("known") & ~pl.col("finite")).height,
-    }
-    return usable, dropped
+    unknown = judged.filter(~pl.col("known")).height
+    no_number = judged.filter(pl.col("known") & ~pl.col("finite")).height
+    return usable, dict(zip(DROPPED, (unknown, no_number), strict=True))
 
 
 def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str]) -> dy.DataFrame[Affinities]:
