@@ -41,10 +41,29 @@ class Vocabularies:
     trips: pl.Series
 
     @cached_property
-    def types(self) -> dict[str, pl.Enum]:
-        """By column of ids the Enum whose physical values are the codes."""
-        items = pl.Enum(self.items)
-        return {"user_id": pl.Enum(self.users), "trip_id": pl.Enum(self.trips), **dict.fromkeys(LISTS, items)}
+    def lookups(self) -> dict[str, _Lookup]:
+        """By column of ids what finds their codes."""
+        items = _Lookup(self.items)
+        return {"user_id": _Lookup(self.users), "trip_id": _Lookup(self.trips), **dict.fromkeys(LISTS, items)}
+
+
+class _UnknownIdError(Exception):
+    """An id that the vocabulary doesn't have."""
+
+
+class _Lookup:
+    """Finds ids in a vocabulary by halving: nothing is built anew for each batch, however many ids there are."""
+
+    def __init__(self, ids: pl.Series) -> None:
+        self._order = None if ids.is_sorted() else ids.arg_sort()
+        self._ids = ids if self._order is None else ids.gather(self._order)
+
+    def rows(self, ids: pl.Series) -> pl.Series:
+        """The row of each (UInt32). Raises _UnknownIdError where one isn't there."""
+        places = self._ids.search_sorted(ids).clip(0, max(0, len(self._ids) - 1))
+        if len(ids) and (not len(self._ids) or not self._ids.gather(places).equals(ids)):
+            raise _UnknownIdError
+        return (places if self._order is None else self._order.gather(places)).cast(pl.UInt32)
 
 
 def read_events(
@@ -124,23 +143,23 @@ def _batches(
                     yield _coded(batch, names, city, vocabularies)
         except FileNotFoundError:
             raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
-        except pl.exceptions.PolarsError:
+        except _UnknownIdError:
             raise DataError(
                 f"{path} names an id that users, items or trips don't have. Publish the snapshot again."
             ) from None
+        except (pa.ArrowException, OSError, KeyError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
 
 
 def _coded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, vocabularies: Vocabularies) -> pl.DataFrame:
-    types = vocabularies.types
+    lookups = vocabularies.lookups
     columns = {}
     for name, text in names.items():
         column = batch.column(text)
         if text in LISTS:
-            columns[name] = lists_of(column.value_lengths().to_numpy(), _codes(column.flatten(), types[text]))
+            columns[name] = lists_of(column.value_lengths().to_numpy(), _codes(column.flatten(), lookups[text]))
         else:
-            columns[name] = _codes(column, types[text]) if text in types else pl.Series(column)
+            columns[name] = _codes(column, lookups[text]) if text in lookups else pl.Series(column)
     unread = {
         name: pl.lit([], dtype=dtype) if isinstance(dtype, pl.List) else pl.lit("")
         for name, dtype in CODED.schema.items()
@@ -150,7 +169,6 @@ def _coded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, vocabular
     return whole.select(CODED.columns).cast(CODED.schema)
 
 
-def _codes(column: pa.DictionaryArray, wanted: pl.Enum) -> pl.Series:
+def _codes(column: pa.DictionaryArray, lookup: _Lookup) -> pl.Series:
     """The codes of a column of texts: each text of its dictionary is looked up once."""
-    of_dictionary = pl.Series(column.dictionary, dtype=pl.String).cast(wanted).to_physical().cast(pl.UInt32)
-    return of_dictionary.gather(pl.Series(column.indices))
+    return lookup.rows(pl.Series(column.dictionary, dtype=pl.String)).gather(pl.Series(column.indices))
