@@ -134,7 +134,7 @@ def with_asyncpg(url: str, script: Callable[[], Script] = night) -> None:
 
 
 async def _with_asyncpg(url: str, script: Callable[[], Script]) -> None:
-    import asyncpg  # type: ignore[import-untyped,unused-ignore]  # noqa: PLC0415 - it may be missing
+    import asyncpg  # noqa: PLC0415 - it may be missing
 
     # Not the URL itself: asyncpg does not look for the socket's folder in it when there is a host, too.
     said = conninfo_to_dict(url)
