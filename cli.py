@@ -423,10 +423,10 @@ def _expand(settings: Settings) -> Answer:
 
 
 def _publishing(title: str, publish: Callable[..., Any], settings: Settings) -> Answer:
-    from etl import summary
-
     with _progress() as progress:
         report = publish(settings, progress=progress)
+    from etl import summary  # what is shown at the end need not be waited for at the beginning
+
     shown: list[RenderableType | str] = [summary.run_summary(title, report, profile=settings.profile), ""]
     shown += [f"Warning: {warning}" for warning in report.warnings]
     shown += [f"Note: {note}" for note in report.notes]
@@ -449,10 +449,13 @@ def _probe(settings: Settings) -> Answer:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A line on a terminal's stderr that says how far something long is; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _of: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None, visible=False)
 
         def show(what: str, done: int, of: int) -> None:
