@@ -327,11 +327,14 @@ def _write_events(
     total, before = RankedTally(), None
     for bucket in range(buckets):
         progress("rankings", bucket, buckets)
+        slots = source.slots_of(bucket)
+        if slots.is_empty() and bucket < buckets - 1:  # nobody's days; the last one stands for all where there are none
+            continue
         with report.step("rankings") as rows:
             own = of_buckets.get(bucket, Personas.create_empty())
             ranked = rank(
                 source.trips_of(bucket),
-                source.slots_of(bucket),
+                slots,
                 source.nodes,
                 own["user_id"].unique(),
                 read_affinities(Personas.cast(own), source.categories),
@@ -375,8 +378,10 @@ def _logged(
     report.counts |= {"set_aside": aside.counts, "events_left_out": logged.left_out}
     with report.step("compact"):
         for bucket in range(buckets):
-            ordered = in_slot_order(logged.slots.take(bucket))
-            compaction.add(bucket, with_shown(in_file_order(logged.events.take(bucket)), ordered))
+            of_bucket = logged.events.take(bucket)
+            if of_bucket.height:
+                ordered = in_slot_order(logged.slots.take(bucket))
+                compaction.add(bucket, with_shown(in_file_order(of_bucket), ordered))
         dataset = compaction.dataset(logged.users, logged.personas, logged.nodes, earlier)
     return dataset, logged.rows_read
 

@@ -144,7 +144,8 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, 
     with _Staging(training, options, folder, scratch, published) as staging:
         for number, events in enumerate(ahead(training.buckets())):
             progress("stage files", number, dataset.events.buckets)
-            staging.add(events)
+            if events.height:
+                staging.add(events)
         progress("stage files", dataset.events.buckets, dataset.events.buckets)
         return staging.end()
 

@@ -41,7 +41,7 @@ def as_given(options: oracle.Settings) -> dict:
     return chosen
 
 
-BUCKETS = (2, 1, 7, 64)
+BUCKETS = (2, 1, 7, 16)
 """How the work is cut decides nothing: every world is worked on in one of these ways."""
 
 
