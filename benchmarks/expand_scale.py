@@ -24,16 +24,15 @@ import polars as pl
 
 from benchmarks.measure import alone, watched
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant
-from benchmarks.worlds import Source, chunks
-from etl.affinity import affinity_model
+from benchmarks.worlds import Source, chunks, ranked
 from etl.buckets import bucket_of, buckets_for, shelf
 from etl.compact import CODED, LISTS, Compaction, Vocabulary
 from etl.config import resolve
-from etl.contracts import DIMENSIONS, Affinities, Nodes, Slots, Trips
+from etl.contracts import DIMENSIONS
 from etl.extract import LOGGED_EVENTS
 from etl.journal import Report
 from etl.pipeline import utc_now
-from etl.rankings import in_file_order, rank
+from etl.rankings import in_file_order
 from etl.release import Release, output, silently
 from etl.snapshot import LATEST, find_snapshot
 
@@ -54,7 +53,7 @@ def made(folder: str, scale: float, seed: int = 0) -> str:
         waiting = shelves.enter_context(shelf(scratch, buckets, _SHOWN))
         users, personas = [], []
         for source in chunks(scale, seed):
-            events = _ranked(source, compaction, seed)
+            events = _coded(source, compaction, seed)
             waiting.put(events, events.select(bucket_of(pl.col("user_id"), buckets)).to_series())
             users.append(source.users)
             personas.append(_personas(source))
@@ -66,17 +65,9 @@ def made(folder: str, scale: float, seed: int = 0) -> str:
     return str(report.snapshot)
 
 
-def _ranked(source: Source, compaction: Compaction, seed: int) -> pl.DataFrame:
-    ranked = rank(
-        Trips.cast(source.trips),
-        Slots.cast(source.slots),
-        Nodes.cast(source.nodes),
-        source.users["user_id"],
-        Affinities.cast(source.affinities),
-        affinity_model().unknown,
-        seed,
-    ).events.select(_SHOWN.columns)
-    return ranked.with_columns(compaction.coded(ranked[name]) for name in LISTS)
+def _coded(source: Source, compaction: Compaction, seed: int) -> pl.DataFrame:
+    events = ranked(source, seed).select(_SHOWN.columns)
+    return events.with_columns(compaction.coded(events[name]) for name in LISTS)
 
 
 def _personas(source: Source) -> pl.DataFrame:

@@ -5,39 +5,23 @@ among equal affinities come from hashes that PostgreSQL has at hand. Two more li
 difference in the synthetic world: numbers are rounded from their decimals and not from the float64, and nothing looks for
 dates that leave the years 1 to 9999 or are infinite.
 
-    python -m benchmarks.pure_sql [--database-url URL] [--scale 1] [--rounds 5] [--save]
+Compared and timed by `benchmarks.night`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
-from collections.abc import Sequence
-from typing import Any
 
 import psycopg
 
-from benchmarks.measure import side_by_side, timed
-from benchmarks.row_by_row import BACKFILL, Rows, require_equal
+from benchmarks.row_by_row import BACKFILL, Rows
 from benchmarks.surroundings import (
     PREFIX,
     SEED,
     SHADOW,
-    circumstances,
-    fresh_database,
-    keep,
-    server,
-    tidy,
-    variant,
-    variants_table,
 )
-from etl import pipeline
 from etl.affinity import affinity_model
 from etl.candidates import TOP
-from etl.config import resolve
-from etl.errors import EtlError
 from etl.load import REGISTRY
 from etl.prisma import quote_literal
 from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
@@ -248,55 +232,3 @@ def comparable(url: str) -> tuple[Rows, Rows]:
     """
     with psycopg.connect(url) as connection:
         return connection.execute(_PERSONAS_ASKED).fetchall(), connection.execute(_EVENTS_ASKED).fetchall()
-
-
-def measure(url: str, rounds: int) -> dict[str, Any]:
-    """Compare the rows with those of our run, then time it. The database holds a synthetic world."""
-    with tempfile.TemporaryDirectory(prefix="bpr-pure-sql-") as out:
-        pipeline.run(resolve({"database_url": url, "out": out}, {}))
-    ours = comparable(url)
-    night(url)
-    require_equal(ours, comparable(url), "Pure SQL")
-
-    def once() -> float:
-        tidy(url)
-        return timed(lambda: night(url))
-
-    seconds = side_by_side({"pure SQL": once}, rounds)
-    return {
-        "made_with": circumstances(url),
-        "rows": {"personas": len(ours[0]), "events": len(ours[1])},
-        "variants": {name: variant(each) for name, each in seconds.items()},
-        "targets": [],
-    }
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The seconds."""
-    return variants_table(results["variants"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pure_sql", description="The night as SQL alone.")
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the synthetic world")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/pure_sql.json and .md")
-    given = parser.parse_args(arguments)
-    try:
-        with server(given.database_url) as url_of, fresh_database(url_of, "sql") as url:
-            pipeline.synth(resolve({"database_url": url, "scale": given.scale}, {}))
-            results = measure(url, given.rounds) | {"scale": given.scale}
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(markdown(results), end="")
-    if given.save:
-        head = f"# A night as SQL alone, at scale {given.scale:g}\n\nNothing to backfill; it publishes nothing."
-        keep("pure_sql", results, head, markdown(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

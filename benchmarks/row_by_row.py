@@ -3,39 +3,25 @@
 An implementation of its own, in plain Python, for the databases that benchmarks make. It writes what `run` writes, row for
 row, and publishes nothing. One script of statements is played by two drivers: psycopg, and asyncpg where that is installed.
 
-    python -m benchmarks.row_by_row [--database-url URL] [--scale 1] [--rounds 3] [--save]
+Compared and timed by `benchmarks.night`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.measure import side_by_side, timed
 from benchmarks.plainly import events, hash64, personas, ranked, row_id
 from benchmarks.surroundings import (
     SHADOW,
-    circumstances,
-    fresh_database,
-    keep,
-    server,
-    tidy,
-    variant,
-    variants_table,
 )
-from etl import pipeline
-from etl.config import resolve
-from etl.errors import EtlError
 from etl.load import BACKFILLED, REGISTRY
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -188,57 +174,3 @@ def require_equal(ours: tuple[Rows, Rows], theirs: tuple[Rows, Rows], who: str) 
         if mine != other:
             first = next((pair for pair in zip(mine, other, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
             raise RuntimeError(f"{who} gives other rows of {table}: {len(mine)} and {len(other)}; first {first}.")
-
-
-def measure(url: str, rounds: int) -> dict[str, Any]:
-    """Compare the rows with those of our run, then time the drivers. The database holds a synthetic world."""
-    with tempfile.TemporaryDirectory(prefix="bpr-row-by-row-") as out:
-        pipeline.run(resolve({"database_url": url, "out": out}, {}))
-    ours = written(url)
-    there = drivers()
-    for name, play in there.items():
-        play(url)
-        require_equal(ours, written(url), name)
-
-    def once(play: Callable[[str], None]) -> float:
-        tidy(url)
-        return timed(lambda: play(url))
-
-    seconds = side_by_side({name: partial(once, play) for name, play in there.items()}, rounds)
-    return {
-        "made_with": circumstances(url),
-        "rows": {"personas": len(ours[0]), "events": len(ours[1])},
-        "variants": {name: variant(each) for name, each in seconds.items()},
-        "targets": [],
-    }
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The seconds of each driver."""
-    return variants_table(results["variants"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.row_by_row", description="The night, row by row.")
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the synthetic world")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/row_by_row.json and .md")
-    given = parser.parse_args(arguments)
-    try:
-        with server(given.database_url) as url_of, fresh_database(url_of, "rows") as url:
-            pipeline.synth(resolve({"database_url": url, "scale": given.scale}, {}))
-            results = measure(url, given.rounds) | {"scale": given.scale}
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(markdown(results), end="")
-    if given.save:
-        head = f"# A night row by row, at scale {given.scale:g}\n\nNothing to backfill; the rows are those that `run` writes."
-        keep("row_by_row", results, head, markdown(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -94,12 +94,9 @@ def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: tuple[int, ...]) 
     return pairs.with_columns(affinity=pl.Series(rng.random(pairs.height).round(_DECIMALS)))
 
 
-def _publish(world: Source, folder: Path, seed: int) -> Path:
-    """Rank, write the events as a snapshot has them, and have `expand` make a whole snapshot of that.
-
-    What is known here of the insides is `rank`; the rest is the published format.
-    """
-    ranked = rank(
+def ranked(world: Source, seed: int) -> pl.DataFrame:
+    """The ranking events of a world (`rankings.Ranked.events`): what is known here of the insides."""
+    return rank(
         Trips.cast(world.trips),
         Slots.cast(world.slots),
         Nodes.cast(world.nodes),
@@ -107,9 +104,13 @@ def _publish(world: Source, folder: Path, seed: int) -> Path:
         Affinities.cast(world.affinities),
         affinity_model().unknown,
         seed,
-    )
+    ).events
+
+
+def _publish(world: Source, folder: Path, seed: int) -> Path:
+    """Write the ranked events in the published format, and have `expand` make a whole snapshot of that."""
     with tempfile.TemporaryDirectory(prefix="bpr-events-") as source:
-        _bare_snapshot(world, ranked.events, Path(source))
+        _bare_snapshot(world, ranked(world, seed), Path(source))
         options = {"snapshot": source, "out": str(folder), "seed": seed, "negatives": ["ranking"], "min_catalog": 50}
         report = expand(resolve(options, {}))
     if report.snapshot is None:

@@ -43,8 +43,13 @@ def by_bucket(frame: pl.DataFrame, buckets: int) -> dict[int, pl.DataFrame]:
     """Rows with a `user_id` by bucket, in their order; a bucket without rows is left out."""
     if buckets == 1:
         return {0: frame}
-    marked = frame.with_columns(_bucket=bucket_of(pl.col("user_id"), buckets))
-    parts = marked.partition_by("_bucket", as_dict=True, include_key=False, maintain_order=True)
+    return _parted(frame, frame.select(bucket_of(pl.col("user_id"), buckets)).to_series())
+
+
+def _parted(frame: pl.DataFrame, bucket: pl.Series) -> dict[int, pl.DataFrame]:
+    parts = frame.with_columns(_bucket=bucket).partition_by(
+        "_bucket", as_dict=True, include_key=False, maintain_order=True
+    )
     return {int(str(number)): rows for (number,), rows in parts.items()}
 
 
@@ -72,12 +77,8 @@ class Shelf:
         if self.buckets == 1:
             self._held.append(frame)
             return
-        for (number,), rows in (
-            frame.with_columns(_bucket=bucket)
-            .partition_by("_bucket", as_dict=True, include_key=False, maintain_order=True)
-            .items()
-        ):
-            self.put_whole(rows, int(str(number)))
+        for number, rows in _parted(frame, bucket).items():
+            self.put_whole(rows, number)
 
     def put_whole(self, frame: pl.DataFrame, bucket: int) -> None:
         """Put rows down that all belong to one bucket."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from etl.compact import LISTS, Dataset
 from etl.parquet import arrow
-from etl.triples import I32, SOURCES, U32, Block, Coded
+from etl.triples import I32, SOURCES, Block, Coded, Lists
 
 Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
@@ -185,6 +185,5 @@ def _dictionary(places: I32, codes: Codes, texts: pa.StringArray) -> pa.Dictiona
 
 def _lists(lists: pl.Series, texts: pa.StringArray) -> pa.ListArray:
     """A column of lists of codes as lists of texts."""
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lists.list.len().to_numpy(), dtype=np.int64)])
-    codes: U32 = lists.explode(empty_as_null=False).to_numpy()
-    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), _by_first(codes, texts))
+    held = Lists.of(lists)
+    return pa.ListArray.from_arrays(pa.array(held.ends.astype(np.int32)), _by_first(held.codes, texts))

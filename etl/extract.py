@@ -99,7 +99,7 @@ def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: Se
 def _put(slots: Shelf, rows: pl.DataFrame, trips: pl.DataFrame | None) -> None:
     """Put slots into the buckets of their trips' users; `trips` is None where there is one bucket."""
     if trips is None:
-        slots.put(rows, pl.Series())
+        slots.put_whole(rows, 0)
         return
     owned = rows.join(trips.select("trip_id", "user_id"), on="trip_id")
     slots.put(owned.drop("user_id"), owned.select(bucket_of(pl.col("user_id"), slots.buckets)).to_series())

@@ -263,16 +263,17 @@ class _Expansion:
             of_pairs = mix64(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
             order = mix64(of_pairs[pair] ^ self.nodes[code])
         per_pair = np.bincount(pair, minlength=len(pairs.event))
-        without = first + pairs.event[per_pair == 0]
+        event = (first + pairs.event).astype(np.int32)
+        without = event[per_pair == 0]
         through = without[self._has_seen_all(without)]
         return Block(
-            (first + pairs.event).astype(np.int32)[pair],
+            event[pair],
             pairs.code[pair],
             code,
             source,
             self.marks.among(pairs, candidates)[pair],
             order,
-            Long((first + pairs.event).astype(np.int32), pairs.code),
+            Long(event, pairs.code),
             per_pair,
             len(pairs.event) - len(without),
             {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)},
@@ -317,7 +318,7 @@ class _Expansion:
         order = np.argsort(both[0], kind="stable")
         return both[0][order], both[1][order], both[2][order]
 
-    def _has_seen_all(self, events: I64) -> Flags:
+    def _has_seen_all(self, events: I32) -> Flags:
         """Whether nothing was left to draw for these events, and something could have been offered."""
         if not (self.negatives.catalog and len(self.catalogue.codes)):
             return np.zeros(len(events), np.bool_)
