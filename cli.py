@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import typer
 from etl import __version__
 from etl.config import ENVIRONMENT_PREFIX, Settings, resolve, wants_json
 from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError
+from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +48,7 @@ def _option(flag: str, text: str, panel: str = "Options", **more: Any) -> Any:
     return typer.Option(flag, help=f"{text} [env: {variable}]", rich_help_panel=panel, show_default=False, **more)
 
 
-_DB, _WHAT, _HOW = "Database", "What is published", "How it is done"
+_DB, _WHAT, _HOW, _LIMITS = "Database", "What is published", "How it is done", "Limits"
 Url = Annotated[
     str | None,
     _option("--database-url", "PostgreSQL or Prisma URL; else DIRECT_URL, DATABASE_URL.", _DB, metavar="URL"),
@@ -56,6 +58,39 @@ NamingOption = Annotated[
     str | None, _option("--naming", "Table names: auto (default), model or mapped (snake case).", _DB)
 ]
 Prefix = Annotated[str | None, _option("--shadow-prefix", "Start of a shadow user's email; default shadow-.", _DB)]
+Domain = Annotated[
+    str | None,
+    _option("--shadow-domain", "Only addresses of this domain are shadow users'; default: any.", _DB, metavar="DOMAIN"),
+]
+WaitLock = Annotated[
+    bool | None, _option("--wait-lock/--no-wait-lock", "Wait where another run is at work; default: exit 6.", _DB)
+]
+MaxWait = Annotated[float | None, _option("--max-wait", "For how many seconds --wait-lock waits; default 3600.", _DB)]
+ExpectUsers = Annotated[
+    str | None,
+    _option(
+        "--expect-users",
+        "Exit 5 unless there are so many shadow users, like 747±5% (or 747+-5%).",
+        _LIMITS,
+        metavar="N±P%",
+    ),
+]
+MaxShadowShare = Annotated[
+    str | None,
+    _option(
+        "--max-shadow-share", "Exit 5 when a larger share of all users would be shadow users.", _LIMITS, metavar="SHARE"
+    ),
+]
+MaxBad = Annotated[
+    str | None,
+    _option(
+        "--max-bad", "Exit 5 when a larger share of some kind of row was set aside, like 1%.", _LIMITS, metavar="SHARE"
+    ),
+]
+Role = Annotated[
+    str | None,
+    _option("--role", "Print the GRANTs that this database role needs, instead of the tables.", metavar="NAME"),
+]
 Seed = Annotated[int | None, _option("--seed", "Seed of ids, ties and latencies; default 0.")]
 Out = Annotated[str | None, _option("--out", "Folder that snapshots are published to; default out.", _WHAT)]
 AudienceOption = Annotated[str | None, _option("--audience", "Whose events: shadow (default), real or all.", _WHAT)]
@@ -143,8 +178,10 @@ class Answer:
     exit_code: int = 0
 
 
-def _do(options: dict[str, Any], work: Callable[[Settings], Answer]) -> None:
+def _do(options: dict[str, Any], work: Callable[[Settings, Stop], Answer]) -> None:
     """Resolve the settings, do the work, show its answer, leave with its exit code.
+
+    The work hears signals (`etl.stopping`). Who was stopped by one ends by it, as its caller expects of a program.
 
     `options` are a command's `locals()`, so that a parameter's name is its setting's.
     """
@@ -156,19 +193,29 @@ def _do(options: dict[str, Any], work: Callable[[Settings], Answer]) -> None:
     try:
         settings = resolve(given, os.environ)
         as_json = settings.json
-        answer = work(settings)
+        answer = interruptible(lambda stop: work(settings, stop))
     except EtlError as error:
         if as_json:
             _print_json(
                 {"ok": False, "exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
             )
         typer.echo(f"Error: {error}", err=True)
+        if isinstance(error, StoppedError):
+            _end_by(error.signal)
         raise typer.Exit(error.exit_code) from None
     if as_json:
         _print_json({"ok": answer.exit_code == 0, "exit_code": answer.exit_code, **answer.facts})
     else:
         _show(answer.shown)
     raise typer.Exit(answer.exit_code)
+
+
+def _end_by(number: int) -> None:
+    """End as if the signal had not been caught: shells, make and systemd tell that from a failure."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _print_json(answer: dict[str, Any]) -> None:
@@ -208,6 +255,7 @@ def run(
     schema: Schema = None,
     naming: NamingOption = None,
     shadow_prefix: Prefix = None,
+    shadow_domain: Domain = None,
     out: Out = None,
     audience: AudienceOption = None,
     negatives: Negatives = None,
@@ -224,6 +272,11 @@ def run(
     buckets: Buckets = None,
     profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
+    expect_users: ExpectUsers = None,
+    max_shadow_share: MaxShadowShare = None,
+    max_bad: MaxBad = None,
+    wait_lock: WaitLock = None,
+    max_wait: MaxWait = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
     seed: Seed = None,
@@ -241,6 +294,7 @@ def export(
     schema: Schema = None,
     naming: NamingOption = None,
     shadow_prefix: Prefix = None,
+    shadow_domain: Domain = None,
     out: Out = None,
     audience: AudienceOption = None,
     negatives: Negatives = None,
@@ -257,6 +311,11 @@ def export(
     buckets: Buckets = None,
     profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
+    expect_users: ExpectUsers = None,
+    max_shadow_share: MaxShadowShare = None,
+    max_bad: MaxBad = None,
+    wait_lock: WaitLock = None,
+    max_wait: MaxWait = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
     seed: Seed = None,
@@ -284,6 +343,8 @@ def expand(
     buckets: Buckets = None,
     profile: Profile = None,
     skip_unchanged: SkipUnchanged = None,
+    wait_lock: WaitLock = None,
+    max_wait: MaxWait = None,
     probe: Probe = None,
     fail_below: FailBelow = None,
     seed: Seed = None,
@@ -312,6 +373,7 @@ def validate(
     schema: Schema = None,
     naming: NamingOption = None,
     shadow_prefix: Prefix = None,
+    shadow_domain: Domain = None,
     snapshot: Snapshot = None,
     config: Config = None,
     json_: Json = None,
@@ -319,7 +381,9 @@ def validate(
     """Check a database against the job's laws, or a snapshot against its manifest; exit 5 when one is broken."""
     _do(
         locals(),
-        lambda settings: _validate_snapshot(settings.snapshot) if settings.snapshot else _validate_database(settings),
+        lambda settings, stop: (
+            _validate_snapshot(settings.snapshot) if settings.snapshot else _validate_database(settings, stop)
+        ),
     )
 
 
@@ -353,12 +417,13 @@ def demo(
 @schema_app.command("print", epilog="Example: bpr-etl schema print --format prisma --naming mapped")
 def schema_print(
     format_: Format = None,
+    role: Role = None,
     schema: Schema = None,
     naming: NamingOption = None,
     config: Config = None,
     json_: Json = None,
 ) -> None:
-    """Print the tables that are needed, as SQL or as Prisma models."""
+    """Print the tables that are needed, as SQL or as Prisma models; with --role the GRANTs of a least-privilege role."""
     _do(locals(), _schema_print)
 
 
@@ -404,27 +469,27 @@ def db_url(data_dir: DataDir = None, config: Config = None, json_: Json = None) 
     _do(locals(), _db_url)
 
 
-def _run(settings: Settings) -> Answer:
+def _run(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    return _publishing("bpr-etl run", pipeline.run, settings)
+    return _publishing("bpr-etl run", pipeline.run, settings, stop)
 
 
-def _export(settings: Settings) -> Answer:
+def _export(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    return _publishing("bpr-etl export", pipeline.export, settings)
+    return _publishing("bpr-etl export", pipeline.export, settings, stop)
 
 
-def _expand(settings: Settings) -> Answer:
+def _expand(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    return _publishing("bpr-etl expand", pipeline.expand, settings)
+    return _publishing("bpr-etl expand", pipeline.expand, settings, stop)
 
 
-def _publishing(title: str, publish: Callable[..., Any], settings: Settings) -> Answer:
+def _publishing(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
     with _progress() as progress:
-        report = publish(settings, progress=progress)
+        report = publish(settings, progress=progress, stop=stop)
     from etl import summary  # what is shown at the end need not be waited for at the beginning
 
     shown: list[RenderableType | str] = [summary.run_summary(title, report, profile=settings.profile), ""]
@@ -436,11 +501,11 @@ def _publishing(title: str, publish: Callable[..., Any], settings: Settings) -> 
     return Answer(report.facts_for_json(), shown, NothingToDo.exit_code if nothing else 0)
 
 
-def _probe(settings: Settings) -> Answer:
+def _probe(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline, summary
 
     with _progress() as progress:
-        found = pipeline.probe(settings, progress)
+        found = pipeline.probe(settings, progress, stop)
     warnings = list(found.warnings())
     shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
     return Answer({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
@@ -464,10 +529,10 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _validate_database(settings: Settings) -> Answer:
+def _validate_database(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline, summary
 
-    found = pipeline.validate(settings)
+    found = pipeline.validate(settings, stop)
     facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
     shown: list[RenderableType | str] = [
         summary.rows_table("The design's validation query", found.rows),
@@ -490,19 +555,19 @@ def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
     return [summary.findings_table("Laws", ((f.law, f.broken, f.detail) for f in findings))]
 
 
-def _synth(settings: Settings) -> Answer:
+def _synth(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    rows = pipeline.synth(settings)
+    rows = pipeline.synth(settings, stop)
     return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
 
-def _demo(settings: Settings) -> Answer:
+def _demo(settings: Settings, stop: Stop) -> Answer:
     from etl import demo as demonstration
 
-    with demonstration.server(settings) as prepared:
+    with demonstration.server(settings, stop) as prepared:
         log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
-        ran, validated = _run(prepared.settings), _validate_database(prepared.settings)
+        ran, validated = _run(prepared.settings, stop), _validate_database(prepared.settings, stop)
     return Answer(
         {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
         [*ran.shown, "", *validated.shown, "", *prepared.where_to_look(_command())],
@@ -516,27 +581,30 @@ def _command() -> str:
     return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
 
 
-def _schema_print(settings: Settings) -> Answer:
-    from etl import prisma
+def _schema_print(settings: Settings, _stop: Stop) -> Answer:
+    from etl import prisma, privileges
 
     naming = prisma.Naming("mapped" if settings.naming == "mapped" else "model", settings.schema or "public")
-    text = prisma.schema_sql(naming) if settings.format == "sql" else prisma.schema_prisma(naming)
+    if settings.role is not None:
+        text = privileges.grants(naming, settings.role)
+    else:
+        text = prisma.schema_sql(naming) if settings.format == "sql" else prisma.schema_prisma(naming)
     return Answer({"format": settings.format, "text": text}, [text])
 
 
-def _schema_check(settings: Settings) -> Answer:
+def _schema_check(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    findings = pipeline.schema_check(settings)
+    findings = pipeline.schema_check(settings, stop)
     facts = {"findings": [asdict(finding) for finding in findings]}
     shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
     return Answer(facts, shown, SchemaError.exit_code if findings else 0)
 
 
-def _schema_apply(settings: Settings) -> Answer:
+def _schema_apply(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    created = pipeline.schema_apply(settings)
+    created = pipeline.schema_apply(settings, stop)
     return Answer({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
 
 
@@ -546,14 +614,14 @@ def _data_dir(settings: Settings) -> Path:
     return Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
 
 
-def _db_start(settings: Settings) -> Answer:
+def _db_start(settings: Settings, _stop: Stop) -> Answer:
     from etl import embedded
 
     server = embedded.start(_data_dir(settings))
     return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()])
 
 
-def _db_stop(settings: Settings) -> Answer:
+def _db_stop(settings: Settings, _stop: Stop) -> Answer:
     from etl import embedded
 
     stopped = embedded.stop(_data_dir(settings))
@@ -561,7 +629,7 @@ def _db_stop(settings: Settings) -> Answer:
     return Answer({"stopped": stopped}, [said], 0 if stopped else NothingToDo.exit_code)
 
 
-def _db_url(settings: Settings) -> Answer:
+def _db_url(settings: Settings, _stop: Stop) -> Answer:
     from etl import embedded
 
     server = embedded.running(_data_dir(settings))

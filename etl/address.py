@@ -1,14 +1,20 @@
 """A database's address: from what a Prisma project or libpq calls a URL to what the two drivers take.
 
-Pure: the environment is passed in. Nothing here ever puts a password into a message.
+Pure: the environment is passed in. Nothing here ever puts a password into a message, or a part of one: an address that can
+be read in two ways, since a character in it should have been percent-encoded, is refused without being repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from typing import Any, TextIO
+from urllib.parse import quote, quote_plus, unquote
 
 from etl.errors import SettingsError
 
@@ -45,18 +51,33 @@ _LIBPQ = {
     "gssencmode": "PGGSSENCMODE",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
+    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
+    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
+    "sslsni": "PGSSLSNI",
+    "sslkeylogfile": "PGSSLKEYLOGFILE",
+    "krbsrvname": "PGKRBSRVNAME",
+    "gsslib": "PGGSSLIB",
+    "gssdelegation": "PGGSSDELEGATION",
+    "min_protocol_version": "PGMINPROTOCOLVERSION",
+    "max_protocol_version": "PGMAXPROTOCOLVERSION",
 }
 _LIBPQ_ONLY_URL = frozenset(
     {
         *("application_name", "fallback_application_name", "connect_timeout", "client_encoding", "replication"),
         *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
-        *("sslcompression", "sslsni", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
-        *("krbsrvname", "gsslib", "gssdelegation"),
+        *("sslcompression", "sslpassword", "scram_client_key", "scram_server_key"),
+        *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
     }
 )
+_SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
 _CONNECTORX_UNDERSTANDS = frozenset({"host", "port", "dbname", "user", "password", "sslmode"})
 _HARMLESS = frozenset({"application_name", "fallback_application_name", "connect_timeout", "client_encoding"})
 _POOLER_PORT = "6543"
+_ENCODE = "A password with / ? # @ : or % in it must be percent-encoded (%2F %3F %23 %40 %3A %25)."
+
+# A password may hold bytes that are no UTF-8: they come back as they were.
+_decode = partial(unquote, errors="surrogateescape")
+_encode = partial(quote, safe="", errors="surrogateescape")
 
 
 @dataclass(frozen=True)
@@ -76,9 +97,7 @@ class Address:
 
     def scrub(self, text: str) -> str:
         """The text without this address's passwords."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return scrub(text, self.secrets)
 
     def connectorx_url(self, *, tls: bool) -> str | None:
         """The URL for connectorx, which does not negotiate: it is told to use TLS where libpq found it in use."""
@@ -94,47 +113,75 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     `sslmode` must not be dropped in silence.
     """
     url = url.strip()
-    if "://" not in url:
+    secrets = secrets_of(url, environ)
+    scheme, after, rest = url.partition("://")
+    if not after or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         if "=" not in url:
             raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
-        return Address(url, None, "its address is a list of libpq's key=value words", None, None)
-    scheme, _, rest = url.partition("://")
+        pooler = _pooler({}, _require_words(url))
+        return Address(url, None, "its address is a list of libpq's key=value words", None, pooler, secrets)
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
             f"The database URL's scheme is {scheme!r}; it must be postgresql. "
             "For Prisma Accelerate or a local Prisma server give the direct URL (DIRECT_URL)."
         )
     authority, question, query = rest.partition("?")
-    parameters = parse_qsl(query, keep_blank_values=True) if question else []
-    _refuse_unknown([name for name, _ in parameters])
+    parameters = _parameters(query) if question else []
+    _refuse_unknown([name for name, _ in parameters], repeat="@" not in query)
     prisma = {name: value for name, value in parameters if name in _PRISMA}
     libpq = {name: value for name, value in parameters if name not in _PRISMA}
     parts = _split(authority) | {k: v for k, v in libpq.items() if v}
     obstacle = _obstacle(parts, environ)
     return Address(
-        libpq=f"postgresql://{authority}" + (f"?{urlencode(libpq, quote_via=quote)}" if libpq else ""),
+        libpq=f"postgresql://{_for_libpq(authority)}" + (f"?{_query(libpq)}" if libpq else ""),
         connectorx=None if obstacle else _connectorx(parts),
         obstacle=obstacle,
         schema=prisma.get("schema") or None,
         pooler=_pooler(prisma, parts),
-        secrets=tuple({s for s in (parts.get("password"), quote(parts.get("password", ""))) if s}),
+        secrets=secrets,
     )
 
 
-def _refuse_unknown(names: list[str]) -> None:
-    unknown = [n for n in names if n not in _PRISMA and n not in _LIBPQ and n not in _LIBPQ_ONLY_URL]
-    if unknown:
-        raise SettingsError(
-            f"The database URL has a parameter that neither Prisma nor libpq knows: {', '.join(sorted(unknown))}. "
-            "Correct or remove it."
-        )
+def _parameters(query: str) -> list[tuple[str, str]]:
+    """Names and values of a URL's query, as libpq reads them: a `+` is a plus."""
+    words = (word.partition("=") for word in query.split("&") if word)
+    return [(_decode(name), _decode(value)) for name, _, value in words]
+
+
+def _query(parameters: Mapping[str, str]) -> str:
+    return "&".join(f"{_encode(name)}={_encode(value)}" for name, value in parameters.items())
+
+
+def _for_libpq(authority: str) -> str:
+    """The same, but for an `@` in the password: libpq takes the first for the end of it, Prisma and we the last."""
+    credentials, at, rest = authority.rpartition("@")
+    return credentials.replace("@", "%40") + at + rest
+
+
+def _refuse_unknown(names: Iterable[str], *, repeat: bool) -> None:
+    """Raise SettingsError for names that nobody knows. Not `repeat`ed where they may be pieces of a password."""
+    known = {*_LIBPQ, *_LIBPQ_ONLY_URL}
+    unknown = sorted({name for name in names if name not in known | _PRISMA})
+    if not unknown:
+        return
+    words = [name for name in unknown if re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
+    shown = f": {', '.join(words)}" if repeat and words else ""
+    near = {match for name in words for match in difflib.get_close_matches(name, known | _PRISMA, 1)}
+    hint = f" (did you mean {' or '.join(sorted(near))}?)" if near and repeat else ""
+    raise SettingsError(
+        f"The database URL has a parameter that neither Prisma nor libpq knows{shown}{hint}. Correct or remove it."
+        + ("" if repeat else f" {_ENCODE}")
+    )
 
 
 def _split(authority: str) -> dict[str, str]:
     """User, password, host, port and database of `user:password@host:port/database`, as far as they are there."""
-    address, _, database = authority.partition("/")
-    credentials, at, hosts = address.rpartition("@")
+    credentials, at, place = authority.rpartition("@")
+    hosts, _, database = place.partition("/")
     user, _, password = credentials.partition(":") if at else ("", "", "")
+    ports = [each[1:].partition("]")[2] if each.startswith("[") else each for each in hosts.split(",")]
+    if "/" in credentials or not all(re.fullmatch(r"[^:]*(:[0-9]*)?", each) for each in ports):
+        raise SettingsError(f"The database URL has a port that is no number. {_ENCODE}")
     if hosts.startswith("["):  # an IPv6 address
         host, _, port = hosts[1:].partition("]")
         port = port.lstrip(":")
@@ -143,7 +190,41 @@ def _split(authority: str) -> dict[str, str]:
     if "," in hosts:
         host, port = hosts, ""
     found = {"user": user, "password": password, "host": host, "port": port, "dbname": database}
-    return {name: unquote(value) for name, value in found.items() if value}
+    return {name: _decode(value) for name, value in found.items() if value}
+
+
+_WORD = re.compile(
+    r"\s*([^\s=]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|\Z)", re.DOTALL
+)
+
+
+def _words(text: str) -> Iterator[tuple[str, str]]:
+    """Names and values of libpq's `name=value name='quoted value'`, as far as they can be told apart."""
+    place = 0
+    while match := _WORD.match(text, place):
+        name, quoted, plain = match.groups()
+        yield name, re.sub(r"\\(.)", r"\1", quoted if quoted is not None else plain or "", flags=re.DOTALL)
+        place = match.end()
+    if text[place:].strip():
+        yield "", text[place:]
+
+
+def _require_words(text: str) -> dict[str, str]:
+    """The words by name. Raises SettingsError for what libpq would repeat in its complaint: it may be half a password."""
+    words = dict(_words(text))
+    if "" in words:
+        raise SettingsError(
+            "The database address's name=value words can't be told apart: a value with a space in it stands in single "
+            "quotes, and ' and \\ in it have a \\ before them."
+        )
+    unknown = [name for name in words if name not in _LIBPQ and name not in _LIBPQ_ONLY_URL]
+    if unknown:
+        near = {match for name in unknown for match in difflib.get_close_matches(name, _LIBPQ, 1)}
+        hint = f" (did you mean {' or '.join(sorted(near))}?)" if near else ""
+        raise SettingsError(
+            f"The database address has a name=value word that libpq does not know{hint}. Correct or remove it."
+        )
+    return words
 
 
 def _obstacle(parts: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
@@ -172,14 +253,12 @@ def _connectorx(parts: Mapping[str, str]) -> str:
     socket = parts["host"].startswith("/")
     host = "localhost" if socket else parts["host"]
     host = f"[{host}]" if ":" in host else host
-    credentials = quote(parts["user"], safe="") + (
-        f":{quote(parts['password'], safe='')}" if "password" in parts else ""
-    )
+    credentials = _encode(parts["user"]) + (f":{_encode(parts['password'])}" if "password" in parts else "")
     port = f":{parts['port']}" if "port" in parts else ""
-    query = urlencode({"host": parts["host"]}, quote_via=quote) if socket else ""
+    query = _query({"host": parts["host"]}) if socket else ""
     if parts.get("sslmode") == "disable":
         query += ("&" if query else "") + "sslmode=disable"
-    return f"postgresql://{credentials}@{host}{port}/{quote(parts['dbname'], safe='')}" + (f"?{query}" if query else "")
+    return f"postgresql://{credentials}@{host}{port}/{_encode(parts['dbname'])}" + (f"?{query}" if query else "")
 
 
 def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
@@ -188,3 +267,77 @@ def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
     if parts.get("port") == _POOLER_PORT:
         return f"port {_POOLER_PORT} is usually one"
     return None
+
+
+# --- what is not said -----------------------------------------------------------------------------------------------
+
+
+# Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word.
+_IN_URL = re.compile(r"(://[^\s:/?#@]*:)[^\s\"]*@")
+_IN_WORDS = re.compile(
+    rf"\b((?:{'|'.join(_SECRET)})\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE | re.DOTALL
+)
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets, and without whatever else stands where an address has a password."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _IN_WORDS.sub(r"\1***", _IN_URL.sub(r"\1***@", text))
+
+
+class Discreet:
+    """A text stream that puts out no password, whoever writes to it: a log, a traceback, a library with a complaint."""
+
+    def __init__(self, stream: TextIO, secrets: Iterable[str] = ()) -> None:
+        self._stream, self._secrets = stream, tuple(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Put out these no longer, either."""
+        self._secrets = _longest_first({*self._secrets, *secrets})
+
+    def write(self, text: str) -> int:
+        """Write the text without secrets."""
+        self._stream.write(scrub(text, self._secrets))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write lines without secrets."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The passwords of whatever may be an address among the words of a command line and the values of an environment."""
+    addresses = [*words, *(value for value in environ.values() if "://" in value)]
+    return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
+
+
+def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Every form of every password of an address and of libpq's environment, the longest first. Raises nothing."""
+    raw = [environ.get("PGPASSWORD", "")]
+    _, after, rest = url.strip().partition("://")
+    if after:
+        authority, _, query = rest.partition("?")
+        raw.append(authority.rpartition("@")[0].partition(":")[2])
+        raw += [word.partition("=")[2] for word in query.split("&") if _decode(word.partition("=")[0]) in _SECRET]
+    raw += [value for name, value in _words(url) if name in _SECRET]
+    return _longest_first({form for each in raw for form in _forms(each) if form})
+
+
+def _longest_first(secrets: set[str]) -> tuple[str, ...]:
+    """So that none is cut in two by another that it begins with."""
+    return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
+
+
+def _forms(raw: str) -> Iterator[str]:
+    """How a password may stand in a text: as it was given, plain, percent-encoded, and within quotes."""
+    for plain in (raw, _decode(raw)):
+        encoded = [encode(plain, errors="surrogateescape") for encode in (quote, partial(quote, safe=""), quote_plus)]
+        yield from (plain, *encoded)
+        yield from (re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), each) for each in encoded)
+        yield from (json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1], repr(plain)[1:-1])
+        yield plain.replace("\\", "\\\\").replace("'", "\\'")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -28,6 +29,21 @@ MOST_DRAWS = 1_000
 MOST_ALPHA = 10.0
 
 SplitKind = Literal["none", "last-trip", "time"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How many of something there should be, give or take a share of it."""
+
+    number: int
+    tolerance: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.number:,}±{self.tolerance * 100:g}%"
+
+    def holds(self, found: int) -> bool:
+        """Whether a number is near enough."""
+        return abs(found - self.number) <= self.number * self.tolerance
 
 
 @dataclass(frozen=True)
@@ -162,3 +178,25 @@ def _weight(city: str, value: Any) -> float:
     if not 0 < weight < math.inf:
         raise SettingsError(f'must be a city and a number above 0, like "New York=2", not {f"{city}={value}"!r}')
     return weight
+
+
+_EXPECTED = re.compile(r"\s*(\d+)\s*(?:(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?)\s*%)?\s*")
+
+
+def parse_expected(word: str) -> Expected:
+    """`747`, `747±5%`, or `747+-5%` where the keyboard has no ±. Raises SettingsError."""
+    found = _EXPECTED.fullmatch(word, 0)
+    if not found or len(word) > 40:
+        raise SettingsError("must be a number like 747, or one with a tolerance like 747±5% (or 747+-5%)")
+    return Expected(int(found[1]), float(found[2] or 0) / 100)
+
+
+def parse_part(word: Any) -> float:
+    """A share of a whole: `1%`, or a number from 0 to 1. Raises SettingsError."""
+    try:
+        number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(word, bool) or not 0 <= number <= 1:
+        raise SettingsError("must be a share like 1%, or a number from 0 to 1")
+    return number

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.address import Address, parse_address
-from etl.choices import MOST_ALPHA, parse_city_weights, parse_negatives, parse_split
+from etl.choices import MOST_ALPHA, parse_city_weights, parse_expected, parse_negatives, parse_part, parse_split
 from etl.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
@@ -102,6 +102,19 @@ def _prefix(value: Any) -> str:
     return str(value)
 
 
+def _domain(value: Any) -> str:
+    domain = _text(value).removeprefix("@")
+    if not domain or "@" in domain:
+        raise SettingsError("must be the domain of an address, like example.test")
+    return domain
+
+
+def _expected(value: Any) -> str:
+    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    parse_expected(word)
+    return word
+
+
 def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
     return field(default=default, metadata={"parse": parse})
 
@@ -114,6 +127,12 @@ class Settings:
     schema: str | None = _setting(_text, None)
     naming: Literal["auto", "model", "mapped"] = _setting(_choice("auto", "model", "mapped"), "auto")
     shadow_prefix: str = _setting(_prefix, "shadow-")
+    shadow_domain: str | None = _setting(_domain, None)
+    max_shadow_share: float | None = _setting(parse_part, None)
+    expect_users: str | None = _setting(_expected, None)
+    max_bad: float | None = _setting(parse_part, None)
+    wait_lock: bool = _setting(_flag, default=False)
+    max_wait: float = _setting(_positive, 3600.0)
     seed: int = _setting(_whole(0), 0)
     out: str = _setting(_text, "out")
     audience: Literal["shadow", "real", "all"] = _setting(_choice("shadow", "real", "all"), "shadow")
@@ -138,6 +157,7 @@ class Settings:
     data_dir: str | None = _setting(_text, None)
     snapshot: str | None = _setting(_text, None)
     format: Literal["sql", "prisma"] = _setting(_choice("sql", "prisma"), "sql")
+    role: str | None = _setting(_text, None)
     json: bool = _setting(_flag, default=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -153,10 +173,26 @@ class Settings:
         """The PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
         return self.schema or address.schema or "public"
 
+    @property
+    def patience(self) -> float:
+        """For how many seconds another run's lock is waited for."""
+        return self.max_wait if self.wait_lock else 0.0
+
     def public(self) -> dict[str, Any]:
         """What decides the result and holds no secret: goes into the manifest."""
         names = [
-            *("schema", "naming", "shadow_prefix", "seed", "audience", "negatives", "reject", "catalog_alpha", "split"),
+            *(
+                "schema",
+                "naming",
+                "shadow_prefix",
+                "shadow_domain",
+                "seed",
+                "audience",
+                "negatives",
+                "reject",
+                "catalog_alpha",
+                "split",
+            ),
             *("min_catalog", "small_catalog", "city_weight", "shuffle", "ids", "rows_per_file", "vocab_from"),
         ]
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}

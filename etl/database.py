@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from adbc_driver_postgresql import dbapi as adbc
 from etl.address import Address
 from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError
 from etl.prisma import quote_literal
+from etl.stopping import Stop
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +36,13 @@ RETRIES = 5
 
 READ_CONNECTIONS = 2
 """How many connections read at once. More does not pay on two cores: the server has to produce the rows, too."""
+
+
+SETTLE_SECONDS = 60.0
+"""How long a lost COMMIT's outcome is asked for, before it counts as unknown."""
+
+POLL_SECONDS = 0.2
+"""Between two looks at something that another process has to do first."""
 
 
 class ConflictError(EtlError):
@@ -47,8 +57,10 @@ class Connection:
     Every method raises a kind of EtlError, with the server's own first line and never the row that it complains about.
     """
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self, address: Address, stop: Stop) -> None:
+        self.address, self.stop = address, stop
+        self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
+        self._closing, self._closed = threading.Lock(), False
         with self._translated():
             self._connection = adbc.connect(address.libpq, autocommit=True)
 
@@ -92,16 +104,40 @@ class Connection:
             return int(cursor.adbc_ingest(table, rows, mode="create", temporary=True))
 
     def begin(self, mode: str) -> None:
-        """Open a transaction; `mode` as in SQL's SET TRANSACTION."""
+        """Open a transaction; `mode` as in SQL's SET TRANSACTION.
+
+        It bears `name`, so that it can be found among the server's; and the server looks every two seconds whether we are
+        still there, so that a killed run's long query ends, and its locks with it (Linux servers can).
+        """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
         self.execute(f"SET TRANSACTION {mode}")
+        self.rows(
+            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), "
+            "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
+        )
 
     def commit(self) -> None:
-        """Commit, and go back to autocommit."""
-        with self._translated():
-            self._connection.adbc_connection.commit()
-            self._connection.adbc_connection.set_autocommit(True)
+        """Commit, and go back to autocommit. Whether it happened is never guessed: where the reply is lost, it is looked up.
+
+        Raises ConnectError when it did not happen, and when nobody can say; StoppedError when an end was asked for before.
+        """
+        xid, process = self.rows("SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()")[0]
+        self.stop.shield()
+        try:
+            with self._translated():
+                self._connection.adbc_connection.commit()
+                self._connection.adbc_connection.set_autocommit(True)
+        except EtlError as error:
+            if xid is None:  # nothing was written
+                raise
+            _settle(self, str(xid), int(process), error)
+
+    def cancel(self) -> None:
+        """Have the server cancel what this connection waits for, if it is open. From any thread."""
+        with self._closing:
+            if not self._closed:
+                self._connection.adbc_cancel()
 
     def rollback(self) -> None:
         """Roll back what is open, if anything is, and go back to autocommit. A lost connection has rolled back already."""
@@ -112,39 +148,83 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; the server rolls back and unlocks what was open."""
-        with suppress(adbc_errors.Error, RuntimeError):
+        with self._closing, suppress(adbc_errors.Error, RuntimeError):
+            self._closed = True
             self._connection.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        if not self.stop.shielded:
+            self.stop.check()
         try:
             yield
         except adbc_errors.Error as error:
+            if not self.stop.shielded:
+                self.stop.check()  # it was cancelled
             raise _translate(error, self.address) from None
 
 
 @contextmanager
-def connect(address: Address) -> Iterator[Connection]:
-    """A connection for the length of a block. Raises ConnectError when the server can't be reached or refuses us."""
-    connection = Connection(address)
+def connect(address: Address, stop: Stop | None = None) -> Iterator[Connection]:
+    """A connection for the length of a block; what it waits for is cancelled when an end is asked for.
+
+    Raises ConnectError when the server can't be reached or refuses us, StoppedError.
+    """
+    stop = stop or Stop()
+    connection = Connection(address, stop)
     try:
-        yield connection
+        with stop.calling(connection.cancel):
+            yield connection
     finally:
         connection.close()
 
 
+def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> None:
+    """Return where a COMMIT that failed has happened all the same. Raises ConnectError where it has not, or nobody can say.
+
+    PostgreSQL remembers what became of a transaction (pg_xact_status); ours may be open still, where the server has not
+    noticed that we are gone: then its session is ended first.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        status = None
+        with suppress(EtlError), connect(connection.address) as another:
+            ended = another.rows(
+                f"SELECT pg_xact_status({quote_literal(xid)}::xid8), (SELECT count(pg_terminate_backend(pid)) "
+                f"FROM pg_stat_activity WHERE pid = {process} AND application_name = {quote_literal(connection.name)})"
+            )
+            status = ended[0][0]
+        if status == "committed":
+            log.warning("The reply to COMMIT was lost (%s); the server says that it was done.", error)
+            return
+        if status == "aborted":
+            if isinstance(error, ConflictError):
+                raise error
+            raise ConnectError(f"{error} The server says that COMMIT was not done: nothing was written. Run again.")
+        if time.monotonic() > deadline:
+            raise ConnectError(
+                f"{error} That was in the middle of COMMIT, and for {SETTLE_SECONDS:g} s the server could not say whether "
+                "it was done. Nothing was published; run again when the server is back: that mends either case."
+            )
+        time.sleep(POLL_SECONDS)
+
+
 @contextmanager
-def locked(connection: Connection, schema: str) -> Iterator[int]:
+def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[int]:
     """Hold the session advisory lock of (database, schema), and give its key for `require_lock`.
 
-    Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it.
+    Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it, and does
+    so for longer than `wait` seconds.
     """
     key = int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
-    if connection.rows(f"SELECT pg_try_advisory_lock({key})") != [(True,)]:
-        raise LockedError(
-            f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key}). "
-            "Wait for it to end, or end it."
-        )
+    deadline = time.monotonic() + wait
+    while connection.rows(f"SELECT pg_try_advisory_lock({key})") != [(True,)]:
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
+                f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
+            )
+        connection.stop.pause(POLL_SECONDS)
     try:
         yield key
     finally:
@@ -171,20 +251,45 @@ def require_lock(connection: Connection, key: int) -> None:
 
 @contextmanager
 def transaction(connection: Connection, *, read_only: bool = False, keep: bool = True) -> Iterator[None]:
-    """A REPEATABLE READ transaction: COMMIT at the end of the block, ROLLBACK when it raises or when `keep` is False."""
-    connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
+    """A REPEATABLE READ transaction: COMMIT at the end of the block, ROLLBACK when it raises or when `keep` is False.
+
+    From COMMIT on the run's `Stop` is shielded.
+    """
     try:
+        connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
         yield
         if keep:
             connection.commit()
     except BaseException:
         connection.rollback()
+        connection.stop.unshield()
         raise
     if not keep:
         connection.rollback()
 
 
-def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> tuple[T, int]:
+def require_unmoved(connection: Connection, tables: Iterable[str]) -> None:
+    """Raise ConflictError where a table was rewritten, emptied or replaced since the open transaction's snapshot.
+
+    ALTER TABLE and TRUNCATE are not bound by snapshots: who looks at such a table later sees no rows, where there are many.
+    `tables` are quoted names. The snapshot's `relfilenode` is compared with the one in use now, which `pg_relation_filenode`
+    tells; whoever has read or written the table holds it as it is until the transaction ends, so this comes last.
+    """
+    names = ", ".join(f"({quote_literal(name)})" for name in tables)
+    moved = connection.rows(
+        f"WITH RECURSIVE part(name, oid) AS (SELECT v.name, to_regclass(v.name)::oid FROM (VALUES {names}) v(name) "
+        "UNION ALL SELECT part.name, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid) "
+        "SELECT DISTINCT part.name FROM part LEFT JOIN pg_catalog.pg_class c ON c.oid = part.oid "
+        "WHERE c.oid IS NULL OR NULLIF(c.relfilenode, 0) IS DISTINCT FROM NULLIF(pg_relation_filenode(c.oid), 0) ORDER BY 1"
+    )
+    if moved:
+        raise ConflictError(
+            f"{', '.join(name for (name,) in moved)} {'was' if len(moved) == 1 else 'were'} rewritten, emptied or replaced in "
+            "the middle of this run (by a migration?)."
+        )
+
+
+def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tuple[T, int]:
     """Do `attempt` until no serialisation failure ends it, RETRIES times at most; gives its result and the retries.
 
     Raises ConflictError when every attempt was in somebody's way.
@@ -216,6 +321,7 @@ class Reading:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
+                self._connection.stop.check()
                 obstacle = self._connection.address.scrub(
                     str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 )
@@ -235,8 +341,27 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
         yield Reading(connection, queries, None)
         return
     snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
-    with ThreadPoolExecutor(1, thread_name_prefix="reading") as aside:
-        yield Reading(connection, queries, aside.submit(_read_connectorx, url, queries, snapshot))
+    name = f"{connection.name}:reading"
+    with (
+        connection.stop.calling(lambda: _end_sessions(connection.address, name)),
+        ThreadPoolExecutor(1, thread_name_prefix="reading") as aside,
+    ):
+        frames = aside.submit(_read_connectorx, url, queries, snapshot, name)
+        try:
+            yield Reading(connection, queries, frames)
+        except BaseException:
+            if not frames.done():  # what it waits for is wanted no more
+                with suppress(EtlError):
+                    _end_sessions(connection.address, name)
+            raise
+
+
+def _end_sessions(address: Address, name: str) -> None:
+    """End the sessions that bear a name: connectorx can't be told to stop, its server processes can."""
+    with connect(address) as connection:
+        connection.rows(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {quote_literal(name)}"
+        )
 
 
 class Behind:
@@ -278,10 +403,11 @@ def behind() -> Iterator[Behind]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
+def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str, name: str) -> _Frames:
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
+        f"SET application_name = {quote_literal(name)}",
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
     ]
@@ -309,6 +435,11 @@ _PLAIN = {
         "The server cancelled the query: {first}. Raise statement_timeout, or run at a quieter time.",
     ),
     "55P03": (ConnectError, "A lock was not to be had in time: {first}. Run again at a quieter time."),
+    "25P03": (
+        ConnectError,
+        "The server ended the connection: {first}. Raise idle_in_transaction_session_timeout for this role.",
+    ),
+    "25P04": (ConnectError, "The server ended the connection: {first}. Raise transaction_timeout for this role."),
     "25006": (ConnectError, "The server takes no writes: {first}. Connect to the primary, not to a standby."),
 }
 _BY_CLASS = {

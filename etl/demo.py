@@ -12,6 +12,7 @@ from etl.address import parse_address
 from etl.config import Settings
 from etl.database import connect
 from etl.prisma import quote_identifier
+from etl.stopping import Stop
 
 DATABASE = "bpr_etl_demo"
 
@@ -39,14 +40,14 @@ class Prepared:
 
 
 @contextmanager
-def server(settings: Settings) -> Iterator[Prepared]:
+def server(settings: Settings, stop: Stop | None = None) -> Iterator[Prepared]:
     """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before."""
     data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
     with embedded.borrowed(data_dir) as started:
-        with connect(parse_address(started.url(), {})) as connection:
+        with connect(parse_address(started.url(), {}), stop) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
         url = started.url(DATABASE)
         own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
-        pipeline.synth(own)
+        pipeline.synth(own, stop)
         yield Prepared(own, url, data_dir)

@@ -39,6 +39,7 @@ _STATE = Path("/var/lib/bpr-etl")  # root's own: the default data folder, and co
 _SOCKETS = Path("/tmp")  # noqa: S108
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LOG_NAME = "server.log"
+_BORROWED = "bpr-etl.borrowed"  # in the data folder of a server that its borrowers started, and that the last one stops
 _SECONDS = 60  # that a start, a stop or a recovery may take
 _OURS = "# Written by bpr-etl"  # how pg_hba.conf begins in a data folder of ours, of any version
 _ACCESS = f"{_OURS} at every start: changes made here are lost.\n"
@@ -94,37 +95,29 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
 def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Server:
     """Start the server of this data folder, which is made on first use; a running one is returned as it is.
 
-    The server outlives the calling process and ignores its Ctrl-C: `stop` ends it. `parameters` are settings as in
-    postgresql.conf, for this start only, and without effect on a server that runs already; those that keep the server
-    closed can't be given. Any number of processes may call this at once.
+    The server outlives the calling process and ignores its Ctrl-C: `stop` ends it, also where borrowers had started it.
+    `parameters` are settings as in postgresql.conf, for this start only, and without effect on a server that runs already;
+    those that keep the server closed can't be given. Any number of processes may call this at once.
     """
-    data_dir = data_dir.resolve()
-    account = _account()
-    with _plain_sentences(data_dir):
-        _require_usable_name(data_dir)
-        _require_reachable(data_dir, account)
-        programs = _programs(account)
-        with _locked(data_dir, account) as socket_dir:
-            options = _options(parameters or {}, socket_dir)
-            if _is_new(data_dir, account, programs):
-                _initialise(data_dir, account, programs)
-            if _postmaster(data_dir) is None:
-                _clear_stale_locks(data_dir, socket_dir, account)
-                _write_access(data_dir, account)
-                _launch(data_dir, account, programs, options)
-            return _await(data_dir)
+    with _prepared(data_dir.resolve()) as preparation:
+        return _start(preparation, parameters or {}, borrow=False)[0]
 
 
 @contextmanager
 def borrowed(data_dir: Path) -> Iterator[Server]:
-    """The server of a data folder for the length of a block; stopped at the end if it was not running before."""
-    was_running = running(data_dir) is not None
-    server = start(data_dir)
+    """The server of a data folder for the length of a block; stopped at the end if it was not running before.
+
+    Of several borrowers the last one out stops it. One that was killed leaves it running, and counts for nothing: the next
+    one's end is the server's. A server that `start` was called for stays.
+    """
+    data_dir = data_dir.resolve()
+    with _prepared(data_dir) as preparation:
+        server, hold = _start(preparation, {}, borrow=True)
     try:
         yield server
     finally:
-        if not was_running:
-            stop(data_dir)
+        if hold is not None:
+            _give_back(data_dir, hold)
 
 
 def running(data_dir: Path) -> Server | None:
@@ -146,18 +139,107 @@ def stop(data_dir: Path) -> bool:
         if _postmaster(data_dir) is None:
             return False
         account = _account()
-        programs = _programs(account)
         with _locked(data_dir, account):
-            command = [programs.path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
-            done = _run(command, account)
-            if done.returncode != 0:
-                if _postmaster(data_dir) is None:  # somebody else was faster
-                    return False
-                raise ConnectError(
-                    f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
-                    f"Its log is {data_dir / _LOG_NAME}."
-                )
+            return _stop(data_dir, account)
+
+
+# --- what starts and stops, under the lock --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """All that a start needs, while the lock is held."""
+
+    data_dir: Path
+    account: _Account
+    programs: _Programs
+    socket_dir: Path
+
+
+@contextmanager
+def _prepared(data_dir: Path) -> Iterator[_Preparation]:
+    account = _account()
+    with _plain_sentences(data_dir):
+        _require_usable_name(data_dir)
+        _require_reachable(data_dir, account)
+        programs = _programs(account)
+        with _locked(data_dir, account) as socket_dir:
+            yield _Preparation(data_dir, account, programs, socket_dir)
+
+
+def _start(preparation: _Preparation, parameters: Mapping[str, str], *, borrow: bool) -> tuple[Server, int | None]:
+    """Start the server if it does not run; gives it, and what holds it where it is borrowed and nobody else's."""
+    data_dir, account, programs = preparation.data_dir, preparation.account, preparation.programs
+    options = _options(parameters, preparation.socket_dir)
+    if _is_new(data_dir, account, programs):
+        _initialise(data_dir, account, programs)
+    runs = _postmaster(data_dir) is not None
+    # Marked before it is started: whatever kills us on the way, a server that runs unmarked is one that somebody wants.
+    hold = _hold(data_dir, account, fresh=not runs) if borrow else None
+    try:
+        if not borrow:
+            _unmark(data_dir, account)
+        if not runs:
+            _clear_stale_locks(data_dir, preparation.socket_dir, account)
+            _write_access(data_dir, account)
+            _launch(data_dir, account, programs, options)
+        return _await(data_dir), hold
+    except BaseException:
+        if hold is not None:
+            os.close(hold)
+        raise
+
+
+def _stop(data_dir: Path, account: _Account) -> bool:
+    command = [_programs(account).path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
+    done = _run(command, account)
+    if done.returncode != 0:
+        if _postmaster(data_dir) is None:  # somebody else was faster
+            return False
+        raise ConnectError(
+            f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
+            f"Its log is {data_dir / _LOG_NAME}."
+        )
+    _unmark(data_dir, account)
     return True
+
+
+# --- borrowers ------------------------------------------------------------------------------------------------------
+
+
+def _hold(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
+    """Count among the borrowers of a server, by a lock that ends with this process, however it ends.
+
+    None where the server runs for somebody who did not borrow it: it has no mark. `fresh` lays one.
+    """
+    mark = data_dir / _BORROWED
+    if fresh:
+        done = _run(["sh", "-c", ': > "$1"', "sh", str(mark)], account)  # by the folder's owner: see `_write_access`
+        if done.returncode != 0:
+            raise ConnectError(f"{mark} could not be written: {_last_words(done.stdout)}.")
+    try:
+        hold = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(hold, fcntl.LOCK_SH)
+    return hold
+
+
+def _give_back(data_dir: Path, hold: int) -> None:
+    """Stop a borrowed server, unless another borrower is still there, or somebody has made it their own meanwhile."""
+    account = _account()
+    try:
+        with _plain_sentences(data_dir), _locked(data_dir, account), suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(hold), (data_dir / _BORROWED).lstat()) and _postmaster(data_dir):
+                _stop(data_dir, account)
+    finally:
+        os.close(hold)
+
+
+def _unmark(data_dir: Path, account: _Account) -> None:
+    if (data_dir / _BORROWED).exists():
+        _run(["rm", "-f", str(data_dir / _BORROWED)], account)
 
 
 # --- who we are, and how programs are run ---------------------------------------------------------------------------

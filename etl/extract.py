@@ -22,18 +22,35 @@ _FIRST_US, _END_US = -62_135_596_800_000_000, 253_402_300_800_000_000  # year 1 
 
 @dataclass
 class SetAside:
-    """How many rows of each frame broke which rule, and so were not used: {frame: {rule: rows}}."""
+    """How many rows of each frame broke which rule, and so were not used: `counts` is {frame: {rule: rows}}.
+
+    A row may break several rules. `shares` has for each frame the rows that were set aside, and those that were looked at.
+    """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    shares: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def filter(self, schema: type[S], name: str, frame: pl.DataFrame) -> dy.DataFrame[S]:
         """The rows that keep the contract; the others are counted under `name`."""
         good, failures = schema.filter(frame, cast=True)
         for rule, rows in sorted(failures.counts().items()):
-            counts = self.counts.setdefault(name, {})
-            words = rule.replace("|", " ").strip()
-            counts[words] = counts.get(words, 0) + int(rows)
+            self._count(name, rule.replace("|", " ").strip(), int(rows))
+        self._share(name, frame.height - good.height, frame.height)
         return good
+
+    def unseen(self, name: str, rule: str, rows: int) -> None:
+        """Count rows of a frame that were not read at all, and why."""
+        if rows:
+            self._count(name, rule, rows)
+            self._share(name, rows, rows)
+
+    def _count(self, name: str, rule: str, rows: int) -> None:
+        counts = self.counts.setdefault(name, {})
+        counts[rule] = counts.get(rule, 0) + rows
+
+    def _share(self, name: str, bad: int, rows: int) -> None:
+        before = self.shares.get(name, (0, 0))
+        self.shares[name] = before[0] + bad, before[1] + rows
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: Se
             _put(slots, aside.filter(Slots, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
+    aside.unseen("trips", "user_is_gone", connection.number(queries.trips_of_nobody(scope)))
     return Source(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Trips, "trips", read["trips"]),

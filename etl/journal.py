@@ -16,6 +16,7 @@ from typing import Any
 
 from etl import __version__
 from etl.config import Settings
+from etl.stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Report:
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
+    stop: Stop = field(default_factory=Stop, repr=False, compare=False)
     _began: float = field(default_factory=time.perf_counter, repr=False)
 
     @property
@@ -88,7 +90,12 @@ class Report:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[int], None]]:
-        """Time a step, or go on with it; what the block calls with a number is added to the step's rows."""
+        """Time a step, or go on with it; what the block calls with a number is added to the step's rows.
+
+        Raises StoppedError where an end was asked for.
+        """
+        if not self.stop.shielded:
+            self.stop.check()
         step = self.entry(name)
         start = time.perf_counter()
         try:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from etl.contracts import PersonaRows
 from etl.database import Connection
 from etl.errors import DataError, SchemaError
+from etl.ledger import Written
 from etl.prisma import quote_identifier, quote_literal
 from etl.queries import Scope
 from etl.rankings import MODEL_NAME, MODEL_VERSION
@@ -98,13 +99,19 @@ class Replacement:
 
     def __init__(self, connection: Connection, scope: Scope, model: str) -> None:
         self._connection, self._scope, self._model = connection, scope, model
-        self._rows = self._checksum = 0
+        self._rows = self._checksum = self._deleted = 0
         self._columns: dict[str, pl.DataType] = {}
 
     def delete(self) -> int:
         """Delete what was there; gives how many rows."""
         table = self._scope.naming.table(self._model)
-        return self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+        self._deleted = self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+        return self._deleted
+
+    @property
+    def written(self) -> Written:
+        """What the table has been through so far."""
+        return Written(inserted=self._rows, deleted=self._deleted)
 
     def copy(self, rows: pl.DataFrame) -> None:
         """COPY some rows. Their checksum is made meanwhile: it is the server that works on the COPY."""

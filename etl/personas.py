@@ -117,11 +117,12 @@ def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str])
     )
     if not categories:  # an enum without values has no vectors
         return Affinities.create_empty()
-    long = (
-        vectors.unnest("vector")
-        .unpivot(index="user_id", variable_name="category", value_name="affinity")
-        .drop_nulls("affinity")
-    )
+    # By place and not by name: a category may be called "user_id", or "*", or what reads as a regular expression.
+    columns = vectors["vector"].struct.unnest().get_columns()
+    long = pl.concat(
+        vectors.select("user_id", category=pl.lit(category), affinity=column)
+        for category, column in zip(categories, columns, strict=True)
+    ).drop_nulls("affinity")
     return Affinities.validate(long.select(Affinities.column_names()), cast=True)
 
 

@@ -23,7 +23,17 @@ from etl.buckets import buckets_for, by_bucket, shelf
 from etl.compact import CODED, Compaction, Dataset, Vocabulary
 from etl.config import Settings
 from etl.contracts import Personas, Seeds, Slots
-from etl.database import Behind, Connection, behind, connect, locked, require_lock, transaction, with_retries
+from etl.database import (
+    Behind,
+    Connection,
+    behind,
+    connect,
+    locked,
+    require_lock,
+    require_unmoved,
+    transaction,
+    with_retries,
+)
 from etl.extract import (
     CODED_SLOTS,
     LOGGED_EVENTS,
@@ -35,12 +45,17 @@ from etl.extract import (
     seed_affinities,
 )
 from etl.journal import Progress, Report
+from etl.ledger import Ledger, Written
+from etl.limits import Limits, several_domains
 from etl.personas import Materialised, PersonaTally, materialise, read_affinities
+from etl.prisma import MODELS
+from etl.privileges import require_privileges
 from etl.publish import add_probe, writing
 from etl.queries import Scope
 from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
 from etl.snapshot import LATEST, open_snapshot, read_dataset, read_vocabulary
+from etl.stopping import Stop
 from etl.validate import Validated, validate_database
 
 EVENTS_PER_TRIP = 6
@@ -52,7 +67,7 @@ USERS_AT_A_TIME = 20_000
 if TYPE_CHECKING:
     from etl.probe import Probed
 
-_OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "audience", "vocab_from")
+_OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
 
 
 def utc_now() -> datetime:
@@ -60,41 +75,41 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def validate(settings: Settings) -> Validated:
+def validate(settings: Settings, stop: Stop | None = None) -> Validated:
     """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
     address = settings.address()
-    with connect(address) as connection:
-        scope, _ = _scope(connection, settings, settings.schema_in(address))
+    with connect(address, stop) as connection:
+        scope, _ = _scope(connection, settings, settings.schema_in(address), writes=False)
         with transaction(connection, read_only=True, keep=False):
             return validate_database(connection, scope)
 
 
-def synth(settings: Settings) -> dict[str, int]:
+def synth(settings: Settings, stop: Stop | None = None) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables."""
     from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
 
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address) as connection, locked(connection, name), transaction(connection):
+    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
         naming = schema.naming_for_apply(connection, name, settings.naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
         return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds)
 
 
-def schema_check(settings: Settings) -> list[schema.Finding]:
+def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
     """What is missing in the database, or does not fit."""
     address = settings.address()
-    with connect(address) as connection:
+    with connect(address, stop) as connection:
         naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
         return schema.check(connection, naming)
 
 
-def schema_apply(settings: Settings) -> list[str]:
+def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address) as connection, locked(connection, name), transaction(connection):
+    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
         return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
 
 
@@ -102,20 +117,24 @@ def run(
     settings: Settings,
     clock: Clock = utc_now,
     progress: Progress = silently,
+    stop: Stop | None = None,
 ) -> Report:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
 
-    Raises a kind of EtlError. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays None.
+    Raises a kind of EtlError; StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest
+    snapshot's data, `snapshot` stays None.
     """
+    stop = stop or Stop()
+    progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
-    with connect(address) as connection, ExitStack() as stack:
-        scope, advice = _scope(connection, settings, settings.schema_in(address))
-        out = stack.enter_context(output(settings))
-        lock = stack.enter_context(locked(connection, scope.naming.schema))
+    with connect(address, stop) as connection, ExitStack() as stack:
+        scope, advice = _scope(connection, settings, settings.schema_in(address), writes=True)
+        out = stack.enter_context(output(settings, stop))
+        lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
 
         def attempt() -> Report:
-            report = Report(uuid.uuid4().hex, clock(), notes=list(advice))
+            report = Report(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop)
             with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
                 release = Release(settings, report, out, staged, scratch, clock, progress)
                 with transaction(connection, keep=not settings.dry_run):
@@ -125,7 +144,7 @@ def run(
                 release.switch(name)
             return report
 
-        done, retries = with_retries(attempt)
+        done, retries = with_retries(attempt, stop.pause)
     done.retries = retries
     return done
 
@@ -134,32 +153,50 @@ def export(
     settings: Settings,
     clock: Clock = utc_now,
     progress: Progress = silently,
+    stop: Stop | None = None,
 ) -> Report:
-    """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database."""
+    """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
+
+    Raises a kind of EtlError, StoppedError.
+    """
+    stop = stop or Stop()
+    progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
-    report = Report(uuid.uuid4().hex, clock())
-    with connect(address) as connection, output(settings) as out, writing(settings.out):
-        scope, _ = _scope(connection, settings, settings.schema_in(address))
-        with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
-            release = Release(settings, report, out, staged, scratch, clock, progress)
-            with transaction(connection, read_only=True, keep=False):
-                dataset, rows_read = _logged(connection, scope, earlier, release, SetAside(), shelves)
-            report.counts["source_rows"] = rows_read
-            release.publish(dataset)
-    return report
+    with connect(address, stop) as connection, output(settings, stop) as out, writing(settings.out):
+        scope, _ = _scope(connection, settings, settings.schema_in(address), writes=False)
+
+        def attempt() -> Report:
+            report, aside = Report(uuid.uuid4().hex, clock(), stop=stop), SetAside()
+            with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
+                release = Release(settings, report, out, staged, scratch, clock, progress)
+                with transaction(connection, read_only=True, keep=False):
+                    _require_scope(connection, scope, release)
+                    dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
+                    require_unmoved(connection, map(scope.naming.table, MODELS))
+                report.counts["source_rows"] = rows_read
+                _limits(settings).require_few_bad(_bad(report, aside))
+                release.publish(dataset)
+            return report
+
+        done, retries = with_retries(attempt, stop.pause)
+    done.retries = retries
+    return done
 
 
 def expand(
     settings: Settings,
     clock: Clock = utc_now,
     progress: Progress = silently,
+    stop: Stop | None = None,
 ) -> Report:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
-    Raises ConnectError or DataError where it can't be read.
+    Raises ConnectError or DataError where it can't be read, StoppedError.
     """
-    report = Report(uuid.uuid4().hex, clock())
+    stop = stop or Stop()
+    progress = _heard(progress, stop)
+    report = Report(uuid.uuid4().hex, clock(), stop=stop)
     old = open_snapshot(Path(settings.snapshot or settings.out))
     with report.step("read") as rows:
         dataset = read_dataset(old, settings.buckets)
@@ -167,19 +204,19 @@ def expand(
     report.counts["expanded_from"] = old.manifest["snapshot"]
     # What decided the events stays what it was: only the triples' own options are ours.
     settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
-    with output(settings) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
+    with output(settings, stop) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
         Release(settings, report, out, staged, scratch, clock, progress).publish(dataset)
     return report
 
 
-def probe(settings: Settings, progress: Progress = silently) -> Probed:
+def probe(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> Probed:
     """Train a small model on a published snapshot's triples, and write what was found beside them.
 
     Raises ConnectError or DataError where the snapshot can't be read, DataError where nothing is held out, or where the AUC
     is below `fail_below`; then what was found is written all the same.
     """
     snapshot = open_snapshot(Path(settings.snapshot or settings.out))
-    found = probed(snapshot, settings, progress)
+    found = probed(snapshot, settings, _heard(progress, stop or Stop()))
     add_probe(snapshot, found.facts, found.line())
     require_auc(found, settings, "It was published all the same.")
     return found
@@ -190,6 +227,8 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     settings, report = release.settings, release.report
     aside = SetAside()
     with ExitStack() as stack:
+        _require_scope(connection, scope, release)
+        ledger = Ledger(connection, scope)
         buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
         slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:
@@ -205,6 +244,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
             compaction = Compaction(stack.enter_context(shelf(release.scratch, buckets, CODED)))
         ranked = _write_events(release, source, persona_rows, writer, events, compaction)
         report.counts |= _counts(source, made, ranked, persona_rows, aside)
+        _limits(settings).require_few_bad(_bad(report, aside))
         if compaction is not None:
             with report.step("compact"):
                 dataset = compaction.dataset(source.users, persona_rows, source.nodes, earlier)
@@ -217,7 +257,55 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     with report.step("backfill") as rows:
         report.counts["signals_backfilled"] = load.backfill(connection, scope)
         rows(report.counts["signals_backfilled"])
+    with report.step("check"):
+        meant = {
+            "ModelRegistry": Written(inserted=report.entry("registry").rows or 0),
+            "PersonaDimension": personas.written,
+            "RankingEvent": events.written,
+            "BehavioralSignal": Written(updated=report.counts["signals_backfilled"]),
+        }
+        report.warnings += ledger.require(meant)
+        require_unmoved(connection, map(scope.naming.table, MODELS))
     return release.finish(staged)
+
+
+def _heard(progress: Progress, stop: Stop) -> Progress:
+    """Progress that also listens: whoever tells it hears that an end was asked for."""
+
+    def tell(what: str, done: int, of: int) -> None:
+        stop.check()
+        progress(what, done, of)
+
+    return tell
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.expect_users, settings.max_shadow_share, settings.max_bad)
+
+
+def _require_scope(connection: Connection, scope: Scope, release: Release) -> None:
+    """Whose rows this run is about to replace: not more than was allowed, and said where it looks odd."""
+    settings, report = release.settings, release.report
+    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
+    shadow = sum(users for _, users in domains)
+    of = connection.number(queries.user_count(scope)) if settings.max_shadow_share is not None else None
+    _limits(settings).require_users(shadow, of)
+    if warning := several_domains(domains):
+        report.warnings.append(warning)
+
+
+def _bad(report: Report, aside: SetAside) -> dict[str, tuple[int, int]]:
+    """What was set aside of what there was, by kind: (rows, of)."""
+    counts = report.counts
+    dropped = sum(counts.get("affinities_dropped", {}).values())
+    skipped = sum(counts.get("days_without_event", {}).values())
+    left_out = sum(counts.get("events_left_out", {}).values())
+    return {
+        **{f"rows of {frame}": share for frame, share in aside.shares.items()},
+        "affinities of seeds": (dropped, aside.shares.get("seed_affinities", (0, 0))[1]),
+        "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
+        "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
+    }
 
 
 def _earlier_vocabulary(settings: Settings) -> Vocabulary:
@@ -230,11 +318,15 @@ def _earlier_vocabulary(settings: Settings) -> Vocabulary:
     return read_vocabulary(path)
 
 
-def _scope(connection: Connection, settings: Settings, schema_name: str) -> tuple[Scope, list[str]]:
-    """Whose rows, in which tables; and what is missing but not needed, in sentences."""
+def _scope(connection: Connection, settings: Settings, schema_name: str, *, writes: bool) -> tuple[Scope, list[str]]:
+    """Whose rows, in which tables; and what is missing but not needed, in sentences.
+
+    Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
+    """
     naming = schema.detect_naming(connection, schema_name, settings.naming)
     advice = [finding.detail for finding in schema.require(connection, naming)]
-    return Scope(naming, settings.shadow_prefix), advice
+    require_privileges(connection, naming, writes=writes)
+    return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 
 
 def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -19,12 +20,13 @@ from typing import Any
 
 from etl.errors import ConnectError, LockedError, SettingsError
 from etl.parquet import file_sha256
-from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, Snapshot
+from etl.snapshot import LATEST, MANIFEST, PROBE, SNAPSHOTS, STAGING, Snapshot
 from etl.stage import FileEntry, Staged
+from etl.stopping import Stop
 
 FORMAT = 1
-STAGING = ".staging-"
-PROBE = "probe.json"
+POLL_SECONDS = 0.2
+"""Between two looks at whether another run still holds the folder."""
 
 
 class Store:
@@ -58,25 +60,29 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Path, name: str) -> Path:
-        """Make a staged snapshot the newest: rename it, then name it in LATEST. Each step is atomic and on disk."""
+        """Make a staged snapshot the newest: rename it, then name it in LATEST. Each step is atomic and on disk.
+
+        `write_manifest` has put what was staged on disk.
+        """
         snapshots = self.root / SNAPSHOTS
         snapshots.mkdir(exist_ok=True)
-        _sync_tree(staged)
+        _sync(self.root)
         final = snapshots / name
         staged.rename(final)
         _sync(snapshots)
-        _write_synced(self.root / f"{STAGING}{LATEST}", name)
-        (self.root / f"{STAGING}{LATEST}").replace(self.root / LATEST)
+        _replace_synced(self.root, LATEST, name)
         _sync(self.root)
         return final
 
 
 @contextmanager
-def open_store(out: str) -> Iterator[Store]:
+def open_store(out: str, wait: float = 0.0, stop: Stop | None = None) -> Iterator[Store]:
     """Hold `out` for writing: made when it isn't there, cleared of what a killed run left.
 
-    Raises SettingsError for what is not a local folder, LockedError when another run writes there.
+    Raises SettingsError for what is not a local folder, LockedError when another run writes there, and does so for longer
+    than `wait` seconds; StoppedError.
     """
+    stop = stop or Stop()
     if "://" in out:
         raise SettingsError(f"--out {out.split('://', maxsplit=1)[0]}://... is not supported yet; give a local folder.")
     root = Path(out)
@@ -85,17 +91,28 @@ def open_store(out: str) -> Iterator[Store]:
         # The lock is on the folder itself, so that no lock file stays behind; it ends with the process.
         handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(
-                f"Another run is publishing to {root}. Wait for it to end, or give another --out."
-            ) from None
+        deadline = time.monotonic() + wait
+        while not _flock(handle):
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"Another run is publishing to {root}{f', and did for {wait:g} s' if wait else ''}. "
+                    "Wait for it to end (--wait-lock), or give another --out."
+                )
+            stop.pause(POLL_SECONDS)
         for litter in root.glob(f"{STAGING}*"):
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         yield Store(root)
     finally:
         os.close(handle)
+
+
+def _flock(handle: int) -> bool:
+    """Take the lock if nobody has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -110,7 +127,10 @@ def writing(out: str) -> Iterator[None]:
 
 
 def write_manifest(staged: Path, facts: Mapping[str, Any], account: Staged, now: datetime) -> str:
-    """Write the manifest, last in the snapshot, and give the snapshot's name: `<UTC time>-<short content hash>`."""
+    """Write the manifest, last in the snapshot, and put it all on disk: before COMMIT, since it takes time.
+
+    Gives the snapshot's name: `<UTC time>-<short content hash>`.
+    """
     content = account.content_sha256
     name = f"{now:%Y%m%dT%H%M%S%f}Z-{content[:12]}"
     manifest = {
@@ -122,31 +142,37 @@ def write_manifest(staged: Path, facts: Mapping[str, Any], account: Staged, now:
         "files": [asdict(entry) for entry in [*account.files, *account.beside]],
     }
     _write_synced(staged / MANIFEST, _json(manifest))
+    _sync_tree(staged)
     return name
 
 
 def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
     """Write what a probe found beside the data of a snapshot, staged or published; gives its entry in the manifest."""
-    path = folder / PROBE
-    _write_synced(folder / f"{STAGING}{PROBE}", _json(facts))
-    (folder / f"{STAGING}{PROBE}").replace(path)
+    path = _replace_synced(folder, PROBE, _json(facts))
+    _sync(folder)
     return FileEntry(PROBE, 0, path.stat().st_size, file_sha256(path))
 
 
 def add_probe(snapshot: Snapshot, facts: Mapping[str, Any], line: Mapping[str, Any]) -> None:
     """Write what a probe found into a published snapshot, and its line into the manifest. Its data stay as they are.
 
+    The manifest first forgets an earlier probe: whenever the power goes, what it lists is what lies there.
     Raises LockedError when a run writes to the folder that the snapshot is in.
     """
     folder = snapshot.folder.resolve().parent
     published = folder.name == SNAPSHOTS  # a copy elsewhere is nobody's to hold
     with open_store(str(folder.parent)) if published else nullcontext(), writing(str(snapshot.folder)):
-        entry = asdict(write_probe(snapshot.folder, facts))
         files = [each for each in snapshot.manifest["files"] if each["path"] != PROBE]
-        manifest = {**snapshot.manifest, "probe": dict(line), "files": [*files, entry]}
-        _write_synced(snapshot.folder / f"{STAGING}{MANIFEST}", _json(manifest))
-        (snapshot.folder / f"{STAGING}{MANIFEST}").replace(snapshot.folder / MANIFEST)
-        _sync(snapshot.folder)
+        without = {name: value for name, value in snapshot.manifest.items() if name != "probe"} | {"files": files}
+        if without != snapshot.manifest:
+            _replace_manifest(snapshot.folder, without)
+        entry = asdict(write_probe(snapshot.folder, facts))
+        _replace_manifest(snapshot.folder, {**without, "probe": dict(line), "files": [*files, entry]})
+
+
+def _replace_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    _replace_synced(folder, MANIFEST, _json(manifest))
+    _sync(folder)
 
 
 def _json(facts: Mapping[str, Any]) -> str:
@@ -158,6 +184,12 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _replace_synced(folder: Path, name: str, text: str) -> Path:
+    """Write a file anew: who reads it sees the old one or the new one."""
+    _write_synced(folder / f"{STAGING}{name}", text)
+    return (folder / f"{STAGING}{name}").replace(folder / name)
 
 
 def _sync(path: Path) -> None:

@@ -23,14 +23,28 @@ _LABELS = ("pace", "budget_tier", "social_mode", "time_orientation", "primary_in
 
 @dataclass(frozen=True)
 class Scope:
-    """Whose rows: the naming of the tables, and the prefix that makes a user a shadow user."""
+    """Whose rows: the naming of the tables, and what makes a user a shadow user: the start of the email, and its domain.
+
+    No character is a wildcard, and none stands for another one, but for the ASCII letters of a domain, which have no case.
+    """
 
     naming: Naming
     prefix: str
+    domain: str | None = None
 
     def is_shadow(self, user: str) -> str:
         """SQL that is true for a shadow user's row, false for all others, a null email included."""
-        return f'COALESCE(starts_with({user}."email", {quote_literal(self.prefix)}), false)'
+        starts = f'starts_with({user}."email", {quote_literal(self.prefix)})'
+        if self.domain is None:
+            return f"COALESCE({starts}, false)"
+        # COLLATE "C": lower() of another locale makes an ASCII k of the Kelvin sign.
+        end = f'lower(right({user}."email", {len(self.domain) + 1}) COLLATE "C")'
+        return f"COALESCE({starts} AND {end} = {quote_literal('@' + _ascii_lower(self.domain))}, false)"
+
+    def is_nobody_s(self, row: str) -> str:
+        """SQL that is true for a row whose `userId` is no shadow user's. An anti-join: NOT IN would go through them all."""
+        users = self.naming.table("User")
+        return f'NOT EXISTS (SELECT FROM {users} u WHERE u."id" = {row}."userId" AND {self.is_shadow("u")})'
 
     def includes(self, user: str, audience: Audience) -> str:
         """SQL that is true for the rows of an audience's users."""
@@ -41,6 +55,27 @@ class Scope:
     def shadow_ids(self) -> str:
         """SQL of the shadow users' ids."""
         return f'SELECT u."id" FROM {self.naming.table("User")} u WHERE {self.is_shadow("u")}'
+
+
+def shadow_domains(scope: Scope) -> str:
+    """One row per domain of the shadow users' addresses, the most frequent first: domain, users."""
+    return (
+        f"SELECT COALESCE(lower(substring(u.\"email\" from '@([^@]*)$') COLLATE \"C\"), '') AS domain, count(*) "
+        f"FROM {scope.naming.table('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+
+
+def user_count(scope: Scope) -> str:
+    """How many users there are, shadow or not."""
+    return f"SELECT count(*) FROM {scope.naming.table('User')}"
+
+
+def trips_of_nobody(scope: Scope) -> str:
+    """How many trips belong to a user who is gone: nobody can say whether they were a shadow user's."""
+    return (
+        f"SELECT count(*) FROM {scope.naming.table('Trip')} t WHERE NOT EXISTS "
+        f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = t."userId")'
+    )
 
 
 def users(scope: Scope, audience: Audience) -> str:
@@ -90,10 +125,10 @@ def slots_of_events(scope: Scope, audience: Audience) -> str:
 
 
 def nodes(scope: Scope) -> str:
-    """One row per activity node, of every city and status."""
+    """One row per activity node, of every city and status; a coordinate that is no finite number is null."""
     return (
         'SELECT n."id" AS node_id, n."city" AS city, n."category"::text AS category, n."status"::text AS status, '
-        'n."name" AS name, n."latitude" AS latitude, n."longitude" AS longitude '
+        f'n."name" AS name, {_finite("n", "latitude")} AS latitude, {_finite("n", "longitude")} AS longitude '
         f"FROM {scope.naming.table('ActivityNode')} n"
     )
 
@@ -126,10 +161,13 @@ def categories(naming: Naming) -> str:
 
 
 def personas(scope: Scope, audience: Audience) -> str:
-    """One row per PersonaDimension row of the audience's users, of the eight dimensions."""
+    """One row per PersonaDimension row of the audience's users, of the eight dimensions.
+
+    A confidence that is no finite number is null: others may have written anything.
+    """
     return (
         'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
-        'p."confidence" AS confidence, p."source" AS source '
+        f'{_finite("p", "confidence")} AS confidence, p."source" AS source '
         f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
         f"WHERE {scope.includes('u', audience)}"
     )
@@ -169,6 +207,10 @@ def _first_seeds(scope: Scope) -> str:
     )
 
 
+def _ascii_lower(text: str) -> str:
+    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in text)
+
+
 def _typed(json_type: str, label: str) -> str:
     key = quote_literal(label)
     return f"CASE jsonb_typeof(f.seed->{key}) WHEN '{json_type}' THEN f.seed->>{key} END"
@@ -179,3 +221,9 @@ def _microseconds(table: str, column: str) -> str:
     name = f"{table}.{quote_identifier(column)}"
     holds = f"isfinite({name}) AND {name} < timestamp '294000-01-01'"
     return f"CASE WHEN {holds} THEN (extract(epoch FROM {name}) * 1000000)::int8 END"
+
+
+def _finite(table: str, column: str) -> str:
+    """A float8; null where it is NaN or infinite, which a frame's contract would set the whole row aside for."""
+    name = f"{table}.{quote_identifier(column)}"
+    return f"CASE WHEN abs({name}) < 'Infinity' THEN {name} END"

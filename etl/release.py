@@ -24,6 +24,7 @@ from etl.publish import Store, open_store, write_manifest, write_probe
 from etl.sign import DOUBTFUL
 from etl.snapshot import Snapshot
 from etl.stage import Staged, StageOptions, stage
+from etl.stopping import Stop
 from etl.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ def silently(_what: str, _done: int, _of: int) -> None:
 
 
 @contextmanager
-def output(settings: Settings) -> Iterator[Store]:
+def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
     """The output folder, held; for a dry run a folder of its own, which goes with the run."""
     if not settings.dry_run:
-        with open_store(settings.out) as store:
+        with open_store(settings.out, settings.patience, stop) as store:
             yield store
         return
     with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-") as folder, open_store(folder) as store:
@@ -98,7 +99,8 @@ class Release:
         return write_manifest(self.staged, self.report.facts(self.settings, now), account, now)
 
     def switch(self, name: str | None) -> None:
-        """Make the staged snapshot the newest, now that the database has what it says."""
+        """Make the staged snapshot the newest, now that the database has what it says. Nothing stops it from here on."""
+        self.report.stop.shield()
         if self.settings.dry_run:
             self.report.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
         elif name is None:

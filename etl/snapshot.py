@@ -21,7 +21,9 @@ from etl.errors import ConnectError, DataError
 from etl.event_files import Vocabularies, read_events
 from etl.parquet import Written
 
-MANIFEST, LATEST, SNAPSHOTS = "manifest.json", "LATEST", "snapshots"
+MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
+STAGING = ".staging-"
+"""How what is not finished begins. Nobody reads it, and who holds the folder may take it away."""
 
 _US_PER_DAY = 86_400_000_000
 _NO_EVENTS = pl.DataFrame(

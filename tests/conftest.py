@@ -23,6 +23,9 @@ from etl.config import Settings, resolve
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("here")
 
+TALLY = "tally"
+"""The name under which a test's counts travel with its report, from xdist's workers too."""
+
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "128MB"}
 
 
@@ -92,5 +95,36 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
     return make
 
 
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Counts what a test tried, for the account at the end: `tally("connection cuts", 12)`. Same names add up."""
+
+    def count(what: str, number: float = 1) -> None:
+        request.node.user_properties.append((TALLY, (what, number)))
+
+    return count
+
+
+@pytest.fixture
+def effort(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How much of a fault to try: `effort(quick, full)` is the second with `--full`, which `make test-faults` gives."""
+    return lambda quick, full: full if request.config.getoption("--full") else quick
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The account of the fault suite, added up over all workers."""
+    totals: dict[str, float] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in report.user_properties if report.when == "call" else []:
+                if name == TALLY:
+                    totals[value[0]] = totals.get(value[0], 0) + value[1]
+    if totals:
+        terminalreporter.section("what was tried")
+        for what, number in sorted(totals.items()):
+            terminalreporter.line(f"{number:>12,.0f}  {what}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--full", action="store_true", help="try faults by the thousand: minutes, not seconds")

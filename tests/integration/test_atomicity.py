@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import pipeline, publish
+from etl import pipeline, publish, stopping
 from etl.database import ConflictError
 from etl.errors import ConnectError, DataError, SchemaError
 from etl.journal import Report
@@ -26,6 +26,7 @@ STEPS = [
     "compact",
     "stage files",
     "backfill",
+    "check",
 ]
 
 
@@ -165,7 +166,7 @@ def test_a_real_serialisation_failure_is_retried(small_world, settings_for, monk
 
 
 def test_serialisation_failures_without_end_end_the_run(small_world, settings_for, fail_after, monkeypatch):
-    monkeypatch.setattr("etl.database.time.sleep", lambda _: None)
+    monkeypatch.setattr(stopping.Stop, "pause", lambda *_: None)
     rows = database_state(small_world)
     fail_after("read", ConflictError("Somebody else changed the same rows."), times=99)
     with pytest.raises(ConflictError, match="Tried 5 times"):

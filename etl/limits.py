@@ -1,0 +1,66 @@
+"""Limits that a person sets on a night: whose rows it may touch, and how many bad ones it may leave out.
+
+Pure: numbers in, a sentence or nothing out. Each of them stops the run before anything is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from etl.choices import parse_expected
+from etl.errors import DataError
+
+_NOTHING = "Nothing was committed or published."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed; None where nobody set a limit. Shares are of 1."""
+
+    expect_users: str | None = None
+    max_shadow_share: float | None = None
+    max_bad: float | None = None
+
+    def require_users(self, shadow: int, users: int | None) -> None:
+        """Raise DataError where the shadow users are not as many as expected, or too many among all users.
+
+        `users` counts all of them; it is needed where there is a limit to the share.
+        """
+        if self.expect_users is not None and not (expected := parse_expected(self.expect_users)).holds(shadow):
+            raise DataError(
+                f"There are {shadow:,} shadow users, and --expect-users says {expected}. {_NOTHING} See whether users "
+                "came or went, or whether --shadow-prefix or --shadow-domain is another one now."
+            )
+        if self.max_shadow_share is not None and users and shadow > self.max_shadow_share * users:
+            raise DataError(
+                f"{shadow:,} of {users:,} users ({shadow / users:.1%}) would be shadow users, and --max-shadow-share allows "
+                f"{self.max_shadow_share:.1%}. {_NOTHING} See whether --shadow-prefix and --shadow-domain say what you mean."
+            )
+
+    def require_few_bad(self, bad: Mapping[str, tuple[int, int]]) -> None:
+        """Raise DataError where too large a share of some kind of row was set aside: {kind: (set aside, of)}."""
+        if self.max_bad is None:
+            return
+        over = [
+            f"{rows:,} of {of:,} {kind} ({rows / of:.2%})"
+            for kind, (rows, of) in bad.items()
+            if rows > self.max_bad * of
+        ]
+        if over:
+            raise DataError(
+                f"Too much was set aside: {'; '.join(over)}, and --max-bad allows {self.max_bad:.2%}. {_NOTHING} "
+                "The same run without --max-bad, with --dry-run, says why each was."
+            )
+
+
+def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
+    """A warning where the shadow users' addresses are of more than one domain; `domains` are (domain, users)."""
+    if len(domains) < 2:
+        return None
+    shown = ", ".join(f"{domain or '(none)'} {users:,}" for domain, users in domains[:5])
+    more = f" and {len(domains) - 5} more" if len(domains) > 5 else ""
+    return (
+        f"The shadow users' addresses are of {len(domains)} domains ({shown}{more}). If some are real people's, say "
+        "--shadow-domain."
+    )

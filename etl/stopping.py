@@ -1,0 +1,163 @@
+"""To stop in mid-run: a signal is heard at once, carried to the server, and everything under way is undone.
+
+Drivers wait in C, where Python hears no signal; so the work is done on a thread of its own (`interruptible`), and the main
+thread does nothing but listen. Whoever works looks at the `Stop` that it was given at every step.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from etl.errors import EtlError
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that ask for an end, but where the caller has them ignored (nohup, a shell's background job)."""
+
+GRACE = 3.5
+"""Seconds that the work has to undo itself. After these the process ends all the same: as safe, since a crash is, too."""
+
+
+AGAIN = 0.5
+"""Seconds between two tries to cancel what the server is doing."""
+
+
+class StoppedError(EtlError):
+    """Somebody asked for an end: nothing was committed or published. `signal` is what asked."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+        self.exit_code = 128 + signal_number
+
+
+class Stop:
+    """Whether an end was asked for. One thread asks; the working ones look, and say what is to be called at once.
+
+    After `shield` it is too late: what has been begun (COMMIT, the switch of LATEST) is brought to its end, which is soon.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = threading.Event()
+        self._shielded = False
+        self._at_once: list[Callable[[], object]] = []
+
+    @property
+    def shielded(self) -> bool:
+        """Whether it is too late."""
+        return self._shielded
+
+    def ask(self) -> bool:
+        """Ask for an end, and have the waiting server calls cancelled; False where it is too late."""
+        with self._lock:
+            if self._shielded:
+                return False
+            self._asked.set()
+            at_once = list(self._at_once)
+        for cancel in at_once:
+            # Each on a thread that nobody waits for: to cancel is to connect, and the server may be unreachable.
+            threading.Thread(target=_quietly, args=(cancel,), daemon=True, name="cancel").start()
+        return True
+
+    def check(self) -> None:
+        """Raise StoppedError where an end was asked for in time."""
+        if self._asked.is_set():
+            raise StoppedError("Stopped.")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not for longer than until an end is asked for: then raise StoppedError."""
+        self._asked.wait(seconds)
+        self.check()
+
+    def shield(self) -> None:
+        """From now on it is too late. Raises StoppedError where an end was asked for before."""
+        with self._lock:
+            self.check()
+            self._shielded = True
+
+    def unshield(self) -> None:
+        """It is not too late any more: what had been begun came to nothing."""
+        with self._lock:
+            self._shielded = False
+
+    @contextmanager
+    def calling(self, cancel: Callable[[], object]) -> Iterator[None]:
+        """Have something called as soon as an end is asked for, during the block. Raises StoppedError if it was already."""
+        with self._lock:
+            self.check()
+            self._at_once.append(cancel)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_once.remove(cancel)
+
+
+def _quietly(cancel: Callable[[], object]) -> None:
+    with suppress(Exception):
+        cancel()
+
+
+def interruptible(work: Callable[[Stop], T]) -> T:
+    """Do work on a thread of its own while this one, the main one, listens to SIGNALS; gives what the work gives.
+
+    A first signal asks for an end, further ones change nothing. Raises StoppedError when the work has undone itself, or has
+    not after GRACE seconds; what the work raises of itself goes through. Where the signal comes too late, the work's end
+    is the end.
+    """
+    stop, done = Stop(), Future[T]()
+    # Not an Event: a signal handler that sets one which its own thread waits for can lock up; this queue is made for it.
+    news: SimpleQueue[int | None] = SimpleQueue()
+
+    def target() -> None:
+        try:
+            done.set_result(work(stop))
+        except BaseException as error:  # noqa: BLE001 - raised again, on the thread that asked
+            done.set_exception(error)
+        news.put(None)
+
+    before = {
+        number: signal.signal(number, lambda number, _frame: news.put(number))
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        threading.Thread(target=target, daemon=True, name="work").start()
+        number = news.get()
+        if number is not None:
+            _end(stop, done, number, news)
+        return done.result()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _end(stop: Stop, done: Future[T], number: int, news: SimpleQueue[int | None]) -> None:
+    """Ask for an end and wait for it. Raises StoppedError but where the work came to its own end all the same."""
+    name = signal.Signals(number).name
+    deadline = time.monotonic() + GRACE
+    in_time = stop.ask()
+    while not done.done() and time.monotonic() < deadline:
+        with suppress(Empty):
+            news.get(timeout=AGAIN)  # the end, or one more signal of an impatient person
+        stop.ask()  # again, since a cancel that comes just before its query begins is lost
+    if not done.done():
+        state = (
+            "the work could not be undone in time; the server rolls it back, and the next run clears the rest"
+            if in_time
+            else "COMMIT was under way, and its outcome is not known: the next run mends what is missing"
+        )
+        raise StoppedError(f"Stopped by {name}: {state}.", number)
+    if in_time and done.exception() is not None:
+        raise StoppedError(f"Stopped by {name}: nothing was committed or published.", number) from None
