@@ -70,6 +70,7 @@ _LIBPQ_ONLY_URL = frozenset(
     }
 )
 _SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _CONNECTORX_UNDERSTANDS = frozenset({"host", "port", "dbname", "user", "password", "sslmode"})
 _HARMLESS = frozenset({"application_name", "fallback_application_name", "connect_timeout", "client_encoding"})
 _POOLER_PORT = "6543"
@@ -131,6 +132,8 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     prisma = {name: value for name, value in parameters if name in _PRISMA}
     libpq = {name: value for name, value in parameters if name not in _PRISMA}
     parts = _split(authority) | {k: v for k, v in libpq.items() if v}
+    if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
+        raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
     obstacle = _obstacle(parts, environ)
     return Address(
         libpq=f"postgresql://{_for_libpq(authority)}" + (f"?{_query(libpq)}" if libpq else ""),
@@ -272,8 +275,9 @@ def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
 # --- what is not said -----------------------------------------------------------------------------------------------
 
 
-# Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word.
-_IN_URL = re.compile(r"(://[^\s:/?#@]*:)[^\s\"]*@")
+# Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word. One slash is
+# left of two where an address was taken for a path.
+_IN_URL = re.compile(r"(:/{1,3}[^\s:/?#@]*:)[^\s\"]*@")
 _IN_WORDS = re.compile(
     rf"\b((?:{'|'.join(_SECRET)})\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE | re.DOTALL
 )

@@ -81,7 +81,7 @@ def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
     found: list[str] = []
     for each in words:
         word = each.strip() if isinstance(each, str) else each
-        if word not in {"ranking", "shown", RECOMMENDED} and not _draws(word):
+        if not isinstance(word, str) or (word not in {"ranking", "shown", RECOMMENDED} and not _draws(word)):
             near = difflib.get_close_matches(str(word), _STRATEGIES, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(
@@ -111,12 +111,15 @@ def _draws(word: Any) -> int:
     name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
     if name != "catalog" or not (number.isascii() and number.isdigit()):
         return 0
-    return int(number) if 1 <= int(number) <= MOST_DRAWS else 0
+    number = number.lstrip("0")[
+        : len(str(MOST_DRAWS)) + 1
+    ]  # more digits are too many, and Python reads 4,300 at the most
+    return int(number) if number and int(number) <= MOST_DRAWS else 0
 
 
 def parse_split(text: Any) -> Split:
     """`none`, `last-trip`, `time:<ISO date>` or `time:<ISO date>,<ISO date>`. Raises SettingsError for anything else."""
-    if text in {"none", "last-trip"}:
+    if text in ("none", "last-trip"):  # a tuple: a settings file may say a list, and that is in no set
         return Split(text)
     kind, _, dates = text.partition(":") if isinstance(text, str) else ("", "", "")
     if kind != "time" or not dates:
@@ -173,7 +176,7 @@ def _parted(text: str) -> list[str]:
 def _weight(city: str, value: Any) -> float:
     try:
         weight = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight < math.inf:
         raise SettingsError(f'must be a city and a number above 0, like "New York=2", not {f"{city}={value}"!r}')
@@ -195,7 +198,7 @@ def parse_part(word: Any) -> float:
     """A share of a whole: `1%`, or a number from 0 to 1. Raises SettingsError."""
     try:
         number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(word, bool) or not 0 <= number <= 1:
         raise SettingsError("must be a share like 1%, or a number from 0 to 1")

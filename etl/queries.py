@@ -198,12 +198,17 @@ def _trips_of(scope: Scope) -> str:
 
 
 def _first_seeds(scope: Scope) -> str:
-    """The seed of a user: of the first trip by (createdAt, id) among those where it is a JSON object."""
+    """The seed of a user: of the first trip by (createdAt, id) among those where it is a JSON object.
+
+    A trip whose createdAt is no date that a row can carry stands behind all others; where there is no other, `created_us`
+    is null, and the seed is set aside and counted.
+    """
+    created = _microseconds("t", "createdAt")
     return (
-        f'SELECT DISTINCT ON (t."userId") t."userId" AS user_id, {_microseconds("t", "createdAt")} AS created_us, '
+        f'SELECT DISTINCT ON (t."userId") t."userId" AS user_id, {created} AS created_us, '
         f't."personaSeed" AS seed FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} '
-        'AND jsonb_typeof(t."personaSeed") = \'object\' AND isfinite(t."createdAt") '
-        'ORDER BY t."userId", t."createdAt", t."id" COLLATE "C"'
+        "AND jsonb_typeof(t.\"personaSeed\") = 'object' "
+        f'ORDER BY t."userId", {created} IS NULL, t."createdAt", t."id" COLLATE "C"'
     )
 
 

@@ -6,13 +6,14 @@ thread does nothing but listen. Whoever works looks at the `Stop` that it was gi
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from etl.errors import EtlError
@@ -117,42 +118,78 @@ def interruptible(work: Callable[[Stop], T]) -> T:
     is the end.
     """
     stop, done = Stop(), Future[T]()
-    # Not an Event: a signal handler that sets one which its own thread waits for can lock up; this queue is made for it.
-    news: SimpleQueue[int | None] = SimpleQueue()
+    with _listening() as news:
 
-    def target() -> None:
-        try:
-            done.set_result(work(stop))
-        except BaseException as error:  # noqa: BLE001 - raised again, on the thread that asked
-            done.set_exception(error)
-        news.put(None)
+        def target() -> None:
+            try:
+                done.set_result(work(stop))
+            except BaseException as error:  # noqa: BLE001 - raised again, on the thread that asked
+                done.set_exception(error)
+            news.end()
 
+        threading.Thread(target=target, daemon=True, name="work").start()
+        number = news.next()
+        if number:
+            _end(stop, done, number, news)
+        return done.result()
+
+
+class _News:
+    """What the main thread waits for: the number of a signal, or 0 for the work's end. See `_listening`."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.ours, self.theirs = os.pipe()
+        os.set_blocking(self.theirs, False)
+
+    def end(self) -> None:
+        """Say that the work has ended."""
+        os.write(self.theirs, b"\0")
+
+    def next(self, seconds: float | None = None) -> int | None:
+        """The next thing that happens; None when nothing does for so long."""
+        while select.select([self.ours], [], [], seconds)[0]:
+            number = os.read(self.ours, 1)[0]
+            self.ended = self.ended or number == 0
+            if number in (0, *SIGNALS):  # other signals with a handler come by here, too
+                return number
+        return None
+
+
+@contextmanager
+def _listening() -> Iterator[_News]:
+    """Hear SIGNALS during the block.
+
+    Through a pipe that Python's own handler writes to (`set_wakeup_fd`): the system may give a signal to any thread, and then
+    nothing else wakes the main one, where alone Python hears them.
+    """
+    news = _News()
     before = {
-        number: signal.signal(number, lambda number, _frame: news.put(number))
+        number: signal.signal(number, lambda _number, _frame: None)
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
+    woken = signal.set_wakeup_fd(news.theirs, warn_on_full_buffer=False)
     try:
-        threading.Thread(target=target, daemon=True, name="work").start()
-        number = news.get()
-        if number is not None:
-            _end(stop, done, number, news)
-        return done.result()
+        yield news
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if news.ended:  # else it stays open: work that could not be undone in time still writes its end to it
+            os.close(news.ours)
+            os.close(news.theirs)
 
 
-def _end(stop: Stop, done: Future[T], number: int, news: SimpleQueue[int | None]) -> None:
+def _end(stop: Stop, done: Future[T], number: int, news: _News) -> None:
     """Ask for an end and wait for it. Raises StoppedError but where the work came to its own end all the same."""
     name = signal.Signals(number).name
     deadline = time.monotonic() + GRACE
     in_time = stop.ask()
-    while not done.done() and time.monotonic() < deadline:
-        with suppress(Empty):
-            news.get(timeout=AGAIN)  # the end, or one more signal of an impatient person
+    while not news.ended and time.monotonic() < deadline:
+        news.next(AGAIN)  # the end, or one more signal of an impatient person
         stop.ask()  # again, since a cancel that comes just before its query begins is lost
-    if not done.done():
+    if not news.ended:
         state = (
             "the work could not be undone in time; the server rolls it back, and the next run clears the rest"
             if in_time

@@ -1,0 +1,106 @@
+"""A night is hit by SIGKILL, SIGTERM or Ctrl-C, at every boundary and at any moment: before or after, never between."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from random import Random
+
+import pytest
+
+from etl import pipeline
+from tests.faults.nights import SEEDS, Nights, call
+
+STEPS = (
+    *("read", "registry", "delete", "personas", "write personas", "read back", "rankings", "write events", "compact"),
+    *("stage files", "backfill", "check", "switch"),
+)
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
+NUMBER = {"SIGKILL": 9, "SIGTERM": 15, "SIGINT": 2}
+SECONDS_TO_STOP = 5.0
+
+
+@pytest.fixture(scope="module")
+def crash_world(make_database, small_world_template):
+    """A database of this module's own, with the small synthetic world."""
+    return make_database(small_world_template)
+
+
+@pytest.fixture(scope="module")
+def nights(crash_world, tmp_path_factory) -> Nights:
+    return Nights.prepared(crash_world, tmp_path_factory.mktemp("crashes") / "out")
+
+
+@pytest.fixture(scope="module")
+def calls(nights) -> int:
+    """How many calls and returns of functions of `etl` a night has."""
+    ended = call(nights.command(SEEDS[1]), nights.url, {"at": "count"})
+    return int(re.search(r"calls: (\d+)", ended.err)[1])
+
+
+def hit(nights: Nights, spec: dict[str, object]) -> str:
+    """A night of the seed whose rows aren't there, hit; gives what state it left."""
+    seed = next(seed for seed in SEEDS if nights.settled[seed][1] != nights.published())
+    nights.forget_versions()
+    before = nights.state()
+    ended = call(nights.command(seed), nights.url, spec)
+    number = NUMBER[spec["signal"]]
+    state = nights.require_before_or_after(before, seed)
+    if ended.code == 0:
+        # The signal came when COMMIT was under way, or never: then the night is whole.
+        assert state == "after", ended.err
+        assert spec["signal"] != "SIGKILL" or "never" in spec, "the night was over before it was hit"
+        return "finished"
+    assert ended.code == -number, ended.err
+    if spec["signal"] != "SIGKILL":
+        assert f"Stopped by {spec['signal']}" in ended.err
+        assert "Traceback" not in ended.err
+        nights.require_no_session()
+        if "nothing was committed" in ended.err:
+            assert state == "before"
+    return state
+
+
+def all_points() -> list[dict[str, object]]:
+    """Every named moment: both edges of every step, early and late in COPY and in writing."""
+    return [
+        *({"at": "step", "name": name, "edge": edge} for name in STEPS for edge in ("begin", "end")),
+        *({"at": "copy", "n": n} for n in (1, 2)),
+        *({"at": "write", "n": n} for n in (1, 3, 6)),
+    ]
+
+
+def test_the_steps_hit_are_the_steps_there_are(small_world, settings_for):
+    assert tuple(name for name, *_ in pipeline.run(settings_for(small_world)).steps) == STEPS
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_boundary(nights, effort, tally, name):
+    """Quick: a third of the moments for each signal, so that all of them together have every one."""
+    points = all_points()
+    third = SIGNALS.index(name)
+    chosen = effort(len(points[third::9]), len(points))
+    for spec in points if chosen == len(points) else points[third::9]:
+        hit(nights, {**spec, "signal": name})
+        tally(f"named moments hit by {name}")
+    nights.require_mended(SEEDS[0])
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_moment(nights, calls, effort, tally, part):
+    """The moment is the n-th call or return of a function of `etl`, the signal any; one in eight is mended at once."""
+    random = Random(part)  # noqa: S311 - no secret
+    states: Counter[str] = Counter()
+    for number in range(effort(2, 260)):
+        # A tenth of them late, where COMMIT and the switch are.
+        n = random.randint(1, calls) if random.random() < 0.9 else random.randint(int(calls * 0.97), calls)
+        spec = {"at": "call", "n": n, "signal": random.choice(SIGNALS), "never": "the count varies a little"}
+        states[hit(nights, spec)] += 1
+        tally(f"random moments hit by {spec['signal']}")
+        if number % 8 == 7:
+            nights.require_mended(random.choice(SEEDS))
+            tally("nights after a crash, compared byte by byte")
+    for state, times in states.items():
+        tally(f"crashes that left: {state}", times)
+    nights.require_mended(SEEDS[0])
+    tally("nights after a crash, compared byte by byte")
