@@ -346,7 +346,7 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
         connection.stop.calling(lambda: _end_sessions(connection.address, name)),
         ThreadPoolExecutor(1, thread_name_prefix="reading") as aside,
     ):
-        frames = aside.submit(_read_connectorx, url, queries, snapshot, name)
+        frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot, name)
         try:
             yield Reading(connection, queries, frames)
         except BaseException:
@@ -403,7 +403,9 @@ def behind() -> Iterator[Behind]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_connectorx(url: str, queries: Mapping[str, str], snapshot: str, name: str) -> _Frames:
+def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], snapshot: str, name: str) -> _Frames:
+    with connect(address):  # where no connection is to be had, connectorx would try for half a minute and more
+        pass
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [

@@ -120,8 +120,8 @@ WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."u
             "the selected nodes are the day's confirmed, active and completed ones, in slot order",
             f"""
 WITH firsts AS (
-  SELECT DISTINCT ON (s."tripId", s."dayNumber", s."activityNodeId")
-    s."tripId" AS trip, s."dayNumber" AS day, s."activityNodeId" AS node, s."sortOrder" AS place, s."id" AS slot
+  SELECT DISTINCT ON (s."tripId", s."dayNumber", s."activityNodeId"::text)
+    s."tripId" AS trip, s."dayNumber" AS day, s."activityNodeId"::text AS node, s."sortOrder" AS place, s."id" AS slot
   FROM {table("ItinerarySlot")} s WHERE s."activityNodeId" IS NOT NULL AND s."status"::text IN ({taken})
   ORDER BY 1, 2, 3, 4, s."id" COLLATE "C"
 ), taken AS (SELECT trip, day, array_agg(node ORDER BY place, slot COLLATE "C") AS nodes FROM firsts GROUP BY trip, day)
@@ -144,7 +144,7 @@ WITH shared AS MATERIALIZED (
   CROSS JOIN LATERAL jsonb_each_text(p."value"::jsonb) e
   WHERE p."dimension" = 'category_affinities' AND p."userId" IN ({scope.shadow_ids()})
 ), offer AS MATERIALIZED (
-  SELECT n."id" AS node, n."city" AS city, n."category"::text AS category FROM {table("ActivityNode")} n
+  SELECT n."id"::text AS node, n."city" AS city, n."category"::text AS category FROM {table("ActivityNode")} n
   WHERE n."status"::text <> 'archived'
 ), places AS MATERIALIZED (
   SELECT s.usr, s.city, s.candidates, s.ranked, s.events, o.node, array_position(s.ranked, o.node) AS place,

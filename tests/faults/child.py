@@ -4,6 +4,7 @@ The moment is told by a number that does not depend on the machine's speed: the 
 of `etl`, in whichever thread; or by a name: a step's begin or end, the n-th batch of a COPY, the n-th write to a file.
 """
 
+# ruff: noqa: PLC0415 - what is armed is imported only then; the rest as the command line itself does it
 from __future__ import annotations
 
 import itertools
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 ETL = str(Path(__file__).parents[2] / "etl") + os.sep
-PARTS = ("call", "step", "copy", "write", "count")
 
 
 def hit(number: int) -> None:

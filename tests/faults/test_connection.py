@@ -1,0 +1,254 @@
+"""The connection is cut, stalled, delayed or ended by an administrator: what became of COMMIT is looked up, not guessed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from random import Random
+
+import psycopg
+import pytest
+
+from etl import database, pipeline
+from etl.config import resolve
+from etl.database import Connection
+from etl.errors import ConnectError, EtlError
+from tests.faults.nights import SEEDS, Nights, call
+from tests.faults.proxy import Proxy, is_commit, is_commit_reply, proxy
+
+
+@pytest.fixture(scope="module")
+def nights(make_database, small_world_template, tmp_path_factory) -> Nights:
+    return Nights.prepared(make_database(small_world_template), tmp_path_factory.mktemp("cuts") / "out")
+
+
+def next_seed(nights: Nights) -> int:
+    return next(seed for seed in SEEDS if nights.settled[seed][1] != nights.published())
+
+
+def run_through(nights: Nights, through: Proxy, seed: int) -> EtlError | None:
+    """A night through a proxy; gives the error that it ended with."""
+    settings = resolve({"database_url": through.url(nights.url), "out": str(nights.out), "seed": seed}, {})
+    try:
+        pipeline.run(settings)
+    except EtlError as error:
+        return error
+    return None
+
+
+def require_told(nights: Nights, before, seed: int, error: EtlError | None) -> str:
+    """What the run said is what is: success is all of it, an error leaves the folder as it was."""
+    state = nights.require_before_or_after(before, seed)
+    if error is None:
+        assert state == "after"
+    else:
+        assert isinstance(error, ConnectError), error
+        assert state in {"before", "folder behind"}
+        assert "nothing was written" not in str(error).lower() or state == "before", error
+    return state
+
+
+def test_cuts_at_any_message(nights, effort, tally):
+    """A night's n-th message, of whoever, is lost together with its connection."""
+    with proxy(nights.url) as counting:
+        assert run_through(nights, counting, next_seed(nights)) is None
+        total = counting.messages
+    random = Random(1)  # noqa: S311 - no secret
+    number = effort(4, 150)
+    for _ in range(number):
+        n = random.randint(1, total) if random.random() < 0.6 else random.randint(max(1, total - 40), total)
+        seen = 0
+        lock = threading.Lock()
+
+        def judge(_message, n=n, lock=lock):
+            nonlocal seen
+            with lock:
+                seen += 1
+                return "cut" if seen == n else None
+
+        seed, before = next_seed(nights), nights.state()
+        with proxy(nights.url, judge=judge) as cutting:
+            error = run_through(nights, cutting, seed)
+        nights.require_no_session()
+        require_told(nights, before, seed, error)
+        tally("connections cut at any message")
+    nights.require_mended(SEEDS[0])
+
+
+@pytest.mark.parametrize(
+    ("lost", "committed"),
+    [
+        ("the request", False),
+        ("the request, after it arrived", True),
+        ("the reply", True),
+        ("all after the reply", True),
+    ],
+)
+def test_a_lost_commit_is_looked_up(nights, tally, lost, committed):
+    """Exactly before and exactly after COMMIT and its reply; the server can be asked afterwards."""
+
+    def judge(message):
+        if lost.startswith("the request") and is_commit(message):
+            return "cut" if lost == "the request" else "pass and cut"
+        if is_commit_reply(message) and not lost.startswith("the request"):
+            return "cut" if lost == "the reply" else "pass and cut"
+        return None
+
+    seed, before = next_seed(nights), nights.state()
+    with proxy(nights.url, judge=judge) as cutting:
+        error = run_through(nights, cutting, seed)
+        assert cutting.cuts
+    state = require_told(nights, before, seed, error)
+    tally("COMMITs lost and looked up")
+    if lost == "the request":
+        assert "COMMIT was not done" in str(error)
+    assert (state == "after") is committed
+    assert (error is None) is committed
+
+
+def test_a_commit_whose_outcome_nobody_can_tell_publishes_nothing(nights, tally, monkeypatch):
+    """The reply is lost, and the server stays out of reach: said, and the next night mends it."""
+    monkeypatch.setattr(database, "SETTLE_SECONDS", 0.5)
+    seed, before = next_seed(nights), nights.state()
+    with proxy(nights.url) as cutting:
+
+        def judge(message):
+            if is_commit_reply(message):
+                cutting.refusing = True
+                return "cut"
+            return None
+
+        cutting.judge = judge
+        error = run_through(nights, cutting, seed)
+    assert "could not say whether it was done. Nothing was published" in str(error)
+    assert require_told(nights, before, seed, error) == "folder behind"
+    tally("COMMITs lost for good")
+    nights.require_mended(seed)
+
+
+def test_a_stalled_commit_ends_at_a_signal(nights, tally):
+    """SIGTERM while COMMIT's reply is on its way for ever: the end comes within 5 s, and says that it does not know."""
+    seed, before = next_seed(nights), nights.state()
+    stalled = threading.Event()
+    with proxy(nights.url) as stalling:
+
+        def judge(message):
+            if is_commit_reply(message):
+                stalled.set()
+                stalling.stall()
+                stalling.open.wait()
+
+        stalling.judge = judge
+
+        def meanwhile(process):
+            assert stalled.wait(60)
+            process.terminate()
+            meanwhile.asked = time.monotonic()
+
+        ended = call(nights.command(seed), stalling.url(nights.url), meanwhile=meanwhile)
+        assert time.monotonic() - meanwhile.asked < 5
+        assert ended.code == -15
+        assert "its outcome is not known" in ended.err
+        assert nights.require_before_or_after(before, seed) == "folder behind"
+    tally("stalls ended by a signal")
+    nights.require_mended(seed)
+
+
+def test_a_stall_in_mid_run_ends_at_a_signal(nights, tally):
+    """Everything stalls while events are copied: SIGTERM still ends the run within 5 s."""
+    seed, before = next_seed(nights), nights.state()
+    stalled = threading.Event()
+    with proxy(nights.url) as stalling:
+
+        def judge(message):
+            if message[0] == "client" and message[1][:1] == b"d" and not stalled.is_set():  # CopyData
+                stalled.set()
+                stalling.stall()
+                stalling.open.wait()
+
+        stalling.judge = judge
+
+        def meanwhile(process):
+            assert stalled.wait(60)
+            process.terminate()
+            meanwhile.asked = time.monotonic()
+
+        ended = call(nights.command(seed), stalling.url(nights.url), meanwhile=meanwhile)
+        assert time.monotonic() - meanwhile.asked < 5
+        assert ended.code == -15
+        assert "Stopped by SIGTERM" in ended.err
+    nights.require_no_session()
+    assert nights.require_before_or_after(before, seed) == "before"
+    tally("stalls ended by a signal")
+
+
+def test_a_slow_line_changes_nothing(nights, tally):
+    seed = next_seed(nights)
+    with proxy(nights.url, delay=0.002) as slow:
+        assert run_through(nights, slow, seed) is None
+    assert nights.published() == nights.settled[seed][1]
+    tally("nights over a slow line")
+
+
+def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tally, monkeypatch):
+    """pg_terminate_backend before the n-th thing that is asked of the server."""
+    original = Connection._translated
+    count = 0
+    end_at = 0
+
+    def counted(self):
+        nonlocal count
+        count += 1
+        if count == end_at:
+            with psycopg.connect(nights.url, autocommit=True) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+        return original(self)
+
+    monkeypatch.setattr(Connection, "_translated", counted)
+    settings = resolve({"database_url": nights.url, "out": str(nights.out), "seed": next_seed(nights)}, {})
+    pipeline.run(settings)
+    total = count
+    points = list(range(2, total + 1, max(1, total // effort(5, total))))
+    for point in points:
+        seed, before = next_seed(nights), nights.state()
+        count, end_at = 0, point
+        error = None
+        try:
+            pipeline.run(resolve({"database_url": nights.url, "out": str(nights.out), "seed": seed}, {}))
+        except EtlError as raised:
+            error = raised
+        end_at = 0
+        require_told(nights, before, seed, error)
+        tally("sessions ended by an administrator, at a statement")
+    nights.require_mended(SEEDS[0])
+
+
+def test_an_administrator_ends_the_session_at_any_time(nights, effort, tally):
+    """pg_terminate_backend while statements run: the time is random."""
+    random = Random(7)  # noqa: S311 - no secret
+    for _ in range(effort(3, 60)):
+        seed, before = next_seed(nights), nights.state()
+        after = random.uniform(0.02, 0.6)
+
+        def end(after=after):
+            time.sleep(after)
+            with psycopg.connect(nights.url, autocommit=True) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        error = None
+        try:
+            pipeline.run(resolve({"database_url": nights.url, "out": str(nights.out), "seed": seed}, {}))
+        except EtlError as raised:
+            error = raised
+        ending.join()
+        require_told(nights, before, seed, error)
+        tally("sessions ended by an administrator, at a time")
+    nights.require_mended(SEEDS[0])
