@@ -55,7 +55,7 @@ class Application:
                         self.done["retried"] += 1
                     except psycopg.errors.ForeignKeyViolation:
                         self.done["too late"] += 1  # the other thread has deleted what this one wanted
-                    self._stop.wait(0.002)
+                    self._stop.wait(0.01)
         except BaseException as error:
             self.failures.append(error)
             raise
@@ -149,7 +149,7 @@ class Application:
         connection.execute(
             """UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "id" IN (SELECT s."id" FROM "BehavioralSignal" s
               JOIN "User" u ON u."id" = s."userId" WHERE (starts_with(u."email", 'shadow-') OR starts_with(u."email", 'app-'))
-              AND (%s OR s."modelVersion" IS NULL) ORDER BY md5(s."id" || %s) LIMIT 3)""",
+              AND (%s OR s."modelVersion" IS NULL) ORDER BY md5(s."id" || %s) LIMIT 1)""",
             (random.random() < 0.985, str(random.random())),
         )
 
