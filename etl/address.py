@@ -100,11 +100,15 @@ class Address:
         """The text without this address's passwords."""
         return scrub(text, self.secrets)
 
-    def connectorx_url(self, *, tls: bool) -> str | None:
-        """The URL for connectorx, which does not negotiate: it is told to use TLS where libpq found it in use."""
-        if self.connectorx is None or not tls:
-            return self.connectorx
-        return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}sslmode=require"
+    def connectorx_url(self, *, tls: bool, name: str) -> str | None:
+        """The URL for connectorx, whose sessions are to bear a name; None where it can't express the connection.
+
+        It does not negotiate: it is told to use TLS where libpq found it in use.
+        """
+        if self.connectorx is None:
+            return None
+        more = _query({"application_name": name} | ({"sslmode": "require"} if tls else {}))
+        return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
 
 
 def parse_address(url: str, environ: Mapping[str, str]) -> Address:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -106,15 +106,13 @@ class Connection:
     def begin(self, mode: str) -> None:
         """Open a transaction; `mode` as in SQL's SET TRANSACTION.
 
-        It bears `name`, so that it can be found among the server's; and the server looks every two seconds whether we are
-        still there, so that a killed run's long query ends, and its locks with it (Linux servers can).
+        It bears `name`, so that it can be found among the server's.
         """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
         self.execute(f"SET TRANSACTION {mode}")
         self.rows(
-            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), "
-            "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
+            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), " + _watched(within="true")
         )
 
     def commit(self) -> None:
@@ -336,17 +334,17 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
     Through connectorx; where that can't be, through ADBC when the result is asked for, and one log line says so.
     """
     tls = connection.rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
-    url = connection.address.connectorx_url(tls=tls)
+    name = f"{connection.name}:reading"
+    url = connection.address.connectorx_url(tls=tls, name=name)
     if url is None:
         yield Reading(connection, queries, None)
         return
     snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
-    name = f"{connection.name}:reading"
     with (
         connection.stop.calling(lambda: _end_sessions(connection.address, name)),
         ThreadPoolExecutor(1, thread_name_prefix="reading") as aside,
     ):
-        frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot, name)
+        frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot)
         try:
             yield Reading(connection, queries, frames)
         except BaseException:
@@ -354,6 +352,14 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
                 with suppress(EtlError):
                     _end_sessions(connection.address, name)
             raise
+
+
+def _watched(within: Literal["true", "false"]) -> str:
+    """SQL that has the server look every two seconds whether this client is still there, where the server can (on Linux).
+
+    `within` says whether for the transaction alone. A killed run's long query ends by it, and its locks with it.
+    """
+    return f"CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', {within}) END"
 
 
 def _end_sessions(address: Address, name: str) -> None:
@@ -403,13 +409,13 @@ def behind() -> Iterator[Behind]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], snapshot: str, name: str) -> _Frames:
+def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
     with connect(address):  # where no connection is to be had, connectorx would try for half a minute and more
         pass
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
-        f"SET application_name = {quote_literal(name)}",
+        f"SELECT {_watched(within='false')}",
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
     ]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from collections import Counter
 from random import Random
 
+import psycopg
 import pytest
 
 from etl import pipeline
-from tests.faults.nights import SEEDS, Nights, call
+from tests.faults.nights import SEEDS, Ended, Nights, call
+
+WAITS = {
+    "a row that the backfill wants": 'SELECT FROM "BehavioralSignal" FOR UPDATE',
+    "the nodes, which connectorx reads": 'LOCK "ActivityNode" IN ACCESS EXCLUSIVE MODE',
+    "the slots, which are streamed": 'LOCK "ItinerarySlot" IN ACCESS EXCLUSIVE MODE',
+    "the events, which are written": 'LOCK "RankingEvent" IN SHARE MODE',
+}
+"""What somebody else holds, so that a query of ours takes as long as one likes."""
 
 STEPS = (
     *("read", "registry", "delete", "personas", "write personas", "read back", "rankings", "write events", "compact"),
@@ -59,6 +70,78 @@ def hit(nights: Nights, spec: dict[str, object]) -> str:
         if "nothing was committed" in ended.err:
             assert state == "before"
     return state
+
+
+def long_query(nights: Nights, held: str, name: str) -> tuple[Ended, float]:
+    """A night that waits for what somebody holds, hit while it waits; gives its end, and the seconds that it took to come."""
+    asked = 0.0
+
+    def meanwhile(process: subprocess.Popen[str]) -> None:
+        nonlocal asked
+        with psycopg.connect(nights.url, autocommit=True) as looking:
+            while not looking.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ).fetchone()[0]:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.02)
+        process.send_signal(NUMBER[name])
+        asked = time.monotonic()
+
+    nights.forget_versions()
+    with psycopg.connect(nights.url) as holder:
+        holder.execute(WAITS[held])
+        ended = call(nights.command(SEEDS[0]), nights.url, meanwhile=meanwhile)
+        took = time.monotonic() - asked
+        # Ours are gone while the other one still holds what they waited for.
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        with psycopg.connect(nights.url, autocommit=True) as looking:
+            while looking.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN (%s, %s) "
+                "AND backend_type = 'client backend'",
+                (looking.info.backend_pid, holder.info.backend_pid),
+            ).fetchone()[0]:
+                assert time.monotonic() < deadline, "a server process of ours is left"
+                time.sleep(0.05)
+    return ended, took
+
+
+@pytest.mark.parametrize("held", WAITS)
+def test_a_long_query_ends_at_a_signal(nights, effort, tally, held):
+    """It is cancelled on the server; of a killed run, too, since the server looks whether we are still there."""
+    names = SIGNALS if effort(1, 3) == 3 else (SIGNALS[(list(WAITS).index(held) + 1) % 3],)
+    for name in names:
+        if name == "SIGKILL" and "connectorx" in held:
+            # It waits for the lock before its session is told to look after us: an idle waiter, which ends with the wait.
+            continue
+        before = nights.state()
+        ended, took = long_query(nights, held, name)
+        assert ended.code == -NUMBER[name], ended.err
+        assert took < SECONDS_TO_STOP
+        if name != "SIGKILL":
+            assert f"Stopped by {name}: nothing was committed or published." in ended.err
+        assert nights.published() == before[1]
+        tally("long queries ended by a signal")
+
+
+def test_other_commands_end_at_a_signal(nights, tmp_path, tally):
+    """An export that waits for the events, and a validation."""
+    for command in (("export", "--out", str(tmp_path / "out")), ("validate",)):
+        with psycopg.connect(nights.url) as holder:
+            holder.execute('LOCK "RankingEvent" IN ACCESS EXCLUSIVE MODE')
+
+            def meanwhile(process: subprocess.Popen[str]) -> None:
+                with psycopg.connect(nights.url, autocommit=True) as looking:
+                    while not looking.execute(
+                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                    ).fetchone()[0]:
+                        time.sleep(0.02)
+                process.send_signal(NUMBER["SIGTERM"])
+
+            ended = call(command, nights.url, meanwhile=meanwhile)
+        assert ended.code == -NUMBER["SIGTERM"], ended.err
+        assert "Stopped by SIGTERM: nothing was committed or published." in ended.err
+        tally("long queries ended by a signal")
+    nights.require_no_session()
 
 
 def all_points() -> list[dict[str, object]]:

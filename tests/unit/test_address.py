@@ -16,7 +16,9 @@ def test_prisma_s_parameters_are_taken_out():
     assert address.schema == "tenant"
     assert address.libpq == "postgresql://u:p%40ss@db:5433/app?sslmode=require"
     assert address.connectorx == "postgresql://u:p%40ss@db:5433/app"
-    assert address.connectorx_url(tls=True) == "postgresql://u:p%40ss@db:5433/app?sslmode=require"
+    assert address.connectorx_url(tls=True, name="me") == (
+        "postgresql://u:p%40ss@db:5433/app?application_name=me&sslmode=require"
+    )
     assert "pgbouncer" in address.pooler
 
 
@@ -24,7 +26,7 @@ def test_a_unix_socket_is_reached_by_both():
     address = parse_address("postgresql://u@localhost/app?host=/var/run/my%20pg", NO_HOME)
     assert address.connectorx == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
     assert address.libpq == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
-    assert address.connectorx_url(tls=False) == address.connectorx
+    assert address.connectorx_url(tls=False, name="me") == f"{address.connectorx}&application_name=me"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_a_unix_socket_is_reached_by_both():
         ("postgresql://u@a/app?service=x", {}, "sets service"),
         ("postgresql://u@a/app", {"PGPASSWORD": "x"}, "PGPASSWORD"),
         ("postgresql://u@a/app", {"PGSSLMODE": "verify-ca"}, "PGSSLMODE"),
+        ("postgresql://u@a/app", {"PGSSLMINPROTOCOLVERSION": "TLSv1.3"}, "PGSSLMINPROTOCOLVERSION"),
         ("postgresql://a/app", {}, "leaves the user"),
         ("postgresql:///app", {"PGHOST": "h"}, "PGHOST"),
         ("host=a dbname=app", {}, "key=value"),
