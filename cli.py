@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.abc import MetaPathFinder
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from etl import __version__
+from etl.address import Discreet, secrets_in, secrets_of
 from etl.config import ENVIRONMENT_PREFIX, Settings, resolve, wants_json
-from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError
+from etl.errors import ConnectError, DataError, EtlError, NothingToDo, SchemaError, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
@@ -193,13 +194,14 @@ def _do(options: dict[str, Any], work: Callable[[Settings, Stop], Answer]) -> No
     try:
         settings = resolve(given, os.environ)
         as_json = settings.json
+        _hide_password(settings, given)
         answer = interruptible(lambda stop: work(settings, stop))
     except EtlError as error:
         if as_json:
             _print_json(
                 {"ok": False, "exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
             )
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {visible(str(error))}", err=True)
         if isinstance(error, StoppedError):
             _end_by(error.signal)
         raise typer.Exit(error.exit_code) from None
@@ -208,6 +210,17 @@ def _do(options: dict[str, Any], work: Callable[[Settings, Stop], Answer]) -> No
     else:
         _show(answer.shown)
     raise typer.Exit(answer.exit_code)
+
+
+def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
+    """Know the password wherever it came from, and say so where everybody on the machine can see it."""
+    if isinstance(sys.stderr, Discreet):
+        sys.stderr.hide(secrets_of(settings.database_url or "", settings.environ))
+    if secrets_of(given.get("database_url") or "", {}):
+        log.warning(
+            "The password on the command line can be read by everybody on this machine while this runs (ps): "
+            "put the URL into DATABASE_URL, or the password into PGPASSWORD or .pgpass."
+        )
 
 
 def _end_by(number: int) -> None:
@@ -226,10 +239,11 @@ def _show(shown: list[RenderableType | str]) -> None:
     from rich.console import Console
 
     # A pipe or a cron mail has no width of its own: 100 columns, so that no law is cut in two.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    # No markup: what is shown holds names that anybody may have given a city.
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 100)
     for part in shown:
         if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)  # paths stay in one piece
+            console.print(part, soft_wrap=True)  # paths stay in one piece
         else:
             console.print(part)
 
@@ -493,8 +507,8 @@ def _publishing(title: str, publish: Callable[..., Any], settings: Settings, sto
     from etl import summary  # what is shown at the end need not be waited for at the beginning
 
     shown: list[RenderableType | str] = [summary.run_summary(title, report, profile=settings.profile), ""]
-    shown += [f"Warning: {warning}" for warning in report.warnings]
-    shown += [f"Note: {note}" for note in report.notes]
+    shown += [f"Warning: {visible(warning)}" for warning in report.warnings]
+    shown += [f"Note: {visible(note)}" for note in report.notes]
     if report.snapshot:
         shown.append(f"Snapshot: {report.snapshot}")
     nothing = report.snapshot is None and not settings.dry_run
@@ -650,6 +664,8 @@ class _WithoutPandas(MetaPathFinder):
 def main() -> None:
     """Run the command line, in a process that is ours alone."""
     sys.meta_path.insert(0, _WithoutPandas())
+    # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
+    sys.stdout, sys.stderr = Discreet(sys.stdout), Discreet(sys.stderr, secrets_in(sys.argv[1:], os.environ))
     app()
 
 

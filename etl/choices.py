@@ -152,11 +152,10 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
     else:
         words = _parted(value) if isinstance(value, str) else list(value)
         pairs = [(city, weight) for city, _, weight in (str(word).rpartition("=") for word in words)]
-    weights = dict(
-        sorted(
-            ((city, _weight(city, weight)) for city, weight in pairs), key=lambda p: p[0].encode(errors="surrogatepass")
-        )
-    )
+    for city, _ in pairs:
+        if "\0" in city or any("\ud800" <= character <= "\udfff" for character in city):
+            raise SettingsError("must name cities that a database can hold: in UTF-8, without a NUL character")
+    weights = dict(sorted(((city, _weight(city, weight)) for city, weight in pairs), key=lambda pair: pair[0].encode()))
     if len(weights) != len(pairs):
         raise SettingsError("must name each city once")
     return tuple(weights.items())

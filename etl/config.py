@@ -21,6 +21,10 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise SettingsError("must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the command line or the environment that are no text
+        raise SettingsError("must be UTF-8") from None
     return value
 
 

@@ -498,4 +498,7 @@ def _first_words(text: str) -> str:
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
     for prefix in ("IO: ", "Failed to connect: "):
         text = text.removeprefix(prefix)
-    return text.strip().splitlines()[0].strip() if text.strip() else "no reason was given"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # A name may stand for several hosts and addresses: one that answered, and said no, tells more than one where nobody was.
+    answered = [line for line in lines if re.search(r"FATAL:|SSL|certificate|encryption", line)]
+    return next(iter(answered or lines), "no reason was given")

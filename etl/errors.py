@@ -7,6 +7,11 @@ what, where (table, column, count), what to do. It never holds a password or a r
 from __future__ import annotations
 
 
+def visible(text: str) -> str:
+    """A text that may hold a name which somebody else gave, so that no terminal obeys it and no line of a log is forged."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class EtlError(Exception):
     """Something that a caller can understand and act on; anything else that is raised is a bug (exit code 1)."""
 

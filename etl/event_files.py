@@ -138,7 +138,7 @@ def _batches(
     names = {name: _TEXTS.get(name, name) for name in CODED.columns[:-1] if name in wanted | _ALWAYS}
     for path in paths:
         try:
-            with pq.ParquetFile(path, read_dictionary=_DICTIONARIES) as file:
+            with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
                     yield _coded(batch, names, city, vocabularies)
         except FileNotFoundError:

@@ -202,7 +202,7 @@ class _Part:
             if before is not None:
                 before.result()
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path, self._schema, **_OPTIONS)
+                self._writer = pq.ParquetWriter(self._path.absolute(), self._schema, **_OPTIONS)
             self._writer.write_table(table, row_group_size=ROW_GROUP)
 
         self._last = self._crew.submit(work)
@@ -236,7 +236,7 @@ def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
         for frame in frames:
             if writer is None:
                 schema = pa.schema([pa.field(name, ARROW[dtype]) for name, dtype in frame.schema.items()])
-                writer, waiting = pq.ParquetWriter(path, schema, **_OPTIONS), frame.clear()
+                writer, waiting = pq.ParquetWriter(path.absolute(), schema, **_OPTIONS), frame.clear()
             waiting = pl.concat([waiting, frame])
             while waiting.height >= ROW_GROUP:
                 _write_group(writer, schema, waiting[:ROW_GROUP])
@@ -273,7 +273,7 @@ def arrow(column: pl.Series) -> pa.Array:
 
 def as_written(path: Path, rows: int) -> Written:
     """A file as it lies on disk. Raises DataError when its footer doesn't count the rows that were written."""
-    found = pq.read_metadata(path).num_rows
+    found = pq.read_metadata(path.absolute()).num_rows
     if found != rows:
         raise DataError(f"{path.name} has {found} rows on disk, and {rows} were written. Run again.")
     return Written(path, rows, path.stat().st_size, file_sha256(path))

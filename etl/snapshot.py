@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
@@ -75,11 +75,20 @@ def open_snapshot(path: Path) -> Snapshot:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         snapshot = Snapshot(folder, manifest)
+        if outside := [entry["path"] for entry in manifest["files"] if not _inside(entry["path"])]:
+            raise DataError(
+                f"{folder / MANIFEST} can't be read as a manifest: {outside[0]!r} is outside of its folder."
+            )
         snapshot.parts("events")
         dict(manifest["settings"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / MANIFEST} can't be read as a manifest ({error}). Publish again.") from None
     return snapshot
+
+
+def _inside(path: str) -> bool:
+    """Whether a path of a manifest stays in its snapshot's folder."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -112,7 +121,7 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
 
 def _profiles(path: Path) -> Iterator[pl.DataFrame]:
     """users.parquet without what each snapshot counts anew, some rows at a time; one frame at least."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path.absolute()) as file:
         yield _uncounted(file.schema_arrow.empty_table())
         for batch in file.iter_batches():
             yield _uncounted(batch)
@@ -140,7 +149,8 @@ def _published(snapshot: Snapshot) -> Published | None:
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
     """A Parquet file of a snapshot. Raises DataError where it can't be read as one, ConnectError where it is not there."""
     try:
-        return pl.read_parquet(folder / name, columns=columns, hive_partitioning=False)
+        # Absolute and no pattern: a folder may be called out[1] or file:x.
+        return pl.read_parquet((folder / name).absolute(), columns=columns, hive_partitioning=False, glob=False)
     except FileNotFoundError:
         raise ConnectError(f"{folder / name} is not there. `bpr-etl validate --snapshot` says what else is.") from None
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -6,6 +6,7 @@ This room and `publish` alone write files.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -42,7 +43,8 @@ from etl.triples import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN
 
 SMALL_CATALOGUE = "small_catalog"
 
-_FOLDER_BYTES = 255
+_FOLDER_BYTES, _PREFIX_BYTES = 255, 200
+_HASHED = re.compile(r"~[0-9a-f]{16}\Z")
 _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
 
 
@@ -333,16 +335,19 @@ def _order(output: _Output) -> tuple[int, bytes]:
 def city_folder(city: str) -> str:
     """The folder of a city's partition: `city=` and the percent-encoded name.
 
-    Nothing in it can leave the folder. A name too long for a folder, or reserved (empty, Hive's name for null), becomes a
-    prefix and a hash; the manifest maps folders to cities.
+    Nothing in it can leave the folder. A name too long for a folder, reserved (empty, Hive's name for null), or made to look
+    like another's hash, becomes a prefix and a hash; the manifest maps folders to cities.
     """
     folder = f"city={quote(city, safe='')}"
-    if len(folder) <= _FOLDER_BYTES and city not in _RESERVED:
+    if len(folder) <= _FOLDER_BYTES and city not in _RESERVED and not _HASHED.search(city):
         return folder
     digest = hashlib.sha256(city.encode()).hexdigest()[:16]
-    prefix = quote(city, safe="")[:200].strip("_")
-    cut = prefix.rfind("%", len(prefix) - 2)  # never half of a %XX
-    return f"city={prefix[:cut] if cut >= 0 else prefix}~{digest}"
+    prefix = ""
+    for character in city:  # never half of one: readers decode the name, and pyarrow refuses the whole folder then
+        if len(prefix + quote(character, safe="")) > _PREFIX_BYTES:
+            break
+        prefix += quote(character, safe="")
+    return f"city={prefix.strip('_')}~{digest}"
 
 
 def _folders(dataset: Dataset) -> dict[str, str]:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etl.errors import visible
 from etl.journal import Report
 
 _WORDS = {
@@ -85,7 +86,7 @@ def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Tabl
     table.add_column("", justify="right")
     for law, broken, detail in findings:
         verdict = Text("ok", style="green") if not broken else Text(f"{broken:,} broken", style="bold red")
-        table.add_row(law + (f": {detail}" if detail else ""), verdict)
+        table.add_row(visible(law + (f": {detail}" if detail else "")), verdict)
     return table
 
 
@@ -95,7 +96,7 @@ def rows_table(title: str, rows: pl.DataFrame) -> Table:
     for name in rows.columns:
         table.add_column(name)
     for row in rows.iter_rows():
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
     return table
 
 
@@ -130,7 +131,7 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
     for city, number in events.items():
         teaches = published["signs"].get(city)
         table.add_row(
-            city,
+            visible(city),
             f"{number:,}",
             f"{triples[city]:,}" if city in triples else "left out",
             "" if teaches is None else f"{teaches:.2f}",
@@ -145,7 +146,7 @@ def _left_out(counts: Mapping[str, Any]) -> RenderableType:
     table.add_column("rows", justify="right")
     for what, why, number in _losses(counts):
         if number:
-            table.add_row(what, why, f"{number:,}")
+            table.add_row(visible(what), visible(why), f"{number:,}")
     return table if table.row_count else Text("\nNothing was left out.")
 
 

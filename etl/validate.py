@@ -83,7 +83,7 @@ def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
         return False
     if file_sha256(path) != entry["sha256"]:
         return False
-    return path.suffix != ".parquet" or pq.read_metadata(path).num_rows == entry["rows"]
+    return path.suffix != ".parquet" or pq.read_metadata(path.absolute()).num_rows == entry["rows"]
 
 
 def _training(opened: Snapshot) -> list[Finding]:

@@ -186,6 +186,44 @@ def test_a_trigger_that_writes_to(small_world, settings_for, tmp_path, tally, wh
     tally("triggers that write where they should not")
 
 
+def test_a_trigger_that_gives_a_row_to_somebody_else(small_world, settings_for, tmp_path):
+    """As many rows as meant, and one of them has another owner now: it bears the transaction's number."""
+    with psycopg.connect(small_world) as connection:
+        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('real-1', 'real-1@example.test')""")
+        connection.execute(
+            """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW."id" = (SELECT max("id") FROM "BehavioralSignal" WHERE "userId" = NEW."userId")
+            THEN NEW."userId" := 'real-1'; END IF; RETURN NEW; END $$"""
+        )
+        connection.execute(
+            'CREATE TRIGGER meddle BEFORE UPDATE ON "BehavioralSignal" FOR EACH ROW EXECUTE FUNCTION meddle()'
+        )
+    rows = database_state(small_world)
+    with pytest.raises(DataError, match=r'rows of "public"."BehavioralSignal" that belong to no shadow user'):
+        pipeline.run(settings_for(small_world))
+    assert database_state(small_world) == rows
+    assert folder_state(tmp_path / "out") == {}
+
+
+def test_a_server_that_does_not_count_is_looked_at_row_by_row(small_world, settings_for):
+    with psycopg.connect(small_world, autocommit=True) as connection:
+        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('real-1', 'real-1@example.test')""")
+        connection.execute("ALTER ROLE CURRENT_USER IN DATABASE " + connection.info.dbname + " SET track_counts = off")
+    report = pipeline.run(settings_for(small_world))
+    assert any("track_counts is off" in warning for warning in report.warnings)
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO "PersonaDimension" ("id", "userId", "dimension", "value", "updatedAt")
+            VALUES ('p-1', 'real-1', 'pace_preference', 'x', now()); RETURN NULL; END $$"""
+        )
+        connection.execute(
+            'CREATE TRIGGER meddle AFTER DELETE ON "RankingEvent" FOR EACH STATEMENT EXECUTE FUNCTION meddle()'
+        )
+    with pytest.raises(DataError, match=r'1 rows of "public"."PersonaDimension" that belong to no shadow user'):
+        pipeline.run(settings_for(small_world))
+
+
 def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, settings_for, monkeypatch):
     """A session hands its counts over a second late: a retried night still sees those of the attempt before."""
     original, done = pipeline.load.backfill, []

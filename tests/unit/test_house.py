@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "publish": {"errors", "parquet", "snapshot", "stage", "stopping"},
     "laws": {"candidates", "contracts", "load", "prisma", "queries", "rankings"},
     "validate": {"affinity", "database", "laws", "parquet", "queries", "snapshot"},
-    "summary": {"journal"},
+    "summary": {"errors", "journal"},
     "embedded": {"errors"},
     "synthetic": {"errors", "resources"},
     "journal": {"__init__", "config", "stopping"},

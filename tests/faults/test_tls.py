@@ -1,0 +1,238 @@
+"""Over the network: who is let in, over what, and whom we believe; all of it as a user says it, through the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from etl.address import parse_address
+from etl.database import connect
+from etl.errors import EtlError
+from tests.faults.calling import call, said
+from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_server
+
+WRONG = "wr0ng-word"
+TRUSTED = {"sslmode": "verify-full", "sslrootcert": "ca.crt"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TlsServer]:
+    """A server that takes TLS alone, with a small synthetic world in it."""
+    with tls_server() as started:
+        done = call("synth", "--scale", "0.01", "--database-url", started.url(sslmode="require"))
+        assert done.returncode == 0, said(done)
+        yield started
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with nothing in it that libpq reads."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+Enter = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def enter(home, tmp_path, effort, tally, monkeypatch) -> Enter:
+    """Come in by an address: the whole job in a process of its own for a `night`, and for everything with --full.
+
+    Else the job's first step alone, in this process, which libpq takes for any other: it looks at the same environment.
+    """
+
+    def go(url: str, *, night: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
+        tally("TLS connections tried")
+        if night or effort(0, 1):
+            job = ["run", "--json", "--out", str(tmp_path / "out")]
+            return call(*job, env={"HOME": str(home), "DATABASE_URL": url, **env})
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("PG")]:
+                patch.delenv(name)
+            for name, value in {"HOME": str(home), **env}.items():
+                patch.setenv(name, value)
+            return first_step(url)
+
+    return go
+
+
+def first_step(url: str) -> subprocess.CompletedProcess[str]:
+    try:
+        with connect(parse_address(url, os.environ)) as connection:
+            assert connection.rows('SELECT count(*) > 0 FROM "User"') == [(True,)]
+    except EtlError as error:
+        answer = json.dumps({"exit_code": error.exit_code, "message": str(error)})
+        return subprocess.CompletedProcess([], error.exit_code, answer, f"Error: {error}\n")
+    return subprocess.CompletedProcess([], 0, "", "")
+
+
+def parameters(server: TlsServer, words: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a URL, with names of files made paths."""
+    return {name: server.file(value) if value.endswith((".crt", ".key")) else value for name, value in words.items()}
+
+
+def authorized(server: TlsServer, since: int = 0) -> list[str]:
+    """What the server's log says of each connection over the network that it let in, after so many."""
+    log = (server.folder / "log").read_text(encoding="utf-8")
+    return re.findall(rf"connection authorized: user=(?:{ROLE}|{CERTIFIED}) .*", log)[since:]
+
+
+# --- a night --------------------------------------------------------------------------------------------------------
+
+
+def test_a_night_over_verified_tls_reads_through_adbc_and_says_why(server, enter):
+    before = len(authorized(server))
+    done = enter(server.url(**parameters(server, TRUSTED)), night=True)
+    assert done.returncode == 0, done.stderr
+    assert "Reading through ADBC, since connectorx can't: the URL asks for sslmode=verify-full." in done.stderr
+    lines = authorized(server, before)
+    assert lines
+    assert all("SSL enabled" in line for line in lines)
+
+
+def test_a_night_over_tls_that_libpq_chose_is_over_tls_on_every_connection(server, enter):
+    """`prefer`, libpq's own default: connectorx doesn't negotiate, and is told what libpq found."""
+    before = len(authorized(server))
+    done = enter(server.url(), night=True)
+    assert done.returncode == 0, done.stderr
+    assert "connectorx can't" not in done.stderr
+    lines = authorized(server, before)
+    assert len(lines) > 1
+    assert all("SSL enabled" in line for line in lines)
+
+
+# --- let in ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["prefer", "require", "verify-ca"])
+def test_every_mode_that_allows_tls_gets_in(server, enter, mode):
+    root = {"sslrootcert": server.file("ca.crt")} if mode == "verify-ca" else {}
+    done = enter(server.url(sslmode=mode, **root))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_password_comes_from_the_environment(server, enter):
+    done = enter(server.url(password=None, **parameters(server, TRUSTED)), PGPASSWORD=PASSWORD)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_password_comes_from_a_pgpass_file(server, enter, home):
+    escaped = PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
+    (home / ".pgpass").write_text(f"localhost:{server.port}:{DATABASE}:{ROLE}:{escaped}\n")
+    (home / ".pgpass").chmod(0o600)
+    done = enter(server.url(password=None, **parameters(server, TRUSTED)))
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_comes_from_a_service_file(server, enter, tmp_path):
+    words = {"host": "localhost", "port": str(server.port), "user": ROLE, "password": PASSWORD, "dbname": DATABASE}
+    lines = [f"{name}={value}\n" for name, value in {**words, **parameters(server, TRUSTED)}.items()]
+    (tmp_path / "services").write_text("[planner]\n" + "".join(lines))
+    done = enter("postgresql://", PGSERVICEFILE=str(tmp_path / "services"), PGSERVICE="planner")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_service_is_named_in_the_url(server, enter, tmp_path):
+    lines = f"[planner]\nhost=localhost\nport={server.port}\nuser={ROLE}\npassword={PASSWORD}\n"
+    (tmp_path / "services").write_text(lines)
+    done = enter(
+        f"postgresql:///{DATABASE}?service=planner".replace(" ", "%20"), PGSERVICEFILE=str(tmp_path / "services")
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_comes_from_libpq_s_variables(server, enter):
+    names = {"HOST": "localhost", "PORT": str(server.port), "USER": ROLE, "PASSWORD": PASSWORD, "DATABASE": DATABASE}
+    env = {f"PG{name}": value for name, value in names.items()}
+    done = enter("postgresql://", **env, PGSSLMODE="verify-full", PGSSLROOTCERT=server.file("ca.crt"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_libpq_s_words_are_an_address(server, enter):
+    quoted = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
+    words = f"host=localhost port={server.port} user={ROLE} password='{quoted}' dbname='{DATABASE}'"
+    done = enter(f"{words} sslmode=verify-full sslrootcert={server.file('ca.crt')}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_certificate_takes_the_place_of_a_password(server, enter):
+    own = {**TRUSTED, "sslcert": "client.crt", "sslkey": "client.key"}
+    done = enter(server.url(role=CERTIFIED, password=None, **parameters(server, own)))
+    assert done.returncode == 0, done.stderr
+
+
+def test_certificates_of_the_home_folder_are_libpq_s_to_find(server, enter, home):
+    """With a root.crt there, `require` verifies: a reader that doesn't know of it would be laxer than the rest."""
+    folder = home / ".postgresql"
+    folder.mkdir()
+    (folder / "root.crt").write_bytes(Path(server.file("ca.crt")).read_bytes())
+    done = enter(server.url(sslmode="require"))
+    assert done.returncode == 0, done.stderr
+    (folder / "root.crt").write_bytes(Path(server.file("other-ca.crt")).read_bytes())
+    refused = enter(server.url(sslmode="require"))
+    assert refused.returncode == 3
+    assert "certificate verify failed" in refused.stderr
+
+
+# --- kept out -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "words", "reason"),
+    [
+        ("127.0.0.1", TRUSTED, 'does not match host name "127.0.0.1"'),
+        ("localhost", {**TRUSTED, "sslrootcert": "other-ca.crt"}, "certificate verify failed"),
+    ],
+    ids=["host", "authority"],
+)
+def test_whom_libpq_does_not_believe_is_not_believed(server, enter, host, words, reason):
+    assert_plainly_refused(enter(server.url(host, **parameters(server, words))), reason)
+
+
+@pytest.mark.parametrize(
+    ("host", "words", "env", "reason"),
+    [
+        ("localhost", {"sslmode": "verify-full"}, {}, "root.crt"),
+        ("localhost", {"sslmode": "disable"}, {}, "no encryption"),
+        ("127.0.0.1", {}, {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "ca.crt"}, "does not match host name"),
+        ("localhost", {"sslmode": "require"}, {"PGSSLROOTCERT": "other-ca.crt"}, "certificate verify failed"),
+    ],
+    ids=["no authority", "plain text", "host by environment", "authority by environment"],
+)
+def test_nor_is_anybody_when_it_is_said_in_other_ways(server, enter, host, words, env, reason):
+    assert_plainly_refused(enter(server.url(host, **parameters(server, words)), **parameters(server, env)), reason)
+
+
+def test_a_wrong_password_is_refused_in_plain_words(server, enter):
+    done = enter(server.url(password=WRONG))
+    assert_plainly_refused(done, "password authentication failed")
+    assert WRONG not in said(done)
+
+
+def test_a_certificate_for_somebody_else_is_refused(server, enter):
+    own = {**TRUSTED, "sslcert": "client.crt", "sslkey": "client.key"}
+    done = enter(server.url(role=CERTIFIED, password=None, **parameters(server, {**own, "sslcert": "other-ca.crt"})))
+    assert_plainly_refused(done, "key values mismatch")
+
+
+def test_of_several_hosts_the_one_that_answers_says_why(server, enter):
+    """A name may stand for several addresses; where nobody listens on the first, its silence is not the reason."""
+    two = server.url(password=WRONG).replace(f"localhost:{server.port}", f"localhost:1,localhost:{server.port}")
+    assert_plainly_refused(enter(two), "password authentication failed")
+
+
+def assert_plainly_refused(done: subprocess.CompletedProcess[str], reason: str) -> None:
+    """Exit 3, and one or two sentences that name the reason."""
+    assert done.returncode == 3, said(done)
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.startswith("INFO")]) == 1
+    assert json.loads(done.stdout)["exit_code"] == 3
+    assert PASSWORD not in said(done)
