@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from etl.choices import parse_expected
 from etl.errors import DataError
@@ -64,3 +65,19 @@ def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
         f"The shadow users' addresses are of {len(domains)} domains ({shown}{more}). If some are real people's, say "
         "--shadow-domain."
     )
+
+
+def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """What was set aside of what there was, by kind: (rows, of).
+
+    `counts` are a run's own, as far as it has come; `set_aside` has the rows that broke a frame's contract.
+    """
+    dropped, skipped, left_out = (
+        sum(counts.get(name, {}).values()) for name in ("affinities_dropped", "days_without_event", "events_left_out")
+    )
+    return {
+        **{f"rows of {frame}": share for frame, share in set_aside.items()},
+        "affinities of seeds": (dropped, set_aside.get("seed_affinities", (0, 0))[1]),
+        "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
+        "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
+    }

@@ -46,14 +46,14 @@ from etl.extract import (
 )
 from etl.journal import Progress, Report
 from etl.ledger import Ledger, Written
-from etl.limits import Limits, several_domains
+from etl.limits import bad_shares
 from etl.personas import Materialised, PersonaTally, materialise, read_affinities
 from etl.prisma import MODELS
-from etl.privileges import require_privileges
 from etl.publish import add_probe, writing
 from etl.queries import Scope
 from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
+from etl.scope import find_scope, limits, require_scope
 from etl.snapshot import LATEST, open_snapshot, read_dataset, read_vocabulary
 from etl.stopping import Stop
 from etl.validate import Validated, validate_database
@@ -79,7 +79,7 @@ def validate(settings: Settings, stop: Stop | None = None) -> Validated:
     """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
     address = settings.address()
     with connect(address, stop) as connection:
-        scope, _ = _scope(connection, settings, settings.schema_in(address), writes=False)
+        scope, _ = find_scope(connection, settings, settings.schema_in(address), writes=False)
         with transaction(connection, read_only=True, keep=False):
             return validate_database(connection, scope)
 
@@ -129,7 +129,7 @@ def run(
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
     with connect(address, stop) as connection, ExitStack() as stack:
-        scope, advice = _scope(connection, settings, settings.schema_in(address), writes=True)
+        scope, advice = find_scope(connection, settings, settings.schema_in(address), writes=True)
         out = stack.enter_context(output(settings, stop))
         lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
 
@@ -164,18 +164,18 @@ def export(
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
     with connect(address, stop) as connection, output(settings, stop) as out, writing(settings.out):
-        scope, _ = _scope(connection, settings, settings.schema_in(address), writes=False)
+        scope, _ = find_scope(connection, settings, settings.schema_in(address), writes=False)
 
         def attempt() -> Report:
             report, aside = Report(uuid.uuid4().hex, clock(), stop=stop), SetAside()
             with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
                 release = Release(settings, report, out, staged, scratch, clock, progress)
                 with transaction(connection, read_only=True, keep=False):
-                    _require_scope(connection, scope, release)
+                    require_scope(connection, scope, settings, report)
                     dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
                     require_unmoved(connection, map(scope.naming.table, MODELS))
                 report.counts["source_rows"] = rows_read
-                _limits(settings).require_few_bad(_bad(report, aside))
+                limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
                 release.publish(dataset)
             return report
 
@@ -227,7 +227,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     settings, report = release.settings, release.report
     aside = SetAside()
     with ExitStack() as stack:
-        _require_scope(connection, scope, release)
+        require_scope(connection, scope, settings, report)
         ledger = Ledger(connection, scope)
         buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
         slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
@@ -244,7 +244,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
             compaction = Compaction(stack.enter_context(shelf(release.scratch, buckets, CODED)))
         ranked = _write_events(release, source, persona_rows, writer, events, compaction)
         report.counts |= _counts(source, made, ranked, persona_rows, aside)
-        _limits(settings).require_few_bad(_bad(report, aside))
+        limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
         if compaction is not None:
             with report.step("compact"):
                 dataset = compaction.dataset(source.users, persona_rows, source.nodes, earlier)
@@ -279,35 +279,6 @@ def _heard(progress: Progress, stop: Stop) -> Progress:
     return tell
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(settings.expect_users, settings.max_shadow_share, settings.max_bad)
-
-
-def _require_scope(connection: Connection, scope: Scope, release: Release) -> None:
-    """Whose rows this run is about to replace: not more than was allowed, and said where it looks odd."""
-    settings, report = release.settings, release.report
-    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
-    shadow = sum(users for _, users in domains)
-    of = connection.number(queries.user_count(scope)) if settings.max_shadow_share is not None else None
-    _limits(settings).require_users(shadow, of)
-    if warning := several_domains(domains):
-        report.warnings.append(warning)
-
-
-def _bad(report: Report, aside: SetAside) -> dict[str, tuple[int, int]]:
-    """What was set aside of what there was, by kind: (rows, of)."""
-    counts = report.counts
-    dropped = sum(counts.get("affinities_dropped", {}).values())
-    skipped = sum(counts.get("days_without_event", {}).values())
-    left_out = sum(counts.get("events_left_out", {}).values())
-    return {
-        **{f"rows of {frame}": share for frame, share in aside.shares.items()},
-        "affinities of seeds": (dropped, aside.shares.get("seed_affinities", (0, 0))[1]),
-        "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
-        "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
-    }
-
-
 def _earlier_vocabulary(settings: Settings) -> Vocabulary:
     """The vocabulary whose indexes are kept. An --out folder's first night has none yet."""
     if settings.vocab_from is None:
@@ -316,17 +287,6 @@ def _earlier_vocabulary(settings: Settings) -> Vocabulary:
     if path == Path(settings.out) and not (path / LATEST).exists():
         return Vocabulary()
     return read_vocabulary(path)
-
-
-def _scope(connection: Connection, settings: Settings, schema_name: str, *, writes: bool) -> tuple[Scope, list[str]]:
-    """Whose rows, in which tables; and what is missing but not needed, in sentences.
-
-    Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
-    """
-    naming = schema.detect_naming(connection, schema_name, settings.naming)
-    advice = [finding.detail for finding in schema.require(connection, naming)]
-    require_privileges(connection, naming, writes=writes)
-    return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 
 
 def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:

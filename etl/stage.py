@@ -30,7 +30,7 @@ from etl.columns import (
     triple_columns,
     triple_schema,
 )
-from etl.compact import Dataset, Published
+from etl.compact import GONE, Dataset, Published
 from etl.draws import I64
 from etl.errors import DataError
 from etl.journal import Progress
@@ -124,6 +124,7 @@ class Staged:
             "partitions": [asdict(entry) for entry in self.partitions],
             "users": dataset.users.height,
             "items": dataset.items.height,
+            "items_gone": dataset.items.filter(status=GONE).height,
         }
 
     def _per_city(self, what: str) -> dict[str, int]:

@@ -168,6 +168,7 @@ def _losses(counts: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:
             yield f"rows of {frame}", f"broke the rule {rule}", number
     for city, why in published.get("cities_left_out", {}).items():
         yield f"triples of {city}", why, published["events"][city]
+    yield "items", "named by events, but no longer in the catalogue", published.get("items_gone", 0)
     for reason, number in published.get("positives_left_out", {}).items():
         yield "positives", _WORDS.get(reason, reason), number
     yield (

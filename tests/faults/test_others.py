@@ -182,7 +182,7 @@ MIGRATIONS = {
 @pytest.mark.parametrize("name", MIGRATIONS)
 def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_for, monkeypatch, tally, name):
     """Who looks at a rewritten table under an older snapshot finds it empty; the run notices, and begins again."""
-    original, done = pipeline._require_scope, []
+    original, done = pipeline.require_scope, []
 
     def meddling(*arguments):
         original(*arguments)
@@ -191,7 +191,7 @@ def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_
             with psycopg.connect(small_world) as connection:
                 connection.execute(MIGRATIONS[name])
 
-    monkeypatch.setattr(pipeline, "_require_scope", meddling)
+    monkeypatch.setattr(pipeline, "require_scope", meddling)
     report = pipeline.run(settings_for(small_world))
     assert report.retries == 1
     assert pipeline.validate(settings_for(small_world)).broken == []
@@ -201,20 +201,20 @@ def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_
 
 
 def test_a_migration_that_adds_a_column_is_no_matter(small_world, settings_for, monkeypatch):
-    original = pipeline._require_scope
+    original = pipeline.require_scope
 
     def meddling(*arguments):
         original(*arguments)
         with psycopg.connect(small_world) as connection:
             connection.execute('ALTER TABLE "ItinerarySlot" ADD COLUMN "note" text DEFAULT \'x\'')
 
-    monkeypatch.setattr(pipeline, "_require_scope", meddling)
+    monkeypatch.setattr(pipeline, "require_scope", meddling)
     assert pipeline.run(settings_for(small_world)).retries == 0
 
 
 def test_an_export_notices_a_migration_too(small_world, settings_for, monkeypatch):
     pipeline.run(settings_for(small_world))
-    original, done = pipeline._require_scope, []
+    original, done = pipeline.require_scope, []
 
     def meddling(*arguments):
         original(*arguments)
@@ -223,7 +223,7 @@ def test_an_export_notices_a_migration_too(small_world, settings_for, monkeypatc
             with psycopg.connect(small_world) as connection:
                 connection.execute('ALTER TABLE "RankingEvent" ALTER COLUMN "surface" TYPE varchar(60)')
 
-    monkeypatch.setattr(pipeline, "_require_scope", meddling)
+    monkeypatch.setattr(pipeline, "require_scope", meddling)
     report = pipeline.export(settings_for(small_world))
     assert report.retries == 1
     assert sum(report.counts["published"]["events"].values()) > 0

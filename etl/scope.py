@@ -1,0 +1,48 @@
+"""Whose rows a command is about, in which tables, and whether that is allowed: looked at before anything is read."""
+
+from __future__ import annotations
+
+from etl import queries, schema
+from etl.config import Settings
+from etl.database import Connection
+from etl.journal import Report
+from etl.limits import Limits, several_domains
+from etl.privileges import require_privileges
+from etl.queries import Scope
+
+
+def find_scope(
+    connection: Connection, settings: Settings, schema_name: str, *, writes: bool
+) -> tuple[Scope, list[str]]:
+    """Whose rows, in which tables; and what is missing but not needed, in sentences.
+
+    Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
+    """
+    naming = schema.detect_naming(connection, schema_name, settings.naming)
+    advice = [finding.detail for finding in schema.require(connection, naming)]
+    require_privileges(connection, naming, writes=writes)
+    return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
+
+
+def limits(settings: Settings) -> Limits:
+    """The limits that a person has set."""
+    return Limits(settings.expect_users, settings.max_shadow_share, settings.max_bad)
+
+
+def require_scope(connection: Connection, scope: Scope, settings: Settings, report: Report) -> None:
+    """Raise DataError where the open snapshot has more shadow users than allowed, or not those expected.
+
+    Adds a warning where there are none, or some of several domains.
+    """
+    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
+    shadow = sum(users for _, users in domains)
+    users = connection.number(queries.user_count(scope)) if settings.max_shadow_share is not None else None
+    limits(settings).require_users(shadow, users)
+    if warning := several_domains(domains):
+        report.warnings.append(warning)
+    if not shadow:
+        where = f" and ends with @{scope.domain}" if scope.domain else ""
+        report.warnings.append(
+            f"No user's email begins with {scope.prefix!r}{where}, so there is nothing to learn from. "
+            "See --shadow-prefix, --shadow-domain and the database's name."
+        )
