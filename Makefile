@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONSUMERS := $(VENV)/.consumers
 WORKERS ?= 2
 
-.PHONY: setup consumers demo test test-slow lint format bench bench-full bench-setup bench-negatives wheel clean
+.PHONY: setup consumers demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -44,6 +44,17 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# Everything that can happen at night, by the thousand: an hour on two cores. Prints what it tried.
+test-faults: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --full tests/faults
+
+# Branches of etl/ that the tests go through, processes of the command line included.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: setup
 	$(BIN)/ruff check .
