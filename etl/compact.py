@@ -306,8 +306,9 @@ def _users(users: pl.DataFrame, personas: pl.DataFrame, categories: pl.Series, e
             values = rows.select("user_id", pl.col(column).alias(dimension + suffix))
             wide = wide.join(values, on="user_id", how="left", maintain_order="left")
     here = pl.col("user_id").is_in(users["user_id"].implode())
+    openness = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
     return wide.with_columns(
-        pl.col("cuisine_openness").cast(pl.Float64, strict=False),
+        pl.when(openness.is_finite()).then(openness).alias("cuisine_openness"),
         *_affinities(wide["category_affinities"], categories),
         status=pl.when(here).then(pl.lit(PRESENT)).otherwise(pl.lit(GONE)),
     )

@@ -25,6 +25,8 @@ def _text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:  # bytes of the command line or the environment that are no text
         raise SettingsError("must be UTF-8") from None
+    if "\0" in value:  # which a settings file can have
+        raise SettingsError("must not have a NUL character in it")
     return value
 
 
@@ -230,11 +232,21 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
 
 def _parsed(name: str, value: Any, where: str) -> Any:
+    option = f"--{name.replace('_', '-')}"
     try:
         return _OPTIONS[name].metadata["parse"](value)
     except SettingsError as error:
-        shown = "" if name == "database_url" else f" ({value!r} from {where})"
-        raise SettingsError(f"--{name.replace('_', '-')} {error}{shown}.") from None
+        shown = "" if name == "database_url" else f" ({_shown(value)} from {where})"
+        raise SettingsError(f"{option} {error}{shown}.") from None
+    except (ValueError, OverflowError):  # whole numbers that Python neither writes out nor makes a float of
+        raise SettingsError(f"{option} must not be a number of that size (from {where}).") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of a number of more digits than Python reads
         raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None
     named = {key.replace("-", "_"): value for key, value in content.items()}
     for name in named:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Frames = dict[str, pl.DataFrame]
 
+_ENCODINGS = ("UTF8", "SQL_ASCII")  # the latter as far as what it holds is UTF-8: the server looks whether it is
+
 RETRIES = 5
 """How many times a night is tried in all, when others' writes keep getting in its way (SQLSTATE 40001)."""
 
@@ -63,6 +65,15 @@ class Connection:
         self._closing, self._closed = threading.Lock(), False
         with self._translated():
             self._connection = adbc.connect(address.libpq, autocommit=True)
+        # A role, a database, the environment or the URL may ask for another encoding; the driver takes bytes for UTF-8.
+        asked = self.rows("SELECT set_config('client_encoding', 'UTF8', false), current_setting('server_encoding')")
+        encoding = asked[0][1]
+        if encoding not in _ENCODINGS:
+            self.close()
+            raise SchemaError(
+                f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
+                "Copy the database into one that was created with ENCODING 'UTF8'."
+            )
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a small query, as Python values."""
@@ -95,7 +106,7 @@ class Connection:
 
     def copy(self, schema: str, table: str, rows: pa.Table | pa.RecordBatchReader) -> int:
         """COPY rows into a table by binary COPY; the columns' names are the table's. Gives the count that went over."""
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._translated(table), self._connection.cursor() as cursor:
             return int(cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema))
 
     def copy_temporary(self, table: str, rows: pa.Table) -> int:
@@ -151,7 +162,7 @@ class Connection:
             self._connection.close()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, table: str | None = None) -> Iterator[None]:
         if not self.stop.shielded:
             self.stop.check()
         try:
@@ -159,7 +170,7 @@ class Connection:
         except adbc_errors.Error as error:
             if not self.stop.shielded:
                 self.stop.check()  # it was cancelled
-            raise _translate(error, self.address) from None
+            raise _translate(error, self.address, table) from None
 
 
 @contextmanager
@@ -448,6 +459,10 @@ _PLAIN = {
         "The server ended the connection: {first}. Raise idle_in_transaction_session_timeout for this role.",
     ),
     "25P04": (ConnectError, "The server ended the connection: {first}. Raise transaction_timeout for this role."),
+    "54000": (
+        DataError,
+        "The data passes a limit of the server{place}: {first}. Nothing was written. Shorten what an id or personaSeed says.",
+    ),
     "25006": (ConnectError, "The server takes no writes: {first}. Connect to the primary, not to a standby."),
 }
 _BY_CLASS = {
@@ -464,9 +479,14 @@ _BY_CLASS = {
 }
 
 
-def _translate(error: adbc_errors.Error, address: Address) -> EtlError:
-    """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out."""
+def _translate(error: adbc_errors.Error, address: Address, table: str | None = None) -> EtlError:
+    """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out.
+
+    `table` is the one that was written to, where the server does not name it.
+    """
     details = {_decoded(key): _decoded(value) for key, value in (error.details or [])}
+    if table is not None:
+        details.setdefault("PG_DIAG_TABLE_NAME", table)
     state = error.sqlstate or ""
     first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
     if state in {"40001", "40P01"}:

@@ -74,7 +74,8 @@ CROSS JOIN LATERAL (SELECT count(*) FROM {table("PersonaDimension")} p WHERE p."
 CROSS JOIN LATERAL (SELECT count(DISTINCT p."dimension") FROM {table("PersonaDimension")} p
   WHERE p."userId" = s."id" AND p."dimension" IN ({dimensions})) eight(n)
 CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {table("Trip")} t WHERE t."userId" = s."id"
-  AND jsonb_typeof(t."personaSeed") = 'object' AND isfinite(t."createdAt"))) seed(usable)
+  AND jsonb_typeof(t."personaSeed") = 'object' AND isfinite(t."createdAt")
+  AND t."createdAt" < timestamp '294000-01-01')) seed(usable)
 WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n <> eight.n""",
         ),
         Law(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,13 @@ TABLES = (
     *("RankingEvent", "PersonaDimension", "ModelRegistry", "BehavioralSignal", "ItinerarySlot", "Trip"),
     *("ActivityNode", "User"),
 )
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A persona seed as the JSON text that it is sent as: what no Python value says (a key twice, 1e999, escapes)."""
+
+    text: str
 
 
 class Databases:
@@ -33,7 +41,7 @@ class Databases:
         url = self._urls[world.categories]
         with psycopg.connect(url) as connection:
             connection.execute(f"TRUNCATE {', '.join(_quoted(table) for table in TABLES)}")
-            _store(connection, world)
+            store(connection, world)
         return url
 
     def _fresh(self, categories: tuple[str, ...]) -> str:
@@ -54,7 +62,8 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _store(connection: psycopg.Connection, world: World) -> None:
+def store(connection: psycopg.Connection, world: World) -> None:
+    """Put a world's rows beside those that are there."""
     _copy(connection, "User", "id email", ((u.id, u.email) for u in world.users))
     _copy(
         connection,
@@ -115,6 +124,8 @@ def _copy(connection: psycopg.Connection, table: str, columns: str, rows: Iterab
 
 
 def _seed(value: Any) -> str | None:
+    if isinstance(value, Raw):
+        return value.text
     return None if value is NO_SEED else json.dumps(value)
 
 

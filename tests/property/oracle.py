@@ -698,8 +698,9 @@ def _row_order(event: ExportedEvent) -> tuple[Any, ...]:
 def users_rows(world: World, settings: Settings, earlier: tuple[str, ...] = ()) -> list[UserOut]:
     """`users.parquet`: every user of the audience, sorted by id; `user_id`, `user_idx` (the row number), the eight dimensions.
 
-    As the database has them after the run; a user without persona has none. `earlier` are the ids of `--vocab-from`, in
-    their order: old ids keep their row, gone ones with status `gone`, new ids are appended in id order.
+    As the database has them after the run, a confidence that is no finite number as null; a user without persona has none.
+    `earlier` are the ids of `--vocab-from`, in their order: old ids keep their row, gone ones with status `gone`, new ids
+    are appended in id order.
     """
     rows = {(row.user_id, row.dimension): row for row in world.personas}
     who = audience(world, settings)
@@ -713,7 +714,9 @@ def users_rows(world: World, settings: Settings, earlier: tuple[str, ...] = ()) 
                 user_id=user_id,
                 user_idx=number,
                 dimensions={dimension: None if row is None else row.value for dimension, row in own.items()},
-                confidences={dimension: None if row is None else row.confidence for dimension, row in own.items()},
+                confidences={
+                    dimension: None if row is None else finite_number(row.confidence) for dimension, row in own.items()
+                },
                 sources={dimension: None if row is None else row.source for dimension, row in own.items()},
                 affinities={} if vector is None else numbers_in(vector.value),
                 status="present" if user_id in who else "gone",
@@ -726,7 +729,7 @@ def numbers_in(text: str) -> dict[str, float]:
     """The finite numbers of a JSON object, by key; none in a text that is no such object (others' rows may be anything)."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     numbers = {key: finite_number(value) for key, value in found.items()} if isinstance(found, dict) else {}
     return {key: number for key, number in numbers.items() if number is not None}
@@ -740,8 +743,9 @@ def _with_new_ids(earlier: tuple[str, ...], now: set[str]) -> list[str]:
 def items_rows(world: World, exported_events: Exported, earlier: tuple[str, ...] = ()) -> list[ItemOut]:
     """`items.parquet`: every eligible node of every city and every node that an event names, sorted by id.
 
-    A named node that the database no longer has is `gone`, and nothing else is known of it. `earlier` are the ids of
-    `--vocab-from`, as in `users_rows`; one that is neither eligible nor named is listed with what ActivityNode says of it.
+    A named node that the database no longer has is `gone`, and nothing else is known of it. A coordinate that is no finite
+    number is null. `earlier` are the ids of `--vocab-from`, as in `users_rows`; one that is neither eligible nor named is
+    listed with what ActivityNode says of it.
     """
     nodes = {node.id: node for node in world.nodes}
     ids = {node.id for node in world.nodes if node.status != "archived"}
@@ -754,7 +758,8 @@ def items_rows(world: World, exported_events: Exported, earlier: tuple[str, ...]
 def _item(node_id: str, number: int, node: Node | None) -> ItemOut:
     if node is None:
         return ItemOut(node_id, number, None, None, None, None, None, "gone")
-    return ItemOut(node_id, number, node.city, node.category, node.name, node.latitude, node.longitude, node.status)
+    place = finite_number(node.latitude), finite_number(node.longitude)
+    return ItemOut(node_id, number, node.city, node.category, node.name, *place, node.status)
 
 
 def indexes(rows: list[Triple], users: list[UserOut], items: list[ItemOut]) -> list[tuple[int, int, int]]:

@@ -67,11 +67,15 @@ def city_weight(world: World, city: str, settings: Settings) -> float | None:
 # ------------------------------------------------------------------------------------------------------------ splits
 
 _GREGORIAN_CYCLE = 400, timedelta(days=146_097)  # so many years have so many days, whichever they are
+_TOO_LATE = 294_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - timestamps without zone are UTC
 
 
 def start_us(start: Moment) -> int | None:
-    """`start_us` (int64 microseconds, null when infinite), also of the years that Python has no date for."""
+    """`start_us` (int64 microseconds, null when infinite), also of the years that Python has no date for.
+
+    Null also from the year 294000 on: the last ones are more microseconds than int64 holds.
+    """
     if isinstance(start, datetime):
         return (start - _EPOCH) // timedelta(microseconds=1)
     parts = re.fullmatch(r"(\d+)(-.*?)( BC)?", start)
@@ -79,6 +83,8 @@ def start_us(start: Moment) -> int | None:
         return None
     # The year before 1 is 1 BC. A year with the same calendar that Python has, and the days that lie between.
     year = 1 - int(parts[1]) if parts[3] else int(parts[1])
+    if year >= _TOO_LATE:
+        return None
     years, days = _GREGORIAN_CYCLE
     same = datetime.fromisoformat(f"{year % years + years:04}{parts[2]}")
     return (same - _EPOCH + days * (year // years - 1)) // timedelta(microseconds=1)

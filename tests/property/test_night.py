@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections import Counter
 from dataclasses import asdict, astuple, dataclass, fields, replace
@@ -52,8 +53,8 @@ def databases(make_database) -> Databases:
 
 def the_night_is_the_oracle_s(
     databases, world: oracle.World, options: oracle.Settings, *others: oracle.Settings
-) -> None:
-    """A run with these options, and exports of what it left with others."""
+) -> pipeline.Report:
+    """A run with these options, and exports of what it left with others; gives the run's report."""
     url = databases.holding(world)
     with tempfile.TemporaryDirectory() as folder:
         settings_ = resolve({"database_url": url, "out": f"{folder}/out", **as_given(options)}, {})
@@ -71,6 +72,7 @@ def the_night_is_the_oracle_s(
             given_["buckets"] = BUCKETS[len(world.slots) % len(BUCKETS)]
             exported = pipeline.export(resolve({"database_url": url, "out": f"{folder}/other", **given_}, {}))
             snapshot_is_the_oracle_s(exported, after, replace(other, shadow_prefix=options.shadow_prefix))
+        return report
 
 
 def snapshot_is_the_oracle_s(report: pipeline.Report, after: oracle.World, options, earlier=((), ())) -> None:
@@ -220,10 +222,12 @@ def account_is_the_oracle_s(published: Published, found: dict) -> None:
 
 
 def as_float(value: str | None) -> float | None:
+    """The finite number that a text is."""
     try:
-        return None if value is None else float(value)
+        number = None if value is None else float(value)
     except ValueError:
         return None
+    return number if number is not None and math.isfinite(number) else None
 
 
 def counts_are_the_oracle_s(counts: dict, world, options) -> None:
