@@ -101,7 +101,7 @@ def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: Se
             _put(slots, aside.filter(Slots, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
-    aside.unseen("trips", "user_is_gone", connection.number(queries.trips_of_nobody(scope)))
+    aside.unseen("trips", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "Trip")))
     return Source(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Trips, "trips", read["trips"]),
@@ -184,6 +184,7 @@ def extract_logged(
             named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
             slots.put(named.drop("bucket"), named["bucket"])
         personas = read_personas(connection, scope, audience, aside)
+        aside.unseen("events", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "RankingEvent")))
         read = others.result()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     return Logged(

@@ -70,11 +70,11 @@ def user_count(scope: Scope) -> str:
     return f"SELECT count(*) FROM {scope.naming.table('User')}"
 
 
-def trips_of_nobody(scope: Scope) -> str:
-    """How many trips belong to a user who is gone: nobody can say whether they were a shadow user's."""
+def rows_of_nobody(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
+    """How many rows belong to a user who is gone: nobody can say whether it was a shadow user."""
     return (
-        f"SELECT count(*) FROM {scope.naming.table('Trip')} t WHERE NOT EXISTS "
-        f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = t."userId")'
+        f"SELECT count(*) FROM {scope.naming.table(model)} x WHERE NOT EXISTS "
+        f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = x."userId")'
     )
 
 

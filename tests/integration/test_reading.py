@@ -152,6 +152,36 @@ def test_an_event_whose_trip_is_gone_is_counted_and_not_exported(small_world, se
     assert lost > 10
 
 
+def test_rows_of_users_who_are_gone_and_items_that_are_gone_are_counted(small_world, settings_for):
+    """Whose they were nobody can say any more, so they are in no scope; that they are there is said."""
+    pipeline.run(settings_for(small_world))
+    with psycopg.connect(small_world) as connection:
+        connection.execute('ALTER TABLE "Trip" DROP CONSTRAINT "Trip_userId_fkey"')
+        connection.execute('ALTER TABLE "ItinerarySlot" DROP CONSTRAINT "ItinerarySlot_activityNodeId_fkey"')
+        trips = connection.execute(
+            """UPDATE "Trip" SET "userId" = 'nobody' WHERE "id" IN (SELECT "id" FROM "Trip" ORDER BY "id" LIMIT 3)"""
+        ).rowcount
+        events = connection.execute(
+            """UPDATE "RankingEvent" SET "userId" = 'nobody' WHERE "id" IN
+            (SELECT "id" FROM "RankingEvent" ORDER BY "id" LIMIT 5)"""
+        ).rowcount
+        connection.execute("""UPDATE "ItinerarySlot" SET "activityNodeId" = 'gone' WHERE "dayNumber" = 1""")
+    exported = pipeline.export(settings_for(small_world))
+    assert exported.counts["set_aside"]["events"] == {"user_is_gone": events}
+    with psycopg.connect(small_world) as connection:
+        connection.execute("""DELETE FROM "RankingEvent" WHERE "userId" = 'nobody'""")
+    report = pipeline.run(settings_for(small_world))
+    assert report.counts["set_aside"]["trips"] == {"user_is_gone": trips}
+    assert report.counts["published"]["items_gone"] == 1
+
+
+def test_no_shadow_users_are_a_warning(small_world, settings_for):
+    report = pipeline.run(
+        settings_for(small_world, shadow_prefix="nobody-", shadow_domain="example.test", dry_run=True)
+    )
+    assert any("begins with 'nobody-' and ends with @example.test" in warning for warning in report.warnings)
+
+
 def test_null_arrays_and_null_elements_of_others_events(small_world, settings_for):
     with psycopg.connect(small_world) as connection:
         connection.execute(
