@@ -10,6 +10,7 @@ from etl import extract, pipeline
 from etl.buckets import shelf
 from etl.contracts import Slots
 from etl.queries import Scope
+from etl.scope import find_scope
 
 
 class Writer(threading.Thread):
@@ -61,7 +62,7 @@ def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for,
     settings = settings_for(small_world)
     address = settings.address()
     with pipeline.connect(address) as connection:
-        scope, _ = pipeline._scope(connection, settings, "public")
+        scope, _ = find_scope(connection, settings, "public", writes=False)
         assert isinstance(scope, Scope)
         with pipeline.transaction(connection, read_only=True, keep=False):
             slots = connection.number(
