@@ -405,7 +405,7 @@ def test_what_others_wrote_of_a_persona_is_published_as_far_as_it_is_one(make_da
                 (f"p{number}", *row),
             )
     report = pipeline.export(resolve({"database_url": url, "out": str(tmp_path), "audience": "real"}, {}))
-    assert report.counts["set_aside"] == {"personas": {"primary_key": 2}}
+    assert report.counts["set_aside"]["personas"] == {"primary_key": 2}
     users = {row["user_id"]: row for row in pl.read_parquet(Path(report.snapshot) / "users.parquet").to_dicts()}
     assert (users[twice]["pace_preference"], users[twice]["social_mode"]) == (None, "solo")
     assert (users[odd]["cuisine_openness"], users[odd]["cuisine_openness_confidence"]) == (None, None)
