@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 SEEDS = (1, 2)
 """Two nights whose rows and files differ, each the other's state before."""
 
+SECONDS_TO_STOP = 12.0
+"""Within which a command ends after a signal. Promised are 5, on a machine that does nothing else."""
+
 Command = tuple[str, ...]
 
 
@@ -99,7 +102,7 @@ class Nights:
         self.require_no_session()
         self.keep_few()
 
-    def require_no_session(self, seconds: float = 5.0) -> None:
+    def require_no_session(self, seconds: float = SECONDS_TO_STOP) -> None:
         """No server process of ours is left, at the latest after so many seconds."""
         deadline = time.monotonic() + seconds
         with psycopg.connect(self.url, autocommit=True) as connection:

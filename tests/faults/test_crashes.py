@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from etl import pipeline
-from tests.faults.nights import SEEDS, Ended, Nights, call
+from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call
 
 WAITS = {
     "a row that the backfill wants": 'SELECT FROM "BehavioralSignal" FOR UPDATE',
@@ -28,7 +28,6 @@ STEPS = (
 )
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 NUMBER = {"SIGKILL": 9, "SIGTERM": 15, "SIGINT": 2}
-SECONDS_TO_STOP = 5.0
 
 
 @pytest.fixture(scope="module")

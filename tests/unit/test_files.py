@@ -1,0 +1,179 @@
+"""Files of a snapshot on their way out and back: what is written is looked at, and what is damaged is named, not guessed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from etl import parquet, stage
+from etl.compact import CODED, EventBuckets
+from etl.errors import ConnectError, DataError
+from etl.event_files import Vocabularies, _batches
+from etl.parquet import Copies, as_written, crew, file_sha256, write_file
+from etl.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file
+from etl.validate import _as_listed
+
+ROWS = pl.DataFrame({"id": [f"u{number}" for number in range(10)], "number": range(10)})
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "rows.parquet"
+    ROWS.write_parquet(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- on the way out
+
+
+@pytest.mark.parametrize("sizes", [(10,), (1, 9), (3, 0, 7), (0, 10), (4, 4, 2)])
+def test_frames_of_any_size_are_written_as_the_same_bytes(monkeypatch, tmp_path, sizes):
+    monkeypatch.setattr(parquet, "ROW_GROUP", 4)
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    cut = [ROWS.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+    written = write_file(tmp_path / "cut.parquet", cut)
+    whole = write_file(tmp_path / "whole.parquet", [ROWS])
+    assert (written.rows, written.sha256) == (10, whole.sha256)
+    assert pl.read_parquet(written.path).equals(ROWS)
+    metadata = pq.read_metadata(written.path)
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [4, 4, 2]
+
+
+def test_a_frame_without_rows_is_a_file_with_its_columns(tmp_path):
+    written = write_file(tmp_path / "none.parquet", [ROWS.clear()])
+    assert written.rows == 0
+    assert pl.read_parquet(written.path).schema == ROWS.schema
+
+
+def test_a_failure_while_frames_are_made_leaves_no_file_open(tmp_path):
+    def frames():
+        yield ROWS
+        raise DataError("no more")
+
+    with pytest.raises(DataError, match="no more"):
+        write_file(tmp_path / "half.parquet", frames())
+    assert pq.read_metadata(tmp_path / "half.parquet").num_rows == 0  # ended as a file, though nobody will name it
+    with pytest.raises(DataError, match="not one"):
+        write_file(tmp_path / "none.parquet", (frame for frame in _refused("not one")))
+    assert not (tmp_path / "none.parquet").exists()
+
+
+def _refused(why: str):
+    raise DataError(why)
+    yield  # a generator that gives nothing
+
+
+def test_a_file_that_holds_other_rows_than_were_written_is_not_published(file):
+    assert as_written(file, 10).sha256 == file_sha256(file)
+    with pytest.raises(DataError, match=r"rows.parquet has 10 rows on disk, and 11 were written. Run again."):
+        as_written(file, 11)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: path.unlink(), (ConnectError, "is not there")),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), (DataError, "is not what its manifest says")),
+    ],
+)
+def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path, harm, said):
+    written = as_written(file, 10)
+    with crew() as two:
+        copies = Copies(tmp_path / "sound", [written], two)
+        assert copies.rows == 10
+        assert copies.written() == [replace(written, path=tmp_path / "sound" / "part-00000.parquet")]
+    harm(file)
+    with crew() as two, pytest.raises(said[0], match=said[1]):
+        Copies(tmp_path / "harmed", [written], two).written()
+
+
+def test_two_cities_that_would_share_a_folder_are_refused(monkeypatch):
+    """Names keep apart what names can; that hashes meet is not to be expected, and then nothing is mixed."""
+    events = CODED.clear()
+    dataset = stage.Dataset(EventBuckets(1, ("A", "B"), 0, lambda _: iter([events])), events, events, events)
+    assert stage._folders(dataset) == {"city=A": "A", "city=B": "B"}
+    monkeypatch.setattr(stage, "city_folder", lambda _: "city=~same")
+    with pytest.raises(DataError, match=r"Two cities would share the folder city=~same. Rename one of them."):
+        stage._folders(dataset)
+
+
+# --------------------------------------------------------------------------------------------------- on the way back
+
+
+def test_a_file_that_is_missing_and_one_that_is_none_are_told_apart(file):
+    assert read_file(file.parent, file.name).equals(ROWS)
+    with pytest.raises(ConnectError, match=r"other.parquet is not there"):
+        read_file(file.parent, "other.parquet")
+    for harmed in (b"", b"PAR1", file.read_bytes()[:50]):
+        file.write_bytes(harmed)
+        with pytest.raises(DataError, match=r"rows.parquet can't be read"):
+            read_file(file.parent, file.name)
+
+
+def test_events_whose_file_is_missing_or_harmed_are_not_read_as_none(tmp_path):
+    ids = pl.Series(["a"])
+    path = tmp_path / "part-00000.parquet"
+
+    def read() -> list[pl.DataFrame]:
+        return list(_batches([path], "Rome", Vocabularies(ids, ids, ids), frozenset(CODED.columns)))
+
+    with pytest.raises(ConnectError, match=r"part-00000.parquet is not there"):
+        read()
+    for harmed in (b"", b"PAR1" + bytes(60)):
+        path.write_bytes(harmed)
+        with pytest.raises(DataError, match=r"part-00000.parquet can't be read"):
+            read()
+    ROWS.write_parquet(path)  # a sound file, but of something else
+    with pytest.raises(DataError, match=r"part-00000.parquet can't be read"):
+        read()
+
+
+SOUND = {"files": [], "cities": {}, "settings": {}}
+
+
+def test_a_manifest_says_where_a_snapshot_is(tmp_path):
+    (tmp_path / MANIFEST).write_text(json.dumps(SOUND))
+    assert open_snapshot(tmp_path).folder == find_snapshot(tmp_path) == tmp_path
+    with pytest.raises(ConnectError, match=r"is no snapshot: it has no manifest.json"):
+        find_snapshot(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "harmed",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"files": 3, "cities": {}, "settings": {}}',
+        b'{"files": [{}], "cities": {}, "settings": {}}',
+        b'{"files": [{"path": "events/x.parquet"}], "cities": {}, "settings": {}}',
+        b'{"files": [], "cities": {}, "settings": 7}',
+        b'{"files": [], "cities": {}}',
+    ],
+)
+def test_a_manifest_that_is_harmed_is_named(tmp_path, harmed):
+    (tmp_path / MANIFEST).write_bytes(harmed)
+    with pytest.raises(DataError, match=r"manifest.json can't be read as a manifest"):
+        open_snapshot(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.parquet", "events/../../x.parquet", ".."])
+def test_a_manifest_leads_nobody_out_of_its_folder(tmp_path, path):
+    (tmp_path / MANIFEST).write_text(json.dumps(SOUND | {"files": [{"path": path}]}))
+    with pytest.raises(DataError, match=r"is outside of its folder"):
+        open_snapshot(tmp_path)
+
+
+def test_a_file_is_what_its_manifest_says_by_size_bytes_and_rows(file):
+    entry = {"rows": 10, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    assert _as_listed(file, entry)
+    assert not _as_listed(file, entry | {"bytes": entry["bytes"] + 1})
+    assert not _as_listed(file, entry | {"sha256": "0" * 64})
+    assert not _as_listed(file, entry | {"rows": 11})

@@ -1,0 +1,102 @@
+"""What a person reads at the end: tables with every figure, and nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from rich.console import Console, RenderableType
+
+from etl.journal import Report, Step
+from etl.summary import findings_table, probe_tables, rows_table, run_summary
+
+RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " "))
+
+
+def read(what: RenderableType) -> list[str]:
+    """The lines that a person sees: without the rules between columns, spaces drawn together."""
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(what)
+    plain = (" ".join(line.translate(RULES).split()) for line in captured.get().splitlines())
+    return [line for line in plain if line]
+
+
+def report(**counts: object) -> Report:
+    steps = [Step("read", 2.0, 5_000, 120.4), Step("stage", 0.0, 7, 130.0), Step("COMMIT", 0.5, None, 131.6)]
+    return Report("1", datetime(2026, 1, 1, tzinfo=UTC), steps, counts)
+
+
+def test_a_run_that_published_nothing_shows_its_steps_and_says_that_nothing_was_left_out():
+    lines = read(run_summary("Night", report(), profile=False))
+    assert lines[:2] == ["Night", "step rows seconds"]
+    assert lines[2:5] == ["read 5,000 2.00", "stage 7 0.00", "COMMIT 0.50"]
+    assert lines[-1] == "Nothing was left out."
+    assert not any("Published" in line or "Probe" in line for line in lines)
+
+
+def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
+    lines = read(run_summary("Night", report(), profile=True))
+    assert lines[1] == "step rows seconds rows/s peak MiB"
+    assert lines[2:5] == ["read 5,000 2.00 2,500 120", "stage 7 0.00 130", "COMMIT 0.50 132"]
+
+
+def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
+    published = {
+        "events": {"Rome": 1_200, "Village": 30},
+        "triples": {"Rome": 24_000},
+        "signs": {"Rome": 0.25},
+        "cities_left_out": {"Village": "3 nodes, and --min-catalog is 50"},
+        "positives_left_out": {"no_negatives": 4, "whole_catalog_seen": 0},
+    }
+    counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
+    lines = read(run_summary("Night", report(published=published, **counts), profile=False))
+    assert "Rome 1,200 24,000 0.25" in lines
+    assert "Village 30 left out" in lines
+    assert "all 1,230 24,000" in lines
+    assert "triples of Village 3 nodes, and --min-catalog is 50 30" in lines
+    assert "rows of slots broke the rule day_number nullability 3" in lines
+    assert "trip-days city has no eligible node 2" in lines
+    assert "positives event has no negative to stand against 4" in lines
+    assert not any("whole catalogue" in line for line in lines)
+
+
+def interval(mean: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": None if mean is None else mean - 0.01, "high": None if mean is None else mean + 0.01}
+
+
+def test_a_probe_is_one_line_of_a_run_s_summary():
+    probe = {"split": "last-trip", "users": 1_234, "auc": interval(0.7), "ndcg_at_10": interval(0.125)}
+    lines = read(run_summary("Night", report(probe=probe | {"auc_of_popularity": interval(0.6)}), profile=False))
+    assert lines[-1] == (
+        "Probe (last-trip, 1,234 users): AUC 0.700 (0.690-0.710), popularity 0.600 (0.590-0.610), "
+        "NDCG@10 0.125 (0.115-0.135)"
+    )
+
+
+def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobody_could_be_judged():
+    figures = {"auc": interval(0.7), "ndcg_at_10": interval(0.2), "recall_at_10": interval(0.3)}
+    nobody = dict.fromkeys(figures, interval(None))
+    rankings = {"random": {"all": figures, "new": nobody}, "model": {"all": figures, "new": figures}}
+    facts = {"split": "time:2026-01-01", "users": 1_000, "users_with_new_places": 0, "rankings": rankings}
+    lines = read(probe_tables(facts))
+    assert lines[0] == "Held out by time:2026-01-01: 1,000 users, mean and interval of 95%"
+    row = "0.700 (0.690-0.710) 0.200 (0.190-0.210) 0.300 (0.290-0.310)"
+    assert [line for line in lines if line.startswith("BPR on these triples")] == [f"BPR on these triples {row}"] * 2
+    assert [line for line in lines if line.startswith("chance")] == [f"chance {row}", "chance - - -"]
+    assert "Places new to the user: 0 users" in lines
+    assert not any(line.startswith("popularity") for line in lines)
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "ok"), (12_000, "12,000 broken")])
+def test_a_law_is_ok_or_says_how_many_rows_break_it(broken, verdict):
+    lines = read(findings_table("Laws", [("no row is twice", broken, ""), ("none is \x1b[31mred", broken, "e1, e2")]))
+    assert lines[-2] == f"no row is twice {verdict}"
+    assert lines[-1].endswith(f": e1, e2 {verdict}")
+    assert "\x1b" not in lines[-1]
+
+
+def test_a_frame_is_shown_as_it_is_and_a_null_is_empty():
+    lines = read(rows_table("Rows", pl.DataFrame({"a": ["x", None], "b": [None, 2.5]})))
+    assert (lines[0], lines[1], lines[2:]) == ("Rows", "a b", ["x", "2.5"])
