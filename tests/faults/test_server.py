@@ -222,9 +222,12 @@ def test_one_connection_is_enough(limited, tmp_path, small_world, caplog):
 
 
 def test_statement_timeout_is_told(limited, tmp_path, small_world):
+    """The application holds a signal that the backfill wants for longer than a statement of the role may take."""
     rows = database_state(small_world)
-    with pytest.raises(ConnectError, match="Raise statement_timeout"):
-        pipeline.run(settings(limited("SET statement_timeout = '3ms'"), tmp_path / "out"))
+    with psycopg.connect(small_world) as holder:
+        holder.execute('SELECT FROM "BehavioralSignal" FOR UPDATE')
+        with pytest.raises(ConnectError, match="Raise statement_timeout"):
+            pipeline.run(settings(limited("SET statement_timeout = '2s'"), tmp_path / "out"))
     assert database_state(small_world) == rows
     assert folder_state(tmp_path / "out") == {}
 
