@@ -196,7 +196,7 @@ def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tall
     count = 0
     end_at = 0
 
-    def counted(self):
+    def counted(self, *table):
         nonlocal count
         count += 1
         if count == end_at:
@@ -205,7 +205,7 @@ def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tall
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                     "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
                 )
-        return original(self)
+        return original(self, *table)
 
     monkeypatch.setattr(Connection, "_translated", counted)
     settings = resolve({"database_url": nights.url, "out": str(nights.out), "seed": next_seed(nights)}, {})
