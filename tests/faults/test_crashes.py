@@ -158,11 +158,11 @@ def test_the_steps_hit_are_the_steps_there_are(small_world, settings_for):
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_every_boundary(nights, effort, tally, name):
-    """Quick: a third of the moments for each signal, so that all of them together have every one."""
+    """Quick: a few of the moments for each signal; `--full` has all of them."""
     points = all_points()
     third = SIGNALS.index(name)
-    chosen = effort(len(points[third::9]), len(points))
-    for spec in points if chosen == len(points) else points[third::9]:
+    chosen = effort(len(points[third::12]), len(points))
+    for spec in points if chosen == len(points) else points[third::12]:
         hit(nights, {**spec, "signal": name})
         tally(f"named moments hit by {name}")
     nights.require_mended(SEEDS[0])
@@ -173,7 +173,7 @@ def test_any_moment(nights, calls, effort, tally, part):
     """The moment is the n-th call or return of a function of `etl`, the signal any; one in eight is mended at once."""
     random = Random(part)  # noqa: S311 - no secret
     states: Counter[str] = Counter()
-    for number in range(effort(2, 260)):
+    for number in range(effort(1, 260)):
         # A tenth of them late, where COMMIT and the switch are.
         n = random.randint(1, calls) if random.random() < 0.9 else random.randint(int(calls * 0.97), calls)
         spec = {"at": "call", "n": n, "signal": random.choice(SIGNALS), "never": "the count varies a little"}
