@@ -25,7 +25,7 @@ from adbc_driver_postgresql import dbapi as adbc
 from etl.address import Address
 from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError
 from etl.prisma import quote_literal
-from etl.stopping import Stop
+from etl.stopping import POLL, Stop
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,9 +42,6 @@ READ_CONNECTIONS = 2
 
 SETTLE_SECONDS = 60.0
 """How long a lost COMMIT's outcome is asked for, before it counts as unknown."""
-
-POLL_SECONDS = 0.2
-"""Between two looks at something that another process has to do first."""
 
 
 class ConflictError(EtlError):
@@ -163,13 +160,11 @@ class Connection:
 
     @contextmanager
     def _translated(self, table: str | None = None) -> Iterator[None]:
-        if not self.stop.shielded:
-            self.stop.check()
+        self.stop.check()
         try:
             yield
         except adbc_errors.Error as error:
-            if not self.stop.shielded:
-                self.stop.check()  # it was cancelled
+            self.stop.check()  # it was cancelled
             raise _translate(error, self.address, table) from None
 
 
@@ -215,7 +210,7 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
                 f"{error} That was in the middle of COMMIT, and for {SETTLE_SECONDS:g} s the server could not say whether "
                 "it was done. Nothing was published; run again when the server is back: that mends either case."
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL)
 
 
 @contextmanager
@@ -226,14 +221,12 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
     so for longer than `wait` seconds.
     """
     key = int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
-    deadline = time.monotonic() + wait
-    while connection.rows(f"SELECT pg_try_advisory_lock({key})") != [(True,)]:
-        if time.monotonic() >= deadline:
-            raise LockedError(
-                f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
-                f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
-            )
-        connection.stop.pause(POLL_SECONDS)
+    taken = f"SELECT pg_try_advisory_lock({key})"
+    if not connection.stop.wait_for(lambda: connection.rows(taken) == [(True,)], wait):
+        raise LockedError(
+            f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
+            f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
+        )
     try:
         yield key
     finally:

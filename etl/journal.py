@@ -94,8 +94,7 @@ class Report:
 
         Raises StoppedError where an end was asked for.
         """
-        if not self.stop.shielded:
-            self.stop.check()
+        self.stop.check()
         step = self.entry(name)
         start = time.perf_counter()
         try:

@@ -13,9 +13,6 @@ from etl.queries import Scope
 _OWNED = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
 """Written tables whose rows belong to a user."""
 
-_INSERTED = ("PersonaDimension", "RankingEvent")
-"""Those of them whose rows `load` has compared with what it sent: as many rows inserted as stand there are the same rows."""
-
 
 @dataclass(frozen=True)
 class Written:
@@ -48,8 +45,9 @@ class Ledger:
         """
         if self._connection.rows("SELECT current_setting('track_counts')") == [("on",)]:
             warnings = self._require_counts(meant)
-            changed = [model for model in _OWNED if model not in _INSERTED and meant.get(model, Written()) != Written()]
-            self._require_owners(changed)
+            # Inserted rows are those that `load` has found in the scope and compared: as many of them, so the same. A row
+            # that was changed may have changed its owner, too.
+            self._require_owners(model for model in _OWNED if meant.get(model, Written()).updated)
             return warnings
         self._require_owners(_OWNED)
         return ["The server does not count rows (track_counts is off), so only the rows themselves were looked at."]

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -25,8 +24,6 @@ from etl.stage import FileEntry, Staged
 from etl.stopping import Stop
 
 FORMAT = 1
-POLL_SECONDS = 0.2
-"""Between two looks at whether another run still holds the folder."""
 
 
 class Store:
@@ -82,7 +79,6 @@ def open_store(out: str, wait: float = 0.0, stop: Stop | None = None) -> Iterato
     Raises SettingsError for what is not a local folder, LockedError when another run writes there, and does so for longer
     than `wait` seconds; StoppedError.
     """
-    stop = stop or Stop()
     if "://" in out:
         raise SettingsError(f"--out {out.split('://', maxsplit=1)[0]}://... is not supported yet; give a local folder.")
     root = Path(out)
@@ -91,14 +87,11 @@ def open_store(out: str, wait: float = 0.0, stop: Stop | None = None) -> Iterato
         # The lock is on the folder itself, so that no lock file stays behind; it ends with the process.
         handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        deadline = time.monotonic() + wait
-        while not _flock(handle):
-            if time.monotonic() >= deadline:
-                raise LockedError(
-                    f"Another run is publishing to {root}{f', and did for {wait:g} s' if wait else ''}. "
-                    "Wait for it to end (--wait-lock), or give another --out."
-                )
-            stop.pause(POLL_SECONDS)
+        if not (stop or Stop()).wait_for(lambda: _flock(handle), wait):
+            raise LockedError(
+                f"Another run is publishing to {root}{f', and did for {wait:g} s' if wait else ''}. "
+                "Wait for it to end (--wait-lock), or give another --out."
+            )
         for litter in root.glob(f"{STAGING}*"):
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         yield Store(root)

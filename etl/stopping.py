@@ -26,9 +26,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 3.5
 """Seconds that the work has to undo itself. After these the process ends all the same: as safe, since a crash is, too."""
 
-
 AGAIN = 0.5
 """Seconds between two tries to cancel what the server is doing."""
+
+POLL = 0.2
+"""Seconds between two looks at whether another process has done what is waited for."""
 
 
 class StoppedError(EtlError):
@@ -46,6 +48,7 @@ class Stop:
     """Whether an end was asked for. One thread asks; the working ones look, and say what is to be called at once.
 
     After `shield` it is too late: what has been begun (COMMIT, the switch of LATEST) is brought to its end, which is soon.
+    Then nobody can have asked, nor can ask: `check` has nothing to raise.
     """
 
     def __init__(self) -> None:
@@ -53,11 +56,6 @@ class Stop:
         self._asked = threading.Event()
         self._shielded = False
         self._at_once: list[Callable[[], object]] = []
-
-    @property
-    def shielded(self) -> bool:
-        """Whether it is too late."""
-        return self._shielded
 
     def ask(self) -> bool:
         """Ask for an end, and have the waiting server calls cancelled; False where it is too late."""
@@ -80,6 +78,15 @@ class Stop:
         """Wait, but not for longer than until an end is asked for: then raise StoppedError."""
         self._asked.wait(seconds)
         self.check()
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Look again and again whether something is ready, for so long; whether it was. Raises StoppedError."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() >= deadline:
+                return False
+            self.pause(POLL)
+        return True
 
     def shield(self) -> None:
         """From now on it is too late. Raises StoppedError where an end was asked for before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import psycopg
 
 from etl import pipeline
 from etl.config import resolve
+from etl.errors import EtlError
 from etl.snapshot import LATEST
 from tests.states import data_files, database_state
 
@@ -114,13 +116,47 @@ class Nights:
                 time.sleep(0.05)
 
     def keep_few(self) -> None:
-        """Throw away all snapshots but the newest: a thousand of them would fill the disk."""
-        latest = (self.out / LATEST).read_text()
-        for snapshot in (self.out / "snapshots").iterdir():
-            if snapshot.name != latest:
-                for path in sorted(snapshot.rglob("*"), reverse=True):
-                    path.rmdir() if path.is_dir() else path.unlink()
-                snapshot.rmdir()
+        """Throw away all snapshots but the newest."""
+        keep_newest(self.out)
+
+    def other_seed(self) -> int:
+        """The seed whose night is not the one that is published."""
+        return next(seed for seed in SEEDS if self.settled[seed][1] != self.published())
+
+    def night(self, seed: int, url: str | None = None) -> EtlError | None:
+        """A night in this process, by another URL if one is given; gives the error that it ended with."""
+        try:
+            pipeline.run(resolve({"database_url": url or self.url, "out": str(self.out), "seed": seed}, {}))
+        except EtlError as error:
+            return error
+        return None
+
+
+def keep_newest(out: Path) -> None:
+    """Throw away all snapshots of a folder but the newest: a thousand of them would fill the disk."""
+    latest = (out / LATEST).read_text()
+    for snapshot in (out / "snapshots").iterdir():
+        if snapshot.name != latest:
+            shutil.rmtree(snapshot)
+
+
+def until_it_waits(url: str, process: subprocess.Popen[str]) -> None:
+    """Until a session of the database waits for somebody's lock; the process is the one that is to wait."""
+    with psycopg.connect(url, autocommit=True) as looking:
+        while not looking.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()[0]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+
+
+def end_sessions(url: str) -> None:
+    """What an administrator does: end every session of a database but one's own."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
 
 
 def start(arguments: Command, url: str, spec: dict[str, object] | None = None) -> subprocess.Popen[str]:

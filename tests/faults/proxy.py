@@ -166,3 +166,9 @@ def is_commit_reply(message: Message) -> bool:
     """Whether the server says that a COMMIT is done."""
     name, content = message
     return name == "server" and content[:1] == b"C" and content[5:].startswith(b"COMMIT")
+
+
+def is_copy_data(message: Message) -> bool:
+    """Whether a client sends rows of a COPY."""
+    name, content = message
+    return name == "client" and content[:1] == b"d"

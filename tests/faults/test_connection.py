@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from random import Random
 
-import psycopg
 import pytest
 
-from etl import database, pipeline
-from etl.config import resolve
+from etl import database
 from etl.database import Connection
 from etl.errors import ConnectError, EtlError
-from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Nights, call
-from tests.faults.proxy import Proxy, is_commit, is_commit_reply, proxy
+from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, end_sessions
+from tests.faults.proxy import Message, is_commit, is_commit_reply, is_copy_data, proxy
 
 
 @pytest.fixture(scope="module")
 def nights(make_database, small_world_template, tmp_path_factory) -> Nights:
     return Nights.prepared(make_database(small_world_template), tmp_path_factory.mktemp("cuts") / "out")
-
-
-def next_seed(nights: Nights) -> int:
-    return next(seed for seed in SEEDS if nights.settled[seed][1] != nights.published())
-
-
-def run_through(nights: Nights, through: Proxy, seed: int) -> EtlError | None:
-    """A night through a proxy; gives the error that it ended with."""
-    settings = resolve({"database_url": through.url(nights.url), "out": str(nights.out), "seed": seed}, {})
-    try:
-        pipeline.run(settings)
-    except EtlError as error:
-        return error
-    return None
 
 
 def require_told(nights: Nights, before, seed: int, error: EtlError | None) -> str:
@@ -51,7 +36,7 @@ def require_told(nights: Nights, before, seed: int, error: EtlError | None) -> s
 def test_cuts_at_any_message(nights, effort, tally):
     """A night's n-th message, of whoever, is lost together with its connection."""
     with proxy(nights.url) as counting:
-        assert run_through(nights, counting, next_seed(nights)) is None
+        assert nights.night(nights.other_seed(), counting.url(nights.url)) is None
         total = counting.messages
     random = Random(1)  # noqa: S311 - no secret
     number = effort(4, 150)
@@ -66,9 +51,9 @@ def test_cuts_at_any_message(nights, effort, tally):
                 seen += 1
                 return "cut" if seen == n else None
 
-        seed, before = next_seed(nights), nights.state()
+        seed, before = nights.other_seed(), nights.state()
         with proxy(nights.url, judge=judge) as cutting:
-            error = run_through(nights, cutting, seed)
+            error = nights.night(seed, cutting.url(nights.url))
         nights.require_no_session()
         require_told(nights, before, seed, error)
         tally("connections cut at any message")
@@ -94,9 +79,9 @@ def test_a_lost_commit_is_looked_up(nights, tally, lost, committed):
             return "cut" if lost == "the reply" else "pass and cut"
         return None
 
-    seed, before = next_seed(nights), nights.state()
+    seed, before = nights.other_seed(), nights.state()
     with proxy(nights.url, judge=judge) as cutting:
-        error = run_through(nights, cutting, seed)
+        error = nights.night(seed, cutting.url(nights.url))
         assert cutting.cuts
     state = require_told(nights, before, seed, error)
     tally("COMMITs lost and looked up")
@@ -109,7 +94,7 @@ def test_a_lost_commit_is_looked_up(nights, tally, lost, committed):
 def test_a_commit_whose_outcome_nobody_can_tell_publishes_nothing(nights, tally, monkeypatch):
     """The reply is lost, and the server stays out of reach: said, and the next night mends it."""
     monkeypatch.setattr(database, "SETTLE_SECONDS", 0.5)
-    seed, before = next_seed(nights), nights.state()
+    seed, before = nights.other_seed(), nights.state()
     with proxy(nights.url) as cutting:
 
         def judge(message):
@@ -119,21 +104,20 @@ def test_a_commit_whose_outcome_nobody_can_tell_publishes_nothing(nights, tally,
             return None
 
         cutting.judge = judge
-        error = run_through(nights, cutting, seed)
+        error = nights.night(seed, cutting.url(nights.url))
     assert "could not say whether it was done. Nothing was published" in str(error)
     assert require_told(nights, before, seed, error) == "folder behind"
     tally("COMMITs lost for good")
     nights.require_mended(seed)
 
 
-def test_a_stalled_commit_ends_at_a_signal(nights, tally):
-    """SIGTERM while COMMIT's reply is on its way for ever: the end comes within 5 s, and says that it does not know."""
-    seed, before = next_seed(nights), nights.state()
+def stalled_night(nights: Nights, seed: int, at: Callable[[Message], bool]) -> Ended:
+    """A night over a line that stalls for good at the first such message, and SIGTERM then: the end comes in time."""
     stalled = threading.Event()
     with proxy(nights.url) as stalling:
 
         def judge(message):
-            if is_commit_reply(message):
+            if not stalled.is_set() and at(message):
                 stalled.set()
                 stalling.stall()
                 stalling.open.wait()
@@ -147,45 +131,34 @@ def test_a_stalled_commit_ends_at_a_signal(nights, tally):
 
         ended = call(nights.command(seed), stalling.url(nights.url), meanwhile=meanwhile)
         assert time.monotonic() - meanwhile.asked < SECONDS_TO_STOP
-        assert ended.code == -15
-        assert "its outcome is not known" in ended.err
-        assert nights.require_before_or_after(before, seed) == "folder behind"
+    assert ended.code == -15
+    return ended
+
+
+def test_a_stalled_commit_ends_at_a_signal(nights, tally):
+    """SIGTERM while COMMIT's reply is on its way for ever: the end says that it does not know."""
+    seed, before = nights.other_seed(), nights.state()
+    ended = stalled_night(nights, seed, is_commit_reply)
+    assert "its outcome is not known" in ended.err
+    assert nights.require_before_or_after(before, seed) == "folder behind"
     tally("stalls ended by a signal")
     nights.require_mended(seed)
 
 
 def test_a_stall_in_mid_run_ends_at_a_signal(nights, tally):
-    """Everything stalls while events are copied: SIGTERM still ends the run within 5 s."""
-    seed, before = next_seed(nights), nights.state()
-    stalled = threading.Event()
-    with proxy(nights.url) as stalling:
-
-        def judge(message):
-            if message[0] == "client" and message[1][:1] == b"d" and not stalled.is_set():  # CopyData
-                stalled.set()
-                stalling.stall()
-                stalling.open.wait()
-
-        stalling.judge = judge
-
-        def meanwhile(process):
-            assert stalled.wait(60)
-            process.terminate()
-            meanwhile.asked = time.monotonic()
-
-        ended = call(nights.command(seed), stalling.url(nights.url), meanwhile=meanwhile)
-        assert time.monotonic() - meanwhile.asked < SECONDS_TO_STOP
-        assert ended.code == -15
-        assert "Stopped by SIGTERM" in ended.err
+    """Everything stalls while events are copied."""
+    seed, before = nights.other_seed(), nights.state()
+    ended = stalled_night(nights, seed, is_copy_data)
+    assert "Stopped by SIGTERM" in ended.err
     nights.require_no_session()
     assert nights.require_before_or_after(before, seed) == "before"
     tally("stalls ended by a signal")
 
 
 def test_a_slow_line_changes_nothing(nights, tally):
-    seed = next_seed(nights)
+    seed = nights.other_seed()
     with proxy(nights.url, delay=0.002) as slow:
-        assert run_through(nights, slow, seed) is None
+        assert nights.night(seed, slow.url(nights.url)) is None
     assert nights.published() == nights.settled[seed][1]
     tally("nights over a slow line")
 
@@ -200,26 +173,17 @@ def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tall
         nonlocal count
         count += 1
         if count == end_at:
-            with psycopg.connect(nights.url, autocommit=True) as connection:
-                connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-                )
+            end_sessions(nights.url)
         return original(self, *table)
 
     monkeypatch.setattr(Connection, "_translated", counted)
-    settings = resolve({"database_url": nights.url, "out": str(nights.out), "seed": next_seed(nights)}, {})
-    pipeline.run(settings)
+    assert nights.night(nights.other_seed()) is None
     total = count
     points = list(range(2, total + 1, max(1, total // effort(5, total))))
     for point in points:
-        seed, before = next_seed(nights), nights.state()
+        seed, before = nights.other_seed(), nights.state()
         count, end_at = 0, point
-        error = None
-        try:
-            pipeline.run(resolve({"database_url": nights.url, "out": str(nights.out), "seed": seed}, {}))
-        except EtlError as raised:
-            error = raised
+        error = nights.night(seed)
         end_at = 0
         require_told(nights, before, seed, error)
         tally("sessions ended by an administrator, at a statement")
@@ -230,24 +194,16 @@ def test_an_administrator_ends_the_session_at_any_time(nights, effort, tally):
     """pg_terminate_backend while statements run: the time is random."""
     random = Random(7)  # noqa: S311 - no secret
     for _ in range(effort(3, 60)):
-        seed, before = next_seed(nights), nights.state()
+        seed, before = nights.other_seed(), nights.state()
         after = random.uniform(0.02, 0.6)
 
         def end(after=after):
             time.sleep(after)
-            with psycopg.connect(nights.url, autocommit=True) as connection:
-                connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-                )
+            end_sessions(nights.url)
 
         ending = threading.Thread(target=end)
         ending.start()
-        error = None
-        try:
-            pipeline.run(resolve({"database_url": nights.url, "out": str(nights.out), "seed": seed}, {}))
-        except EtlError as raised:
-            error = raised
+        error = nights.night(seed)
         ending.join()
         require_told(nights, before, seed, error)
         tally("sessions ended by an administrator, at a time")

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from etl import pipeline
-from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call
+from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, until_it_waits
 
 WAITS = {
     "a row that the backfill wants": 'SELECT FROM "BehavioralSignal" FOR UPDATE',
@@ -50,7 +50,7 @@ def calls(nights) -> int:
 
 def hit(nights: Nights, spec: dict[str, object]) -> str:
     """A night of the seed whose rows aren't there, hit; gives what state it left."""
-    seed = next(seed for seed in SEEDS if nights.settled[seed][1] != nights.published())
+    seed = nights.other_seed()
     nights.forget_versions()
     before = nights.state()
     ended = call(nights.command(seed), nights.url, spec)
@@ -77,12 +77,7 @@ def long_query(nights: Nights, held: str, name: str) -> tuple[Ended, float]:
 
     def meanwhile(process: subprocess.Popen[str]) -> None:
         nonlocal asked
-        with psycopg.connect(nights.url, autocommit=True) as looking:
-            while not looking.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ).fetchone()[0]:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
+        until_it_waits(nights.url, process)
         process.send_signal(NUMBER[name])
         asked = time.monotonic()
 
@@ -129,11 +124,7 @@ def test_other_commands_end_at_a_signal(nights, tmp_path, tally):
             holder.execute('LOCK "RankingEvent" IN ACCESS EXCLUSIVE MODE')
 
             def meanwhile(process: subprocess.Popen[str]) -> None:
-                with psycopg.connect(nights.url, autocommit=True) as looking:
-                    while not looking.execute(
-                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                    ).fetchone()[0]:
-                        time.sleep(0.02)
+                until_it_waits(nights.url, process)
                 process.send_signal(NUMBER["SIGTERM"])
 
             ended = call(command, nights.url, meanwhile=meanwhile)

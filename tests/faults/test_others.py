@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -16,6 +17,7 @@ from etl.snapshot import LATEST
 from etl.stopping import Stop, StoppedError
 from etl.validate import validate_snapshot
 from tests.faults.application import Application
+from tests.faults.nights import keep_newest
 
 
 def real_people(url: str) -> dict[str, str]:
@@ -75,9 +77,7 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
             nights += 1
             retries += report.retries
             assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
-            for snapshot in (tmp_path / "out" / "snapshots").iterdir():
-                if snapshot.name != Path(report.snapshot).name:
-                    _remove(snapshot)
+            keep_newest(tmp_path / "out")
     lasted = time.monotonic() - began
     assert application.failures == []
     assert application.done["read"]
@@ -98,12 +98,6 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
     tally("conflicts retried under load", retries)
     tally("transactions of the application", application.done.total() - application.done["read"])
     tally("looks of a reader at the tables", application.done["read"])
-
-
-def _remove(snapshot: Path) -> None:
-    for path in sorted(snapshot.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    snapshot.rmdir()
 
 
 def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
@@ -179,19 +173,29 @@ MIGRATIONS = {
 }
 
 
+@pytest.fixture
+def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
+    """Has statements run by somebody else as soon as the first attempt's snapshot is taken."""
+
+    def arm(statements: str) -> None:
+        original, done = pipeline.require_scope, []
+
+        def meddling(*arguments):
+            original(*arguments)
+            if not done:
+                done.append(True)
+                with psycopg.connect(small_world) as connection:
+                    connection.execute(statements)
+
+        monkeypatch.setattr(pipeline, "require_scope", meddling)
+
+    return arm
+
+
 @pytest.mark.parametrize("name", MIGRATIONS)
-def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_for, monkeypatch, tally, name):
+def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_for, migrate_once, tally, name):
     """Who looks at a rewritten table under an older snapshot finds it empty; the run notices, and begins again."""
-    original, done = pipeline.require_scope, []
-
-    def meddling(*arguments):
-        original(*arguments)
-        if not done:
-            done.append(True)
-            with psycopg.connect(small_world) as connection:
-                connection.execute(MIGRATIONS[name])
-
-    monkeypatch.setattr(pipeline, "require_scope", meddling)
+    migrate_once(MIGRATIONS[name])
     report = pipeline.run(settings_for(small_world))
     assert report.retries == 1
     assert pipeline.validate(settings_for(small_world)).broken == []
@@ -200,30 +204,14 @@ def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_
     tally("migrations in mid-run")
 
 
-def test_a_migration_that_adds_a_column_is_no_matter(small_world, settings_for, monkeypatch):
-    original = pipeline.require_scope
-
-    def meddling(*arguments):
-        original(*arguments)
-        with psycopg.connect(small_world) as connection:
-            connection.execute('ALTER TABLE "ItinerarySlot" ADD COLUMN "note" text DEFAULT \'x\'')
-
-    monkeypatch.setattr(pipeline, "require_scope", meddling)
+def test_a_migration_that_adds_a_column_is_no_matter(small_world, settings_for, migrate_once):
+    migrate_once('ALTER TABLE "ItinerarySlot" ADD COLUMN "note" text DEFAULT \'x\'')
     assert pipeline.run(settings_for(small_world)).retries == 0
 
 
-def test_an_export_notices_a_migration_too(small_world, settings_for, monkeypatch):
+def test_an_export_notices_a_migration_too(small_world, settings_for, migrate_once):
     pipeline.run(settings_for(small_world))
-    original, done = pipeline.require_scope, []
-
-    def meddling(*arguments):
-        original(*arguments)
-        if not done:
-            done.append(True)
-            with psycopg.connect(small_world) as connection:
-                connection.execute('ALTER TABLE "RankingEvent" ALTER COLUMN "surface" TYPE varchar(60)')
-
-    monkeypatch.setattr(pipeline, "require_scope", meddling)
+    migrate_once('ALTER TABLE "RankingEvent" ALTER COLUMN "surface" TYPE varchar(60)')
     report = pipeline.export(settings_for(small_world))
     assert report.retries == 1
     assert sum(report.counts["published"]["events"].values()) > 0

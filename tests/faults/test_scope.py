@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from urllib.parse import urlsplit, urlunsplit
-
 import psycopg
 import pytest
 from typer.testing import CliRunner
@@ -236,20 +232,6 @@ def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, set
 
     monkeypatch.setattr(pipeline.load, "backfill", conflict)
     assert pipeline.run(settings_for(small_world)).retries == 1
-
-
-@pytest.fixture
-def role(small_world) -> Iterator[tuple[str, str]]:
-    """A role of one's own, and the URL to connect as it."""
-    made = f"etl_{os.getpid()}"
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {made} LOGIN PASSWORD 'secret'")
-    parts = urlsplit(small_world)
-    host = parts.netloc.rpartition("@")[2]
-    yield made, urlunsplit(parts._replace(netloc=f"{made}:secret@{host}"))
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute(f"DROP OWNED BY {made}")
-        connection.execute(f"DROP ROLE {made}")
 
 
 def test_the_main_path_under_a_role_that_may_do_no_more(role, small_world, tmp_path):

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
 from etl import embedded, pipeline, privileges
 from etl.config import Settings, resolve
-from etl.errors import ConnectError, EtlError
+from etl.errors import ConnectError
 from etl.journal import Report
 from etl.prisma import Naming
 from tests.conftest import FAST
@@ -150,13 +149,8 @@ def test_the_output_folder_s_disk_is_full(small_world, tally):
         for room in (0, 4 << 10, 200 << 10, left // 3, left // 2):
             free = shutil.disk_usage(small).free
             (small / "ballast").write_bytes(bytes(max(0, free - room)))
-            seed = next(seed for seed in SEEDS if nights.settled[seed][1] != nights.published())
-            before = nights.state()
-            error = None
-            try:
-                pipeline.run(settings(small_world, out, seed=seed))
-            except EtlError as raised:
-                error = raised
+            seed, before = nights.other_seed(), nights.state()
+            error = nights.night(seed)
             (small / "ballast").unlink()
             state = nights.require_before_or_after(before, seed)
             if error is not None:
@@ -184,25 +178,18 @@ def test_a_folder_that_may_only_be_read(small_world, tally):
 
 
 @pytest.fixture
-def limited(small_world, server_url) -> Iterator[Callable[[str], str]]:
+def limited(small_world, role) -> Callable[[str], str]:
     """A role of one's own that may do what the job needs, and is changed as one says; gives the URL."""
-    if not urlsplit(server_url).query:
-        pytest.skip("Roles with passwords are made on the embedded server.")
-    made = f"limited_{os.getpid()}"
+    made, url = role
     with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {made} LOGIN PASSWORD 'x'")
         connection.execute(privileges.grants(Naming("model", "public"), made))
 
     def change(how: str) -> str:
         with psycopg.connect(small_world, autocommit=True) as connection:
             connection.execute(f"ALTER ROLE {made} {how}")
-        parts = urlsplit(small_world)
-        return urlunsplit(parts._replace(netloc=f"{made}:x@{parts.hostname or 'localhost'}"))
+        return url
 
-    yield change
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute(f"DROP OWNED BY {made}")
-        connection.execute(f"DROP ROLE {made}")
+    return change
 
 
 def test_no_connection_is_left(limited, tmp_path, small_world):
@@ -221,24 +208,20 @@ def test_one_connection_is_enough(limited, tmp_path, small_world, caplog):
     assert pipeline.validate(settings(small_world, tmp_path / "out")).broken == []
 
 
-def test_statement_timeout_is_told(limited, tmp_path, small_world):
-    """The application holds a signal that the backfill wants for longer than a statement of the role may take."""
-    rows = database_state(small_world)
-    with psycopg.connect(small_world) as holder:
-        holder.execute('SELECT FROM "BehavioralSignal" FOR UPDATE')
-        with pytest.raises(ConnectError, match="Raise statement_timeout"):
-            pipeline.run(settings(limited("SET statement_timeout = '2s'"), tmp_path / "out"))
-    assert database_state(small_world) == rows
-    assert folder_state(tmp_path / "out") == {}
-
-
-def test_lock_timeout_is_told(limited, tmp_path, small_world):
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("statement_timeout = '2s'", "Raise statement_timeout"),
+        ("lock_timeout = '100ms'", "Run again at a quieter time"),
+    ],
+)
+def test_a_timeout_is_told(limited, tmp_path, small_world, limit, said):
     """The application holds a signal that the backfill wants for longer than the role may wait."""
     rows = database_state(small_world)
     with psycopg.connect(small_world) as holder:
         holder.execute('SELECT FROM "BehavioralSignal" FOR UPDATE')
-        with pytest.raises(ConnectError, match="Run again at a quieter time"):
-            pipeline.run(settings(limited("SET lock_timeout = '100ms'"), tmp_path / "out"))
+        with pytest.raises(ConnectError, match=said):
+            pipeline.run(settings(limited(f"SET {limit}"), tmp_path / "out"))
     assert database_state(small_world) == rows
     assert folder_state(tmp_path / "out") == {}
 
