@@ -382,9 +382,9 @@ def _public_copy(programs: _Programs) -> Path:
             _run(["chmod", "-R", "a+rX,go-w", str(scratch)])
             if not target.is_dir():
                 scratch.rename(target)
-        except OSError:
+        except OSError as error:
             if not target.is_dir():  # else another process was faster, with the same content
-                raise
+                raise ConnectError(f"The programs in {package} can't be copied ({error}): reinstall the wheel.") from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target / inside
