@@ -384,7 +384,9 @@ def _public_copy(programs: _Programs) -> Path:
                 scratch.rename(target)
         except OSError as error:
             if not target.is_dir():  # else another process was faster, with the same content
-                raise ConnectError(f"The programs in {package} can't be copied ({error}): reinstall the wheel.") from None
+                raise ConnectError(
+                    f"The programs in {package} can't be copied ({error}): reinstall the wheel."
+                ) from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target / inside

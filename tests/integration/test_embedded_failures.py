@@ -71,7 +71,9 @@ def test_programs_that_the_server_s_user_can_not_run_from_a_copy_either_are_name
     fake = programs(place / "wheel", postgres="exit 0", initdb="echo 'cannot execute'; exit 1")
     monkeypatch.setattr(embedded, "_wheel_programs", lambda: fake)
     monkeypatch.setattr(embedded, "_STATE", place / "state")
-    with pytest.raises(ConnectError, match="reinstall the wheel"):  # a wheel without its libraries: half a copy is no copy
+    with pytest.raises(
+        ConnectError, match="reinstall the wheel"
+    ):  # a wheel without its libraries: half a copy is no copy
         embedded._programs(owner())
     assert list((place / "state").iterdir()) == []
     (place / "wheel.libs").mkdir()
