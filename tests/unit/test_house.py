@@ -110,6 +110,12 @@ MAY_IMPORT = {
         *("ledger", "limits", "prisma", "probe", "publish", "queries", "rankings", "release", "schema", "scope"),
         *("snapshot", "stopping", "synthetic", "validate"),
     },
+    "options": {"config"},
+    "terminal": {"address", "config", "errors", "stopping"},
+    "answers": {
+        *("config", "demo", "embedded", "errors", "pipeline", "prisma", "privileges", "stopping", "summary"),
+        *("terminal", "validate"),
+    },
     "demo": {"address", "config", "database", "embedded", "pipeline", "prisma", "stopping"},
 }
 # The synthetic world is one room with several files.
