@@ -37,10 +37,11 @@ ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published snapshot: its folder, and what its manifest says."""
+    """A published snapshot: its folder, and what its manifest says. `url` is where it lies, if the folder is a copy of that."""
 
     folder: Path
     manifest: dict[str, Any]
+    url: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,18 +73,21 @@ def find_snapshot(path: Path) -> Path:
 def open_snapshot(path: Path) -> Snapshot:
     """The snapshot at a path (see `find_snapshot`). Raises DataError when its manifest can't be read."""
     folder = find_snapshot(path)
+    return Snapshot(folder, manifest_of((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)))
+
+
+def manifest_of(content: bytes, where: str) -> dict[str, Any]:
+    """A manifest that can be gone by. Raises DataError when it can't be read as one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        snapshot = Snapshot(folder, manifest)
+        manifest: dict[str, Any] = json.loads(content)
         if outside := [entry["path"] for entry in manifest["files"] if not _inside(entry["path"])]:
-            raise DataError(
-                f"{folder / MANIFEST} can't be read as a manifest: {outside[0]!r} is outside of its folder."
-            )
+            raise DataError(f"{where} can't be read as a manifest: {outside[0]!r} is outside of its folder.")
+        snapshot = Snapshot(Path(), manifest)
         snapshot.parts("events")
-        dict(manifest["settings"])
+        dict(snapshot.settings)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / MANIFEST} can't be read as a manifest ({error}). Publish again.") from None
-    return snapshot
+        raise DataError(f"{where} can't be read as a manifest ({error}). Publish again.") from None
+    return manifest
 
 
 def _inside(path: str) -> bool:

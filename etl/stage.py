@@ -85,7 +85,8 @@ class Staged:
     """The account of what was staged: the data `files`, and those `beside` them that are about the data.
 
     Events x selected = `positives` in the triples + `positives_left_out`, by reason. `signs` says for each city that
-    is kept whether they teach what people like (`etl.sign`); `negatives` what the strategies came to.
+    is kept whether they teach what people like (`etl.sign`); `negatives` what the strategies came to. `name` is the
+    snapshot's; None as long as it has none, and where it is not to be published.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Staged:
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
     signs: dict[str, float | None] = field(default_factory=dict)
     split: dict[str, str | None] = field(default_factory=dict)
+    name: str | None = None
 
     @property
     def content_sha256(self) -> str:

@@ -43,12 +43,12 @@ def at_call(n: int, act: Callable[[], None]) -> Callable[[], int]:
 
 def at_step(name: str, edge: str, act: Callable[[], None]) -> None:
     """Act at the first begin or end of a step."""
-    from etl.journal import Report
+    from etl.journal import RunResult
 
-    original, done = Report.step, []
+    original, done = RunResult.step, []
 
     @contextmanager
-    def step(self: Report, step_name: str) -> Iterator[Callable[[int], None]]:
+    def step(self: RunResult, step_name: str) -> Iterator[Callable[[int], None]]:
         hits = step_name == name and not done
         if hits:
             done.append(True)
@@ -59,7 +59,7 @@ def at_step(name: str, edge: str, act: Callable[[], None]) -> None:
         if hits and edge == "end":
             act()
 
-    Report.step = step  # type: ignore[method-assign]
+    RunResult.step = step  # type: ignore[method-assign]
 
 
 def at_copy(n: int, act: Callable[[], None]) -> None:
@@ -96,6 +96,41 @@ def at_write(n: int, act: Callable[[], None]) -> None:
     pq.ParquetWriter.write_table = write_table
 
 
+def at_upload(n: int, act: Callable[[], None]) -> None:
+    """Act when the n-th file is sent to an object store; in a folder, when the n-th is put on disk."""
+    from etl import objects, store
+
+    count = itertools.count(1)
+
+    def counted(original: Callable[..., None]) -> Callable[..., None]:
+        def watched(*arguments: Any) -> None:
+            if next(count) == n:
+                act()
+            original(*arguments)
+
+        return watched
+
+    objects.ObjectStore._upload = counted(objects.ObjectStore._upload)  # type: ignore[method-assign]
+    store._sync = counted(store._sync)
+
+
+def at_latest(act: Callable[[], None]) -> None:
+    """Act when LATEST is about to be written."""
+    from etl import objects, store
+    from etl.snapshot import LATEST
+
+    def watched(original: Callable[..., None]) -> Callable[..., None]:
+        def write(self: Any, path: str, content: bytes) -> None:
+            if path == LATEST:
+                act()
+            original(self, path, content)
+
+        return write
+
+    for kind in (objects.ObjectStore, store.LocalStore):
+        kind.write = watched(kind.write)  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Arm what the specification says, and be `bpr-etl`."""
     spec = json.loads(sys.argv[1])
@@ -112,6 +147,10 @@ def main() -> None:
         at_copy(spec["n"], act)
     elif kind == "write":
         at_write(spec["n"], act)
+    elif kind == "upload":
+        at_upload(spec["n"], act)
+    elif kind == "latest":
+        at_latest(act)
     seen = at_call(spec["n"] if kind == "call" else -1, act) if kind in {"call", "count"} else None
     import cli
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import pipeline, publish, stopping
+from etl import pipeline, stopping
 from etl.database import ConflictError
 from etl.errors import ConnectError, DataError, SchemaError
-from etl.journal import Report
-from tests.states import data_files, database_state, folder_state
+from etl.journal import RunResult
+from etl.snapshot import STAGING
+from tests.states import database_state, folder_state
 
 STEPS = [
     "read",
@@ -25,6 +26,7 @@ STEPS = [
     "write events",
     "compact",
     "stage files",
+    "secure files",
     "backfill",
     "check",
 ]
@@ -39,7 +41,7 @@ def fail_after(monkeypatch):
     """Make a run fail as soon as the named step is done; `times` bounds how often."""
 
     def arm(name, error, times=1):
-        original = Report.step
+        original = RunResult.step
         left = [times]
 
         @contextmanager
@@ -50,7 +52,7 @@ def fail_after(monkeypatch):
                 left[0] -= 1
                 raise error
 
-        monkeypatch.setattr(Report, "step", step)
+        monkeypatch.setattr(RunResult, "step", step)
 
     return arm
 
@@ -75,25 +77,10 @@ def test_a_failure_leaves_everything_as_it_was(small_world, settings_for, fail_a
     assert (tmp_path / "out" / "LATEST").read_text() == Path(again.snapshot).name
 
 
-def test_a_crash_between_commit_and_switch_leaves_the_folder_behind_and_the_next_run_mends_it(
-    small_world, settings_for, monkeypatch, tmp_path
-):
-    old = pipeline.run(settings_for(small_world, seed=1))
-    with monkeypatch.context() as patch:
-        patch.setattr(publish.Store, "publish", lambda *_: (_ for _ in ()).throw(Injected()))
-        with pytest.raises(Injected):
-            pipeline.run(settings_for(small_world))
-    assert (tmp_path / "out" / "LATEST").read_text() == Path(old.snapshot).name
-    exported = pipeline.export(settings_for(small_world, out=str(tmp_path / "other")))
-    mended = pipeline.run(settings_for(small_world, skip_unchanged=True))
-    assert data_files(mended.snapshot) == data_files(exported.snapshot)
-    assert data_files(mended.snapshot) != data_files(old.snapshot)
-
-
 def test_a_killed_run_s_staging_folder_is_cleared(small_world, settings_for, tmp_path):
-    litter = tmp_path / "out" / f"{publish.STAGING}dead"
+    litter = tmp_path / "out" / f"{STAGING}dead"
     (litter / "triples").mkdir(parents=True)
-    (tmp_path / "out" / f"{publish.STAGING}LATEST").write_text("x")
+    (tmp_path / "out" / f"{STAGING}LATEST").write_text("x")
     pipeline.run(settings_for(small_world))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["LATEST", "snapshots"]
 
@@ -172,16 +159,6 @@ def test_serialisation_failures_without_end_end_the_run(small_world, settings_fo
     with pytest.raises(ConflictError, match="Tried 5 times"):
         pipeline.run(settings_for(small_world))
     assert database_state(small_world) == rows
-
-
-def test_a_folder_that_fails_after_commit_is_told_apart(small_world, settings_for, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(publish.Store, "publish", full)
-    with pytest.raises(ConnectError, match="The database has been written"):
-        pipeline.run(settings_for(small_world))
-    assert pipeline.validate(settings_for(small_world)).broken == []
 
 
 def test_an_output_folder_that_takes_no_files(small_world, settings_for, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import polars as pl
@@ -11,10 +10,9 @@ import psycopg
 import pytest
 
 from etl import pipeline
-from etl.errors import ConnectError, LockedError, SettingsError
-from etl.publish import open_store
+from etl.errors import ConnectError, LockedError
 from etl.validate import validate_snapshot
-from tests.states import data_files, database_state, folder_state, real_state
+from tests.states import data_files, database_state, real_state
 
 
 def scalar(url: str, sql: str) -> object:
@@ -97,44 +95,6 @@ def test_export_gives_what_run_published(small_world, settings_for, audience):
         == scalar(small_world, f"""SELECT count(*) FROM "User" WHERE {where}starts_with("email", 'shadow-')""")
         > 10
     )
-
-
-def test_a_dry_run_does_it_all_and_leaves_nothing(small_world, settings_for, tmp_path):
-    before = database_state(small_world)
-    report = pipeline.run(settings_for(small_world, dry_run=True))
-    assert report.snapshot is None
-    assert not report.committed
-    assert report.counts["ranking_events"] > 100
-    assert report.counts["signals_backfilled"] > 1000
-    assert sum(report.counts["published"]["triples"].values()) > 10_000
-    assert database_state(small_world) == before
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unchanged_night_is_published_again_unless_it_is_to_be_skipped(small_world, settings_for, tmp_path):
-    pipeline.run(settings_for(small_world))
-    before = folder_state(tmp_path / "out")
-    assert pipeline.run(settings_for(small_world, skip_unchanged=True)).snapshot is None
-    assert pipeline.export(settings_for(small_world, skip_unchanged=True)).snapshot is None
-    assert folder_state(tmp_path / "out") == before
-    changed = pipeline.run(settings_for(small_world, skip_unchanged=True, seed=1))
-    assert changed.snapshot is not None
-
-
-def test_latest_names_the_newest_snapshot_and_its_manifest_lists_every_file(small_world, settings_for, tmp_path):
-    report = pipeline.run(settings_for(small_world))
-    out = tmp_path / "out"
-    assert (out / "LATEST").read_text() == Path(report.snapshot).name
-    assert sorted(p.name for p in out.iterdir()) == ["LATEST", "snapshots"]
-    manifest = json.loads((Path(report.snapshot) / "manifest.json").read_text())
-    listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-    found = folder_state(Path(report.snapshot))
-    del found["manifest.json"]
-    assert listed == found
-    assert all(finding.broken == 0 for finding in validate_snapshot(out))
-    assert manifest["snapshot"] == Path(report.snapshot).name
-    assert manifest["settings"]["min_catalog"] == 50
-    assert "postgresql" not in json.dumps(manifest["settings"])
 
 
 def test_the_manifest_accounts_for_every_positive(small_world, settings_for):
@@ -230,11 +190,6 @@ def test_a_pooler_that_takes_the_lock_elsewhere_is_named(small_world, settings_f
     assert database_state(small_world) == before
 
 
-def test_two_runs_at_once_on_a_folder(small_world, settings_for, tmp_path):
-    with open_store(str(tmp_path / "out")), pytest.raises(LockedError, match="publishing"):
-        pipeline.run(settings_for(small_world))
-
-
 def test_a_seed_changes_ids_and_ties_but_not_who_likes_what(small_world, settings_for):
     one, two = (Path(pipeline.run(settings_for(small_world, seed=seed)).snapshot) for seed in (0, 1))
     first, second = (
@@ -244,8 +199,3 @@ def test_a_seed_changes_ids_and_ties_but_not_who_likes_what(small_world, setting
     assert first["selected_ids"].to_list() == second["selected_ids"].to_list()
     assert not set(first["event_id"]) & set(second["event_id"])
     assert first["ranked_ids"].to_list() != second["ranked_ids"].to_list()
-
-
-def test_an_object_store_is_refused_for_now(small_world, settings_for):
-    with pytest.raises(SettingsError, match="s3://"):
-        pipeline.run(settings_for(small_world, out="s3://bucket/x"))

@@ -1,0 +1,300 @@
+"""Where snapshots lie: a local folder or an object store, with the same few operations on either (CONTRACT, section 3).
+
+What differs is how a file is put there, and who holds the place: `LocalStore` here, `ObjectStore` in `etl.objects`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from etl.errors import ConnectError, LockedError, SettingsError
+from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, STAGING, Snapshot, manifest_of, open_snapshot
+from etl.stopping import Stop
+
+SCHEMES = ("s3", "gs", "az")
+OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
+"""How we name snapshots: nothing else under snapshots/ is ever taken away."""
+
+
+class Store(ABC):
+    """A place that snapshots are published to. Paths are relative to it, with `/`; `location` is how a person names it."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @abstractmethod
+    def read(self, path: str) -> bytes | None:
+        """A small file's content; None where there is none."""
+
+    @abstractmethod
+    def write(self, path: str, content: bytes) -> None:
+        """Put a small file there, or replace it: readers see the old one or the new one, and it stays whatever happens then."""
+
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """The names under snapshots/, sorted; not all of them need be snapshots."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Take away a snapshot, its manifest first: from then on it is none, whatever happens."""
+
+    @abstractmethod
+    def hold(self, wait: float) -> AbstractContextManager[None]:
+        """Hold it for writing: made when it isn't there, cleared of what a killed run left.
+
+        Raises LockedError when another run writes there for longer than `wait` seconds; ConnectError, StoppedError.
+        """
+
+    @abstractmethod
+    def staging(self, run_id: str) -> AbstractContextManager[tuple[Path, Path]]:
+        """A fresh local folder to stage a snapshot in, and one for what waits on the way; gone at the end of the block."""
+
+    @abstractmethod
+    def secure(self, staged: Path, name: str) -> None:
+        """Have the staged data files where they can't be lost, before COMMIT, since it takes time. Nobody sees them yet."""
+
+    @abstractmethod
+    def publish(self, staged: Path, name: str) -> None:
+        """Make a secured snapshot, whose manifest has been written, the newest: LATEST names it, last of all."""
+
+    def at(self, name: str) -> str:
+        """Where a snapshot is, as a person names it."""
+        return f"{self.location.rstrip('/')}/{SNAPSHOTS}/{name}"
+
+    def latest_name(self) -> str | None:
+        """The name in LATEST; None where nothing was published yet."""
+        content = self.read(LATEST)
+        return None if content is None else content.decode("utf-8", "replace").strip()
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """A snapshot's manifest. Raises ConnectError where there is none, DataError where it can't be read."""
+        content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}")
+        if content is None:
+            raise ConnectError(f"{self.at(name)} is no snapshot: it has no {MANIFEST}.")
+        return manifest_of(content, f"{self.at(name)}/{MANIFEST}")
+
+    def latest(self) -> dict[str, Any] | None:
+        """The manifest of the snapshot that LATEST names; None where there is none, or none that is whole."""
+        name = self.latest_name()
+        content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}") if name else None
+        try:
+            return None if content is None else dict(json.loads(content))
+        except ValueError:
+            return None
+
+    def whole(self, name: str) -> bool:
+        """Whether a folder under snapshots/ is a snapshot: whether it has a manifest."""
+        return self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}") is not None
+
+    def names(self) -> list[str]:
+        """The snapshots that are whole, oldest first."""
+        return [name for name in self.folders() if self.whole(name)]
+
+    def litter(self, after: str | None = None) -> list[str]:
+        """What is no snapshot any more, or not yet, and never will be while this is held; only names after `after`."""
+        ours = (name for name in self.folders() if OURS.fullmatch(name))
+        return [name for name in ours if (after is None or name > after) and not self.whole(name)]
+
+
+class LocalStore(Store):
+    """A folder of this machine. What is staged lies inside of it, so that publishing is to rename."""
+
+    def __init__(self, root: Path, stop: Stop | None = None) -> None:
+        super().__init__(str(root))
+        self.root = root
+        self._stop = stop or Stop()
+
+    def read(self, path: str) -> bytes | None:
+        """See Store."""
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, content: bytes) -> None:
+        """See Store."""
+        target = self.root / path
+        staged = target.parent / f"{STAGING}{target.name}"
+        with staged.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(target)
+        _sync(target.parent)
+
+    def folders(self) -> list[str]:
+        """See Store."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root / SNAPSHOTS) if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def whole(self, name: str) -> bool:
+        """See Store."""
+        return (self.root / SNAPSHOTS / name / MANIFEST).is_file()
+
+    def remove(self, name: str) -> None:
+        """See Store."""
+        folder = self.root / SNAPSHOTS / name
+        (folder / MANIFEST).unlink(missing_ok=True)
+        _sync(folder)
+        shutil.rmtree(folder)
+
+    @contextmanager
+    def hold(self, wait: float) -> Iterator[None]:
+        """See Store. The lock is on the folder itself, so that no lock file stays behind; it ends with the process."""
+        with writing(self.location):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not self._stop.wait_for(lambda: flocked(handle), wait):
+                raise taken_by_another(self.location, wait)
+            clear(self.root)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def staging(self, run_id: str) -> Iterator[tuple[Path, Path]]:
+        """See Store."""
+        with staging_in(self.root, run_id) as folders:
+            yield folders
+
+    def secure(self, staged: Path, name: str) -> None:
+        """Files first, then the folders that name them, the innermost first: power may go at any time."""
+        del name
+        for base, _, files in os.walk(staged, topdown=False):
+            for file in files:
+                _sync(Path(base) / file)
+            _sync(Path(base))
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Rename it, then name it in LATEST. Each step is atomic and on disk."""
+        snapshots = self.root / SNAPSHOTS
+        snapshots.mkdir(exist_ok=True)
+        _sync(self.root)
+        staged.rename(snapshots / name)
+        _sync(snapshots)
+        self.write(LATEST, name.encode())
+
+
+@contextmanager
+def staging_in(root: Path, run_id: str) -> Iterator[tuple[Path, Path]]:
+    """Two fresh folders for a run, gone at the end of the block, but for one that was renamed into its place."""
+    folders = root / f"{STAGING}{run_id}", root / f"{STAGING}{run_id}-scratch"
+    try:
+        for folder in folders:
+            folder.mkdir()
+        yield folders
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(root: Path) -> None:
+    """Take away what a killed run left in a folder that is held."""
+    for litter in root.glob(f"{STAGING}*"):
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
+
+def flocked(handle: int) -> bool:
+    """Take the lock of an open folder if nobody has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def taken_by_another(place: str, waited: float) -> LockedError:
+    """The error of one who comes second."""
+    return LockedError(
+        f"Another run is publishing to {place}{f', and did for {waited:g} s' if waited else ''}. "
+        "Wait for it to end (--wait-lock), or give another --out."
+    )
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Turns an OSError into ConnectError: the output folder can't be reached, or takes no more."""
+    try:
+        yield
+    except OSError as error:
+        raise ConnectError(
+            f"Cannot write to {out}: {error.strerror or error}. Check the path, its rights and the disk."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is an object store's. Raises SettingsError for a URL of another kind."""
+    scheme, separator, rest = location.partition("://")
+    if not separator:
+        return False
+    if scheme not in SCHEMES or not rest.strip("/"):
+        known = ", ".join(f"{each}://bucket/path" for each in SCHEMES)
+        raise SettingsError(f"{scheme}://... is no place for snapshots: give a local folder, or one of {known}.")
+    return True
+
+
+def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | None = None) -> Store:
+    """The store at `out`, to read from it; `publish.open_store` holds it for writing.
+
+    `environ` says which credentials are at hand. Raises SettingsError for what is no place for snapshots.
+    """
+    if is_url(out):
+        from etl.objects import ObjectStore  # noqa: PLC0415 - a night with a local folder needs no object store
+
+        return ObjectStore(out, environ or {}, stop)
+    return LocalStore(Path(out), stop)
+
+
+@contextmanager
+def at_hand(
+    location: str,
+    environ: Mapping[str, str] | None = None,
+    kinds: Sequence[str] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Snapshot]:
+    """The snapshot at a location, or the newest of an --out, as files of this machine for the length of the block.
+
+    What lies in an object store is fetched, those files whose path begins with one of `kinds` (all by default).
+    Raises ConnectError when there is none, DataError when its manifest can't be read.
+    """
+    if not is_url(location):
+        yield open_snapshot(Path(location))
+        return
+    from etl.objects import ObjectStore  # noqa: PLC0415
+
+    root, separator, name = location.rstrip("/").rpartition(f"/{SNAPSHOTS}/")
+    store = ObjectStore(root if separator else location, environ or {}, stop)
+    found = name if separator else store.latest_name()
+    if not found:
+        raise ConnectError(
+            f"{location} has no {LATEST}: nothing was published there. Give an --out, or a snapshot in it."
+        )
+    content = store.manifest(found)
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-snapshot-") as folder:
+        (Path(folder) / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+        wanted = [
+            entry["path"] for entry in content["files"] if kinds is None or entry["path"].startswith(tuple(kinds))
+        ]
+        store.fetch(f"{SNAPSHOTS}/{found}", wanted, Path(folder))
+        yield Snapshot(Path(folder), content, store.at(found))

@@ -1,0 +1,83 @@
+"""A real object store's protocol on loopback, signatures checked: moto's server with authentication switched on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import boto3
+import requests
+from moto.server import ThreadedMotoServer
+
+ALLOWED = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+
+
+@dataclass
+class Bucket:
+    """A bucket of its own, and the environment in which its credentials are found."""
+
+    name: str
+    environ: dict[str, str]
+    client: Any = field(repr=False)
+
+    @property
+    def out(self) -> str:
+        return f"s3://{self.name}/nights/out"
+
+    def objects(self) -> dict[str, bytes]:
+        """Every object below `out`, by its path there."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="nights/out/")
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return {
+            key.removeprefix("nights/out/"): self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+            for key in keys
+        }
+
+    def state(self) -> dict[str, str]:
+        """A digest of every object below `out`."""
+        return {path: hashlib.sha256(content).hexdigest() for path, content in self.objects().items()}
+
+    def unfinished(self) -> list[str]:
+        """The keys of multipart uploads that were neither completed nor abandoned."""
+        return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
+
+
+class ObjectServer:
+    """The server, and the one key that it lets in."""
+
+    def __init__(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.endpoint = f"http://{host}:{port}"
+        options = {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
+        iam = boto3.client("iam", aws_access_key_id="first", aws_secret_access_key="first", **options)  # noqa: S106
+        iam.create_user(UserName="bpr")
+        key = iam.create_access_key(UserName="bpr")["AccessKey"]
+        iam.put_user_policy(UserName="bpr", PolicyName="s3", PolicyDocument=json.dumps(ALLOWED))
+        self.environ = {
+            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+        }
+        self.client = boto3.client(
+            "s3",
+            aws_access_key_id=key["AccessKeyId"],
+            aws_secret_access_key=key["SecretAccessKey"],
+            **options,
+        )
+        # From now on every signature and every right is checked.
+        requests.post(f"{self.endpoint}/moto-api/reset-auth", data=b"0", timeout=10).raise_for_status()
+
+    def bucket(self) -> Bucket:
+        """A fresh bucket."""
+        name = f"bpr-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        return Bucket(name, self.environ, self.client)
+
+    def stop(self) -> None:
+        self._server.stop()
