@@ -105,9 +105,15 @@ class Lease:
         """Renew it; False where somebody else has it."""
         assert self._tag is not None  # noqa: S101 - nobody renews what was not taken
         with self._one_at_a_time:  # the thread that keeps it, and whoever has to be sure of it
-            tag = None if self._lost else self._store.replace(LOCK, self._content(), self._tag)
+            content = self._content()
+            tag = None if self._lost else self._store.replace(LOCK, content, self._tag) or self._arrived(content)
             self._lost, self._tag = tag is None, tag or self._tag
             return tag is not None
+
+    def _arrived(self, content: bytes) -> str | None:
+        """The tag of what was written all the same: the reply was lost, and the library's second try found the tag changed."""
+        found = self._store.state(LOCK)
+        return found[0] if found is not None and self._store.read(LOCK) == content else None
 
     def _keep(self) -> None:
         while not self._end.wait(self._renew_after):

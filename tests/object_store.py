@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import threading
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import requests
@@ -81,3 +86,49 @@ class ObjectServer:
 
     def stop(self) -> None:
         self._server.stop()
+
+
+class Flaky:
+    """A TCP forwarder on loopback that drops connections: those whose number `drops` names, after so many bytes of the reply."""
+
+    def __init__(self, endpoint: str, drops: Callable[[int], bool], after: int = 0) -> None:
+        parts = urlsplit(endpoint)
+        self._target, self.drops, self._after = (parts.hostname, parts.port), drops, after
+        self.connections = self.dropped = 0
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no more connections, and drop those that are open."""
+        self._listener.close()
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection(self._target)
+            self._open += client, server
+            drop = self.drops(self.connections)
+            self.dropped += drop
+            threading.Thread(target=_pump, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=_pump, args=(server, client, self._after if drop else None), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket, room: int | None) -> None:
+    """Pass on what comes, `room` bytes of it at most; then close both."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data if room is None else data[:room])
+            if room is not None:
+                break
+    for each in (source, sink):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)

@@ -26,7 +26,7 @@ from etl.snapshot import MANIFEST
 from etl.stopping import Stop, StoppedError
 from etl.store import at_hand, reading
 from etl.validate import validate_snapshot
-from tests.object_store import Bucket, ObjectServer
+from tests.object_store import Bucket, Flaky, ObjectServer
 from tests.states import database_state, folder_state
 
 
@@ -304,6 +304,40 @@ def test_an_upload_hears_that_an_end_was_asked_for(bucket, monkeypatch):
         with pytest.raises(StoppedError):
             store.secure(staged, "20260101T000000000000Z-0123456789ab")
     assert bucket.objects() == {}
+
+
+@pytest.mark.parametrize("after", [0, 20], ids=["no reply", "half a reply"])
+def test_replies_that_are_lost_are_asked_for_again(
+    bucket, object_server, monkeypatch, small_world, settings_for, after
+):
+    """What was written before its reply was lost is ours all the same, the lock too."""
+    flaky = Flaky(object_server.endpoint, lambda number: number % 3 == 1, after)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.endpoint)
+    report = pipeline.run(settings_for(small_world, out=bucket.out))
+    flaky.stop()
+    assert flaky.dropped > 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.endpoint)
+    assert [finding for finding in validate_snapshot(report.snapshot) if finding.broken] == []
+    assert LOCK not in bucket.objects()
+
+
+def test_a_store_that_goes_in_mid_upload_stops_the_night(bucket, object_server, monkeypatch, small_world, settings_for):
+    flaky = Flaky(object_server.endpoint, lambda _: False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.endpoint)
+    monkeypatch.setattr(objects, "reach", reach_at_once)
+    rows = database_state(small_world)
+    original = ObjectStore._upload
+
+    def upload(self, path, key):
+        flaky.stop()
+        original(self, path, key)
+
+    monkeypatch.setattr(ObjectStore, "_upload", upload)
+    with pytest.raises(ConnectError, match="cannot be reached"):
+        pipeline.run(settings_for(small_world, out=bucket.out))
+    assert database_state(small_world) == rows
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.endpoint)
+    assert reading(bucket.out).names() == []
 
 
 @pytest.mark.parametrize(
