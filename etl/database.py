@@ -213,6 +213,11 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
         time.sleep(POLL)
 
 
+def lock_key(schema: str) -> int:
+    """The key of the advisory lock that a run of this schema holds."""
+    return int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
+
+
 @contextmanager
 def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[int]:
     """Hold the session advisory lock of (database, schema), and give its key for `require_lock`.
@@ -220,7 +225,7 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
     Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it, and does
     so for longer than `wait` seconds.
     """
-    key = int.from_bytes(hashlib.sha256(f"bpr-etl\x00{schema}".encode()).digest()[:8], "big", signed=True)
+    key = lock_key(schema)
     taken = f"SELECT pg_try_advisory_lock({key})"
     if not connection.stop.wait_for(lambda: connection.rows(taken) == [(True,)], wait):
         raise LockedError(
@@ -234,16 +239,18 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
             connection.rows(f"SELECT pg_advisory_unlock({key})")
 
 
+def is_lock(key: int) -> str:
+    """SQL that is true for a row of pg_locks which is about the advisory lock of this key."""
+    high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
+    return f"locktype = 'advisory' AND classid::int8 = {high} AND objid::int8 = {low} AND objsubid = 1"
+
+
 def require_lock(connection: Connection, key: int) -> None:
     """Raise ConnectError unless the open transaction's own server process holds the lock.
 
     Behind a transaction pooler it may be another's: then the lock protects nothing.
     """
-    high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
-    held = connection.rows(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
-        f"AND classid::int8 = {high} AND objid::int8 = {low} AND objsubid = 1"
-    )
+    held = connection.rows(f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {is_lock(key)}")
     if held != [(1,)]:
         raise ConnectError(
             "The connection goes through a transaction pooler, which gives every transaction another server process, so "
@@ -489,7 +496,7 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
         for key, word in (("PG_DIAG_TABLE_NAME", "table"), ("PG_DIAG_COLUMN_NAME", "column"))
         if key in details
     )
-    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state)
+    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state, first)
     message = text.format(first=first.rstrip(".?"), place=place)
     if address.pooler and kind is not DataError:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
@@ -500,9 +507,20 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-def _without_state(state: str) -> tuple[type[EtlError], str]:
+_LOGIN = re.compile(
+    r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf|peer authentication"
+)
+_NO_DATABASE = re.compile(r"database .* does not exist")
+
+
+def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
+    """Libpq gives no SQLSTATE where a connection does not come about: its words must do."""
     if state:
         return EtlError, f"The server answered with an error that bpr-etl does not know (SQLSTATE {state}): {{first}}."
+    if _LOGIN.search(first):
+        return _BY_CLASS["28"]
+    if _NO_DATABASE.search(first):
+        return _BY_CLASS["3D"]
     return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
 
 

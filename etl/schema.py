@@ -109,6 +109,12 @@ def detect_naming(connection: Queries, schema: str, wanted: Wanted) -> Naming:
             "Say --schema, or create it and its tables with `bpr-etl schema apply`."
         )
     if wanted != "auto":
+        other: Literal["model", "mapped"] = "mapped" if wanted == "model" else "model"
+        if found[other] and not found[wanted]:
+            raise SchemaError(
+                f"The tables of schema {quote_identifier(schema)} have {other} names ({', '.join(found[other])}), and none has "
+                f"those of --naming {wanted}. Say --naming {other}, or leave it out: it is found out."
+            )
         return Naming(wanted, schema)
     if not any(found.values()):
         raise SchemaError(

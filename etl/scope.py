@@ -5,7 +5,8 @@ from __future__ import annotations
 from etl import queries, schema
 from etl.config import Settings
 from etl.database import Connection
-from etl.journal import Report
+from etl.errors import DataError
+from etl.journal import RunResult
 from etl.limits import Limits, several_domains
 from etl.privileges import require_privileges
 from etl.queries import Scope
@@ -29,10 +30,10 @@ def limits(settings: Settings) -> Limits:
     return Limits(settings.expect_users, settings.max_shadow_share, settings.max_bad)
 
 
-def require_scope(connection: Connection, scope: Scope, settings: Settings, report: Report) -> None:
-    """Raise DataError where the open snapshot has more shadow users than allowed, or not those expected.
+def require_scope(connection: Connection, scope: Scope, settings: Settings, report: RunResult) -> None:
+    """Raise DataError where the open snapshot has more shadow users than allowed, not those expected, or none of its users.
 
-    Adds a warning where there are none, or some of several domains.
+    Adds a warning where there are some of several domains, or nobody at all.
     """
     domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
     shadow = sum(users for _, users in domains)
@@ -41,8 +42,16 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
     if warning := several_domains(domains):
         report.warnings.append(warning)
     if not shadow:
-        where = f" and ends with @{scope.domain}" if scope.domain else ""
-        report.warnings.append(
-            f"No user's email begins with {scope.prefix!r}{where}, so there is nothing to learn from. "
-            "See --shadow-prefix, --shadow-domain and the database's name."
-        )
+        _nobody(connection.number(queries.user_count(scope)), scope, settings, report)
+
+
+def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
+    """A warning where there is nobody at all, or that is expected; else a word or a name is wrong, and the night would be empty."""
+    where = f" and ends with @{scope.domain}" if scope.domain else ""
+    said = (
+        f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
+        "See --shadow-prefix, --shadow-domain and the database's name"
+    )
+    if users and settings.expect_users is None and settings.audience == "shadow":
+        raise DataError(f"{said}; where that is meant, say --expect-users 0.")
+    report.warnings.append(f"{said}.")
