@@ -46,7 +46,7 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
 
 
 def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
-    """A warning where there is nobody at all, or that is expected; else a word or a name is wrong, and the night would be empty."""
+    """Warn where there is nobody at all, or that is expected; else a word is wrong, and the night would be empty: DataError."""
     where = f" and ends with @{scope.domain}" if scope.domain else ""
     said = (
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "

@@ -16,11 +16,9 @@ from etl.publish import open_store
 from tests.faults.calling import call
 from tests.faults.test_server import tmpfs
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 @contextmanager
-def wrong_password(url, tmp_path):
+def wrong_password(url, _tmp_path):
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS morning")
         connection.execute("CREATE ROLE morning LOGIN PASSWORD 'right'")
@@ -61,11 +59,11 @@ def wrong_naming(url, _tmp_path):
 def no_rights(url, _tmp_path):
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS reader")
-        connection.execute("CREATE ROLE reader LOGIN PASSWORD 'reader'")
+        connection.execute("CREATE ROLE reader LOGIN PASSWORD 'wr0ng-word'")
         connection.execute("GRANT USAGE ON SCHEMA public TO reader")
         connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
     parts = urlsplit(url)
-    yield {"url": f"postgresql://reader:reader@localhost{parts.path}?{parts.query}"}
+    yield {"url": f"postgresql://reader:wr0ng-word@localhost{parts.path}?{parts.query}"}
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP OWNED BY reader")
         connection.execute("DROP ROLE reader")
@@ -74,7 +72,7 @@ def no_rights(url, _tmp_path):
 @contextmanager
 def disk_full(url, _tmp_path):
     with tmpfs(1) as small:
-        (small / "others").write_bytes(bytes(800_000))
+        (small / "others").write_bytes(bytes(1_000_000))
         yield {"url": url, "out": str(small / "out")}
 
 
@@ -119,13 +117,11 @@ NIGHTS = {
 
 
 @pytest.mark.parametrize("night", NIGHTS)
-def test_a_night_that_fails_says_what_to_do(small_world, tmp_path, capsys, night):
+def test_a_night_that_fails_says_what_to_do(small_world, tmp_path, night):
     harm, exit_code, said = NIGHTS[night]
     with harm(small_world, tmp_path) as given:
         arguments = ["run", "--out", given.get("out", str(tmp_path / "out")), *given.get("more", [])]
         done = call(*arguments, env={"DATABASE_URL": given["url"], **given.get("env", {})})
-    with capsys.disabled():
-        print(f"\n{night}: exit {done.returncode}: {done.stderr}{done.stdout}")
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert done.returncode == exit_code
     assert len(errors) == 1
