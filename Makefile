@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONSUMERS := $(VENV)/.consumers
 WORKERS ?= 2
 
-.PHONY: setup consumers demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
+.PHONY: setup consumers docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -82,8 +82,17 @@ bench-setup: setup
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 
+# The documentation site, in docs/_build: nothing from outside, and no warning.
+docs: setup
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
+# The programs that the recipes are for look at them, where they are installed; AIRFLOW names an airflow command.
+check-recipes:
+	docs/recipes/check
+
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis bpr-etl-demo
+	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis bpr-etl-demo

@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib.abc import MetaPathFinder
 from typing import Annotated, Any
 
 import typer
 
-from etl import __version__, answers, terminal
+from etl import __version__, answers, commands, looking, terminal
 from etl import options as opt
 from etl.address import Discreet, secrets_in
+from etl.config import DEFAULT_FILE, file_named
 
-app = typer.Typer(
-    name="bpr-etl",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-schema_app = typer.Typer(help="The database schema: print it, check it, create what is missing.", no_args_is_help=True)
-db_app = typer.Typer(help="The embedded PostgreSQL: start it, stop it, print its URL.", no_args_is_help=True)
-app.add_typer(schema_app, name="schema")
-app.add_typer(db_app, name="db")
+NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
+app = commands.App(name="bpr-etl")
+schema_app = commands.App(help="The database schema: print it, check it, create what is missing.")
+config_app = commands.App(help="The settings: which there are, and where their values come from.")
+db_app = commands.App(help="The embedded PostgreSQL: start it, stop it, print its URL.")
 
 
 def _do(options: dict[str, Any], work: terminal.Work) -> None:
     """Do a command's work. `options` are its `locals()`, so that a parameter's name is its setting's."""
-    terminal.answer(options, os.environ, work)
+    terminal.answer({**commands.common(), **options}, os.environ, work)
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
@@ -49,7 +45,14 @@ def common(
     """Every night, turn a trip planner's PostgreSQL into BPR training data."""
 
 
-@app.command(epilog="Example: bpr-etl run --database-url postgresql://app@db.example/app --out /srv/bpr")
+@app.command(
+    rich_help_panel=NIGHTLY,
+    epilog=opt.examples(
+        "bpr-etl run --out /srv/bpr                    # the database is DATABASE_URL's",
+        "bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe",
+        "bpr-etl run --dry-run --expect-users 747+-5%",
+    ),
+)
 def run(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
@@ -71,24 +74,31 @@ def run(
     rows_per_file: opt.RowsPerFile = None,
     buckets: opt.Buckets = None,
     profile: opt.Profile = None,
+    metrics_file: opt.MetricsFile = None,
     skip_unchanged: opt.SkipUnchanged = None,
+    keep: opt.Keep = None,
     expect_users: opt.ExpectUsers = None,
     max_shadow_share: opt.MaxShadowShare = None,
     max_bad: opt.MaxBad = None,
+    max_change: opt.MaxChange = None,
+    fail_on_change: opt.FailOnChange = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
     fail_below: opt.FailBelow = None,
     seed: opt.Seed = None,
     dry_run: opt.DryRun = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
     _do(locals(), answers.run)
 
 
-@app.command(epilog="Example: bpr-etl export --audience all --out /srv/bpr")
+@app.command(
+    rich_help_panel=NIGHTLY,
+    epilog=opt.examples(
+        "bpr-etl export --audience all --out /srv/bpr",
+    ),
+)
 def export(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
@@ -110,23 +120,30 @@ def export(
     rows_per_file: opt.RowsPerFile = None,
     buckets: opt.Buckets = None,
     profile: opt.Profile = None,
+    metrics_file: opt.MetricsFile = None,
     skip_unchanged: opt.SkipUnchanged = None,
+    keep: opt.Keep = None,
     expect_users: opt.ExpectUsers = None,
     max_shadow_share: opt.MaxShadowShare = None,
     max_bad: opt.MaxBad = None,
+    max_change: opt.MaxChange = None,
+    fail_on_change: opt.FailOnChange = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
     fail_below: opt.FailBelow = None,
     seed: opt.Seed = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
     _do(locals(), answers.export)
 
 
-@app.command(epilog="Example: bpr-etl expand /srv/bpr --negatives catalog:16 --split last-trip --out /tmp/try")
+@app.command(
+    rich_help_panel=NIGHTLY,
+    epilog=opt.examples(
+        "bpr-etl expand /srv/bpr --negatives catalog:16 --split last-trip --out /tmp/try",
+    ),
+)
 def expand(
     snapshot: opt.Published = None,
     out: opt.Out = None,
@@ -142,32 +159,50 @@ def expand(
     rows_per_file: opt.RowsPerFile = None,
     buckets: opt.Buckets = None,
     profile: opt.Profile = None,
+    metrics_file: opt.MetricsFile = None,
     skip_unchanged: opt.SkipUnchanged = None,
+    keep: opt.Keep = None,
+    max_change: opt.MaxChange = None,
+    fail_on_change: opt.FailOnChange = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
     fail_below: opt.FailBelow = None,
     seed: opt.Seed = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
     _do(locals(), answers.expand)
 
 
-@app.command(epilog="Example: bpr-etl probe /srv/bpr --fail-below 0.6")
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=opt.examples(
+        "bpr-etl probe /srv/bpr",
+        "bpr-etl probe /srv/bpr/snapshots/20260101T030012000000Z-0123456789ab --fail-below 0.6",
+    ),
+)
 def probe(
     snapshot: opt.Published = None,
     fail_below: opt.FailBelow = None,
     seed: opt.Seed = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Train a small BPR model on a snapshot's triples, and say whether they teach anything."""
     _do(locals(), answers.probe)
 
 
-@app.command(epilog="Examples: bpr-etl validate --database-url URL; bpr-etl validate --snapshot out")
+@app.command(rich_help_panel=LOOKING, epilog=opt.examples("bpr-etl report /srv/bpr"))
+def report(snapshot: opt.Published = None) -> None:
+    """Make a snapshot's report.html anew, with the nights before it as they are now."""
+    _do(locals(), answers.report)
+
+
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=opt.examples(
+        "bpr-etl validate",
+        "bpr-etl validate --snapshot /srv/bpr",
+    ),
+)
 def validate(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
@@ -175,93 +210,183 @@ def validate(
     shadow_prefix: opt.Prefix = None,
     shadow_domain: opt.Domain = None,
     snapshot: opt.Snapshot = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Check a database against the job's laws, or a snapshot against its manifest; exit 5 when one is broken."""
     _do(locals(), answers.validate)
 
 
-@app.command(epilog="Example: bpr-etl synth --database-url URL --scale 0.1")
+@app.command("list", rich_help_panel=LOOKING, epilog=opt.examples("bpr-etl list /srv/bpr"))
+def list_(out: opt.Place = None) -> None:
+    """List the snapshots of an --out folder: when, how much, and which is the newest."""
+    _do(locals(), looking.list_)
+
+
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=opt.examples(
+        "bpr-etl inspect /srv/bpr",
+        "bpr-etl inspect /srv/bpr/snapshots/20261126T030000000000Z-0123456789ab --json",
+    ),
+)
+def inspect(snapshot: opt.Published = None) -> None:
+    """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
+    _do(locals(), looking.inspect)
+
+
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=opt.examples(
+        "bpr-etl diff /srv/bpr                         # the newest against the one before",
+        "bpr-etl diff /srv/bpr /tmp/try",
+    ),
+)
+def diff(snapshot: opt.Published = None, newer: opt.Newer = None) -> None:
+    """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
+    _do({"snapshot": snapshot}, partial(looking.diff, newer=newer))
+
+
+@app.command(
+    rich_help_panel=NIGHTLY,
+    epilog=opt.examples(
+        "bpr-etl prune /srv/bpr --keep 14",
+        "bpr-etl prune /srv/bpr --keep 14 --dry-run",
+    ),
+)
+def prune(
+    out: opt.Place = None,
+    keep: opt.Keep = None,
+    dry_run: opt.DryRun = None,
+    wait_lock: opt.WaitLock = None,
+    max_wait: opt.MaxWait = None,
+) -> None:
+    """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
+    _do(locals(), looking.prune)
+
+
+@app.command(
+    rich_help_panel=SETTING_UP,
+    epilog=opt.examples(
+        "bpr-etl doctor --out /srv/bpr                 # the database is DATABASE_URL's",
+    ),
+)
+def doctor(
+    database_url: opt.Url = None,
+    schema: opt.Schema = None,
+    naming: opt.NamingOption = None,
+    shadow_prefix: opt.Prefix = None,
+    shadow_domain: opt.Domain = None,
+    expect_users: opt.ExpectUsers = None,
+    max_shadow_share: opt.MaxShadowShare = None,
+    out: opt.Out = None,
+) -> None:
+    """Check all that a night needs, and say what to do where it is not there: database, rights, schema, store, libraries."""
+    _do(locals(), looking.doctor)
+
+
+@app.command(
+    rich_help_panel=TRYING,
+    epilog=opt.examples(
+        "bpr-etl synth --database-url postgresql://app@localhost/empty --scale 0.1",
+    ),
+)
 def synth(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
     scale: opt.Scale = None,
     seed: opt.Seed = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
     _do(locals(), answers.synth)
 
 
-@app.command(epilog="Example: bpr-etl demo --out demo-out")
+@app.command(
+    rich_help_panel=TRYING,
+    epilog=opt.examples(
+        "bpr-etl demo --out demo-out",
+    ),
+)
 def demo(
     out: opt.Out = None,
     data_dir: opt.DataDir = None,
     scale: opt.Scale = None,
     seed: opt.Seed = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
     _do(locals(), answers.demo)
 
 
-@schema_app.command("print", epilog="Example: bpr-etl schema print --format prisma --naming mapped")
+@schema_app.command("print", epilog=opt.examples("bpr-etl schema print --format prisma --naming mapped"))
 def schema_print(
     format_: opt.Format = None,
     role: opt.Role = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Print the tables that are needed, as SQL or as Prisma models; with --role the GRANTs of a least-privilege role."""
     _do(locals(), answers.schema_print)
 
 
-@schema_app.command("check", epilog="Example: bpr-etl schema check --database-url URL")
+@schema_app.command("check", epilog=opt.examples("bpr-etl schema check --database-url URL"))
 def schema_check(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Say what is missing in a database; exit 4 when something is."""
     _do(locals(), answers.schema_check)
 
 
-@schema_app.command("apply", epilog="Example: bpr-etl schema apply --database-url URL")
+@schema_app.command("apply", epilog=opt.examples("bpr-etl schema apply --database-url URL"))
 def schema_apply(
     database_url: opt.Url = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
-    config: opt.Config = None,
-    json_: opt.Json = None,
 ) -> None:
     """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
     _do(locals(), answers.schema_apply)
 
 
-@db_app.command("start", epilog="Example: bpr-etl db start")
-def db_start(data_dir: opt.DataDir = None, config: opt.Config = None, json_: opt.Json = None) -> None:
+@app.command(
+    rich_help_panel=SETTING_UP,
+    epilog=opt.examples("bpr-etl init", "bpr-etl init --config /etc/bpr-etl.toml"),
+)
+def init(config: opt.Config = None) -> None:
+    """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
+    path = file_named({"config": config}, os.environ) or DEFAULT_FILE
+    _do({"config": ""}, partial(answers.init, path=path))
+
+
+@config_app.command(
+    "show", epilog=opt.examples("bpr-etl config show", "bpr-etl config show --config /etc/bpr-etl.toml --seed 7 --json")
+)
+@opt.every
+def config_show(**options: Any) -> None:
+    """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
+    _do(options, partial(answers.config_show, given={**commands.common(), **options}))
+
+
+@db_app.command("start", epilog=opt.examples("bpr-etl db start"))
+def db_start(data_dir: opt.DataDir = None) -> None:
     """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
     _do(locals(), answers.db_start)
 
 
-@db_app.command("stop", epilog="Example: bpr-etl db stop")
-def db_stop(data_dir: opt.DataDir = None, config: opt.Config = None, json_: opt.Json = None) -> None:
+@db_app.command("stop", epilog=opt.examples("bpr-etl db stop"))
+def db_stop(data_dir: opt.DataDir = None) -> None:
     """Stop the embedded PostgreSQL; exit 99 when it was not running."""
     _do(locals(), answers.db_stop)
 
 
-@db_app.command("url", epilog='Example: psql "$(bpr-etl db url)"')
-def db_url(data_dir: opt.DataDir = None, config: opt.Config = None, json_: opt.Json = None) -> None:
+@db_app.command("url", epilog=opt.examples('psql "$(bpr-etl db url)"'))
+def db_url(data_dir: opt.DataDir = None) -> None:
     """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
     _do(locals(), answers.db_url)
+
+
+app.add_typer(config_app, name="config", rich_help_panel=SETTING_UP)
+app.add_typer(schema_app, name="schema", rich_help_panel=SETTING_UP)
+app.add_typer(db_app, name="db", rich_help_panel=TRYING)
 
 
 class _WithoutPandas(MetaPathFinder):
@@ -278,7 +403,7 @@ def main() -> None:
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
     sys.stdout, sys.stderr = Discreet(sys.stdout), Discreet(sys.stderr, secrets_in(sys.argv[1:], os.environ))
-    app()
+    sys.exit(commands.call(app, sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""All results in one place: the targets in one table, the variants' medians, the plots, and the README's section.
+"""All results in one place: the targets in one table, the variants' medians, the plots, and the section of docs/performance.md.
 
 Reads `benchmarks/results/*.json` and measures nothing. Writes `results/README.md`, `results/side_by_side.svg` and
-`results/scale.svg` (these with matplotlib, the extra `bench`), and, in the README, what stands between the lines
+`results/scale.svg` (these with matplotlib, the extra `bench`), and, in docs/performance.md, what stands between the lines
 `<!-- performance -->` and `<!-- /performance -->`, if they are there.
 
     python -m benchmarks.collect
@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.surroundings import RESULTS, line, said
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 ORDER = ("night", "triples", "candidates", "draws", "floors", "readers", "scale", "expand_scale")
 PANELS = {
@@ -33,7 +33,7 @@ PLOTS = {
 }
 _LARGEST = ", 10,000 nodes"
 _MADE_FIRST = frozenset({"synth"})
-_WHERE = "benchmarks/results"
+_WHERE = "../benchmarks/results"  # from the page
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -92,21 +92,21 @@ def _medians(variants: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def section(results: Results) -> str:
-    """The README's section: circumstances, targets, plots."""
+    """The page's section: circumstances, targets, plots."""
     made_with = next((said(document["made_with"]) for document in results.values()), "")
     plots = "\n\n".join(f"![{what}]({_WHERE}/{name})" for name, what in PLOTS.items() if (RESULTS / name).exists())
-    more = f"More, with every variant: [{_WHERE}/README.md]({_WHERE}/README.md)."
+    more = "More, with every variant: [every measurement](measured.md)."
     return f"{BEGIN}\n\n{made_with}\n\n{targets(results, f'{_WHERE}/')}\n{plots}\n\n{more}\n\n{END}"
 
 
-def update_readme(results: Results, readme: Path = README) -> bool:
-    """Write the section anew; false where the README has no place for it."""
-    text = readme.read_text(encoding="utf-8")
+def update_page(results: Results, of: Path = PAGE) -> bool:
+    """Write the section anew; false where the page has no place for it."""
+    text = of.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         return False
-    readme.write_text(f"{before}{section(results)}{after}", encoding="utf-8")
+    of.write_text(f"{before}{section(results)}{after}", encoding="utf-8")
     return True
 
 
@@ -165,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(results)
     (RESULTS / "README.md").write_text(page(results), encoding="utf-8")
     print(targets(results, ""), end="")
-    if not update_readme(results):
-        print(f"README.md is as it was: it has no {BEGIN} and {END}.", file=sys.stderr)
+    if not update_page(results):
+        print(f"{PAGE.name} is as it was: it has no {BEGIN} and {END}.", file=sys.stderr)
     return 0
 
 

@@ -30,7 +30,7 @@ from etl.compact import CODED, LISTS, Compaction, Vocabulary
 from etl.config import resolve
 from etl.contracts import DIMENSIONS
 from etl.extract import LOGGED_EVENTS
-from etl.journal import Report
+from etl.journal import RunResult
 from etl.pipeline import utc_now
 from etl.rankings import in_file_order
 from etl.release import Release, output, silently
@@ -46,7 +46,7 @@ _SHOWN = LOGGED_EVENTS.with_columns(pl.lit([], dtype=pl.List(pl.UInt32)).alias("
 def made(folder: str, scale: float, seed: int = 0) -> str:
     """Publish the events of the synthetic world of that scale, without triples; gives the snapshot's folder."""
     settings = resolve({"out": folder, "seed": seed, "min_catalog": 1_000_000}, {})
-    report = Report(uuid.uuid4().hex, utc_now())
+    report = RunResult(uuid.uuid4().hex, utc_now())
     buckets = buckets_for(round(scale * EVENTS))
     with output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
         compaction = Compaction(shelves.enter_context(shelf(scratch, buckets, CODED)))

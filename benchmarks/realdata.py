@@ -37,7 +37,7 @@ from etl.affinity import affinity_model
 from etl.config import Settings, resolve
 from etl.database import connect, transaction
 from etl.errors import EtlError
-from etl.journal import Report
+from etl.journal import RunResult
 from etl.queries import Scope
 from etl.snapshot import MANIFEST
 from etl.synthetic import World
@@ -290,7 +290,7 @@ def measure(city: str, kind: Kind, url: str, world: World, out: Path) -> Outcome
     )
 
 
-def _content(report: Report) -> str:
+def _content(report: RunResult) -> str:
     """The content hash in the manifest of the snapshot that was published."""
     if report.snapshot is None:
         raise AssertionError(report.notes)  # only --dry-run and --skip-unchanged publish nothing

@@ -149,6 +149,19 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     )
 
 
+def parts_of(url: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """User, host, port, database and sslmode as the URL says them, else libpq's environment; no secret among them.
+
+    For an address that `parse_address` has understood. What a service file or a default says is not looked for.
+    """
+    url = url.strip()
+    _, after, rest = url.partition("://")
+    authority, _, query = rest.partition("?")
+    said = _split(authority) | {k: v for k, v in _parameters(query) if v} if after else dict(_words(url))
+    names = ("user", "host", "port", "dbname", "sslmode")
+    return {name: value for name in names if (value := said.get(name) or environ.get(_LIBPQ[name]))}
+
+
 def _parameters(query: str) -> list[tuple[str, str]]:
     """Names and values of a URL's query, as libpq reads them: a `+` is a plus."""
     words = (word.partition("=") for word in query.split("&") if word)

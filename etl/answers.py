@@ -5,25 +5,40 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etl.config import Settings
+from etl.config import DEFAULT_FILE, Settings, file_at_hand, file_named
 from etl.errors import ConnectError, DataError, NothingToDo, SchemaError, visible
 from etl.stopping import Stop
-from etl.terminal import Answer, progress
+from etl.terminal import Answer, watching
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from etl.journal import RunResult, Watcher
+
 log = logging.getLogger("bpr-etl")
+
+
+@contextmanager
+def _step(settings: Settings, stop: Stop, name: str) -> Iterator[tuple[Watcher, Callable[[int], None]]]:
+    """A command's only step, watched: gives what is told of its progress, and what counts its rows."""
+    from etl import pipeline
+    from etl.journal import RunResult
+
+    with watching(settings) as told:
+        account = RunResult("", pipeline.utc_now(), stop=stop, watcher=told)  # not a run, so without an id
+        with account.step(name) as rows:
+            yield told, rows
 
 
 def validate(settings: Settings, stop: Stop) -> Answer:
     """Check a database, or a published snapshot where one is named."""
-    return _validate_snapshot(settings.snapshot) if settings.snapshot else _validate_database(settings, stop)
+    return _validate_snapshot(settings, stop) if settings.snapshot else _validate_database(settings, stop)
 
 
 def run(settings: Settings, stop: Stop) -> Answer:
@@ -45,33 +60,55 @@ def expand(settings: Settings, stop: Stop) -> Answer:
 
 
 def _publishing(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
-    with progress() as told:
-        report = publish(settings, progress=told, stop=stop)
+    with watching(settings) as told:
+        report = publish(settings, progress=told, stop=stop, watcher=told)
     from etl import summary  # what is shown at the end need not be waited for at the beginning
 
-    shown: list[RenderableType | str] = [summary.run_summary(title, report, profile=settings.profile), ""]
-    shown += [f"Warning: {visible(warning)}" for warning in report.warnings]
-    shown += [f"Note: {visible(note)}" for note in report.notes]
-    if report.snapshot:
-        shown.append(f"Snapshot: {report.snapshot}")
+    _log_outcome(settings, report)
+    lines = summary.outcome(title, report, dry_run=settings.dry_run)
     nothing = report.snapshot is None and not settings.dry_run
-    return Answer(report.facts_for_json(), shown, NothingToDo.exit_code if nothing else 0)
+    return Answer(
+        report.facts_for_json(),
+        [*map(visible, lines), summary.run_summary(report, profile=settings.profile)],
+        NothingToDo.exit_code if nothing else 0,
+    )
+
+
+def _log_outcome(settings: Settings, report: RunResult) -> None:
+    """What a person reads at the end stands in the log, too, where a person may not read it."""
+    if not (settings.json or settings.quiet or settings.log_format == "json"):
+        return
+    for warning in report.warnings:
+        log.warning("%s", warning)
+    for note in report.notes:
+        log.info("%s", note)
+    facts = {"snapshot": report.snapshot, "committed": report.committed, "retries": report.retries}
+    log.info("Done.", extra={**facts, "seconds": round(report.seconds, 3)})
 
 
 def probe(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline, summary
 
-    with progress() as told:
+    with _step(settings, stop, "probe") as (told, _):
         found = pipeline.probe(settings, told, stop)
     warnings = list(found.warnings())
     shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
     return Answer({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
 
 
+def report(settings: Settings, stop: Stop) -> Answer:
+    from etl import pipeline
+
+    with _step(settings, stop, "report") as (told, _):
+        place = pipeline.report(settings, told, stop)
+    return Answer({"report": place}, [f"Report: {visible(place)}"])
+
+
 def _validate_database(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline, summary
 
-    found = pipeline.validate(settings, stop)
+    with _step(settings, stop, "laws") as (told, _):
+        found = pipeline.validate(settings, stop, told)
     facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
     shown: list[RenderableType | str] = [
         summary.rows_table("The design's validation query", found.rows),
@@ -81,10 +118,11 @@ def _validate_database(settings: Settings, stop: Stop) -> Answer:
     return Answer(facts, shown, DataError.exit_code if found.broken else 0)
 
 
-def _validate_snapshot(path: str) -> Answer:
+def _validate_snapshot(settings: Settings, stop: Stop) -> Answer:
     from etl import summary, validate
 
-    findings = validate.validate_snapshot(Path(path))
+    with _step(settings, stop, "files and their laws"):
+        findings = validate.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     broken = any(finding.broken for finding in findings)
     facts = {"findings": [asdict(finding) for finding in findings]}
     return Answer(facts, _findings(summary, findings), DataError.exit_code if broken else 0)
@@ -97,14 +135,17 @@ def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
 def synth(settings: Settings, stop: Stop) -> Answer:
     from etl import pipeline
 
-    rows = pipeline.synth(settings, stop)
+    with _step(settings, stop, "synthetic world") as (_, count):
+        rows = pipeline.synth(settings, stop, count)
     return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
 
 def demo(settings: Settings, stop: Stop) -> Answer:
     from etl import demo as demonstration
 
-    with demonstration.server(settings, stop) as prepared:
+    with ExitStack() as stack:
+        with _step(settings, stop, "PostgreSQL with the synthetic world") as (_, count):
+            prepared = stack.enter_context(demonstration.server(settings, stop, count))
         log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
         ran, validated = run(prepared.settings, stop), _validate_database(prepared.settings, stop)
     return Answer(
@@ -120,6 +161,26 @@ def _command() -> str:
     return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
 
 
+def init(_settings: Settings, _stop: Stop, *, path: str) -> Answer:
+    from etl import settings_file
+
+    settings_file.write_template(Path(path))
+    read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
+    return Answer({"path": path}, [f"Wrote {visible(path)}: every setting, at its default ({visible(read)})."])
+
+
+def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) -> Answer:
+    from etl import settings_file, summary
+
+    named = given.get("config")
+    at_hand = file_at_hand(given, settings.environ)
+    rows = list(settings_file.shown(settings, {**given, "config": at_hand or named}, settings.environ))
+    file = file_named({"config": at_hand or named}, settings.environ)
+    facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
+    shown: list[RenderableType | str] = [summary.settings_table(rows), "", f"Settings file: {file or 'none'}"]
+    return Answer({"settings": facts, "file": file}, shown, asked_for=True)
+
+
 def schema_print(settings: Settings, _stop: Stop) -> Answer:
     from etl import prisma, privileges
 
@@ -128,7 +189,7 @@ def schema_print(settings: Settings, _stop: Stop) -> Answer:
         text = privileges.grants(naming, settings.role)
     else:
         text = prisma.schema_sql(naming) if settings.format == "sql" else prisma.schema_prisma(naming)
-    return Answer({"format": settings.format, "text": text}, [text])
+    return Answer({"format": settings.format, "text": text}, [text], asked_for=True)
 
 
 def schema_check(settings: Settings, stop: Stop) -> Answer:
@@ -153,11 +214,12 @@ def _data_dir(settings: Settings) -> Path:
     return Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
 
 
-def db_start(settings: Settings, _stop: Stop) -> Answer:
+def db_start(settings: Settings, stop: Stop) -> Answer:
     from etl import embedded
 
-    server = embedded.start(_data_dir(settings))
-    return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()])
+    with _step(settings, stop, "PostgreSQL"):
+        server = embedded.start(_data_dir(settings))
+    return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], asked_for=True)
 
 
 def db_stop(settings: Settings, _stop: Stop) -> Answer:
@@ -174,4 +236,4 @@ def db_url(settings: Settings, _stop: Stop) -> Answer:
     server = embedded.running(_data_dir(settings))
     if server is None:
         raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
-    return Answer({"url": server.url()}, [server.url()])
+    return Answer({"url": server.url()}, [server.url()], asked_for=True)

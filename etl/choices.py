@@ -193,6 +193,19 @@ def parse_expected(word: str) -> Expected:
     return Expected(int(found[1]), float(found[2] or 0) / 100)
 
 
+def parse_change(word: Any) -> float | None:
+    """How far a figure may move, as a share of what it was: `20%`, `1.5`; None for `off`. Raises SettingsError."""
+    if word == "off":
+        return None
+    try:
+        number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(word, bool) or not 0 <= number < math.inf:
+        raise SettingsError("must be a share like 20%, or off")
+    return number
+
+
 def parse_part(word: Any) -> float:
     """A share of a whole: `1%`, or a number from 0 to 1. Raises SettingsError."""
     try:

@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from etl.address import Address, parse_address
-from etl.choices import MOST_ALPHA, parse_city_weights, parse_expected, parse_negatives, parse_part, parse_split
+from etl.choices import (
+    MOST_ALPHA,
+    parse_change,
+    parse_city_weights,
+    parse_expected,
+    parse_negatives,
+    parse_part,
+    parse_split,
+)
 from etl.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
+DEFAULT_FILE = "bpr-etl.toml"
+"""The settings file that `bpr-etl init` writes, and that the command line reads where it lies in the working folder."""
+
 _URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -60,15 +71,22 @@ def _flag(value: Any) -> bool:
     return word in _TRUE
 
 
-def _choice(*choices: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1)
+@dataclass(frozen=True)
+class _Choice:
+    """A parser that knows what it takes, so that a shell can complete it."""
+
+    choices: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str:
+        if value not in self.choices:
+            near = difflib.get_close_matches(str(value), self.choices, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"must be one of {', '.join(choices)}{hint}")
+            raise SettingsError(f"must be one of {', '.join(self.choices)}{hint}")
         return str(value)
 
-    return parse
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    return _Choice(choices)
 
 
 def _share(low: float, high: float) -> Callable[[Any], float]:
@@ -137,6 +155,9 @@ class Settings:
     max_shadow_share: float | None = _setting(parse_part, None)
     expect_users: str | None = _setting(_expected, None)
     max_bad: float | None = _setting(parse_part, None)
+    max_change: float | None = _setting(parse_change, 0.25)
+    fail_on_change: bool = _setting(_flag, default=False)
+    keep: int | None = _setting(_whole(1), None)
     wait_lock: bool = _setting(_flag, default=False)
     max_wait: float = _setting(_positive, 3600.0)
     seed: int = _setting(_whole(0), 0)
@@ -165,6 +186,10 @@ class Settings:
     format: Literal["sql", "prisma"] = _setting(_choice("sql", "prisma"), "sql")
     role: str | None = _setting(_text, None)
     json: bool = _setting(_flag, default=False)
+    metrics_file: str | None = _setting(_text, None)
+    log_format: Literal["console", "json"] = _setting(_choice("console", "json"), "console")
+    quiet: bool = _setting(_flag, default=False)
+    verbose: bool = _setting(_flag, default=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def address(self) -> Address:
@@ -209,6 +234,11 @@ def wants_json(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     return bool(given.get("json")) or environ.get(f"{ENVIRONMENT_PREFIX}JSON", "").lower() in _TRUE
 
 
+def wants_json_log(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether log lines are to be JSON, also where the settings as a whole can't be resolved."""
+    return (given.get("log_format") or environ.get(f"{ENVIRONMENT_PREFIX}LOG_FORMAT")) == "json"
+
+
 _OPTIONS = {f.name: f for f in fields(Settings) if "parse" in f.metadata}
 
 
@@ -217,18 +247,49 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
     Raises SettingsError, which names where a wrong value came from, and never repeats a URL.
     """
-    path = given.get("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG") or None
-    layers = [
-        ("the default", {}),
+    values: dict[str, Any] = {}
+    for where, layer in layers(given, environ):
+        for name, value in layer.items():
+            values[name] = _parsed(name, value, where)
+    if values.get("quiet") and values.get("verbose"):
+        raise SettingsError("--quiet and --verbose contradict each other: give one of them.")
+    if values.get("fail_on_change") and values.get("max_change", 0) is None:
+        raise SettingsError("--fail-on-change has no limit to go by while --max-change is off: leave one of them out.")
+    return Settings(**values, environ=dict(environ))
+
+
+def layers(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """Where settings are said, and what is said there as it stands, the strongest last. Raises SettingsError."""
+    path = file_named(given, environ)
+    return [
         (str(path), _read_file(Path(path)) if path else {}),
         ("the environment", _from_environment(environ)),
         ("the command line", {name: v for name, v in given.items() if v is not None and name != "config"}),
     ]
-    values: dict[str, Any] = {}
-    for where, layer in layers:
-        for name, value in layer.items():
-            values[name] = _parsed(name, value, where)
-    return Settings(**values, environ=dict(environ))
+
+
+def file_named(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """The settings file that was named. `--config ""` names none, whatever the environment says."""
+    named = given.get("config")
+    return (environ.get(f"{ENVIRONMENT_PREFIX}CONFIG") if named is None else named) or None
+
+
+def file_at_hand(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """DEFAULT_FILE, where it lies in the working folder and nobody names another: the command line reads it."""
+    named = given.get("config") is not None or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    return DEFAULT_FILE if not named and Path(DEFAULT_FILE).is_file() else None
+
+
+def variable_of(name: str, environ: Mapping[str, str]) -> str | None:
+    """The environment variable that says a setting; None where none does. An empty one counts as unset."""
+    names = _URL_VARIABLES if name == "database_url" else (ENVIRONMENT_PREFIX + name.upper(),)
+    return next((variable for variable in names if environ.get(variable)), None)
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """The words that a setting may be; none where it is no choice between words."""
+    parse = _OPTIONS[name].metadata["parse"] if name in _OPTIONS else None
+    return parse.choices if isinstance(parse, _Choice) else ()
 
 
 def _parsed(name: str, value: Any, where: str) -> Any:
@@ -250,14 +311,7 @@ def _shown(value: Any) -> str:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """An empty variable counts as unset."""
-    found: dict[str, Any] = {
-        name: value
-        for name in _OPTIONS
-        if name != "database_url" and (value := environ.get(ENVIRONMENT_PREFIX + name.upper()))
-    }
-    url = next((environ[variable] for variable in _URL_VARIABLES if environ.get(variable)), None)
-    return found | ({"database_url": url} if url else {})
+    return {name: environ[variable] for name in _OPTIONS if (variable := variable_of(name, environ))}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

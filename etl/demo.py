@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +40,13 @@ class Prepared:
 
 
 @contextmanager
-def server(settings: Settings, stop: Stop | None = None) -> Iterator[Prepared]:
-    """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before."""
+def server(
+    settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
+) -> Iterator[Prepared]:
+    """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before.
+
+    `rows` is called with so many more as they are written.
+    """
     data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
     with embedded.borrowed(data_dir) as started:
         with connect(parse_address(started.url(), {}), stop) as connection:
@@ -49,5 +54,5 @@ def server(settings: Settings, stop: Stop | None = None) -> Iterator[Prepared]:
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
         url = started.url(DATABASE)
         own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
-        pipeline.synth(own, stop)
+        pipeline.synth(own, stop, rows)
         yield Prepared(own, url, data_dir)

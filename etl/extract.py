@@ -81,8 +81,10 @@ class Source:
         return Slots.cast(self.slots.take(bucket))
 
 
-def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: SetAside) -> Source:
-    """Read what a run needs of the shadow users, under the open transaction's snapshot.
+def extract_source(
+    connection: Connection, scope: Scope, slots: Shelf, aside: SetAside, told: Callable[[int], object]
+) -> Source:
+    """Read what a run needs of the shadow users, under the open transaction's snapshot; its rows are `told` as they come.
 
     The slots, which are most of it, come through the connection itself, some at a time; the rest meanwhile through others.
     """
@@ -98,9 +100,11 @@ def extract_source(connection: Connection, scope: Scope, slots: Shelf, aside: Se
         read_slots = 0
         for batch in connection.stream(queries.slots(scope, "shadow")):
             read_slots += batch.height
+            told(batch.height)
             _put(slots, aside.filter(Slots, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
+    told(sum(read[name].height for name in ("users", "trips", "nodes")))
     aside.unseen("trips", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "Trip")))
     return Source(
         aside.filter(Users, "users", read["users"]),
@@ -158,8 +162,11 @@ def extract_logged(
     aside: SetAside,
     shelves: tuple[Shelf, Shelf],
     coded: Coding,
+    told: Callable[[int], object],
 ) -> Logged:
     """Read the ranking events of an audience, with users, personas, nodes and slots, under the open snapshot.
+
+    Rows are `told` as they come.
 
     Events, slots and personas come through the transaction's own connection: what it wrote itself is there, too. `shelves`
     are for events (LOGGED_EVENTS) and slots (CODED_SLOTS).
@@ -171,6 +178,7 @@ def extract_logged(
     with reading(connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}) as others:
         for batch in connection.stream(queries.events(scope, audience)):
             read_events += batch.height
+            told(batch.height)
             rows, without = tidy_events(batch, aside)
             left_out = {reason: count + without[reason] for reason, count in left_out.items()}
             bucket = rows.select(bucket_of(pl.col("user_id"), events.buckets)).to_series()
@@ -179,6 +187,7 @@ def extract_logged(
         trips = pl.concat([pl.DataFrame(schema={"trip_id": pl.String, "bucket": pl.UInt32}), *owners]).unique()
         for batch in connection.stream(queries.slots_of_events(scope, audience)):
             read_slots += batch.height
+            told(batch.height)
             good = aside.filter(Slots, "slots", batch)
             nodes = good.with_columns(coded(good["node_id"]))
             named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
@@ -187,6 +196,7 @@ def extract_logged(
         aside.unseen("events", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "RankingEvent")))
         read = others.result()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
+    told(read["users"].height + read["nodes"].height + personas.height)
     return Logged(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Nodes, "nodes", read["nodes"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import resource
 import time
@@ -16,9 +15,8 @@ from typing import Any
 
 from etl import __version__
 from etl.config import Settings
+from etl.nights import Night
 from etl.stopping import Stop
-
-log = logging.getLogger(__name__)
 
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
 
@@ -27,14 +25,37 @@ Progress = Callable[[str, int, int], object]
 """Told of progress: what is being done, how many steps of it are done, of how many."""
 
 
+class Watcher:
+    """Told of a run as it goes on, by several threads at a time. This one does nothing with it.
+
+    Also a `Progress`, which is told of a step's name and how far it is.
+    """
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """Something that is done piece by piece has come so far."""
+
+    def run_begins(self, report: RunResult) -> None:
+        """A run begins, or begins anew after it was in somebody's way."""
+
+    def step_begins(self, step: Step) -> None:
+        """A step begins, or goes on."""
+
+    def step_ends(self, step: Step, seconds: float) -> None:
+        """A step ends, or pauses until its next piece, after so many seconds."""
+
+
 @dataclass
 class Step:
-    """A step of a run: its seconds, its rows where it counts any, and the process's peak memory at its end, in MiB."""
+    """A step of a run: its seconds, its rows where it counts any, and the process's peak memory at its end, in MiB.
+
+    `since` is when it began or went on, by `time.perf_counter`; None while it rests.
+    """
 
     name: str
     seconds: float = 0.0
     rows: int | None = None
     peak_mib: float = 0.0
+    since: float | None = field(default=None, repr=False, compare=False)
 
     def add(self, rows: int) -> None:
         """Count some more rows."""
@@ -57,8 +78,12 @@ def peak_mib() -> float:
 
 
 @dataclass
-class Report:
-    """What a run did: seconds and rows per step, counts per step, and where the snapshot is. Becomes summary and JSON.
+class RunResult:
+    """What a run did: seconds and rows per step, counts, warnings, and where the snapshot is. Becomes summary and JSON.
+
+    `snapshot` is None where nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
+    `committed` is whether the database was written. `counts` are those of the manifest. `nights` are the last snapshots before
+    this one in the same --out, oldest first.
 
     Steps stand in the order in which they began. One that is done by bucket is one step. Some go on beside others (the server
     takes the COPY while files are written), so the steps' seconds are more than the `seconds` of all of it.
@@ -70,11 +95,21 @@ class Report:
     counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    nights: list[Night] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
     stop: Stop = field(default_factory=Stop, repr=False, compare=False)
+    watcher: Watcher = field(default_factory=Watcher, repr=False, compare=False)
     _began: float = field(default_factory=time.perf_counter, repr=False)
+
+    def __post_init__(self) -> None:
+        self.watcher.run_begins(self)
+
+    @property
+    def before(self) -> list[dict[str, float]]:
+        """The figures (`etl.nights.figures`) of the nights before this one, oldest first."""
+        return [dict(night.figures) for night in self.nights]
 
     @property
     def seconds(self) -> float:
@@ -96,13 +131,15 @@ class Report:
         """
         self.stop.check()
         step = self.entry(name)
-        start = time.perf_counter()
+        step.since = start = time.perf_counter()
+        self.watcher.step_begins(step)
         try:
             yield step.add
         finally:
-            step.seconds += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            step.seconds, step.since = step.seconds + seconds, None
             step.peak_mib = peak_mib()
-        log.debug("%s: %.2f s", name, step.seconds)
+            self.watcher.step_ends(step, seconds)
 
     def facts_for_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -138,3 +175,6 @@ class Report:
             "warnings": self.warnings,
             **self.counts,
         }
+
+
+Report = RunResult  # its former name

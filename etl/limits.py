@@ -11,6 +11,7 @@ from typing import Any
 
 from etl.choices import parse_expected
 from etl.errors import DataError
+from etl.nights import OF_ROWS, Change, Compared
 
 _NOTHING = "Nothing was committed or published."
 
@@ -65,6 +66,38 @@ def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
         f"The shadow users' addresses are of {len(domains)} domains ({shown}{more}). If some are real people's, say "
         "--shadow-domain."
     )
+
+
+def require_usual(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
+    """A warning that names the figures which moved further than `--max-change` allows, and says what to do.
+
+    Raises DataError instead, where that is to stop the night.
+    """
+    if not compared.moved:
+        return []
+    snapshots = dict.fromkeys(name for name, _ in compared.moved)
+    said = "; ".join(
+        f"Since snapshot {name}: {', '.join(_moved(change) for of, change in compared.moved if of == name)}"
+        for name in snapshots
+    )
+    what = f"{said}; --max-change allows {allowed:.0%}."
+    see = "See whether the source lost rows or gained some (a restore, a purge, another database, another --shadow-prefix)"
+    if stops:
+        raise DataError(f"{what} {_NOTHING} {see}; if it is right so, run once with --no-fail-on-change.")
+    return [f"{what} {see}; `bpr-etl diff` shows what else changed. If it is right so, nothing need be done."]
+
+
+def not_compared(compared: Compared) -> list[str]:
+    """A note where the night before was made with other settings, so that its figures say nothing about this one's."""
+    if not compared.differs:
+        return []
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in compared.differs)
+    what = "The figures" if set(compared.differs) & set(OF_ROWS) else "Triples and positives"
+    return [f"{what} were not compared with the snapshots before: none of them has the same {options}."]
+
+
+def _moved(change: Change) -> str:
+    return f"{change.name} went from {change.before:,.0f} to {change.after:,.0f} ({change.share:+.0%})"
 
 
 def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

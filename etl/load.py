@@ -6,7 +6,7 @@ written, and nothing of anybody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -153,8 +153,10 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
         )
 
 
-def copy_world(connection: Connection, scope: Scope, worlds: Iterable[World]) -> dict[str, int]:
-    """Fill the tables with a synthetic world, chunk by chunk; gives the rows per table."""
+def copy_world(
+    connection: Connection, scope: Scope, worlds: Iterable[World], told: Callable[[int], object] = lambda _rows: None
+) -> dict[str, int]:
+    """Fill the tables with a synthetic world, chunk by chunk; gives the rows per table. Each chunk's are `told`."""
     rows: dict[str, int] = {}
     for world in worlds:
         for model, frame in world.tables():
@@ -163,6 +165,7 @@ def copy_world(connection: Connection, scope: Scope, worlds: Iterable[World]) ->
             else:
                 copy_rows(connection, scope, model, frame)
             rows[model] = rows.get(model, 0) + frame.height
+            told(frame.height)
     return rows
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-REMEMBERED = 14
-"""How many earlier nights are looked at."""
+REMEMBERED = 29
+"""How many earlier nights are looked at: with this one they are the 30 that the report shows."""
 
 FEWEST = 4
 """From so many nights on there is something usual: with fewer, one odd night would be a third of them."""

@@ -7,6 +7,7 @@ read ─► personas ─► COPY ─► read back ─► rankings ─┬─► C
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -44,18 +45,21 @@ from etl.extract import (
     read_personas,
     seed_affinities,
 )
-from etl.journal import Progress, Report
+from etl.history import nights
+from etl.journal import Progress, RunResult, Watcher
 from etl.ledger import Ledger, Written
 from etl.limits import bad_shares
 from etl.personas import Materialised, PersonaTally, materialise, read_affinities
 from etl.prisma import MODELS
-from etl.publish import add_probe, writing
+from etl.publish import add_beside, add_probe, place_of
 from etl.queries import Scope
 from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
+from etl.reporting import NEEDED, rebuilt
 from etl.scope import find_scope, limits, require_scope
-from etl.snapshot import LATEST, open_snapshot, read_dataset, read_vocabulary
+from etl.snapshot import REPORT, Snapshot, read_dataset, read_vocabulary
 from etl.stopping import Stop
+from etl.store import at_hand, reading, writing
 from etl.validate import Validated, validate_database
 
 EVENTS_PER_TRIP = 6
@@ -67,6 +71,7 @@ USERS_AT_A_TIME = 20_000
 if TYPE_CHECKING:
     from etl.probe import Probed
 
+_FOR_OTHER_TRIPLES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
 _OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
 
 
@@ -75,17 +80,22 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def validate(settings: Settings, stop: Stop | None = None) -> Validated:
+def validate(settings: Settings, stop: Stop | None = None, progress: Progress = silently) -> Validated:
     """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
     address = settings.address()
     with connect(address, stop) as connection:
         scope, _ = find_scope(connection, settings, settings.schema_in(address), writes=False)
         with transaction(connection, read_only=True, keep=False):
-            return validate_database(connection, scope)
+            return validate_database(connection, scope, progress)
 
 
-def synth(settings: Settings, stop: Stop | None = None) -> dict[str, int]:
-    """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables."""
+def synth(
+    settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
+) -> dict[str, int]:
+    """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
+
+    `rows` is called with so many more as they are written.
+    """
     from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
 
     address = settings.address()
@@ -94,7 +104,7 @@ def synth(settings: Settings, stop: Stop | None = None) -> dict[str, int]:
         naming = schema.naming_for_apply(connection, name, settings.naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
-        return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds)
+        return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
 
 
 def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
@@ -118,13 +128,14 @@ def run(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-) -> Report:
+    watcher: Watcher | None = None,
+) -> RunResult:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
 
     Raises a kind of EtlError; StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest
     snapshot's data, `snapshot` stays None.
     """
-    stop = stop or Stop()
+    stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
@@ -133,8 +144,8 @@ def run(
         out = stack.enter_context(output(settings, stop))
         lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
 
-        def attempt() -> Report:
-            report = Report(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop)
+        def attempt() -> RunResult:
+            report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, watcher=watcher)
             with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
                 release = Release(settings, report, out, staged, scratch, clock, progress)
                 with transaction(connection, keep=not settings.dry_run):
@@ -154,20 +165,21 @@ def export(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-) -> Report:
+    watcher: Watcher | None = None,
+) -> RunResult:
     """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
 
     Raises a kind of EtlError, StoppedError.
     """
-    stop = stop or Stop()
+    stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
     with connect(address, stop) as connection, output(settings, stop) as out, writing(settings.out):
         scope, _ = find_scope(connection, settings, settings.schema_in(address), writes=False)
 
-        def attempt() -> Report:
-            report, aside = Report(uuid.uuid4().hex, clock(), stop=stop), SetAside()
+        def attempt() -> RunResult:
+            report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher), SetAside()
             with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
                 release = Release(settings, report, out, staged, scratch, clock, progress)
                 with transaction(connection, read_only=True, keep=False):
@@ -189,23 +201,24 @@ def expand(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-) -> Report:
+    watcher: Watcher | None = None,
+) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
     Raises ConnectError or DataError where it can't be read, StoppedError.
     """
-    stop = stop or Stop()
+    stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
-    report = Report(uuid.uuid4().hex, clock(), stop=stop)
-    old = open_snapshot(Path(settings.snapshot or settings.out))
-    with report.step("read") as rows:
-        dataset = read_dataset(old, settings.buckets)
-        rows(dataset.events.height)
-    report.counts["expanded_from"] = old.manifest["snapshot"]
-    # What decided the events stays what it was: only the triples' own options are ours.
-    settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
-    with output(settings, stop) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
-        Release(settings, report, out, staged, scratch, clock, progress).publish(dataset)
+    report = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher)
+    with at_hand(settings.snapshot or settings.out, settings.environ, _FOR_OTHER_TRIPLES, stop) as old:
+        with report.step("read") as rows:
+            dataset = read_dataset(old, settings.buckets)
+            rows(dataset.events.height)
+        report.counts["expanded_from"] = old.manifest["snapshot"]
+        # What decided the events stays what it was: only the triples' own options are ours.
+        settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+        with output(settings, stop) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
+            Release(settings, report, out, staged, scratch, clock, progress).publish(dataset)
     return report
 
 
@@ -215,11 +228,38 @@ def probe(settings: Settings, progress: Progress = silently, stop: Stop | None =
     Raises ConnectError or DataError where the snapshot can't be read, DataError where nothing is held out, or where the AUC
     is below `fail_below`; then what was found is written all the same.
     """
-    snapshot = open_snapshot(Path(settings.snapshot or settings.out))
-    found = probed(snapshot, settings, _heard(progress, stop or Stop()))
-    add_probe(snapshot, found.facts, found.line())
+    stop = stop or Stop()
+    with at_hand(settings.snapshot or settings.out, settings.environ, stop=stop) as snapshot:
+        found = probed(snapshot, settings, _heard(progress, stop))
+        _add_report(
+            add_probe(snapshot, found.facts, found.line(), settings.environ),
+            settings,
+            _heard(progress, stop),
+            found.facts,
+        )
     require_auc(found, settings, "It was published all the same.")
     return found
+
+
+def report(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> str:
+    """Make the report of a published snapshot anew, with the nights before it as they are now; gives where it is.
+
+    Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its place.
+    """
+    stop = stop or Stop()
+    with at_hand(settings.snapshot or settings.out, settings.environ, NEEDED, stop) as snapshot:
+        _add_report(snapshot, settings, _heard(progress, stop))
+        return f"{snapshot.url or snapshot.folder}/{REPORT}"
+
+
+def _add_report(
+    snapshot: Snapshot, settings: Settings, progress: Progress, probe: Mapping[str, Any] | None = None
+) -> None:
+    """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
+    place = place_of(snapshot)
+    before = nights(reading(place[0], settings.environ), place[1]) if place is not None else []
+    page = rebuilt(snapshot, before, affinity_model().unknown, progress, probe)
+    add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
 
 def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: Release) -> str | None:
@@ -232,8 +272,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
         buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
         slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:
-            source = extract_source(connection, scope, slots, aside)
-            rows(sum(source.rows_read.values()))
+            source = extract_source(connection, scope, slots, aside, rows)
         writer = stack.enter_context(behind())
         personas = load.Replacement(connection, scope, "PersonaDimension")
         events = load.Replacement(connection, scope, "RankingEvent")
@@ -283,10 +322,11 @@ def _earlier_vocabulary(settings: Settings) -> Vocabulary:
     """The vocabulary whose indexes are kept. An --out folder's first night has none yet."""
     if settings.vocab_from is None:
         return Vocabulary()
-    path = Path(settings.vocab_from)
-    if path == Path(settings.out) and not (path / LATEST).exists():
+    here = Path(settings.vocab_from) == Path(settings.out)
+    if here and reading(settings.out, settings.environ).latest_name() is None:
         return Vocabulary()
-    return read_vocabulary(path)
+    with at_hand(settings.vocab_from, settings.environ, ("users.parquet", "items.parquet")) as snapshot:
+        return read_vocabulary(snapshot.folder)
 
 
 def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:
@@ -302,7 +342,7 @@ def _begin(release: Release, connection: Connection, scope: Scope, writer: Behin
     _delete(report, writer, personas)
 
 
-def _delete(report: Report, writer: Behind, replacement: load.Replacement) -> None:
+def _delete(report: RunResult, writer: Behind, replacement: load.Replacement) -> None:
     """Delete what is to be replaced."""
 
     def work() -> None:
@@ -425,8 +465,7 @@ def _logged(
             for empty in (LOGGED_EVENTS, CODED_SLOTS, CODED)
         )
         compaction = Compaction(compacted)
-        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.coded)
-        rows(sum(logged.rows_read.values()))
+        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.coded, rows)
     report.counts |= {"set_aside": aside.counts, "events_left_out": logged.left_out}
     with report.step("compact"):
         for bucket in range(buckets):

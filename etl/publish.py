@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -45,7 +45,12 @@ def snapshot_name(account: Staged, now: datetime) -> str:
 
 def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: Staged) -> None:
     """Write the manifest, last in the snapshot, and put it on disk."""
-    manifest = {
+    LocalStore(staged).write(MANIFEST, _json(draft_manifest(name, facts, account)))
+
+
+def draft_manifest(name: str, facts: Mapping[str, Any], account: Staged) -> dict[str, Any]:
+    """A snapshot's manifest, as far as its account is known."""
+    return {
         "format": FORMAT,
         "snapshot": name,
         "content_sha256": account.content_sha256,
@@ -53,7 +58,6 @@ def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: S
         "cities": account.folders,
         "files": [asdict(entry) for entry in [*account.files, *account.beside]],
     }
-    LocalStore(staged).write(MANIFEST, _json(manifest))
 
 
 def write_beside(folder: Path, name: str, content: bytes) -> FileEntry:
@@ -69,9 +73,12 @@ def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
 
 def add_probe(
     snapshot: Snapshot, facts: Mapping[str, Any], line: Mapping[str, Any], environ: Mapping[str, str] | None = None
-) -> None:
-    """Write what a probe found into a published snapshot, and its line into the manifest. Its data stay as they are."""
-    add_beside(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
+) -> Snapshot:
+    """Write what a probe found into a published snapshot, and its line into the manifest. Its data stay as they are.
+
+    Gives the snapshot as it is then.
+    """
+    return add_beside(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
 
 
 def add_beside(
@@ -79,10 +86,11 @@ def add_beside(
     files: Mapping[str, bytes],
     facts: Mapping[str, Any],
     environ: Mapping[str, str] | None = None,
-) -> None:
+) -> Snapshot:
     """Write files about its data into a published snapshot, and facts into its manifest; both replace what was there.
 
-    The manifest first forgets the earlier ones: whenever the power goes, what it lists is what lies there.
+    Gives the snapshot as it is then. The manifest first forgets the earlier ones: whenever the power goes, what it lists is
+    what lies there.
     Raises LockedError when a run writes to the place that the snapshot is in.
     """
     with _held(snapshot, environ) as (store, folder):
@@ -93,19 +101,28 @@ def add_beside(
         for name, content in files.items():
             store.write(f"{folder}{name}", content)
         entries = [asdict(_entry(name, content)) for name, content in files.items()]
-        store.write(f"{folder}{MANIFEST}", _json({**without, **facts, "files": [*others, *entries]}))
+        manifest = {**without, **facts, "files": [*others, *entries]}
+        store.write(f"{folder}{MANIFEST}", _json(manifest))
+    return replace(snapshot, manifest=manifest)
+
+
+def place_of(snapshot: Snapshot) -> tuple[str, str] | None:
+    """The --out that a snapshot lies in, and its name there; None for a copy elsewhere."""
+    where = snapshot.url or str(snapshot.folder.resolve())
+    root, separator, name = where.rpartition(f"{os.sep}{SNAPSHOTS}{os.sep}")
+    return (root or os.sep, name) if separator else None
 
 
 @contextmanager
 def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tuple[Store, str]]:
     """The store that a snapshot is in, held, and the folder there; a copy elsewhere is nobody's to hold."""
-    where = snapshot.url or str(snapshot.folder.resolve())
-    root, separator, name = where.rpartition(f"{os.sep}{SNAPSHOTS}{os.sep}")
-    with writing(where):
-        if not separator:
+    place = place_of(snapshot)
+    with writing(snapshot.url or str(snapshot.folder)):
+        if place is None:
             yield LocalStore(snapshot.folder), ""
             return
-        with open_store(root or os.sep, environ=environ) as store:
+        root, name = place
+        with open_store(root, environ=environ) as store:
             yield store, f"{SNAPSHOTS}/{name}/"
 
 

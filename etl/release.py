@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING
 from etl.affinity import affinity_model
 from etl.compact import Dataset
 from etl.config import Settings
-from etl.errors import ConnectError, DataError
-from etl.journal import Progress, Report
-from etl.publish import Store, open_store, write_manifest, write_probe
+from etl.errors import ConnectError, DataError, EtlError
+from etl.history import nights, prune
+from etl.journal import Progress, RunResult
+from etl.limits import not_compared, require_usual
+from etl.nights import Night, compare, figures
+from etl.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
+from etl.reporting import Watch
 from etl.sign import DOUBTFUL
-from etl.snapshot import Snapshot
+from etl.snapshot import REPORT, Snapshot
 from etl.stage import Staged, StageOptions, stage
 from etl.stopping import Stop
+from etl.store import Store, reading
 from etl.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ def silently(_what: str, _done: int, _of: int) -> None:
 def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
     """The output folder, held; for a dry run a folder of its own, which goes with the run."""
     if not settings.dry_run:
-        with open_store(settings.out, settings.patience, stop) as store:
+        with open_store(settings.out, settings.patience, stop, settings.environ) as store:
             yield store
         return
     with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-") as folder, open_store(folder) as store:
@@ -53,12 +58,15 @@ class Release:
     """One snapshot on its way: what it is made with, where it is staged, and the account that is kept of it."""
 
     settings: Settings
-    report: Report
+    report: RunResult
     out: Store
     staged: Path
     scratch: Path
     clock: Clock
     progress: Progress
+
+    def __post_init__(self) -> None:
+        self.report.nights = nights_before(self.settings, self.out)
 
     def publish(self, dataset: Dataset) -> None:
         """All of it, where no database has to agree first."""
@@ -72,13 +80,25 @@ class Release:
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
-            account = stage(dataset, options, self.staged, self.scratch, self.progress)
+            watch = Watch(dataset, affinity_model().unknown)
+            account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see)
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]
+        self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(account)
+        self._secure(account, watch)
         return account
+
+    def _compare(self) -> None:
+        """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
+        settings, report = self.settings, self.report
+        if settings.max_change is None:
+            return
+        compared = compare(report.nights, settings.public(), figures(report.counts), settings.max_change)
+        report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
+        report.notes += not_compared(compared)
 
     def _probe(self, account: Staged) -> None:
         with self.report.step("probe"):
@@ -90,13 +110,34 @@ class Release:
         self.report.counts["probe"] = found.line()
         self.report.warnings += found.warnings()
 
-    def finish(self, account: Staged) -> str | None:
-        """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
+    def _secure(self, account: Staged, watch: Watch) -> None:
+        """Name the snapshot, make its report, and have its files where they can't be lost; no name where nothing has changed.
+
+        Before the backfill locks rows that the application may want: to an object store, this is the upload.
+        """
         latest = self.out.latest() if self.settings.skip_unchanged else None
         if latest and latest.get("content_sha256") == account.content_sha256:
-            return None
+            return
         now = self.clock()
-        return write_manifest(self.staged, self.report.facts(self.settings, now), account, now)
+        account.name = snapshot_name(account, now)
+        with self.report.step("report"):
+            manifest = draft_manifest(account.name, self.report.facts(self.settings, now), account)
+            page = watch.page(manifest, self.staged, self.report.nights)
+            if page is not None:
+                account.beside.append(write_beside(self.staged, REPORT, page.encode()))
+        if watch.failure is not None:
+            self.report.warnings.append(
+                f"{REPORT} could not be made ({type(watch.failure).__name__}, a bug); all else is whole. "
+                "`bpr-etl report SNAPSHOT` tries again."
+            )
+        with self.report.step("secure files"):
+            self.out.secure(self.staged, account.name)
+
+    def finish(self, account: Staged) -> str | None:
+        """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
+        if account.name is not None:
+            write_manifest(self.staged, account.name, self.report.facts(self.settings, self.clock()), account)
+        return account.name
 
     def switch(self, name: str | None) -> None:
         """Make the staged snapshot the newest, now that the database has what it says. Nothing stops it from here on."""
@@ -108,13 +149,36 @@ class Release:
         else:
             try:
                 with self.report.step("switch"):
-                    self.report.snapshot = str(self.out.publish(self.staged, name))
-            except OSError as error:
+                    self.out.publish(self.staged, name)
+                self.report.snapshot = self.out.at(name)
+            except (OSError, ConnectError) as error:
                 written = "The database has been written, and the next run publishes what it holds."
+                why = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
                 raise ConnectError(
-                    f"The snapshot could not be put in place in {self.settings.out}: {error.strerror or error}. "
+                    f"The snapshot could not be put in place in {self.settings.out}: {why}. "
                     f"{written if self.report.committed else 'Run again.'}"
                 ) from error
+            if self.settings.keep is not None:
+                self._prune(self.settings.keep)
+
+    def _prune(self, keep: int) -> None:
+        """Take the oldest snapshots away. That fails no night: what was to be done is done."""
+        try:
+            with self.report.step("prune") as rows:
+                rows(len(prune(self.out, keep).removed))
+        except (OSError, EtlError) as error:
+            self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
+
+
+def nights_before(settings: Settings, out: Store) -> list[Night]:
+    """The last snapshots of the --out that is held, oldest first; a dry run looks at those where it would publish.
+
+    What can't be read is left out: it is no reason not to publish, and where there is one, that will be said.
+    """
+    with suppress(ConnectError):
+        store = reading(settings.out, settings.environ) if settings.dry_run else out
+        return nights(store)
+    return []
 
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:

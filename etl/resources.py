@@ -19,6 +19,14 @@ def bundled_cli() -> Path:
     return _root() / "cli.py"
 
 
+def tested_versions() -> dict[str, str]:
+    """The exact versions of libraries that were tested, by name: from a checkout's `constraints.txt`; a wheel has none."""
+    path = _root() / "constraints.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    pairs = (line.split(";")[0].partition("==") for line in lines if not line.startswith("#"))
+    return {name.strip(): version.strip() for name, _, version in pairs if version}
+
+
 def _root() -> Path:
     package = Path(__file__).resolve().parent
     bundled = package / "_bundled"

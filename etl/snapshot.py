@@ -22,6 +22,7 @@ from etl.event_files import Vocabularies, read_events
 from etl.parquet import Written
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
+REPORT = "report.html"
 STAGING = ".staging-"
 """How what is not finished begins. Nobody reads it, and who holds the folder may take it away."""
 
@@ -70,9 +71,12 @@ def find_snapshot(path: Path) -> Path:
     )
 
 
-def open_snapshot(path: Path) -> Snapshot:
-    """The snapshot at a path (see `find_snapshot`). Raises DataError when its manifest can't be read."""
-    folder = find_snapshot(path)
+def open_snapshot(path: str | Path) -> Snapshot:
+    """The snapshot in a local folder, or an `--out` folder's newest.
+
+    Raises ConnectError when there is none, DataError when its manifest can't be read.
+    """
+    folder = find_snapshot(Path(path))
     return Snapshot(folder, manifest_of((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -134,8 +134,17 @@ class Staged:
         return {city: sum(getattr(entry, what) for entry in self.partitions if entry.city == city) for city in cities}
 
 
-def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, progress: Progress) -> Staged:
+def stage(
+    dataset: Dataset,
+    options: StageOptions,
+    folder: Path,
+    scratch: Path,
+    progress: Progress,
+    see: Callable[[pl.DataFrame], object] = lambda _: None,
+) -> Staged:
     """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
+
+    `see` is shown every bucket's events on their way: of their lists, candidates and selected are there for sure.
 
     Raises DataError where a footer doesn't count the rows that were written, or two cities would share a folder.
     """
@@ -151,6 +160,7 @@ def stage(dataset: Dataset, options: StageOptions, folder: Path, scratch: Path, 
             progress("stage files", number, dataset.events.buckets)
             if events.height:
                 staging.add(events)
+                see(events)
         progress("stage files", dataset.events.buckets, dataset.events.buckets)
         return staging.end()
 

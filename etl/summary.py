@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,28 +12,83 @@ from rich.table import Table
 from rich.text import Text
 
 from etl.errors import visible
-from etl.journal import Report
-
-_WORDS = {
-    "user_without_persona": "user has no usable persona seed",
-    "city_without_nodes": "city has no eligible node",
-    "date_out_of_range": "date outside the years 1 to 9999",
-    "trip_gone": "trip is gone",
-    "small_catalog": "city's catalogue is too small",
-    "no_negatives": "event has no negative to stand against",
-    "whole_catalog_seen": "user has selected the city's whole catalogue",
-    "unknown_category": "category that the enum does not have",
-    "not_a_finite_number": "value is no finite JSON number",
-}
+from etl.journal import RunResult
+from etl.losses import MOST_CITIES, losses
+from etl.nights import figures, usual
 
 
-def run_summary(title: str, report: Report, *, profile: bool) -> RenderableType:
-    """Steps with rows and seconds, then the triples per city, then what was left out, then the probe's figures.
+def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
+    """The first question of the morning, did it work, in lines that say all that a person has to know."""
+    if dry_run:
+        yes = "Yes, as a dry run: all of it was done and rolled back, nothing was published"
+    elif report.snapshot is None:
+        kept = "the database was written all the same" if report.committed else "the database was only read"
+        yes = f"Nothing to do: the newest snapshot has these data already; {kept}"
+    else:
+        kept = "the database was written and committed" if report.committed else "the database was not written to"
+        yes = f"Yes: a snapshot was published, {kept}"
+    said = {"retry": ("retries", report.retries)} if report.retries else {}
+    said |= {"warning": ("warnings", len(report.warnings)), "note": ("notes", len(report.notes))}
+    numbers = [f"{number:,} {one if number == 1 else many}" for one, (many, number) in said.items() if number]
+    return [
+        f"{title}: did it work?",
+        f"{yes}; {', '.join([f'{report.seconds:.1f} s', *numbers])}.",
+        *([f"Snapshot: {report.snapshot}"] if report.snapshot else []),
+        *(f"Warning: {warning}" for warning in report.warnings),
+        *(f"Note: {note}" for note in report.notes),
+    ]
 
-    `profile` adds rows a second and the process's peak memory until the end of each step.
+
+def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
+    """The other two questions of the morning: is it the usual amount, what was left out.
+
+    Then the probe's figures, the triples per city, and the steps. `profile` adds rows a second and the process's peak memory
+    until the end of each step.
     """
     counts = report.counts
-    return Group(_steps(title, report, profile=profile), _published(counts), _left_out(counts), _probe_line(counts))
+    return Group(
+        _amounts(report), left_out(counts), _probe_line(counts), _published(counts), _steps(report, profile=profile)
+    )
+
+
+def _amounts(report: RunResult) -> RenderableType:
+    """Is it the usual amount? Each figure beside the last snapshot's, and the usual range of the nights before."""
+    tonight, before = figures(report.counts), report.before
+    if not tonight:
+        return Text("")
+    table = _table("\nIs it the usual amount?", "", "tonight", "last time", "change", "usual range", "")
+    for name, value in tonight.items():
+        known = [night[name] for night in before if name in night]
+        last, usual_range = (before[-1] if before else {}).get(name), usual(known)
+        low, high = usual_range or (value, value)
+        odd = Text("less than usual" if value < low else "more than usual" if value > high else "", style="bold yellow")
+        range_ = "-" if usual_range is None else f"{_number(name, max(low, 0))} to {_number(name, high)}"
+        table.add_row(name, _number(name, value), _number(name, last), _change(last, value), range_, odd)
+    return table
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name.startswith("AUC") else f"{value:,.0f}"
+
+
+def _change(before: float | None, now: float) -> str:
+    if before is None or (before == 0 and now != 0):
+        return "-"
+    share = (now - before) / before if before else 0.0
+    return "none" if now == before else f"{share:+.1%}"
+
+
+def _table(title: str, first: str, *others: str, footer: bool = False) -> Table:
+    """A table whose first column holds words, and whose others hold numbers."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False, show_footer=footer
+    )
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _probe_line(counts: Mapping[str, Any]) -> Text:
@@ -100,15 +156,27 @@ def rows_table(title: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def _steps(title: str, report: Report, *, profile: bool) -> Table:
+def settings_table(settings: Iterable[Any]) -> Table:
+    """Every setting (`etl.settings_file.Shown`), by panel: its value, and where that came from."""
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    panel = None
+    for each in settings:
+        if each.panel != panel:
+            panel = each.panel
+            table.add_section()
+        value = "" if each.value is None else json.dumps(each.value, ensure_ascii=False)
+        said = each.origin != "default"
+        table.add_row(each.name.replace("_", "-"), visible(value), visible(each.origin), style="bold" if said else None)
+    return table
+
+
+def _steps(report: RunResult, *, profile: bool) -> Table:
     """The last line is the time that all of it took, which is less than the sum: some steps go on beside others."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_footer=True)
-    table.add_column("step", footer="all, some side by side")
-    table.add_column("rows", justify="right")
-    table.add_column("seconds", justify="right", footer=f"{report.seconds:.2f}")
-    if profile:
-        table.add_column("rows/s", justify="right")
-        table.add_column("peak MiB", justify="right")
+    columns = ["rows", "seconds", *(["rows/s", "peak MiB"] if profile else [])]
+    table = _table("\nSteps", "step", *columns, footer=True)
+    table.columns[0].footer, table.columns[2].footer = "all, some side by side", f"{report.seconds:.2f}"
     for step in report.steps:
         cells = [step.name, "" if step.rows is None else f"{step.rows:,}", f"{step.seconds:.2f}"]
         if profile:
@@ -122,57 +190,30 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
     published = counts.get("published")
     if not published:
         return Text("")
-    table = Table(title="\nPublished", title_justify="left", show_edge=False, pad_edge=False, show_footer=True)
     events, triples = published["events"], published["triples"]
-    table.add_column("city", footer="all")
-    table.add_column("events", justify="right", footer=f"{sum(events.values()):,}")
-    table.add_column("triples", justify="right", footer=f"{sum(triples.values()):,}")
-    table.add_column("teaches", justify="right")
+    table = _table("\nWhat was published, by city", "city", "events", "triples", "teaches", footer=True)
+    table.columns[0].footer = "all"
+    table.columns[1].footer, table.columns[2].footer = (f"{sum(each.values()):,}" for each in (events, triples))
+    shown = set(sorted(events, key=lambda city: -events[city])[:MOST_CITIES])
     for city, number in events.items():
         teaches = published["signs"].get(city)
-        table.add_row(
-            visible(city),
-            f"{number:,}",
-            f"{triples[city]:,}" if city in triples else "left out",
-            "" if teaches is None else f"{teaches:.2f}",
-        )
+        if city in shown:
+            table.add_row(
+                visible(city),
+                f"{number:,}",
+                f"{triples[city]:,}" if city in triples else "left out",
+                "" if teaches is None else f"{teaches:.2f}",
+            )
+    if len(events) > len(shown):
+        table.add_row(f"({len(events) - len(shown):,} cities with fewer events)")
     return table
 
 
-def _left_out(counts: Mapping[str, Any]) -> RenderableType:
-    table = Table(title="\nLeft out, and worth knowing", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("what")
-    table.add_column("why")
-    table.add_column("rows", justify="right")
-    for what, why, number in _losses(counts):
-        if number:
-            table.add_row(visible(what), visible(why), f"{number:,}")
+def left_out(counts: Mapping[str, Any]) -> RenderableType:
+    """What a run, or a snapshot by its manifest, left out and why."""
+    table = _table("\nWhat was left out, or is worth knowing?", "what", "why", "rows")
+    table.columns[1].justify = "left"
+    for loss in losses(counts):
+        if loss.rows:
+            table.add_row(visible(loss.what), visible(loss.why), f"{loss.rows:,}")
     return table if table.row_count else Text("\nNothing was left out.")
-
-
-def _losses(counts: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:
-    published = counts.get("published", {})
-    yield "shadow users", "no trip with a usable persona seed", counts.get("shadow_users_without_persona", 0)
-    sources = counts.get("persona_values_by_source", {})
-    yield "persona values", "missing in the seed: the default stands in", sources.get("default", 0)
-    yield "persona values", "affinities rebuilt from labels", sources.get("reconstructed", 0)
-    for what, group in (
-        ("affinities of a seed", "affinities_dropped"),
-        ("trip-days", "days_without_event"),
-        ("events", "events_left_out"),
-    ):
-        for reason, number in counts.get(group, {}).items():
-            yield what, _WORDS.get(reason, reason), number
-    for frame, rules in counts.get("set_aside", {}).items():
-        for rule, number in rules.items():
-            yield f"rows of {frame}", f"broke the rule {rule}", number
-    for city, why in published.get("cities_left_out", {}).items():
-        yield f"triples of {city}", why, published["events"][city]
-    yield "items", "named by events, but no longer in the catalogue", published.get("items_gone", 0)
-    for reason, number in published.get("positives_left_out", {}).items():
-        yield "positives", _WORDS.get(reason, reason), number
-    yield (
-        "positives",
-        "not among the event's candidates (published all the same)",
-        counts.get("positives_outside_candidates", 0),
-    )

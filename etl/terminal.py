@@ -7,31 +7,39 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from etl.address import Discreet, secrets_of
-from etl.config import Settings, resolve, wants_json
+from etl.config import ENVIRONMENT_PREFIX, Settings, file_at_hand, resolve, wants_json, wants_json_log
 from etl.errors import EtlError, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from etl.journal import Watcher
+
 log = logging.getLogger("bpr-etl")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say: facts for `--json`, what a person is shown, and the exit code."""
+    """What a command has to say: facts for `--json`, what a person is shown, and the exit code.
+
+    `asked_for`: what is shown is the thing itself (a URL, a schema) and not an account of it, so `--quiet` does not hide it.
+    """
 
     facts: dict[str, Any]
     shown: list[RenderableType | str]
     exit_code: int = 0
+    asked_for: bool = False
 
 
 Work = Callable[[Settings, Stop], Answer]
@@ -45,30 +53,98 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
 
     `options` are a command's `locals()`, so that a parameter's name is its setting's.
     """
+    from etl import logs
+
     given = {name.rstrip("_"): value for name, value in options.items()}
-    as_json = wants_json(given, environ)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
-    # A library's own progress notes are not ours to print.
-    logging.getLogger("r2d2").setLevel(logging.ERROR)
+    logs.set_up(as_json=wants_json_log(given, environ))
+    measured = _Measured(given, environ)
     try:
-        settings = resolve(given, environ)
-        as_json = settings.json
-        _hide_password(settings, given)
+        settings = _settings(given, environ)
+        measured.begin(settings)
         said = interruptible(lambda stop: work(settings, stop))
     except EtlError as error:
-        if as_json:
-            _print_json(
-                {"ok": False, "exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
-            )
-        typer.echo(f"Error: {visible(str(error))}", err=True)
+        measured.write(error.exit_code)
+        refuse(str(error), error.exit_code, type(error).__name__, given, environ)
         if isinstance(error, StoppedError):
             _end_by(error.signal)
         raise typer.Exit(error.exit_code) from None
-    if as_json:
+    except Exception:
+        measured.write(1)
+        if not wants_json_log(given, environ):
+            raise
+        log.critical("A bug: please report it.", exc_info=True)
+        raise typer.Exit(1) from None
+    measured.write(said.exit_code, said.facts)
+    if settings.json:
         _print_json({"ok": said.exit_code == 0, "exit_code": said.exit_code, **said.facts})
-    else:
+    elif said.asked_for or not settings.quiet:
         _show(said.shown)
     raise typer.Exit(said.exit_code)
+
+
+def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
+    """The settings; from here on, log lines are as these say. A settings file that nobody named is told of."""
+    from etl import logs
+
+    at_hand = file_at_hand(given, environ)
+    given["config"] = at_hand or given.get("config")
+    settings = resolve(given, environ)
+    given |= {"json": settings.json, "log_format": settings.log_format}
+    logs.set_up(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
+    if at_hand:
+        log.info('Settings are read from %s in this folder; --config "" reads none.', at_hand)
+    _hide_password(settings, given)
+    return settings
+
+
+def refuse(message: str, exit_code: int, kind: str, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Say why nothing came of a command: a line on stderr, and with `--json` the object on stdout."""
+    if wants_json(given, environ):
+        _print_json({"ok": False, "exit_code": exit_code, "error": kind, "message": message})
+    if wants_json_log(given, environ):
+        from etl import logs
+
+        if not any(isinstance(each, logs.Logs) for each in logging.getLogger().handlers):
+            logs.set_up(as_json=True)
+        log.error(message, extra={"exit_code": exit_code, "error": kind})
+    else:
+        typer.echo(f"Error: {visible(message)}", err=True)
+
+
+class _Measured:
+    """The file of `--metrics-file`: written when a command that takes the option ends, well or not; not for a rehearsal."""
+
+    def __init__(self, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self._takes_it = "metrics_file" in given
+        # Where the settings as a whole can't be resolved, that is a failed night, too.
+        named = given.get("metrics_file") or environ.get(f"{ENVIRONMENT_PREFIX}METRICS_FILE")
+        self._path = Path(named) if self._takes_it and named else None
+        self._began = time.perf_counter()
+
+    def begin(self, settings: Settings) -> None:
+        """Take the settings' word for it. Raises SettingsError where the file can't be written."""
+        wanted = settings.metrics_file if self._takes_it and not settings.dry_run else None
+        self._path = None
+        if wanted:
+            from etl import prometheus
+
+            prometheus.require_writable(Path(wanted))
+            self._path = Path(wanted)
+
+    def write(self, exit_code: int, facts: Mapping[str, Any] | None = None) -> None:
+        """Write it. A good night stays one where it can't be written: then there is a warning."""
+        if self._path is None:
+            return
+        from etl import prometheus
+        from etl.journal import peak_mib
+        from etl.pipeline import utc_now
+
+        try:
+            seconds, peak = time.perf_counter() - self._began, peak_mib() * 2**20
+            prometheus.write(self._path, prometheus.Outcome(utc_now(), seconds, exit_code, peak, facts or {}))
+        except (OSError, ValueError) as error:  # ValueError: a path that is none
+            why = error.strerror if isinstance(error, OSError) else error
+            log.warning("The metrics file %s could not be written: %s.", self._path, why)
 
 
 def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
@@ -108,18 +184,16 @@ def _show(shown: list[RenderableType | str]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A line on a terminal's stderr that says how far something long is; nothing where nobody looks."""
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _of: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def watching(settings: Settings) -> Iterator[Watcher]:
+    """Who watches a command's work: the log, and a person where stderr is a terminal and nobody asked for quiet."""
+    from etl import logs
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None, visible=False)
+    root = logging.getLogger().handlers
+    lines = next((each for each in root if isinstance(each, logs.Logs)), None) or logs.Logs(as_json=False)
+    watchers: list[Watcher] = [logs.Steps(lines)]
+    with ExitStack() as stack:
+        if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
+            from etl import progress
 
-        def show(what: str, done: int, of: int) -> None:
-            bars.update(task, description=what, completed=done, total=of, visible=of > 1)
-
-        yield show
+            watchers.append(stack.enter_context(progress.lines(lines)))
+        yield logs.All(watchers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import pyarrow.parquet as pq
 
 from etl.affinity import affinity_model
 from etl.database import Connection
+from etl.journal import Progress
 from etl.laws import laws, validation_query
 from etl.parquet import file_sha256
 from etl.queries import Scope
-from etl.snapshot import MANIFEST, PROBE, STAGING, Snapshot, open_snapshot, read_file
+from etl.snapshot import MANIFEST, PROBE, REPORT, STAGING, Snapshot, read_file
+from etl.stopping import Stop
+from etl.store import at_hand
 
 _POSITIVE = "every triple's positive is one that its event selected"
 _NEGATIVE = "no negative is a positive of its event"
 _TWICE = "no (event, positive, negative) stands twice"
 _ONCE = "every event stands once, in one part of the split"
 _ACCOUNT = "every positive is in the triples or counted as left out"
-_PROBE = frozenset({PROBE, f"{STAGING}{PROBE}", f"{STAGING}{MANIFEST}"})
+_BESIDE = frozenset({PROBE, REPORT, *(f"{STAGING}{name}" for name in (PROBE, REPORT, MANIFEST))})
 _TRAINING = (_POSITIVE, _NEGATIVE, _TWICE, _ONCE, _ACCOUNT)
 
 
@@ -47,26 +51,36 @@ class Validated:
         return [finding for finding in self.findings if finding.broken]
 
 
-def validate_database(connection: Connection, scope: Scope) -> Validated:
+def validate_database(connection: Connection, scope: Scope, progress: Progress) -> Validated:
     """Look at every law of section 2, and run the design's validation query, inside the open transaction."""
     rows = connection.frame(validation_query(scope))
-    findings = [Finding(law.name, int(connection.rows(law.sql)[0][0])) for law in laws(scope, affinity_model().unknown)]
+    to_look_at = list(laws(scope, affinity_model().unknown))
+    findings: list[Finding] = []
+    for law in to_look_at:
+        progress("laws", len(findings), len(to_look_at))
+        findings.append(Finding(law.name, int(connection.rows(law.sql)[0][0])))
     asked = Finding("the design's validation query returns rows", int(rows.height == 0))
     return Validated([asked, *findings], rows)
 
 
-def validate_snapshot(path: Path) -> list[Finding]:
+def validate_snapshot(
+    location: str | Path, environ: Mapping[str, str] | None = None, stop: Stop | None = None
+) -> list[Finding]:
     """Check a published snapshot against its manifest: every file's rows, bytes and SHA-256, and that no file is unlisted.
 
     Also the laws of events, splits and triples (`_TRAINING`), where the files are what they were. Raises DataError when the
     manifest can't be read.
     """
-    opened = open_snapshot(path)
+    with at_hand(str(location), environ, stop=stop) as opened:
+        return _validated(opened)
+
+
+def _validated(opened: Snapshot) -> list[Finding]:
     snapshot = opened.folder
     listed = {entry["path"]: entry for entry in opened.manifest["files"]}
     there = {p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()} - {MANIFEST}
     # What a probe that was killed has left is nothing that anybody reads: the manifest names it when it is whole.
-    missing, unlisted = sorted(set(listed) - there), sorted(name for name in there - set(listed) if name not in _PROBE)
+    missing, unlisted = sorted(set(listed) - there), sorted(name for name in there - set(listed) if name not in _BESIDE)
     changed = [name for name in sorted(there & set(listed)) if not _as_listed(snapshot / name, listed[name])]
     findings = [
         Finding("every file of the manifest is there", len(missing), ", ".join(missing[:3])),

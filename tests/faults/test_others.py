@@ -114,7 +114,7 @@ def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
     """It begins when the first one has let go: its snapshot is taken then, not before the wait."""
     settings = settings_for(small_world, wait_lock=True)
     with connect(settings.address()) as holder:
-        done: list[pipeline.Report] = []
+        done: list[pipeline.RunResult] = []
         with locked(holder, "public"):
             waiting = threading.Thread(target=lambda: done.append(pipeline.run(settings)))
             waiting.start()
@@ -150,7 +150,7 @@ def test_waiting_ends_when_an_end_is_asked_for(small_world, settings_for):
 def test_two_runs_for_one_folder_wait_in_turn(small_world, make_database, settings_for, tmp_path):
     """Of two databases: the folder has a lock, too, and LATEST is the one that came last."""
     other = make_database(small_world)
-    reports: list[pipeline.Report] = []
+    reports: list[pipeline.RunResult] = []
     threads = [
         threading.Thread(target=lambda url=url: reports.append(pipeline.run(settings_for(url, wait_lock=True))))
         for url in (small_world, other)

@@ -18,7 +18,7 @@ import pytest
 from etl import embedded, pipeline, privileges
 from etl.config import Settings, resolve
 from etl.errors import ConnectError
-from etl.journal import Report
+from etl.journal import RunResult
 from etl.prisma import Naming
 from tests.conftest import FAST
 from tests.faults.nights import SEEDS, Nights
@@ -68,7 +68,7 @@ def settings(url: str, out: Path, **more: object) -> Settings:
 @contextmanager
 def at_step(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> Iterator[list[bool]]:
     """Do something once, as the named step begins."""
-    original, done = Report.step, []
+    original, done = RunResult.step, []
 
     def step(self, step_name):
         if step_name == name and not done:
@@ -77,7 +77,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object
         return original(self, step_name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Report, "step", step)
+        patch.setattr(RunResult, "step", step)
         yield done
 
 

@@ -73,6 +73,6 @@ def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for,
                 other.execute('DELETE FROM "BehavioralSignal"')
                 other.execute('DELETE FROM "ItinerarySlot"')
             with shelf(tmp_path, 1, Slots.create_empty()) as held:
-                source = extract.extract_source(connection, scope, held, extract.SetAside())
+                source = extract.extract_source(connection, scope, held, extract.SetAside(), lambda _rows: None)
                 read = source.slots_of(0).height
     assert read == slots > 1000

@@ -17,7 +17,7 @@ import pytest
 from etl import heldout, pipeline
 from etl.config import resolve
 from etl.errors import ConnectError, DataError
-from etl.journal import Report
+from etl.journal import RunResult
 from etl.parquet import file_sha256
 from etl.question import question
 from etl.sign import DOUBTFUL
@@ -37,7 +37,7 @@ def night(make_database, small_world_template, tmp_path_factory):
     return url, out, pipeline.run(resolve({"database_url": url, "out": str(out)}, {}))
 
 
-def manifest_of(report: Report) -> dict:
+def manifest_of(report: RunResult) -> dict:
     return json.loads((Path(report.snapshot) / "manifest.json").read_text())
 
 

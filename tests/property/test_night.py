@@ -53,7 +53,7 @@ def databases(make_database) -> Databases:
 
 def the_night_is_the_oracle_s(
     databases, world: oracle.World, options: oracle.Settings, *others: oracle.Settings
-) -> pipeline.Report:
+) -> pipeline.RunResult:
     """A run with these options, and exports of what it left with others; gives the run's report."""
     url = databases.holding(world)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def the_night_is_the_oracle_s(
         return report
 
 
-def snapshot_is_the_oracle_s(report: pipeline.Report, after: oracle.World, options, earlier=((), ())) -> None:
+def snapshot_is_the_oracle_s(report: pipeline.RunResult, after: oracle.World, options, earlier=((), ())) -> None:
     """Every file and every count of what was published. `earlier` are the users and items of `--vocab-from`."""
     exported = oracle.exported(after, options)
     published = Published(
@@ -118,7 +118,7 @@ class Published:
         return city_folder(city) if self.options.split == "none" else f"split={split}/{city_folder(city)}"
 
 
-def content(report: pipeline.Report) -> str:
+def content(report: pipeline.RunResult) -> str:
     return json.loads((Path(report.snapshot) / "manifest.json").read_text())["content_sha256"]
 
 
@@ -310,7 +310,7 @@ def ids_of(after: oracle.World, options: oracle.Settings) -> tuple[tuple[str, ..
     return tuple(row.user_id for row in users), tuple(row.item_id for row in items)
 
 
-def files_but_settings(report: pipeline.Report) -> dict[str, str]:
+def files_but_settings(report: pipeline.RunResult) -> dict[str, str]:
     """Each file's sha256."""
     files = json.loads((Path(report.snapshot) / "manifest.json").read_text())["files"]
     return {each["path"]: each["sha256"] for each in files}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from etl.choices import parse_expected, parse_part
+from etl.choices import parse_change, parse_expected, parse_part
 from etl.config import resolve
 from etl.errors import DataError, SettingsError
 from etl.limits import Limits, several_domains
@@ -80,3 +80,16 @@ def test_several_domains_are_said():
     assert "8 domains (a.test 9, b.test 9" in said
     assert "and 3 more" in said
     assert "(none) 1" in several_domains([("a.test", 5), ("", 1)])
+
+
+@pytest.mark.parametrize(
+    ("word", "share"), [("20%", 0.2), ("150%", 1.5), ("0", 0.0), (0.25, 0.25), ("1.5", 1.5), ("off", None)]
+)
+def test_how_far_a_figure_may_move(word, share):
+    assert parse_change(word) == (pytest.approx(share) if share is not None else None)
+
+
+@pytest.mark.parametrize("word", ["", "%", "-1%", "nan", "inf", True, None, "of"])
+def test_what_no_move_is(word):
+    with pytest.raises(SettingsError, match="must be a share like 20%, or off"):
+        parse_change(word)

@@ -1,0 +1,44 @@
+"""The documentation site: `make docs`. No page asks for anything from outside, while it is built or read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import made  # noqa: E402 - beside this file
+
+from etl import __version__  # noqa: E402
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "bpr-etl"
+author = "the authors of bpr-etl"
+release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+default_role = "code"  # docstrings say `name`, as Markdown does
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say what things are; signatures stay short enough to read
+html_theme = "furo"
+html_title = f"bpr-etl {release}"
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"footer_icons": []}
+
+
+def _fill(_app: Sphinx, _page: str, source: list[str]) -> None:
+    source[0] = made.fill(source[0])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx: pages are filled with what is made when they are read."""
+    app.connect("source-read", _fill)
+    return {"parallel_read_safe": True}

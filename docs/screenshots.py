@@ -1,0 +1,138 @@
+"""Make the README's two pictures again, from real runs: `make screenshots`. Needs Chromium for the report's.
+
+Seven nights of the synthetic world at the design's size, on an embedded PostgreSQL of its own, a few of whose trips come in
+from night to night; then what the last one shows in a terminal, and its report.html.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+from etl import embedded, pipeline, resolve
+
+IMAGES = Path(__file__).parent / "images"
+NIGHTS = 7
+COLUMNS, SHOWN = 92, 37
+"""How wide the terminal is, and how many of its lines are shown."""
+
+THEME = TerminalTheme(
+    (23, 27, 34),
+    (225, 230, 238),
+    [(23, 27, 34), (236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
+    + [(225, 230, 238)],
+    [(120, 132, 150), (236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
+    + [(255, 255, 255)],
+)
+# Rich's own form names fonts at a content network; this one asks for nothing.
+SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
+  line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" /></clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+def nights(url: str, out: Path) -> None:
+    """All nights but the last: at first a part of the days is not there yet."""
+    pipeline.synth(resolve({"database_url": url}, {}))
+    with psycopg.connect(url, autocommit=True) as connection:
+        part = f'abs(hashtext("tripId")) %% 200 < {NIGHTS - 1}'.replace("%%", "%")
+        connection.execute(f'CREATE TABLE later AS SELECT * FROM "ItinerarySlot" WHERE {part}')  # noqa: S608 - numbers
+        connection.execute('DELETE FROM "ItinerarySlot" WHERE id IN (SELECT id FROM later)')
+        for night in range(NIGHTS - 1):
+            pipeline.run(resolve({"database_url": url, "out": str(out), **OPTIONS}, {}))
+            arrived = f'SELECT * FROM later WHERE abs(hashtext("tripId")) % 200 = {night}'  # noqa: S608 - a number
+            connection.execute(f'INSERT INTO "ItinerarySlot" {arrived}')
+
+
+OPTIONS = {"negatives": "recommended", "split": "last-trip", "probe": True}
+
+
+def shown(url: str, out: Path) -> str:
+    """What the last night prints in a terminal, escape sequences and all."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
+    command = [Path(sys.executable).parent / "bpr-etl", "run", "--out", str(out), "--probe"]
+    command += ["--negatives", "recommended", "--split", "last-trip"]
+    environ = {**os.environ, "DATABASE_URL": url, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
+    run = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environ)
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 65536):
+            said += piece
+    except OSError:  # how Linux says that nobody writes any more
+        pass
+    if run.wait():
+        raise SystemExit(f"bpr-etl run ended with {run.returncode}")
+    return said.decode().replace("\r\n", "\n")
+
+
+def terminal(said: str, out: Path) -> str:
+    """The picture of it, as SVG. The folder of the trial is shown as /srv/bpr."""
+    command = "$ bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe\n"
+    lines = (command + said.replace(str(out), "/srv/bpr")).splitlines()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
+        console.print(Text.from_ansi("\n".join(lines[:SHOWN])))
+        return console.export_svg(title="bpr-etl run", theme=THEME, code_format=SVG, unique_id="bpr-etl")
+
+
+def picture(report: Path, to: Path) -> None:
+    """The report's beginning, as a browser shows it at desk width."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("No Chromium: the report's picture stays as it is.")
+        return
+    flags = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,1150", f"--screenshot={to}"]
+    subprocess.run([browser, *flags, report.as_uri()], check=True, capture_output=True)
+
+
+def main() -> None:
+    """Make both."""
+    IMAGES.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bpr-shots-"))
+    folder.chmod(0o755)
+    server = embedded.start(folder / "pg")
+    try:
+        out = folder / "out"
+        nights(server.url(), out)
+        (IMAGES / "terminal.svg").write_text(terminal(shown(server.url(), out), out), encoding="utf-8")
+        newest = out / "snapshots" / (out / "LATEST").read_text(encoding="utf-8").strip()
+        picture(newest / "report.html", IMAGES / "report.png")
+        shutil.copy(newest / "report.html", folder.parent / "bpr-shots-report.html")
+    finally:
+        embedded.stop(folder / "pg")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

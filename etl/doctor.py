@@ -1,0 +1,107 @@
+"""`doctor`: is everything there that a night needs, and what is to be done where it is not. Nothing is written that stays."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from etl.address import parts_of
+from etl.config import Settings, variable_of
+from etl.doctor_check import Check, failed, guarded, ok
+from etl.doctor_database import database_checks
+from etl.doctor_store import store_checks
+from etl.errors import SettingsError
+from etl.resources import tested_versions
+from etl.stopping import Stop
+
+_NAME = "bpr-etl"
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(;.*)?")
+_OPERATORS = {
+    "<=": lambda have, bound: have <= bound,
+    ">=": lambda have, bound: have >= bound,
+    "<": lambda have, bound: have < bound,
+    ">": lambda have, bound: have > bound,
+    "==": lambda have, bound: have == bound,
+}
+
+Clock = Callable[[], datetime]
+
+
+def examine(settings: Settings, clock: Clock, stop: Stop | None = None) -> Iterator[Check]:
+    """Every check in order, each as soon as it is known. Those that need what an earlier one missed are skipped."""
+    yield from machine_checks()
+    address = list(guarded("address", lambda: _address(settings)))
+    yield from address
+    if all(check.state == "ok" for check in address):
+        yield from database_checks(settings, clock, stop or Stop())
+    else:
+        yield Check("connection", "skipped", "there is no address")
+    yield from store_checks(settings, clock)
+
+
+def _address(settings: Settings) -> Iterator[Check]:
+    address = settings.address()
+    parts = parts_of(settings.database_url or "", settings.environ)
+    variable = variable_of("database_url", settings.environ)
+    said = variable is not None and settings.environ[variable] == settings.database_url
+    where = f"from {variable}" if said else "from --database-url or the settings file"
+    user = f"{parts['user']}@" if "user" in parts else ""
+    port = f":{parts['port']}" if "port" in parts else ""
+    host = parts.get("host", "(libpq's default host)")
+    place = f"{user}{host}{port}, database {parts.get('dbname', '(the role' + chr(39) + 's name)')}"
+    yield ok("address", f"{place}, schema {settings.schema_in(address)}; {where}")
+
+
+def machine_checks() -> Iterator[Check]:
+    """Python and the libraries, against what bpr-etl says that it needs."""
+    python = platform.python_version()
+    needed = str(metadata(_NAME)["Requires-Python"] or "")
+    if _within(python, needed):
+        yield ok("Python", python)
+    else:
+        yield failed("Python", SettingsError, f"{python}, needed is {needed}", "Install bpr-etl with another Python.")
+    yield _libraries(requires(_NAME) or [])
+
+
+def _libraries(needed: list[str]) -> Check:
+    wrong, others, count = [], [], 0
+    tested = tested_versions()
+    for line in needed:
+        found = _REQUIREMENT.fullmatch(line.strip())
+        if found is None or found[3]:  # an extra's: nothing that a night needs
+            continue
+        name, bounds = found[1], found[2].strip()
+        count += 1
+        try:
+            have = version(name)
+        except PackageNotFoundError:
+            wrong.append(f"{name} is not installed (needed: {bounds})")
+            continue
+        if not _within(have, bounds):
+            wrong.append(f"{name} is {have} (needed: {bounds})")
+        elif tested.get(name, have) != have:
+            others.append(f"{name} {have} (tested: {tested[name]})")
+    if wrong:
+        return failed("libraries", SettingsError, "; ".join(wrong), f"Install again: pip install --upgrade {_NAME}.")
+    more = f"; others than those tested: {', '.join(others)}" if others else ""
+    return ok("libraries", f"{_NAME} {version(_NAME)}, all {count} libraries are of releases that it allows{more}")
+
+
+def _within(have: str, bounds: str) -> bool:
+    """Whether a version keeps to bounds like `>=2.1,<3`."""
+    for bound in filter(None, (each.strip() for each in bounds.split(","))):
+        operator = next((each for each in _OPERATORS if bound.startswith(each)), None)
+        if operator and not _OPERATORS[operator](_numbers(have), _numbers(bound.removeprefix(operator))):
+            return False
+    return True
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """A version's numbers, without zeros at its end: 3.0 is 3."""
+    numbers = [int(each) for each in re.findall(r"\d+", re.split(r"[a-z+]", text.strip())[0])]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

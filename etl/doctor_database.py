@@ -1,0 +1,291 @@
+"""The checks of `doctor` that ask the database. Nothing is written: the session is read-only from its first moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from etl import queries, schema
+from etl.address import parts_of
+from etl.config import Settings
+from etl.database import Connection, connect, is_lock, lock_key
+from etl.doctor_check import Check, failed, guarded, ok, warning
+from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
+from etl.limits import several_domains
+from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
+from etl.privileges import require_privileges
+from etl.queries import Scope
+from etl.scope import limits
+from etl.stopping import Stop
+
+OLDEST, NEWEST = 14, 18
+"""Major releases of PostgreSQL that the contract speaks of."""
+
+SKEW, WILD_SKEW = 5.0, 60.0
+"""Seconds by which two clocks may differ before it is said, and before it is wrong."""
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_DEAD, _LONG, _SHORT = 10_000, 600.0, 600.0
+_CHECKS = ("server", "TLS", "pooler", "time limits", "clock", "schema", "rights", "shadow users", "tables", "other run")
+
+Clock = Callable[[], datetime]
+
+
+def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Check]:
+    """All of them; where no connection is to be had, the others are skipped."""
+    address = settings.address()
+    start = time.perf_counter()
+    try:
+        with connect(address, stop) as connection:
+            seconds = time.perf_counter() - start
+            user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
+            yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
+            yield from guarded("server", partial(_server, connection))
+            connection.rows("SELECT set_config('default_transaction_read_only', 'on', false)")
+            yield from guarded("TLS", partial(_tls, connection, settings))
+            yield from guarded("pooler", partial(_pooler, connection))
+            yield from guarded("time limits", partial(_time_limits, connection))
+            yield from guarded("clock", partial(_clock, connection, clock))
+            yield from _schema_checks(connection, settings)
+            yield from guarded("transactions", partial(_transactions, connection))
+    except (ConnectError, SchemaError) as error:
+        yield Check("connection", "failed", str(error), exit_code=error.exit_code)
+        yield from (Check(name, "skipped", "there is no connection") for name in _CHECKS)
+
+
+def _server(connection: Connection) -> Iterator[Check]:
+    version, number, recovers, read_only, encoding = connection.rows(
+        "SELECT current_setting('server_version'), current_setting('server_version_num')::int8, pg_is_in_recovery(), "
+        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding')"
+    )[0]
+    major = number // 10_000
+    said = f"PostgreSQL {version}, encoding {encoding}"
+    known = f"bpr-etl is tested with {OLDEST} to {NEWEST}"
+    if major < OLDEST:
+        yield failed("server", SchemaError, f"{said}; {known}", "Upgrade the server.")
+    elif major > NEWEST:
+        yield warning("server", f"{said}; {known}", "Look for a newer bpr-etl.")
+    else:
+        yield ok("server", said)
+    if recovers or read_only:
+        why = "it is a replica" if recovers else "default_transaction_read_only is on"
+        yield failed(
+            "server",
+            ConnectError,
+            f"nothing can be written: {why}",
+            "Name the primary; `export` needs no more than this.",
+        )
+
+
+def _tls(connection: Connection, settings: Settings) -> Iterator[Check]:
+    used, version, socket = connection.rows(
+        "SELECT s.ssl, s.version, inet_server_addr() IS NULL FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()"
+    )[0]
+    parts = parts_of(settings.database_url or "", settings.environ)
+    host, mode = parts.get("host", ""), parts.get("sslmode")
+    said = f"sslmode={mode}" if mode else "no sslmode is said, which means prefer"
+    if socket:
+        yield ok("TLS", "not needed: a unix socket of this machine")
+    elif not used and host in _LOCAL:
+        yield ok("TLS", f"off, and the server is on this machine ({said})")
+    elif not used:
+        yield warning(
+            "TLS",
+            f"off ({said}): whoever is on the way can read and change all of it",
+            "Add sslmode=verify-full to the URL, and sslrootcert=FILE (or sslrootcert=system).",
+        )
+    elif mode == "verify-full" or host in _LOCAL:
+        yield ok("TLS", f"{version}, {said}")
+    else:
+        yield warning(
+            "TLS",
+            f"{version}, but nobody looks whether it is the right server ({said})",
+            "Add sslmode=verify-full to the URL, and sslrootcert=FILE (or sslrootcert=system).",
+        )
+
+
+def _pooler(connection: Connection) -> Iterator[Check]:
+    """Behind a transaction pooler two statements may meet two server processes. One client alone often meets one."""
+    processes = {connection.number("SELECT pg_backend_pid()") for _ in range(3)}
+    remedy = (
+        "Give the direct URL (DIRECT_URL, or port 5432): a run needs one server process from its lock to its COMMIT."
+    )
+    if len(processes) > 1:
+        yield failed("pooler", ConnectError, "the connection goes through a transaction pooler", remedy)
+    elif hint := connection.address.pooler:
+        yield warning("pooler", f"a transaction pooler is suspected: {hint}", remedy)
+    else:
+        yield ok("pooler", "none was noticed")
+
+
+def _time_limits(connection: Connection) -> Iterator[Check]:
+    """Limits that may end a night: a night's statements and its transaction take as long as there are rows."""
+    names = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+    rows = connection.rows(
+        f"SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, names))}) "
+        f"AND setting::float8 > 0 ORDER BY name"
+    )
+    said = ", ".join(f"{name} {seconds:g} s" for name, seconds in rows)
+    if any(seconds < _SHORT for _, seconds in rows):
+        remedy = "Lift them for this role: ALTER ROLE ... SET statement_timeout = 0 (and the others that are named)."
+        yield warning("time limits", f"{said}: a long night would be cut off", remedy)
+    else:
+        yield ok("time limits", said or "none that would cut a night off")
+
+
+def _clock(connection: Connection, clock: Clock) -> Iterator[Check]:
+    before = clock()
+    there, zone = connection.rows("SELECT extract(epoch FROM clock_timestamp())::float8, current_setting('TimeZone')")[
+        0
+    ]
+    yield skewed("clock", before, clock(), there, "the server", f"; its time zone is {zone}, times are read as UTC")
+
+
+def skewed(name: str, before: datetime, after: datetime, there: float, whose: str, more: str = "") -> Check:
+    """How two clocks differ: ours before and after the other one was asked, which said `there` (seconds since 1970)."""
+    off = max(before.timestamp() - there, there - after.timestamp(), 0.0)
+    said = f"{whose}'s clock and this machine's differ by {off:.1f} s"
+    remedy = "Set the clocks (NTP). Snapshots are named by this machine's."
+    if off >= WILD_SKEW:
+        return failed(name, SettingsError, said + more, remedy)
+    return warning(name, said + more, remedy) if off >= SKEW else ok(name, said + more)
+
+
+def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check]:
+    """The schema, and what can't be asked where it is not there."""
+    name = settings.schema_in(connection.address)
+    try:
+        naming = schema.detect_naming(connection, name, settings.naming)
+        findings = schema.check(connection, naming)
+    except SchemaError as error:
+        yield Check("schema", "failed", str(error), exit_code=error.exit_code)
+        yield from (Check(each, "skipped", "the schema is not there") for each in ("rights", "shadow users", "tables"))
+        yield from guarded("other run", partial(_other_run, connection, name))
+        return
+    yield from _fits(naming, findings)
+    yield from guarded("rights", partial(_rights, connection, naming))
+    scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
+    missing = {each.model for each in findings if each.severity == "blocking" and each.kind in {"table", "column"}}
+    if "User" in missing:
+        yield Check("shadow users", "skipped", "the table of users does not fit")
+    else:
+        yield from guarded("shadow users", partial(_shadow_users, connection, scope, settings))
+    yield from guarded("tables", partial(_tables, connection, naming))
+    yield from guarded("other run", partial(_other_run, connection, name))
+
+
+def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
+    said = f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({', '.join(map(naming.bare, MODELS))})"
+    blocking = [each.detail for each in findings if each.severity == "blocking"]
+    if blocking:
+        yield failed(
+            "schema",
+            SchemaError,
+            f"{said}: {' '.join(blocking)}",
+            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print` shows.",
+        )
+    else:
+        yield ok("schema", f"{said}: nothing is missing")
+    for each in findings:
+        if each.severity == "advice":
+            name, remedy = ("index", "") if each.kind == "index" else ("schema", "A run goes on without it.")
+            yield warning(name, each.detail, remedy)
+    if not any(each.kind in {"index", "table"} for each in findings):
+        yield ok("index", "the design's indexes are there")
+
+
+def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:
+    try:
+        require_privileges(connection, naming, writes=True)
+    except ConnectError as error:
+        reads = True
+        try:
+            require_privileges(connection, naming, writes=False)
+        except ConnectError:
+            reads = False
+        more = "For `export` alone they are enough." if reads else ""
+        yield failed("rights", ConnectError, str(error), more)
+    else:
+        yield ok("rights", "the role may do all that `run` needs")
+
+
+def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> Iterator[Check]:
+    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
+    shadow, users = sum(number for _, number in domains), connection.number(queries.user_count(scope))
+    if not shadow:
+        at = f" and ends with @{scope.domain}" if scope.domain else ""
+        yield failed(
+            "shadow users",
+            DataError,
+            f"of {users:,} users none has an email that begins with {scope.prefix!r}{at}: there is nothing to learn from",
+            "See --shadow-prefix, --shadow-domain, and whether this is the right database.",
+        )
+        return
+    shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
+    said = f"{shadow:,} of {users:,} users ({shadow / users:.1%}); domains: {shown}"
+    limits(settings).require_users(shadow, users)
+    if several_domains(domains):
+        yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
+    else:
+        yield ok("shadow users", said)
+
+
+def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
+    """Dead rows of the tables that a night writes: DELETE + COPY leaves as many as there are, until somebody vacuums."""
+    written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
+    names = ", ".join(quote_literal(naming.bare(model)) for model in written)
+    rows = connection.rows(
+        "SELECT relname::text, n_live_tup, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
+        "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "
+        "(SELECT 'autovacuum_enabled=false' = ANY (c.reloptions) FROM pg_class c WHERE c.oid = relid) "
+        f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
+    )
+    for table, live, dead, size, vacuumed, off in rows:
+        said = (
+            f"{table}: {live:,} rows, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
+        )
+        if off or (dead > _DEAD and dead > live):
+            remedy = f"Run VACUUM (ANALYZE) {naming.qualified(table)}, and see that autovacuum is on and keeps up with a night."
+            yield warning("tables", said + (", autovacuum is off" if off else ""), remedy)
+        else:
+            yield ok("tables", said)
+
+
+def _other_run(connection: Connection, name: str) -> Iterator[Check]:
+    key = lock_key(name)
+    holders: list[tuple[Any, ...]] = connection.rows(
+        "SELECT l.pid, to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM pg_locks l "
+        f"LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.granted AND {is_lock(key)} "
+        "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    if holders:
+        pid, since = holders[0]
+        yield failed(
+            "other run",
+            LockedError,
+            f"a bpr-etl run is at work on schema {name!r} (server process {pid}, since {since or 'a time that is hidden'} UTC)",
+            "Wait for it (--wait-lock). If it is dead, the server ends it within minutes; `SELECT pg_terminate_backend"
+            f"({pid})` does at once.",
+        )
+    else:
+        yield ok("other run", f"none is at work on schema {name!r}")
+
+
+def _transactions(connection: Connection) -> Iterator[Check]:
+    count, seconds, pid = connection.rows(
+        "SELECT count(*), COALESCE(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8, "
+        "(array_agg(pid ORDER BY xact_start))[1] FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+        f"AND datname = current_database() AND backend_type = 'client backend' "
+        f"AND xact_start < clock_timestamp() - interval '{_LONG:g} s'"
+    )[0]
+    if count:
+        yield warning(
+            "transactions",
+            f"{count:,} open for more than {_LONG / 60:g} minutes, the longest for {seconds / 60:,.0f} (server process {pid})",
+            "They keep dead rows from being cleaned, and may hold rows that the backfill waits for: see what they are.",
+        )
+    else:
+        yield ok("transactions", f"none open for more than {_LONG / 60:g} minutes, as far as this role can see")

@@ -1,0 +1,120 @@
+"""Which snapshots stay: a list of them, and a prune that may end at any moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.errors import ConnectError
+from etl.history import listing, prune, require_place, surplus, unfinished
+from etl.store import LocalStore
+
+NAMES = [f"2026112{day}T030000000000Z-0123456789ab" for day in range(6)]
+
+
+def out(tmp_path: Path, names: list[str] = NAMES, latest: str | None = NAMES[-1]) -> LocalStore:
+    for name in names:
+        folder = tmp_path / "snapshots" / name
+        (folder / "events").mkdir(parents=True)
+        (folder / "events" / "part-00000.parquet").write_bytes(b"x" * 10)
+        manifest = {
+            "snapshot": name,
+            "ended_at": "2026-11-25T03:00:01+00:00",
+            "settings": {},
+            "cities": {},
+            "published": {"events": {"Rome": 2}, "triples": {"Rome": 5}, "users": 1},
+            "files": [{"path": "users.parquet", "rows": 1, "bytes": 10, "sha256": ""}],
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    if latest:
+        (tmp_path / "LATEST").write_text(latest)
+    return LocalStore(tmp_path)
+
+
+def there(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+
+
+@given(st.integers(0, 6), st.integers(1, 8), st.integers(0, 6))
+def test_the_oldest_go_and_never_the_newest(count, keep, latest):
+    names = NAMES[:count]
+    named = NAMES[latest] if latest < 6 else None
+    gone = surplus(names, named, keep)
+    assert named not in gone
+    assert len(names) - len(gone) == min(count, keep)
+    stay = [name for name in names if name not in {*gone, named}]
+    assert all(old < new for old in gone for new in stay)
+
+
+def test_a_prune_takes_the_oldest_and_says_how_much(tmp_path):
+    found = prune(out(tmp_path), 2)
+    assert (found.removed, found.kept, found.bytes) == (NAMES[:4], NAMES[4:], 40)
+    assert there(tmp_path) == NAMES[4:]
+    again = prune(LocalStore(tmp_path), 2)
+    assert (again.removed, again.litter) == ([], [])
+
+
+def test_the_one_that_latest_names_stays_when_somebody_put_it_back(tmp_path):
+    found = prune(out(tmp_path, latest=NAMES[1]), 2)
+    assert found.kept == [NAMES[1], NAMES[5]]
+    assert there(tmp_path) == [NAMES[1], NAMES[5]]
+
+
+def test_a_dry_run_takes_nothing(tmp_path):
+    found = prune(out(tmp_path), 1, dry_run=True)
+    assert found.removed == NAMES[:5]
+    assert there(tmp_path) == NAMES
+
+
+def test_what_somebody_else_put_there_is_left_alone_and_does_not_count(tmp_path):
+    store = out(tmp_path)
+    (tmp_path / "snapshots" / NAMES[0]).rename(tmp_path / "snapshots" / "before-the-move")
+    (tmp_path / "snapshots" / "notes").mkdir()
+    assert prune(store, 5).removed == []
+    assert prune(store, 4).removed == [NAMES[1]]
+    assert {"before-the-move", "notes"} <= set(there(tmp_path))
+
+
+def test_a_prune_that_was_killed_in_the_middle_is_taken_up_by_the_next(tmp_path, monkeypatch):
+    store = out(tmp_path)
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("etl.store.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(store, 3)
+    assert NAMES[0] in there(tmp_path)
+    assert store.names() == NAMES[1:]  # half removed is no snapshot
+    assert unfinished(store) == [NAMES[0]]
+    found = prune(store, 3)
+    assert (found.litter, found.removed) == ([NAMES[0]], NAMES[1:3])
+    assert there(tmp_path) == NAMES[3:]
+
+
+def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch):
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("etl.store.shutil.rmtree", refused)
+    with pytest.raises(ConnectError, match="can't be removed: Permission denied"):
+        prune(out(tmp_path), 1)
+
+
+def test_a_list_has_a_line_for_each_and_says_which_is_the_newest(tmp_path):
+    store = out(tmp_path, NAMES[:2], NAMES[1])
+    (tmp_path / "snapshots" / NAMES[0] / "manifest.json").write_text("{")
+    broken, whole = listing(store)
+    assert broken.trouble
+    assert (whole.latest, whole.events, whole.triples, whole.users, whole.bytes) == (True, 2, 5, 1, 10)
+
+
+def test_a_place_where_nothing_was_published_is_likely_to_be_mistyped(tmp_path):
+    with pytest.raises(ConnectError, match="nothing was published there yet"):
+        require_place(LocalStore(tmp_path / "nowhere"))
+    require_place(out(tmp_path))
