@@ -118,6 +118,11 @@ class EventBuckets:
         return cls(1, cities, events.height, lambda _: iter([events]))
 
 
+def no_events(_: Collection[str]) -> Iterator[pl.DataFrame]:
+    """What `EventBuckets.read` is where the events are elsewhere."""
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What is published, before it is cut by split and city.

@@ -133,6 +133,15 @@ def _domain(value: Any) -> str:
     return domain
 
 
+def _engine(value: Any) -> str:
+    word = _text(value)
+    host, separator, port = word.removeprefix("ray://").rpartition(":")
+    at = word.startswith("ray://") and separator and host and port.isdigit() and 0 < int(port) < 1 << 16
+    if word not in {"local", "ray"} and not at:
+        raise SettingsError("must be local, ray or ray://HOST:PORT")
+    return word
+
+
 def _expected(value: Any) -> str:
     word = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
     parse_expected(word)
@@ -177,6 +186,7 @@ class Settings:
     ids: Literal["string", "index", "both"] = _setting(_choice("string", "index", "both"), "string")
     rows_per_file: int = _setting(_whole(1), 1_000_000)
     buckets: int | None = _setting(_whole(1, 4096), None)
+    engine: str = _setting(_engine, "local")
     profile: bool = _setting(_flag, default=False)
     skip_unchanged: bool = _setting(_flag, default=False)
     dry_run: bool = _setting(_flag, default=False)

@@ -12,6 +12,7 @@ import typer
 from etl.config import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings, choices_of
 
 _COMPLETED = {
+    "engine": ("local", "ray", "ray://"),
     "negatives": ("ranking", "shown", "catalog:16", "recommended"),
     "split": ("none", "last-trip", "time:"),
     "max_change": ("off",),
@@ -172,9 +173,7 @@ Newer = Annotated[
         show_default=False,
     ),
 ]
-Place = Annotated[
-    str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)
-]
+Place = Annotated[str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)]
 MinCatalog = Annotated[
     int | None, _option("--min-catalog", "Fewer eligible nodes make a small catalogue; default 50.", _WHAT)
 ]
@@ -187,6 +186,15 @@ RowsPerFile = Annotated[int | None, _option("--rows-per-file", "Rows of a part; 
 Buckets = Annotated[
     int | None,
     _option("--buckets", "Cut the work into so many user buckets; default by size. Decides memory, never bytes.", _HOW),
+]
+Engine = Annotated[
+    str | None,
+    _option(
+        "--engine",
+        "Who works through the buckets: local (default), ray or ray://HOST:PORT; docs/scaling.md. Never in the bytes.",
+        _HOW,
+        metavar="local|ray|ray://HOST:PORT",
+    ),
 ]
 Profile = Annotated[bool | None, _option("--profile/--no-profile", "Show rows a second and memory of each step.", _HOW)]
 SkipUnchanged = Annotated[

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Generic, Protocol, Self, TypeVar
+from typing import IO, Generic, Protocol, Self, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -226,6 +226,32 @@ class _Part:
         self._last.result()
         assert self._written is not None  # noqa: S101 - a step that failed has raised
         return self._written
+
+
+def write_pieces(
+    sink: Path | IO[bytes], schema: pa.Schema, pieces: Iterable[P], columns: Callable[[Sequence[P]], list[pa.Array]]
+) -> int:
+    """Write pieces one after the other as one file, with the bytes that `Parts` gives it; gives how many rows."""
+    waiting: list[P] = []
+    rows = have = 0
+    with pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_arrays(columns(waiting), schema=schema), row_group_size=ROW_GROUP)
+
+        for piece in pieces:
+            left = piece
+            while len(left):
+                taken = left.rows(slice(0, ROW_GROUP - have))
+                left = left.rows(slice(len(taken), len(left)))
+                waiting.append(taken)
+                have, rows = have + len(taken), rows + len(taken)
+                if have == ROW_GROUP:
+                    flush()
+                    waiting, have = [], 0
+        if have:
+            flush()
+    return rows
 
 
 def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:

@@ -7,7 +7,7 @@ read ─► personas ─► COPY ─► read back ─► rankings ─┬─► C
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from etl.affinity import affinity_model
 from etl.buckets import buckets_for, by_bucket, shelf
 from etl.compact import CODED, Compaction, Dataset, Vocabulary
 from etl.config import Settings
-from etl.contracts import Personas, Seeds, Slots
+from etl.contracts import Personas, Seeds, Slots, Trips
 from etl.database import (
     Behind,
     Connection,
@@ -35,6 +35,7 @@ from etl.database import (
     transaction,
     with_retries,
 )
+from etl.engine import in_order, opened
 from etl.extract import (
     CODED_SLOTS,
     LOGGED_EVENTS,
@@ -49,11 +50,11 @@ from etl.history import nights
 from etl.journal import Progress, RunResult, Watcher
 from etl.ledger import Ledger, Written
 from etl.limits import bad_shares
-from etl.personas import Materialised, PersonaTally, materialise, read_affinities
+from etl.personas import Materialised, PersonaTally, materialise
 from etl.prisma import MODELS
 from etl.publish import add_beside, add_probe, place_of
 from etl.queries import Scope
-from etl.rankings import RankedTally, in_file_order, in_slot_order, rank, with_shown
+from etl.rankings import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
 from etl.release import Clock, Release, output, probed, require_auc, silently
 from etl.reporting import NEEDED, rebuilt
 from etl.scope import find_scope, limits, require_scope
@@ -141,13 +142,14 @@ def run(
     address = settings.address()
     with connect(address, stop) as connection, ExitStack() as stack:
         scope, advice = find_scope(connection, settings, settings.schema_in(address), writes=True)
+        engine = stack.enter_context(opened(settings.engine, settings.environ, stop))
         out = stack.enter_context(output(settings, stop))
         lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
 
         def attempt() -> RunResult:
             report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, watcher=watcher)
             with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
-                release = Release(settings, report, out, staged, scratch, clock, progress)
+                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
                 with transaction(connection, keep=not settings.dry_run):
                     require_lock(connection, lock)
                     name = _night(connection, scope, earlier, release)
@@ -175,13 +177,18 @@ def export(
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
     address = settings.address()
-    with connect(address, stop) as connection, output(settings, stop) as out, writing(settings.out):
+    with (
+        opened(settings.engine, settings.environ, stop) as engine,
+        connect(address, stop) as connection,
+        output(settings, stop) as out,
+        writing(settings.out),
+    ):
         scope, _ = find_scope(connection, settings, settings.schema_in(address), writes=False)
 
         def attempt() -> RunResult:
             report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher), SetAside()
             with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
-                release = Release(settings, report, out, staged, scratch, clock, progress)
+                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
                 with transaction(connection, read_only=True, keep=False):
                     require_scope(connection, scope, settings, report)
                     dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
@@ -217,8 +224,13 @@ def expand(
         report.counts["expanded_from"] = old.manifest["snapshot"]
         # What decided the events stays what it was: only the triples' own options are ours.
         settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
-        with output(settings, stop) as out, writing(settings.out), out.staging(report.run_id) as (staged, scratch):
-            Release(settings, report, out, staged, scratch, clock, progress).publish(dataset)
+        with (
+            opened(settings.engine, settings.environ, stop) as engine,
+            output(settings, stop) as out,
+            writing(settings.out),
+            out.staging(report.run_id) as (staged, scratch),
+        ):
+            Release(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
     return report
 
 
@@ -415,24 +427,16 @@ def _write_events(
             replacement.check()
 
     _delete(report, writer, replacement)
-    of_buckets = by_bucket(personas, buckets)
+    ranking = Ranking(source.nodes, source.categories, affinity_model().unknown, release.settings.seed)
+    calls = _bucket_by_bucket(source, personas, progress)
+    tasks = in_order(release.engine, rank_bucket, release.engine.share(ranking), calls)
     total, before = RankedTally(), None
-    for bucket in range(buckets):
-        progress("rankings", bucket, buckets)
-        slots = source.slots_of(bucket)
-        if slots.is_empty() and bucket < buckets - 1:  # nobody's days; the last one stands for all where there are none
-            continue
+    while True:
         with report.step("rankings") as rows:
-            own = of_buckets.get(bucket, Personas.create_empty())
-            ranked = rank(
-                source.trips_of(bucket),
-                slots,
-                source.nodes,
-                own["user_id"].unique(),
-                read_affinities(Personas.cast(own), source.categories),
-                affinity_model().unknown,
-                release.settings.seed,
-            )
+            task = next(tasks, None)
+            if task is None:
+                break
+            bucket, ranked = task.result()
             rows(ranked.events.height)
         if before is not None:
             before.result()  # one bucket waits for the server at the most
@@ -445,6 +449,20 @@ def _write_events(
     writer.do(check)
     progress("rankings", buckets, buckets)
     return total
+
+
+def _bucket_by_bucket(
+    source: Source, personas: dy.DataFrame[Personas], progress: Progress
+) -> Iterator[tuple[int, dy.DataFrame[Trips], dy.DataFrame[Slots], dy.DataFrame[Personas]]]:
+    """What each bucket is ranked from, one bucket after the other."""
+    buckets = source.slots.buckets
+    of_buckets = by_bucket(personas, buckets)
+    for bucket in range(buckets):
+        progress("rankings", bucket, buckets)
+        slots = source.slots_of(bucket)
+        if slots.is_empty() and bucket < buckets - 1:  # nobody's days; the last one stands for all where there are none
+            continue
+        yield bucket, source.trips_of(bucket), slots, Personas.cast(of_buckets.get(bucket, Personas.create_empty()))
 
 
 def _logged(

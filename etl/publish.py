@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.snapshot import MANIFEST, PROBE, SNAPSHOTS, Snapshot
-from etl.stage import FileEntry, Staged
+from etl.staged import FileEntry, Staged
 from etl.stopping import Stop
 from etl.store import LocalStore, Store, reading, writing
 

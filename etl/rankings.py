@@ -13,8 +13,9 @@ import dataframely as dy
 import polars as pl
 
 from etl.candidates import candidates
-from etl.contracts import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Slots, Trips
+from etl.contracts import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Personas, Slots, Trips
 from etl.counts import added
+from etl.personas import read_affinities
 from etl.stable import sha256_hex, stable_id
 
 MODEL_NAME = "llm_ranker"
@@ -135,6 +136,29 @@ def rank(
     counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
     skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
     return Ranked(events, RankedTally(events.height, skipped, taken.height, outside))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What all buckets are ranked with: the catalogue, the database's categories, the affinity of an unknown one, the seed."""
+
+    nodes: dy.DataFrame[Nodes]
+    categories: Sequence[str]
+    unknown: float
+    seed: int
+
+
+def rank_bucket(
+    ranking: Ranking,
+    bucket: int,
+    trips: dy.DataFrame[Trips],
+    slots: dy.DataFrame[Slots],
+    personas: dy.DataFrame[Personas],
+) -> tuple[int, Ranked]:
+    """A step for an engine: a bucket's trips, slots and personas to its ranking events; gives the bucket, too."""
+    affinities = read_affinities(personas, ranking.categories)
+    users = personas["user_id"].unique()
+    return bucket, rank(trips, slots, ranking.nodes, users, affinities, ranking.unknown, ranking.seed)
 
 
 def in_file_order(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from etl.affinity import affinity_model
 from etl.compact import Dataset
 from etl.config import Settings
+from etl.engine import HERE, Engine
 from etl.errors import ConnectError, DataError, EtlError
 from etl.history import nights, prune
 from etl.journal import Progress, RunResult
@@ -27,7 +28,8 @@ from etl.publish import draft_manifest, open_store, snapshot_name, write_beside,
 from etl.reporting import Watch
 from etl.sign import DOUBTFUL
 from etl.snapshot import REPORT, Snapshot
-from etl.stage import Staged, StageOptions, stage
+from etl.stage import StageOptions, stage
+from etl.staged import Staged
 from etl.stopping import Stop
 from etl.store import Store, reading
 from etl.training import TrainingOptions
@@ -64,6 +66,7 @@ class Release:
     scratch: Path
     clock: Clock
     progress: Progress
+    engine: Engine = HERE
 
     def __post_init__(self) -> None:
         self.report.nights = nights_before(self.settings, self.out)
@@ -81,7 +84,7 @@ class Release:
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
             watch = Watch(dataset, affinity_model().unknown)
-            account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see)
+            account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]

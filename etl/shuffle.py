@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl.columns import TriplePiece
-from etl.triples import Block, Coded, Lists
+from etl.triples import NO_LISTS, Block, Coded
 
 HELD = 4_000_000
 """Rows that are held in memory at the most."""
@@ -25,7 +25,6 @@ _SHIFT = np.uint64(58)  # the leading bits of a key say its range
 _ROW = np.dtype(
     [("order", "u8"), ("event", "i4"), ("positive", "u4"), ("negative", "u4"), ("source", "i1"), ("among", "?")]
 )
-_NONE = Lists(np.zeros(1, np.int64), np.zeros(0, np.uint32))
 
 
 class Shuffle:
@@ -100,4 +99,4 @@ def _together(events: list[Coded]) -> Coded:
         for name, kind in kinds.items()
     }
     ids = pa.concat_arrays([pa.array([], pa.string()), *(each.ids for each in events)])
-    return Coded(ids=ids, **columns, candidates=_NONE, selected=_NONE, shown=_NONE)
+    return Coded(ids=ids, **columns, candidates=NO_LISTS, selected=NO_LISTS, shown=NO_LISTS)

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from etl.choices import SPLITS, Negatives, negatives_for, parse_split
-from etl.compact import CODED, Dataset
+from etl.compact import CODED, Dataset, EventBuckets, no_events
 from etl.draws import I64, pools, whole_weights
 from etl.splits import assign
 from etl.triples import Block, Catalogue, Coded, Keys, expand
@@ -87,32 +87,54 @@ class Partition:
 
 @dataclass(frozen=True)
 class Training:
-    """A dataset with its split. `eligible` counts each city's nodes, `kept` are the cities that have triples."""
+    """A dataset with its split. `eligible` counts each city's nodes, `kept` are the cities that have triples.
+
+    `popular` is the `popularity`, where somebody has counted it already.
+    """
 
     dataset: Dataset
     options: TrainingOptions
     eligible: Mapping[str, int]
     kept: tuple[str, ...]
+    popular: I64 | None = None
 
     def buckets(self) -> Iterator[pl.DataFrame]:
         """The events with the column `split`, by user bucket, in file order."""
-        split = parse_split(self.options.split)
         for events in self.dataset.events:
-            yield assign(events, self.dataset.trips, split, self.kept)
+            yield self.assigned(events)
+
+    def assigned(self, events: pl.DataFrame) -> pl.DataFrame:
+        """A bucket's events with the column `split`."""
+        return assign(events, self.dataset.trips, parse_split(self.options.split), self.kept)
 
     @property
     def events(self) -> pl.DataFrame:
         """All of them in one frame: for those who look at everything at once."""
-        empty = assign(CODED, self.dataset.trips, parse_split(self.options.split), self.kept)
-        return pl.concat([empty, *self.buckets()])
+        return pl.concat([self.assigned(CODED), *self.buckets()])
 
     @cached_property
     def popularity(self) -> I64:
         """The train events that selected each node, by code."""
+        if self.popular is not None:
+            return self.popular
         counts = np.zeros(self.dataset.items.height, np.int64)
-        for events in self.buckets():
-            counts += times_named(in_train(events), "selected_idx", len(counts))
+        for events in self.dataset.events:
+            counts += popular_in(self, events)
         return counts
+
+    @property
+    def weighs(self) -> bool:
+        """Whether draws of any city ask for the nodes' popularity."""
+        sizes = [self.eligible.get(city, 0) for city in self.kept]
+        return any(negatives_for(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes)
+
+    def apart(self, popular: I64 | None = None) -> Training:
+        """The same for one who is given its events and knows nothing else of the dataset than triples need; it can travel."""
+        dataset = self.dataset
+        trips = dataset.trips.select("start_us") if self.options.split == "last-trip" else pl.DataFrame()
+        events = EventBuckets(0, dataset.events.cities, 0, no_events)
+        own = Dataset(events, dataset.users.select("user_id"), dataset.items, trips)
+        return Training(own, self.options, self.eligible, self.kept, popular)
 
     def partitions(self, events: pl.DataFrame) -> Iterator[Partition]:
         """One per (split, city) that a bucket has events of: train before valid before test, cities in their bytes' order."""
@@ -147,6 +169,11 @@ class Training:
             keys=self._keys,
             shuffle=self.options.shuffle,
         )
+
+
+def popular_in(training: Training, events: pl.DataFrame) -> I64:
+    """A step for an engine: the train events of a bucket that selected each node, by code."""
+    return times_named(in_train(training.assigned(events)), "selected_idx", training.dataset.items.height)
 
 
 def in_train(events: pl.DataFrame) -> pl.DataFrame:

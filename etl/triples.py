@@ -60,6 +60,10 @@ class Lists:
         return Long(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
+NO_LISTS = Lists(np.zeros(1, np.int64), np.zeros(0, np.uint32))
+"""Of events whose lists nobody needs any more."""
+
+
 @dataclass(frozen=True)
 class Long:
     """One row per element of some lists: the event's row and the node's code, in order."""

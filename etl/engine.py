@@ -1,0 +1,118 @@
+"""Who does the steps that go bucket by bucket: this process, or a Ray cluster (`--engine`). The steps are the same functions.
+
+A step is a function of a module, pure but for the files that it is told to write, so that it may be done twice. It is given
+what all its calls share, then its own arguments. Results are asked for in the order in which the calls were begun.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from etl.stopping import Stop
+
+LOCAL, RAY = "local", "ray"
+
+Step = Callable[..., Any]
+Held = Any
+"""A value that stays where it was made; an engine fetches it, and a step that is given one gets the value."""
+
+
+class Task(Protocol):
+    """A call that was begun."""
+
+    def result(self) -> Any:
+        """What it gave; waits for it. Raises what it raised, StoppedError; ConnectError where the engine is lost."""
+
+    @property
+    def kept(self) -> Sequence[Held]:
+        """What it made beside its result, where that stays; known when the result is."""
+
+
+class Engine(ABC):
+    """Who does the steps. `apart`: in other processes, so that what they are given and give travels."""
+
+    apart = False
+
+    @property
+    def ahead(self) -> int:
+        """How many calls may be under way before the first one's result is asked for."""
+        return 0
+
+    @abstractmethod
+    def share(self, value: Any) -> Any:
+        """Something that all calls of a step are given; it travels once."""
+
+    @abstractmethod
+    def begin(self, step: Step, shared: Any, *arguments: Any, keeps: int = 0) -> Task:
+        """Call a step. One that `keeps` so many values gives its result and a list of them."""
+
+    @abstractmethod
+    def fetch(self, held: Held) -> Any:
+        """A value that was kept."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A call that was done at once."""
+
+    value: Any
+    kept: Sequence[Held] = ()
+
+    def result(self) -> Any:
+        """What it gave."""
+        return self.value
+
+
+class Here(Engine):
+    """This process, one call after the other; Polars and what writes files have threads of their own."""
+
+    def share(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def begin(self, step: Step, shared: Any, *arguments: Any, keeps: int = 0) -> Task:
+        """See Engine. It is done when this returns."""
+        answer = step(shared, *arguments)
+        return Done(*answer) if keeps else Done(answer)
+
+    def fetch(self, held: Held) -> Any:
+        """The value itself."""
+        return held
+
+
+HERE = Here()
+
+
+def in_order(
+    engine: Engine, step: Step, shared: Any, calls: Iterable[tuple[Any, ...]], keeps: int = 0
+) -> Iterator[Task]:
+    """Call a step with each of many arguments, a bounded number of calls under way, and give them in their order."""
+    waiting: deque[Task] = deque()
+    for arguments in calls:
+        waiting.append(engine.begin(step, shared, *arguments, keeps=keeps))
+        if len(waiting) > engine.ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+@contextmanager
+def opened(name: str, environ: Mapping[str, str], stop: Stop) -> Iterator[Engine]:
+    """The engine of a setting, for the length of a block: `local`, `ray`, `ray://host:port`.
+
+    `ray` alone is the cluster of RAY_ADDRESS, or else one of this machine, which is ours and ends with the block. Raises
+    SettingsError where Ray is not installed, ConnectError where the cluster can't be reached.
+    """
+    if name == LOCAL:
+        yield HERE
+        return
+    from etl import ray_engine  # noqa: PLC0415 - a night without Ray must not need it
+
+    address = name.removeprefix(RAY).removeprefix("://") or environ.get("RAY_ADDRESS") or None
+    with ray_engine.opened(address, stop) as engine:
+        yield engine
