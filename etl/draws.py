@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from etl.stable import mix64
 
@@ -120,7 +121,8 @@ def draw(keys: U64, groups: I64, wanted: int, even: Pools, weighted: Pools | Non
 
 
 def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+    """One for each core, and no more than Polars may have: a process that is one of many on its machine is told so."""
+    return min(len(os.sched_getaffinity(0)), pl.thread_pool_size())
 
 
 def _draw(keys: U64, groups: I64, wanted: int, even: Pools, weighted: Pools | None) -> tuple[Places, Flags]:

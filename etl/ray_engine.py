@@ -12,8 +12,10 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,7 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 """A task has one core: many of them fill a machine, and not one of them."""
 
 _LOOPBACK, _REACH = "127.0.0.1", 5.0
+_SHORT = 24  # letters: what Ray calls its sockets has to fit into 107 with the folder that they are in
 _DECIDING = ("polars", "pyarrow", "numpy", "polars-hash")
 _SMALL = (int, float, str, bytes, type(None))
 _unpacked: dict[str, Any] = {}
@@ -85,6 +88,9 @@ def _require_same(wanted: dict[str, str]) -> None:
 
 def _call(step: Step, shared: Shared, keeps: int, *arguments: Any) -> Any:
     """In a worker: a call of a step, and the seconds that it took."""
+    import pyarrow  # noqa: PLC0415
+
+    pyarrow.set_cpu_count(1)
     began = time.perf_counter()
     answer = step(shared.value(), *arguments)
     result, kept = answer if keeps else (answer, [])
@@ -215,13 +221,16 @@ def _connected(address: str | None) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        with tempfile.TemporaryDirectory(prefix="bpr-ray-", ignore_cleanup_errors=True) as folder:
-            try:
+        place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _SHORT else "/tmp"  # noqa: S108 - mkdtemp's, below
+        folder = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
+        try:
+            _hush(ray, alone=address is None)
+            with _own_signals():
                 _begin_session(ray, address, folder)
-                yield ray
-            finally:
-                ray.shutdown()
-                shutil.rmtree(folder, ignore_errors=True)
+            yield ray
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ray() -> Any:
@@ -251,6 +260,24 @@ def _told(*, alone: bool) -> Iterator[None]:
     finally:
         for name, word in before.items():
             os.environ.pop(name, None) if word is None else os.environ.update({name: word})
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself where it can, on the main thread: it is given back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _hush(ray: Any, *, alone: bool) -> None:
+    """What no setting says, or none that is heard any more: nothing on our stdout; loopback where ray was imported before."""
+    with suppress(AttributeError):
+        ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = not alone  # noqa: SLF001
 
 
 def _begin_session(ray: Any, address: str | None, folder: str) -> None:
