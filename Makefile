@@ -87,6 +87,10 @@ docs: setup
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
+# The README's two pictures, of real runs: two minutes. Chromium takes the report's.
+screenshots: setup
+	$(BIN)/python docs/screenshots.py
+
 # The programs that the recipes are for look at them, where they are installed; AIRFLOW names an airflow command.
 check-recipes:
 	docs/recipes/check

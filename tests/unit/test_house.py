@@ -155,7 +155,7 @@ MAY_IMPORT = {
             "schema",
             "scope",
         ),
-        *("snapshot", "stopping", "synthetic", "validate"),
+        *("snapshot", "stopping", "store", "synthetic", "validate"),
     },
     "options": {"config"},
     "logs": {"errors", "journal"},
