@@ -76,7 +76,7 @@ def staged(folder: Path, make, number, other=0, **changes):
     return dataset, events, watch, out, manifest
 
 
-@pytest.mark.parametrize(("make", "number"), WORLDS)
+@pytest.mark.parametrize(("make", "number"), WORLDS[::2])
 def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
     dataset, events, watch, _, _ = staged(tmp_path, make, number)
     users = {row["user_id"]: row for row in dataset.users.iter_rows(named=True)}
@@ -95,16 +95,14 @@ def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
         affinities = {name: v for name, v in users[event.user_id].items() if name.startswith("affinity_")}
         if all(value is None for value in affinities.values()):
             continue
-        for node in (*candidates, *selected):
-            value = affinities.get(f"affinity_{categories[node]}")
-            value = MODEL.unknown if value is None else min(max(value, 0.0), 1.0)
-            name = OFFERED
-            liked[name][round(value * UNIT)] += node in candidates
-        for node in selected:
-            value = affinities.get(f"affinity_{categories[node]}")
-            value = MODEL.unknown if value is None else min(max(value, 0.0), 1.0)
-            liked[TAKEN_OUTSIDE if node in outside else TAKEN][round(value * UNIT)] += 1
-            liked[OFFERED][round(value * UNIT)] -= node in candidates
+        for name, nodes in (
+            (OFFERED, candidates),
+            (TAKEN, [node for node in selected if node in candidates]),
+            (TAKEN_OUTSIDE, outside),
+        ):
+            values = [affinities.get(f"affinity_{categories[node]}") for node in nodes]
+            known = (MODEL.unknown if value is None else min(max(value, 0.0), 1.0) for value in values)
+            liked[name].update(round(value * UNIT) for value in known)
     tally = watch._tally
     assert watch.failure is None
     items = dataset.items["item_id"]
@@ -119,7 +117,7 @@ def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
         } == +times
 
 
-@pytest.mark.parametrize(("make", "number"), WORLDS[::3])
+@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
 def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_path, make, number):
     dataset, events, watch, out, manifest = staged(tmp_path, make, number, other=1)
     people = people_of(out)
@@ -137,7 +135,7 @@ def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_
     assert [city.all_triples for city in cities] == sorted((city.all_triples for city in cities), reverse=True)
 
 
-@pytest.mark.parametrize(("make", "number"), WORLDS[::3])
+@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
 def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
     dataset, events, watch, out, _ = staged(tmp_path, make, number)
     nodes, people = nodes_of(out, watch._tally), people_of(out)
@@ -165,8 +163,7 @@ def nights_of(manifest: dict, number: int) -> list[Night]:
     ]
 
 
-@pytest.mark.parametrize("nights", [0, 1, 7])
-@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
+@pytest.mark.parametrize(("make", "number", "nights"), [(*WORLDS[1], 0), (*WORLDS[6], 1), (*WORLDS[11], 7)])
 def test_a_page_is_the_same_bytes_again_asks_nobody_and_has_each_id_once(tmp_path, make, number, nights):
     _, _, watch, out, manifest = staged(tmp_path, make, number)
     before = nights_of(manifest, nights)
@@ -221,16 +218,16 @@ def renamed(manifest: dict, watch: Watch, out: Path) -> None:
         out / "items.parquet"
     )
     users = pl.read_parquet(out / "users.parquet")
-    users.with_columns(pl.lit(EVIL).alias("pace_preference"), pl.lit(EVIL).alias("pace_preference_source")).rename(
-        {name: f"affinity_{EVIL}" for name in users.columns if name.startswith("affinity_")}
-    ).write_parquet(out / "users.parquet") if sum(name.startswith("affinity_") for name in users.columns) == 1 else (
-        users.with_columns(pl.lit(EVIL).alias("pace_preference"), pl.lit(EVIL).alias("pace_preference_source"))
-    ).write_parquet(out / "users.parquet")
+    first = next(name for name in users.columns if name.startswith("affinity_"))
+    harm = [pl.lit(EVIL).alias(name) for name in ("pace_preference", "pace_preference_source")]
+    users.with_columns(*harm, pl.lit(0.5).alias(first)).rename({first: f"affinity_{EVIL}"}).write_parquet(
+        out / "users.parquet"
+    )
     manifest["warnings"] = [EVIL]
     manifest["settings"]["shadow_prefix"] = EVIL
 
 
-@pytest.mark.parametrize(("make", "number"), WORLDS[:4])
+@pytest.mark.parametrize(("make", "number"), WORLDS[:2])
 def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
     _, _, watch, out, manifest = staged(tmp_path, make, number)
     renamed(manifest, watch, out)
@@ -243,7 +240,9 @@ def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
     assert "<script>alert" not in page
     assert "\x1b" not in page
     assert "\u202e" not in page
-    assert 'alert("1")' in read.text
+    # Where it is cut to fit, too: in the chart's label, as text.
+    assert page.count("&lt;/text&gt;") >= 8
+    assert re.search(r"<text[^>]*>&lt;/text&gt;", page)
     assert "{{ 7*7 }}" in read.text
 
 
