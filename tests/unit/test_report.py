@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -143,6 +143,9 @@ def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
     named = {node for _, event in events for node in (*event.candidate_ids, *event.selected_ids)}
     assert (nodes.offered, nodes.never) == (len(offered), len(offered - named))
     assert len(nodes.never_listed) == min(50, nodes.never)
+    chosen = {node for _, event in events for node in event.selected_ids}
+    unoffered = replace(watch._tally, candidate=np.zeros_like(watch._tally.candidate))
+    assert nodes_of(out, unoffered).never == len(offered - chosen)
     triples = pl.read_parquet(out / "items.parquet")
     for role in ("positive", "negative"):
         assert nodes.counts[role].tolist() == sorted((n for n in triples[f"n_{role}"] if n), reverse=True)
