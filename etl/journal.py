@@ -175,6 +175,3 @@ class RunResult:
             "warnings": self.warnings,
             **self.counts,
         }
-
-
-Report = RunResult  # its former name
