@@ -109,7 +109,10 @@ Role = Annotated[
     _option("--role", "Print the GRANTs that this database role needs, instead of the tables.", metavar="NAME"),
 ]
 Seed = Annotated[int | None, _option("--seed", "Seed of ids, ties and latencies; default 0.", _HOW)]
-Out = Annotated[str | None, _option("--out", "Folder that snapshots are published to; default out.", _WHAT)]
+Out = Annotated[
+    str | None,
+    _option("--out", "Folder, or s3://, gs:// or az:// URL, that snapshots are published to; default out.", _WHAT),
+]
 AudienceOption = Annotated[str | None, _option("--audience", "Whose events: shadow (default), real or all.", _WHAT)]
 Negatives = Annotated[
     list[str] | None,
@@ -172,9 +175,7 @@ Newer = Annotated[
         show_default=False,
     ),
 ]
-Place = Annotated[
-    str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)
-]
+Place = Annotated[str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)]
 MinCatalog = Annotated[
     int | None, _option("--min-catalog", "Fewer eligible nodes make a small catalogue; default 50.", _WHAT)
 ]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from etl import charts, numbers
 from etl.affinity import affinity_model
 from etl.config import resolve
-from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
+from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, CityTally, Tally
 from etl.journal import RunResult
 from etl.losses import losses
 from etl.nights import Night, figures
@@ -247,6 +247,29 @@ def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
     assert page.count("&lt;/text&gt;") >= 8
     assert re.search(r"<text[^>]*>&lt;/text&gt;", page)
     assert "{{ 7*7 }}" in read.text
+
+
+def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tmp_path):
+    _, _, watch, out, manifest = staged(tmp_path, *WORLDS[1])
+    published = manifest["published"]
+    for group in ("events", "triples", "signs", "cities_left_out", "partitions"):
+        published[group].clear()
+    for number in range(3000):
+        name = f"City {number}"
+        entry = {"folder": f"city={number}", "split": None, "city": name, "events": 2, "positives": 1, "weight": 1.0}
+        published["partitions"].append({**entry, "triples": number + 1})
+        published["triples"][name], published["events"][name] = number + 1, 2
+        watch._tally.cities[name] = CityTally(events=2, selected=1)
+        if number % 2:
+            published["cities_left_out"][name] = "too small"
+    page = watch.page(manifest, out, [])
+    assert watch.failure is None
+    assert len(page.encode()) < 400_000
+    read = " ".join(Page(page).text.split())
+    assert f"and 2,970 more cities, with {sum(range(1, 2971)):,} triples of 5,940 events" in read
+    assert "the 15 cities with most" in read
+    assert "City 2999" in read
+    assert "City 2900 " not in read
 
 
 def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics():
