@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSUMERS := $(VENV)/.consumers
+RAY := $(VENV)/.ray
 WORKERS ?= 2
 
-.PHONY: setup consumers docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
+.PHONY: setup consumers ray-extra docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -35,6 +36,15 @@ $(CONSUMERS): $(READY)
 	  --editable '.[dev,consumers]' || \
 	  { echo "PyTorch (its CPU build) or Hugging Face datasets can't be had. PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may tell pip where."; exit 2; }
 	@touch $(CONSUMERS)
+
+# Ray, without which the tests of --engine ray skip.
+ray-extra: $(RAY)
+
+$(RAY): $(READY)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --constraint constraints.txt \
+	  --editable '.[dev,ray]' || { echo "Ray can't be had."; exit 2; }
+	@touch $(RAY)
 
 demo: setup
 	$(BIN)/bpr-etl demo --out bpr-etl-demo
@@ -86,6 +96,10 @@ bench-setup: setup
 docs: setup
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -b html docs docs/_build
 	@echo "docs/_build/index.html"
+
+# The README's two pictures, of real runs: two minutes. Chromium takes the report's.
+screenshots: setup
+	$(BIN)/python docs/screenshots.py
 
 # The programs that the recipes are for look at them, where they are installed; AIRFLOW names an airflow command.
 check-recipes:

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; gives 1 where one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, and put the results together.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join([*MINUTES, *HOUR])}")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/, and the section of docs/performance.md")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/, and the section of docs/performance.md"
+    )
     parser.add_argument("--full", action="store_true", help="those that take up to an hour as well")
     parser.add_argument("--pyspark", metavar="PYTHON", help="an interpreter that has PySpark")
     parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")

@@ -23,6 +23,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
+smartquotes = False  # what is quoted is often to be pasted
 default_role = "code"  # docstrings say `name`, as Markdown does
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
@@ -31,6 +32,7 @@ html_theme = "furo"
 html_title = f"bpr-etl {release}"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {"footer_icons": []}
 
 

@@ -26,17 +26,14 @@ from etl import embedded, pipeline, resolve
 
 IMAGES = Path(__file__).parent / "images"
 NIGHTS = 7
+OPTIONS = {"negatives": "recommended", "split": "last-trip", "probe": True}
+COLUMNS_OF_SLOTS = "SELECT column_name FROM information_schema.columns WHERE table_name = 'ItinerarySlot'"
 COLUMNS, SHOWN = 92, 37
 """How wide the terminal is, and how many of its lines are shown."""
 
-THEME = TerminalTheme(
-    (23, 27, 34),
-    (225, 230, 238),
-    [(23, 27, 34), (236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
-    + [(225, 230, 238)],
-    [(120, 132, 150), (236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
-    + [(255, 255, 255)],
-)
+_BACK, _TEXT, _DIM, _BRIGHT = (23, 27, 34), (225, 230, 238), (120, 132, 150), (255, 255, 255)
+_COLOURS = [(236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
+THEME = TerminalTheme(_BACK, _TEXT, [_BACK, *_COLOURS, _TEXT], [_DIM, *_COLOURS, _BRIGHT])
 # Rich's own form names fonts at a content network; this one asks for nothing.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -64,16 +61,17 @@ def nights(url: str, out: Path) -> None:
     """All nights but the last: at first a part of the days is not there yet."""
     pipeline.synth(resolve({"database_url": url}, {}))
     with psycopg.connect(url, autocommit=True) as connection:
-        part = f'abs(hashtext("tripId")) %% 200 < {NIGHTS - 1}'.replace("%%", "%")
-        connection.execute(f'CREATE TABLE later AS SELECT * FROM "ItinerarySlot" WHERE {part}')  # noqa: S608 - numbers
+        connection.execute(
+            f"""CREATE TABLE later AS SELECT abs(hashtext("tripId")) % 200 AS night, * FROM "ItinerarySlot"
+            WHERE abs(hashtext("tripId")) % 200 < {NIGHTS - 1}"""
+        )
         connection.execute('DELETE FROM "ItinerarySlot" WHERE id IN (SELECT id FROM later)')
+        columns = ", ".join(f'"{name}"' for (name,) in connection.execute(COLUMNS_OF_SLOTS))
         for night in range(NIGHTS - 1):
             pipeline.run(resolve({"database_url": url, "out": str(out), **OPTIONS}, {}))
-            arrived = f'SELECT * FROM later WHERE abs(hashtext("tripId")) % 200 = {night}'  # noqa: S608 - a number
-            connection.execute(f'INSERT INTO "ItinerarySlot" {arrived}')
-
-
-OPTIONS = {"negatives": "recommended", "split": "last-trip", "probe": True}
+            connection.execute(
+                f'INSERT INTO "ItinerarySlot" ({columns}) SELECT {columns} FROM later WHERE night = {night}'
+            )
 
 
 def shown(url: str, out: Path) -> str:
@@ -128,7 +126,6 @@ def main() -> None:
         (IMAGES / "terminal.svg").write_text(terminal(shown(server.url(), out), out), encoding="utf-8")
         newest = out / "snapshots" / (out / "LATEST").read_text(encoding="utf-8").strip()
         picture(newest / "report.html", IMAGES / "report.png")
-        shutil.copy(newest / "report.html", folder.parent / "bpr-shots-report.html")
     finally:
         embedded.stop(folder / "pg")
         shutil.rmtree(folder, ignore_errors=True)

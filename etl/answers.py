@@ -65,11 +65,11 @@ def _publishing(title: str, publish: Callable[..., Any], settings: Settings, sto
     from etl import summary  # what is shown at the end need not be waited for at the beginning
 
     _log_outcome(settings, report)
-    lines = summary.outcome(title, report, dry_run=settings.dry_run)
+    lines = summary.styled(map(visible, summary.outcome(title, report, dry_run=settings.dry_run)))
     nothing = report.snapshot is None and not settings.dry_run
     return Answer(
         report.facts_for_json(),
-        [*map(visible, lines), summary.run_summary(report, profile=settings.profile)],
+        [*lines, summary.run_summary(report, profile=settings.profile)],
         NothingToDo.exit_code if nothing else 0,
     )
 

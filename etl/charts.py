@@ -90,7 +90,8 @@ class Chart:
         self.figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         drawn = _tidied(text.getvalue(), self.name)
         drawn = re.sub(r"LABEL(\d+)X", lambda found: escape(self._labels[int(found[1])]), drawn)
-        return f'<svg class="chart" viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{escape(says)}">{drawn}</svg>'
+        box = f"0 0 {self.width:g} {self.height:g}"
+        return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(says)}">{drawn}</svg>'
 
 
 @contextmanager

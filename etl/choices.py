@@ -123,7 +123,9 @@ def parse_split(text: Any) -> Split:
         return Split(text)
     kind, _, dates = text.partition(":") if isinstance(text, str) else ("", "", "")
     if kind != "time" or not dates:
-        raise SettingsError("must be none, last-trip, time:<ISO date> or time:<ISO date>,<ISO date>")
+        near = difflib.get_close_matches(str(text)[:20], ("none", "last-trip"), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"must be none, last-trip, time:<ISO date> or time:<ISO date>,<ISO date>{hint}")
     cuts = tuple(_seconds(word.strip()) for word in dates.split(","))
     if len(cuts) > 2 or sorted(set(cuts)) != list(cuts):
         raise SettingsError("must have one date, or two of which the second is later")

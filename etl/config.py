@@ -9,16 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from etl import parsers
 from etl.address import Address, parse_address
-from etl.choices import (
-    MOST_ALPHA,
-    parse_change,
-    parse_city_weights,
-    parse_expected,
-    parse_negatives,
-    parse_part,
-    parse_split,
-)
+from etl.choices import MOST_ALPHA, parse_change, parse_part
 from etl.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
@@ -26,126 +19,6 @@ DEFAULT_FILE = "bpr-etl.toml"
 """The settings file that `bpr-etl init` writes, and that the command line reads where it lies in the working folder."""
 
 _URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise SettingsError("must be a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # bytes of the command line or the environment that are no text
-        raise SettingsError("must be UTF-8") from None
-    if "\0" in value:  # which a settings file can have
-        raise SettingsError("must not have a NUL character in it")
-    return value
-
-
-def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if not isinstance(number, int) or isinstance(number, bool) or number < low or (high and number > high):
-            raise SettingsError(f"must be a whole number from {low}" + (f" to {high}" if high else " up"))
-        return number
-
-    return parse
-
-
-def _positive(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise SettingsError("must be a number above 0")
-    return number
-
-
-def _flag(value: Any) -> bool:
-    word = str(value).lower()
-    if word not in _TRUE | _FALSE:
-        raise SettingsError("must be true or false")
-    return word in _TRUE
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A parser that knows what it takes, so that a shell can complete it."""
-
-    choices: tuple[str, ...]
-
-    def __call__(self, value: Any) -> str:
-        if value not in self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"must be one of {', '.join(self.choices)}{hint}")
-        return str(value)
-
-
-def _choice(*choices: str) -> Callable[[Any], str]:
-    return _Choice(choices)
-
-
-def _share(low: float, high: float) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not low <= number <= high:
-            raise SettingsError(f"must be a number from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-def _negatives(value: Any) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple):
-        raise SettingsError("must be a list of strategies")
-    return parse_negatives(each for word in words for each in (word.split(",") if isinstance(word, str) else [word]))
-
-
-def _split(value: Any) -> str:
-    parse_split(value)
-    return str(value)
-
-
-def _city_weights(value: Any) -> tuple[tuple[str, float], ...]:
-    if not isinstance(value, str | list | tuple | dict):
-        raise SettingsError('must be weights of cities, like "New York=2"')
-    return parse_city_weights(value)
-
-
-def _prefix(value: Any) -> str:
-    if not _text(value):
-        raise SettingsError("must not be empty: every user would be a shadow user")
-    return str(value)
-
-
-def _domain(value: Any) -> str:
-    domain = _text(value).removeprefix("@")
-    if not domain or "@" in domain:
-        raise SettingsError("must be the domain of an address, like example.test")
-    return domain
-
-
-def _engine(value: Any) -> str:
-    word = _text(value)
-    host, separator, port = word.removeprefix("ray://").rpartition(":")
-    at = word.startswith("ray://") and separator and host and port.isdigit() and 0 < int(port) < 1 << 16
-    if word not in {"local", "ray"} and not at:
-        raise SettingsError("must be local, ray or ray://HOST:PORT")
-    return word
-
-
-def _expected(value: Any) -> str:
-    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
-    parse_expected(word)
-    return word
 
 
 def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
@@ -156,50 +29,52 @@ def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
 class Settings:
     """All that can be said to bpr-etl. A field's parser checks and converts what comes from outside."""
 
-    database_url: str | None = field(default=None, repr=False, metadata={"parse": _text})
-    schema: str | None = _setting(_text, None)
-    naming: Literal["auto", "model", "mapped"] = _setting(_choice("auto", "model", "mapped"), "auto")
-    shadow_prefix: str = _setting(_prefix, "shadow-")
-    shadow_domain: str | None = _setting(_domain, None)
+    database_url: str | None = field(default=None, repr=False, metadata={"parse": parsers.text})
+    schema: str | None = _setting(parsers.text, None)
+    naming: Literal["auto", "model", "mapped"] = _setting(parsers.choice("auto", "model", "mapped"), "auto")
+    shadow_prefix: str = _setting(parsers.prefix, "shadow-")
+    shadow_domain: str | None = _setting(parsers.domain, None)
     max_shadow_share: float | None = _setting(parse_part, None)
-    expect_users: str | None = _setting(_expected, None)
+    expect_users: str | None = _setting(parsers.expected, None)
     max_bad: float | None = _setting(parse_part, None)
     max_change: float | None = _setting(parse_change, 0.25)
-    fail_on_change: bool = _setting(_flag, default=False)
-    keep: int | None = _setting(_whole(1), None)
-    wait_lock: bool = _setting(_flag, default=False)
-    max_wait: float = _setting(_positive, 3600.0)
-    seed: int = _setting(_whole(0), 0)
-    out: str = _setting(_text, "out")
-    audience: Literal["shadow", "real", "all"] = _setting(_choice("shadow", "real", "all"), "shadow")
-    negatives: tuple[str, ...] = _setting(_negatives, ("ranking",))
-    reject: Literal["seen", "event"] = _setting(_choice("seen", "event"), "seen")
-    catalog_alpha: float | None = _setting(_share(0, MOST_ALPHA), None)
-    split: str = _setting(_split, "none")
-    city_weight: tuple[tuple[str, float], ...] = _setting(_city_weights, ())
-    shuffle: bool = _setting(_flag, default=False)
-    vocab_from: str | None = _setting(_text, None)
-    probe: bool = _setting(_flag, default=False)
-    fail_below: float | None = _setting(_share(0, 1), None)
-    min_catalog: int = _setting(_whole(0), 50)
-    small_catalog: Literal["exclude", "weight", "keep"] = _setting(_choice("exclude", "weight", "keep"), "exclude")
-    ids: Literal["string", "index", "both"] = _setting(_choice("string", "index", "both"), "string")
-    rows_per_file: int = _setting(_whole(1), 1_000_000)
-    buckets: int | None = _setting(_whole(1, 4096), None)
-    engine: str = _setting(_engine, "local")
-    profile: bool = _setting(_flag, default=False)
-    skip_unchanged: bool = _setting(_flag, default=False)
-    dry_run: bool = _setting(_flag, default=False)
-    scale: float = _setting(_positive, 1.0)
-    data_dir: str | None = _setting(_text, None)
-    snapshot: str | None = _setting(_text, None)
-    format: Literal["sql", "prisma"] = _setting(_choice("sql", "prisma"), "sql")
-    role: str | None = _setting(_text, None)
-    json: bool = _setting(_flag, default=False)
-    metrics_file: str | None = _setting(_text, None)
-    log_format: Literal["console", "json"] = _setting(_choice("console", "json"), "console")
-    quiet: bool = _setting(_flag, default=False)
-    verbose: bool = _setting(_flag, default=False)
+    fail_on_change: bool = _setting(parsers.flag, default=False)
+    keep: int | None = _setting(parsers.whole(1), None)
+    wait_lock: bool = _setting(parsers.flag, default=False)
+    max_wait: float = _setting(parsers.positive, 3600.0)
+    seed: int = _setting(parsers.whole(0), 0)
+    out: str = _setting(parsers.text, "out")
+    audience: Literal["shadow", "real", "all"] = _setting(parsers.choice("shadow", "real", "all"), "shadow")
+    negatives: tuple[str, ...] = _setting(parsers.negatives, ("ranking",))
+    reject: Literal["seen", "event"] = _setting(parsers.choice("seen", "event"), "seen")
+    catalog_alpha: float | None = _setting(parsers.share(0, MOST_ALPHA), None)
+    split: str = _setting(parsers.split, "none")
+    city_weight: tuple[tuple[str, float], ...] = _setting(parsers.city_weights, ())
+    shuffle: bool = _setting(parsers.flag, default=False)
+    vocab_from: str | None = _setting(parsers.text, None)
+    probe: bool = _setting(parsers.flag, default=False)
+    fail_below: float | None = _setting(parsers.share(0, 1), None)
+    min_catalog: int = _setting(parsers.whole(0), 50)
+    small_catalog: Literal["exclude", "weight", "keep"] = _setting(
+        parsers.choice("exclude", "weight", "keep"), "exclude"
+    )
+    ids: Literal["string", "index", "both"] = _setting(parsers.choice("string", "index", "both"), "string")
+    rows_per_file: int = _setting(parsers.whole(1), 1_000_000)
+    buckets: int | None = _setting(parsers.whole(1, 4096), None)
+    engine: str = _setting(parsers.engine, "local")
+    profile: bool = _setting(parsers.flag, default=False)
+    skip_unchanged: bool = _setting(parsers.flag, default=False)
+    dry_run: bool = _setting(parsers.flag, default=False)
+    scale: float = _setting(parsers.positive, 1.0)
+    data_dir: str | None = _setting(parsers.text, None)
+    snapshot: str | None = _setting(parsers.text, None)
+    format: Literal["sql", "prisma"] = _setting(parsers.choice("sql", "prisma"), "sql")
+    role: str | None = _setting(parsers.text, None)
+    json: bool = _setting(parsers.flag, default=False)
+    metrics_file: str | None = _setting(parsers.text, None)
+    log_format: Literal["console", "json"] = _setting(parsers.choice("console", "json"), "console")
+    quiet: bool = _setting(parsers.flag, default=False)
+    verbose: bool = _setting(parsers.flag, default=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def address(self) -> Address:
@@ -241,7 +116,7 @@ class Settings:
 
 def wants_json(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     """Whether the answer is to be JSON, also where the settings as a whole can't be resolved."""
-    return bool(given.get("json")) or environ.get(f"{ENVIRONMENT_PREFIX}JSON", "").lower() in _TRUE
+    return bool(given.get("json")) or environ.get(f"{ENVIRONMENT_PREFIX}JSON", "").lower() in parsers.TRUE
 
 
 def wants_json_log(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
@@ -299,7 +174,7 @@ def variable_of(name: str, environ: Mapping[str, str]) -> str | None:
 def choices_of(name: str) -> tuple[str, ...]:
     """The words that a setting may be; none where it is no choice between words."""
     parse = _OPTIONS[name].metadata["parse"] if name in _OPTIONS else None
-    return parse.choices if isinstance(parse, _Choice) else ()
+    return parse.choices if isinstance(parse, parsers.Choice) else ()
 
 
 def _parsed(name: str, value: Any, where: str) -> Any:

@@ -32,6 +32,7 @@ class Prepared:
             f"  the newest snapshot   {self.settings.out}/$(cat {self.settings.out}/LATEST)".replace(
                 "/$(", "/snapshots/$("
             ),
+            f"  a browser             {self.settings.out}/snapshots/$(cat {self.settings.out}/LATEST)/report.html",
             f"  check its files       {command} validate --snapshot {self.settings.out}",
             f"  do they teach?        {command} probe {self.settings.out}",
             f"  the database          {command} db start --data-dir {self.data_dir}",

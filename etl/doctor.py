@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from etl.address import parts_of
 from etl.config import Settings, variable_of
@@ -18,14 +20,6 @@ from etl.resources import tested_versions
 from etl.stopping import Stop
 
 _NAME = "bpr-etl"
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(;.*)?")
-_OPERATORS = {
-    "<=": lambda have, bound: have <= bound,
-    ">=": lambda have, bound: have >= bound,
-    "<": lambda have, bound: have < bound,
-    ">": lambda have, bound: have > bound,
-    "==": lambda have, bound: have == bound,
-}
 
 Clock = Callable[[], datetime]
 
@@ -59,7 +53,7 @@ def machine_checks() -> Iterator[Check]:
     """Python and the libraries, against what bpr-etl says that it needs."""
     python = platform.python_version()
     needed = str(metadata(_NAME)["Requires-Python"] or "")
-    if _within(python, needed):
+    if SpecifierSet(needed).contains(python, prereleases=True):
         yield ok("Python", python)
     else:
         yield failed("Python", SettingsError, f"{python}, needed is {needed}", "Install bpr-etl with another Python.")
@@ -69,18 +63,17 @@ def machine_checks() -> Iterator[Check]:
 def _libraries(needed: list[str]) -> Check:
     wrong, others, count = [], [], 0
     tested = tested_versions()
-    for line in needed:
-        found = _REQUIREMENT.fullmatch(line.strip())
-        if found is None or found[3]:  # an extra's: nothing that a night needs
+    for requirement in map(Requirement, needed):
+        if requirement.marker is not None:  # an extra's: nothing that a night needs
             continue
-        name, bounds = found[1], found[2].strip()
+        name, bounds = requirement.name, str(requirement.specifier)
         count += 1
         try:
             have = version(name)
         except PackageNotFoundError:
             wrong.append(f"{name} is not installed (needed: {bounds})")
             continue
-        if not _within(have, bounds):
+        if not requirement.specifier.contains(have, prereleases=True):
             wrong.append(f"{name} is {have} (needed: {bounds})")
         elif tested.get(name, have) != have:
             others.append(f"{name} {have} (tested: {tested[name]})")
@@ -88,20 +81,3 @@ def _libraries(needed: list[str]) -> Check:
         return failed("libraries", SettingsError, "; ".join(wrong), f"Install again: pip install --upgrade {_NAME}.")
     more = f"; others than those tested: {', '.join(others)}" if others else ""
     return ok("libraries", f"{_NAME} {version(_NAME)}, all {count} libraries are of releases that it allows{more}")
-
-
-def _within(have: str, bounds: str) -> bool:
-    """Whether a version keeps to bounds like `>=2.1,<3`."""
-    for bound in filter(None, (each.strip() for each in bounds.split(","))):
-        operator = next((each for each in _OPERATORS if bound.startswith(each)), None)
-        if operator and not _OPERATORS[operator](_numbers(have), _numbers(bound.removeprefix(operator))):
-            return False
-    return True
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """A version's numbers, without zeros at its end: 3.0 is 3."""
-    numbers = [int(each) for each in re.findall(r"\d+", re.split(r"[a-z+]", text.strip())[0])]
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)

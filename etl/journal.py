@@ -83,7 +83,7 @@ class RunResult:
 
     `snapshot` is None where nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
     `committed` is whether the database was written. `counts` are those of the manifest. `nights` are the last snapshots before
-    this one in the same --out, oldest first.
+    this one in the same --out, oldest first, `alike` those of them that the same settings decided.
 
     Steps stand in the order in which they began. One that is done by bucket is one step. Some go on beside others (the server
     takes the COPY while files are written), so the steps' seconds are more than the `seconds` of all of it.
@@ -96,6 +96,7 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     nights: list[Night] = field(default_factory=list)
+    alike: list[Night] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
@@ -108,8 +109,8 @@ class RunResult:
 
     @property
     def before(self) -> list[dict[str, float]]:
-        """The figures (`etl.nights.figures`) of the nights before this one, oldest first."""
-        return [dict(night.figures) for night in self.nights]
+        """The figures (`etl.nights.figures`) of the nights before this one that are `alike`, oldest first."""
+        return [dict(night.figures) for night in self.alike]
 
     @property
     def seconds(self) -> float:
@@ -175,6 +176,3 @@ class RunResult:
             "warnings": self.warnings,
             **self.counts,
         }
-
-
-Report = RunResult  # its former name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -20,16 +21,24 @@ RENEW, LEASE = 20.0, 120.0
 """Seconds. LEASE is for how long a machine that died keeps others waiting; RENEW leaves room for a few lost requests."""
 
 
+@dataclass(frozen=True)
+class Tag:
+    """Which writing of an object this is: some stores tell it by an ETag, Google's by a version."""
+
+    e_tag: str | None
+    version: str | None = field(compare=False)
+
+
 class Objects(Protocol):
     """What a lease needs of a store."""
 
-    def create(self, path: str, content: bytes) -> str | None:
+    def create(self, path: str, content: bytes) -> Tag | None:
         """Write an object that is not there yet; gives its tag, None where there is one."""
 
-    def replace(self, path: str, content: bytes, tag: str) -> str | None:
+    def replace(self, path: str, content: bytes, tag: Tag) -> Tag | None:
         """Write it anew if its tag is still this one; gives the new tag, None where it is not."""
 
-    def state(self, path: str) -> tuple[str, datetime] | None:
+    def state(self, path: str) -> tuple[Tag, datetime] | None:
         """An object's tag and when the store says that it was written; None where there is none."""
 
     def read(self, path: str) -> bytes | None:
@@ -45,7 +54,7 @@ class Lease:
     def __init__(self, store: Objects, owner: dict[str, str], renew: float = RENEW, lease: float = LEASE) -> None:
         self._store, self._owner = store, owner
         self._renew_after, self._lease = renew, lease
-        self._tag: str | None = None
+        self._tag: Tag | None = None
         self._count = 0
         self._lost = False
         self._one_at_a_time = threading.Lock()
@@ -82,7 +91,7 @@ class Lease:
         self._count += 1
         return json.dumps({**self._owner, "renewed": self._count}).encode()
 
-    def _dead(self) -> str | None:
+    def _dead(self) -> Tag | None:
         """The tag of a dead owner's lock: this machine's, where we hold the owner's place, or one not renewed in time."""
         found = self._store.state(LOCK)
         if found is None:
@@ -110,7 +119,7 @@ class Lease:
             self._lost, self._tag = tag is None, tag or self._tag
             return tag is not None
 
-    def _arrived(self, content: bytes) -> str | None:
+    def _arrived(self, content: bytes) -> Tag | None:
         """The tag of what was written all the same: the reply was lost, and the library's second try found the tag changed."""
         found = self._store.state(LOCK)
         return found[0] if found is not None and self._store.read(LOCK) == content else None

@@ -66,6 +66,7 @@ class Logs(logging.Handler):
 
 def _formatter(logs: Logs) -> logging.Formatter:
     import structlog  # noqa: PLC0415 - it takes its time, and most commands have nothing to log
+    from rich.console import Console  # noqa: PLC0415
 
     def context(_logger: Any, _method: str, event: Event) -> Event:
         """The time, the run and the step."""
@@ -96,9 +97,14 @@ def _formatter(logs: Logs) -> logging.Formatter:
     ]
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if logs.as_json:
-        last: list[Processor] = [meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        last: list[Processor] = [
+            meta,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     else:
-        colors = sys.stderr.isatty()
+        console = Console(stderr=True)
+        colors = console.is_terminal and not console.no_color
         traceback = structlog.dev.plain_traceback
         last = [
             meta,

@@ -143,5 +143,10 @@ def compare(
     return Compared(moved, list(dict.fromkeys(differs)))
 
 
+def alike(nights: Sequence[Night], settings: Mapping[str, Any]) -> list[Night]:
+    """The nights whose settings decide what tonight's do: only among these is there something usual."""
+    return [night for night in nights if not _differing(night.settings, settings, _OF_TRIPLES)]
+
+
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [name for name in names if before.get(name) != now.get(name)]

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 
 from etl.cloud import only_the_object, plainly, reach
 from etl.errors import ConnectError, EtlError, SettingsError, visible
-from etl.lease import Lease, holder, owner
+from etl.lease import Lease, Tag, holder, owner
 from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS
 from etl.stopping import Stop
 from etl.store import Store, clear, flocked, staging_in, taken_by_another
@@ -152,11 +153,11 @@ class ObjectStore(Store):
             finally:
                 lease.release()
 
-    def create(self, path: str, content: bytes) -> str | None:
+    def create(self, path: str, content: bytes) -> Tag | None:
         """See Lease. Raises ConnectError where the store has no conditional writes."""
         with plainly(self.location):
             try:
-                return str(obstore.put(self._store, path, content, mode="create", use_multipart=False)["e_tag"])
+                return _tag(obstore.put(self._store, path, content, mode="create", use_multipart=False))
             except AlreadyExistsError:
                 return None
             except NotSupportedError:
@@ -165,11 +166,12 @@ class ObjectStore(Store):
                     "at once. Use a store that has them."
                 ) from None
 
-    def replace(self, path: str, content: bytes, tag: str) -> str | None:
+    def replace(self, path: str, content: bytes, tag: Tag) -> Tag | None:
         """See Lease. Where the store knows no If-Match (501), the tag is looked at before, which is nearly as good."""
+        still: Any = {name: value for name, value in asdict(tag).items() if value is not None}
         with plainly(self.location):
             try:
-                put = obstore.put(self._store, path, content, mode={"e_tag": tag}, use_multipart=False)
+                put = obstore.put(self._store, path, content, mode=still, use_multipart=False)
             except (PreconditionError, FileNotFoundError):
                 return None
             except BaseError as error:
@@ -179,9 +181,9 @@ class ObjectStore(Store):
                 if found is None or found[0] != tag:
                     return None
                 put = obstore.put(self._store, path, content, use_multipart=False)
-            return str(put["e_tag"])
+            return _tag(put)
 
-    def state(self, path: str) -> tuple[str, datetime] | None:
+    def state(self, path: str) -> tuple[Tag, datetime] | None:
         """See Lease."""
         with plainly(self.location):
             try:
@@ -189,7 +191,7 @@ class ObjectStore(Store):
             except FileNotFoundError as error:
                 only_the_object(error)
                 return None
-            return str(found["e_tag"]), found["last_modified"]
+            return _tag(found), found["last_modified"]
 
     def delete(self, path: str) -> None:
         """See Lease. That it is not there is no error."""
@@ -250,6 +252,10 @@ def _token(place: Path) -> str:
     if not file.exists():
         file.write_text(uuid.uuid4().hex, encoding="ascii")
     return file.read_text(encoding="ascii")
+
+
+def _tag(found: Mapping[str, Any]) -> Tag:
+    return Tag(found["e_tag"], found["version"])
 
 
 def _key(folder: Path, path: Path) -> str:

@@ -110,7 +110,10 @@ Role = Annotated[
     _option("--role", "Print the GRANTs that this database role needs, instead of the tables.", metavar="NAME"),
 ]
 Seed = Annotated[int | None, _option("--seed", "Seed of ids, ties and latencies; default 0.", _HOW)]
-Out = Annotated[str | None, _option("--out", "Folder that snapshots are published to; default out.", _WHAT)]
+Out = Annotated[
+    str | None,
+    _option("--out", "Folder, or s3://, gs:// or az:// URL, that snapshots are published to; default out.", _WHAT),
+]
 AudienceOption = Annotated[str | None, _option("--audience", "Whose events: shadow (default), real or all.", _WHAT)]
 Negatives = Annotated[
     list[str] | None,

@@ -23,7 +23,7 @@ from etl.errors import ConnectError, DataError, EtlError
 from etl.history import nights, prune
 from etl.journal import Progress, RunResult
 from etl.limits import not_compared, require_usual
-from etl.nights import Night, compare, figures
+from etl.nights import Night, alike, compare, figures
 from etl.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
 from etl.reporting import Watch
 from etl.sign import DOUBTFUL
@@ -70,6 +70,7 @@ class Release:
 
     def __post_init__(self) -> None:
         self.report.nights = nights_before(self.settings, self.out)
+        self.report.alike = alike(self.report.nights, self.settings.public())
 
     def publish(self, dataset: Dataset) -> None:
         """All of it, where no database has to agree first."""

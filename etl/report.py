@@ -168,7 +168,7 @@ def _drawn_trends(manifest: Manifest, nights: Sequence[Night]) -> dict[str, str]
     moment = moment_of(nights[0].name)
     now = _published_at(manifest)
     same = moment is not None and moment.date() == now.date()
-    ends = tuple(_moment(each, same=same) for each in (moment or now, now))
+    ends = (_moment(moment or now, same=same), _moment(now, same=same))
     return {
         f"trend {name}": charts.trend(
             f"trend-{place}",

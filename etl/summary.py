@@ -39,6 +39,18 @@ def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str
     ]
 
 
+_STYLES = {"Yes": "green", "Nothing": "green", "Warning": "yellow"}
+
+
+def styled(lines: Iterable[str]) -> list[Text]:
+    """The lines of `outcome` as a terminal shows them; elsewhere there are no colours."""
+    first, *others = lines
+    return [
+        Text(first, style="bold"),
+        *(Text(line, style=_STYLES.get(line.split(maxsplit=1)[0].rstrip(":,"), "")) for line in others),
+    ]
+
+
 def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
     """The other two questions of the morning: is it the usual amount, what was left out.
 

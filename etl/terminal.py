@@ -172,12 +172,13 @@ def _print_json(answer: dict[str, Any]) -> None:
 
 def _show(shown: list[RenderableType | str]) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     # A pipe or a cron mail has no width of its own: 100 columns, so that no law is cut in two.
     # No markup: what is shown holds names that anybody may have given a city.
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 100)
     for part in shown:
-        if isinstance(part, str):
+        if isinstance(part, str | Text):
             console.print(part, soft_wrap=True)  # paths stay in one piece
         else:
             console.print(part)

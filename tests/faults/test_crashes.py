@@ -24,7 +24,7 @@ WAITS = {
 
 STEPS = (
     *("read", "registry", "delete", "personas", "write personas", "read back", "rankings", "write events", "compact"),
-    *("stage files", "secure files", "backfill", "check", "switch"),
+    *("stage files", "report", "secure files", "backfill", "check", "switch"),
 )
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 NUMBER = {"SIGKILL": 9, "SIGTERM": 15, "SIGINT": 2}

@@ -26,6 +26,7 @@ STEPS = [
     "write events",
     "compact",
     "stage files",
+    "report",
     "secure files",
     "backfill",
     "check",

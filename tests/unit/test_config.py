@@ -49,6 +49,7 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"negatives": ["catalog:0"]}, "catalog:N"),
         ({"negatives": ["catalog:4", "recommended"]}, "once"),
         ({"split": "last"}, "must be none, last-trip, time:"),
+        ({"split": "last_trip"}, "did you mean 'last-trip'"),
         ({"split": "time:2026-02-01,2026-01-01"}, "the second is later"),
         ({"split": "time:yesterday"}, "dates like"),
         ({"catalog_alpha": -1}, "from 0 to 10"),

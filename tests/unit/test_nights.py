@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from etl.nights import Change, Night, changes, compare, figures, usual
+from etl.nights import Change, Night, alike, changes, compare, figures, usual
 
 MANIFEST = {
     "shadow_users": 155,
@@ -116,3 +116,10 @@ def test_what_comes_where_nothing_was_is_allowed():
 def test_losses_are_not_watched():
     before = Night("one", SAME, {"left out: positives": 1, "AUC": 0.8, "cities": 1})
     assert compare([before], SAME, {"left out: positives": 100, "AUC": 0.2, "cities": 9}, 0.1).moved == []
+
+
+def test_only_nights_of_the_same_settings_are_alike():
+    settings = {"audience": "shadow", "negatives": ["ranking"], "seed": 1}
+    nights = [Night("a", settings, {}), Night("b", {**settings, "negatives": ["shown"]}, {}), Night("c", settings, {})]
+    assert [night.name for night in alike(nights, {**settings, "seed": 2})] == ["a", "c"]
+    assert alike(nights, {**settings, "audience": "all"}) == []

@@ -41,7 +41,7 @@ def seen(lines: Lines) -> list[str]:
 
 
 @pytest.fixture
-def night(clock: Clock) -> tuple[RunResult, Lines]:
+def night(clock: Clock) -> tuple[RunResult, Lines]:  # noqa: ARG001 - its clock begins first
     lines = Lines()
     return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), watcher=lines), lines
 

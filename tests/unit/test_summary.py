@@ -89,7 +89,7 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 )
 def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
-    night.nights = nights(*before)
+    night.nights = night.alike = nights(*before)
     lines = read(run_summary(night, profile=False))
     assert lines[:2] == ["Is it the usual amount?", "tonight last time change usual range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
@@ -136,7 +136,7 @@ def test_the_summary_fits_a_mail_of_100_columns():
     names = {f"{'Llanfairpwllgwyngyll' * 4}{number}": 10**9 for number in range(3)}
     published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
     night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
-    night.nights = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
+    night.nights = night.alike = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(run_summary(night, profile=True))
