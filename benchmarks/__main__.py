@@ -25,6 +25,7 @@ MINUTES = {
     "candidates": "the top 20, at 100 to 10,000 nodes a city",
     "draws": "negatives drawn per second",
     "realdata": "the job on real visits",
+    "engines": "a night on Ray beside a night here (needs the extra ray)",
     "order": "what the order of the rows does to SGD",
 }
 HOUR = {

@@ -248,11 +248,12 @@ def _ray() -> Any:
 
 @contextmanager
 def _told(*, alone: bool) -> Iterator[None]:
-    """What Ray hears by the environment alone: to report to nobody, and to listen on loopback only where the cluster is ours.
+    """What Ray hears by the environment alone: to report to nobody, to keep its log from our stderr, to listen on loopback only.
 
-    The last one's name speaks of other systems, where it is the default.
+    The last, whose name speaks of systems where it is the default, is for a cluster of our own.
     """
-    words = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {})
+    words = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
+    words |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}
     before = {name: os.environ.get(name) for name in words}
     os.environ.update(words)
     try:
