@@ -1,9 +1,8 @@
 """A night on Ray beside a night in this process, at the design's size and ten times that; then one that loses a machine.
 
 The cluster is one of several node processes on this machine, a core each, which stands when the time begins; what starting one
-takes is measured by itself. Further nights, with nothing to backfill; all must publish the very same bytes, and leave the
-same rows, which is looked at before any time is taken. Where cores are few and shared with the driver and the server, Ray can
-only cost: what is measured here is how much.
+takes is measured by itself. Further nights, with nothing to backfill; all must publish the very same bytes. Where cores are few
+and shared with the driver and the server, Ray can hardly win: what is measured here is what it costs.
 
     python -m benchmarks.engines [--database-url URL] [--scales 1 10] [--rounds 3] [--save]
 """
@@ -160,12 +159,8 @@ def _nothing(_shared: None) -> None:
 
 def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, folder: Path) -> dict[str, Any]:
     """All of it."""
-    alone = starting()
-    results: dict[str, Any] = {
-        "variants": {name: variant(each) for name, each in alone.items()},
-        "steps": {},
-        "ratios": {},
-    }
+    results: dict[str, Any] = {"variants": {name: variant(each) for name, each in starting().items()}}
+    results |= {"steps": {}, "ratios": {}, "triples": {}}
     for scale in scales:
         with fresh_database(url_of, "engines") as url, nodes() as cluster:
             results["made_with"] = circumstances(url)

@@ -6,13 +6,17 @@ what all its calls share, then its own arguments. Results are asked for in the o
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol
 
+from etl import __version__
+from etl.errors import ConnectError
 from etl.stopping import Stop
 
 LOCAL, RAY = "local", "ray"
@@ -99,6 +103,22 @@ def in_order(
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
+
+
+def versions() -> dict[str, str]:
+    """What decides bytes: everybody who does steps must have the same."""
+    deciding = ("polars", "pyarrow", "numpy", "polars-hash")
+    return {"bpr-etl": __version__, "Python": platform.python_version()} | {name: version(name) for name in deciding}
+
+
+def require_same(wanted: Mapping[str, str]) -> None:
+    """Raise ConnectError where this process has other versions than the one that it works for."""
+    here = versions()
+    other = [f"{name} {here[name]} and not {number}" for name, number in wanted.items() if here[name] != number]
+    if other:
+        raise ConnectError(
+            f"A worker has {', '.join(other)}. Install the same versions on all machines, since bytes depend on them."
+        )
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -21,11 +20,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-from etl import __version__
-from etl.engine import Engine, Held, Step
+from etl.engine import Engine, Held, Step, require_same, versions
 from etl.errors import ConnectError, EtlError, SettingsError
 from etl.stopping import POLL, Stop
 
@@ -45,15 +42,9 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 _LOOPBACK, _REACH = "127.0.0.1", 5.0
 _SHORT = 24  # letters: what Ray calls its sockets has to fit into 107 with the folder that they are in
-_DECIDING = ("polars", "pyarrow", "numpy", "polars-hash")
 _SMALL = (int, float, str, bytes, type(None))
 _unpacked: dict[str, Any] = {}
 """In a worker: what is shared, by its key."""
-
-
-def versions() -> dict[str, str]:
-    """What decides bytes: a worker must have the same."""
-    return {"bpr-etl": __version__, "Python": platform.python_version()} | {name: version(name) for name in _DECIDING}
 
 
 @dataclass(frozen=True)
@@ -69,28 +60,18 @@ class Shared:
         if self.key not in _unpacked:
             import ray  # noqa: PLC0415
 
-            _require_same(self.versions)
+            require_same(self.versions)
             while len(_unpacked) > 1:  # a run shares one thing after the other
                 _unpacked.pop(next(iter(_unpacked)))
             _unpacked[self.key] = ray.get(self.place)
         return _unpacked[self.key]
 
 
-def _require_same(wanted: dict[str, str]) -> None:
-    here = versions()
-    other = [f"{name} {here[name]} and not {number}" for name, number in wanted.items() if here[name] != number]
-    if other:
-        raise ConnectError(
-            f"A Ray worker has {', '.join(other)}. Install the same versions on all machines, since bytes depend "
-            "on them."
-        )
-
-
 def _call(step: Step, shared: Shared, keeps: int, *arguments: Any) -> Any:
     """In a worker: a call of a step, and the seconds that it took."""
-    import pyarrow  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415
 
-    pyarrow.set_cpu_count(1)
+    pa.set_cpu_count(1)
     began = time.perf_counter()
     answer = step(shared.value(), *arguments)
     result, kept = answer if keeps else (answer, [])
@@ -200,13 +181,14 @@ class RayEngine(Engine):
 
 
 @contextmanager
-def opened(address: str | None, stop: Stop) -> Iterator[RayEngine]:
+def opened(address: str | None, stop: Stop, cores: int | None = None, store: int = OBJECT_STORE) -> Iterator[RayEngine]:
     """An engine for the length of a block: of the cluster at an address, or of a cluster of our own, which ends with the block.
 
-    Where this process has a Ray session already, of that one, which stays. Raises SettingsError where Ray is not installed,
+    One of our own has `cores` workers, all of the machine's by default, and `store` bytes for objects. Where this process has a
+    Ray session already, the engine is of that one, which stays. Raises SettingsError where Ray is not installed,
     ConnectError where the cluster can't be reached.
     """
-    with _connected(address) as ray:
+    with _connected(address, {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}) as ray:
         engine = RayEngine(ray, stop)
         try:
             yield engine
@@ -215,7 +197,7 @@ def opened(address: str | None, stop: Stop) -> Iterator[RayEngine]:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
     with _told(alone=address is None):
         ray = _ray()
         if ray.is_initialized():
@@ -226,7 +208,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         try:
             _hush(ray, alone=address is None)
             with _own_signals():
-                _begin_session(ray, address, folder)
+                _begin_session(ray, address, own | {"_temp_dir": folder})
             yield ray
         finally:
             ray.shutdown()
@@ -248,12 +230,11 @@ def _ray() -> Any:
 
 @contextmanager
 def _told(*, alone: bool) -> Iterator[None]:
-    """What Ray hears by the environment alone: to report to nobody, to keep its log from our stderr, to listen on loopback only.
+    """What Ray hears by the environment alone: to report to nobody, and to listen on loopback only where the cluster is ours.
 
-    The last, whose name speaks of systems where it is the default, is for a cluster of our own.
+    The last one's name speaks of other systems, where it is the default.
     """
-    words = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
-    words |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {}
+    words = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {})
     before = {name: os.environ.get(name) for name in words}
     os.environ.update(words)
     try:
@@ -281,7 +262,7 @@ def _hush(ray: Any, *, alone: bool) -> None:
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = not alone  # noqa: SLF001
 
 
-def _begin_session(ray: Any, address: str | None, folder: str) -> None:
+def _begin_session(ray: Any, address: str | None, own: dict[str, Any]) -> None:
     """Join the cluster at an address, or start one of our own. Nothing of it comes to our stdout or stderr."""
     quiet = {"log_to_driver": False, "configure_logging": False}
     try:
@@ -291,11 +272,9 @@ def _begin_session(ray: Any, address: str | None, folder: str) -> None:
             return
         ray.init(
             address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=OBJECT_STORE,
             include_dashboard=False,
             _node_ip_address=_LOOPBACK,
-            _temp_dir=folder,
+            **own,
             **quiet,
         )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:

@@ -21,7 +21,7 @@ import pytest
 
 from etl import apart, pipeline, ray_engine
 from etl.config import resolve
-from etl.engine import Done, Engine, Here, opened
+from etl.engine import Done, Engine, Here, opened, versions
 from etl.errors import ConnectError, SettingsError
 from etl.release import silently
 from etl.snapshot import Snapshot, open_snapshot, read_dataset
@@ -70,7 +70,7 @@ def published(make_database: Callable[..., str], small_world_template: str, tmp_
 def ray() -> Iterator[ModuleType]:
     """A Ray session of two workers in this process, which an engine then uses."""
     pytest.importorskip("ray", reason=WITHOUT_RAY)
-    with ray_engine.opened(None, Stop()) as engine:
+    with ray_engine.opened(None, Stop(), cores=2, store=200 << 20) as engine:
         yield engine.ray
 
 
@@ -107,24 +107,6 @@ def test_ray_stages_the_same_bytes(ray, published, tmp_path, options):
     assert (there.files, theirs) == (here.files, counts)
 
 
-def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small_world_template, tmp_path):
-    del ray
-    options = {"small_catalog": "keep", "rows_per_file": 5_000}
-    nights = []
-    for engine, buckets, url in (
-        ("local", 1, small_world),
-        ("ray", 1, make_database(small_world_template)),
-        ("ray", 5, small_world),
-    ):
-        out = tmp_path / f"{engine}{buckets}"
-        settings = resolve({"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {})
-        done = pipeline.run(settings)
-        counts = {name: value for name, value in done.counts.items() if name != "signals_backfilled"}
-        nights.append((data_files(str(done.snapshot)), database_state(url), counts))
-        assert not list(out.glob(".staging-*"))
-    assert nights[0] == nights[1] == nights[2]
-
-
 def dies_once(marker: str, step: Callable[..., Any], shared: Any, *arguments: Any) -> Any:
     """A step whose worker is killed in the midst of it, the first time that it is called."""
     try:
@@ -134,6 +116,30 @@ def dies_once(marker: str, step: Callable[..., Any], shared: Any, *arguments: An
     step(shared, *arguments)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small_world_template, tmp_path, monkeypatch):
+    """In one bucket and in five; a worker is killed when it has ranked one, and another does it again."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    options = {"small_catalog": "keep", "rows_per_file": 5_000}
+    nights = []
+    for engine, buckets, url in (
+        ("local", 1, small_world),
+        ("ray", 1, make_database(small_world_template)),
+        ("ray", 5, small_world),
+    ):
+        out = tmp_path / f"{engine}{buckets}"
+        if buckets == 5:
+            monkeypatch.setattr(
+                pipeline, "rank_bucket", partial(dies_once, str(tmp_path / "killed"), pipeline.rank_bucket)
+            )
+        settings = resolve({"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {})
+        done = pipeline.run(settings)
+        counts = {name: value for name, value in done.counts.items() if name != "signals_backfilled"}
+        nights.append((data_files(str(done.snapshot)), database_state(url), counts))
+        assert not list(out.glob(".staging-*"))
+    assert (tmp_path / "killed").exists()
+    assert nights[0] == nights[1] == nights[2]
 
 
 def test_a_worker_that_is_killed_changes_nothing(ray, published, tmp_path, monkeypatch):
@@ -192,8 +198,8 @@ def test_errors_come_through_and_an_end_is_heard(ray):
 
 
 def test_other_versions_are_refused():
-    shared = ray_engine.Shared("key", None, ray_engine.versions() | {"pyarrow": "1.0"})
-    with pytest.raises(ConnectError, match=r"^A Ray worker has pyarrow \S+ and not 1\.0\. Install the same versions"):
+    shared = ray_engine.Shared("key", None, versions() | {"pyarrow": "1.0"})
+    with pytest.raises(ConnectError, match=r"^A worker has pyarrow \S+ and not 1\.0\. Install the same versions"):
         shared.value()
 
 
@@ -249,16 +255,16 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch, tmp_path):
     assert str(refused.value) == "--engine ray needs Ray, which is not installed: pip install 'bpr-etl[ray]'."
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379"])
-def test_a_cluster_that_is_not_there(address):
-    ray_ = pytest.importorskip("ray", reason=WITHOUT_RAY)
-    if ray_.is_initialized():
-        pytest.skip("this process has a session")
-    with (
-        pytest.raises(ConnectError, match=f"^The Ray cluster at {address} can't be joined"),
-        opened(f"ray://{address}", {}, Stop()),
-    ):
-        pass
+def test_a_cluster_that_is_not_there(published, tmp_path):
+    """In a process of its own, which has no session yet."""
+    pytest.importorskip("ray", reason=WITHOUT_RAY)
+    command = [sys.executable, "cli.py", "expand", str(published.folder), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--engine", "ray://127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (ConnectError.exit_code, "")
+    assert done.stderr.startswith("Error: The Ray cluster at 127.0.0.1:1 can't be joined: ConnectionRefusedError")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("word", ["Ray", "ray:", "ray://", "ray://host", "ray://host:port", "ray://:6379", "dask", ""])
