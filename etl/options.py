@@ -42,7 +42,7 @@ def examples(*lines: str) -> str:
 
 _DB, _WHAT, _HOW, _LIMITS = "Database", "What is published", "How it is done", "Limits"
 _OUTPUT = "Output and settings"
-PANELS = ("Arguments", "Options", _DB, _WHAT, _LIMITS, _HOW, _OUTPUT)
+PANELS = ("Arguments", _DB, _WHAT, _LIMITS, _HOW, "Options", _OUTPUT)
 """In which order a command's help, and the settings file, has them."""
 
 Url = Annotated[

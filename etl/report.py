@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,9 @@ def _files(manifest: Manifest) -> dict[str, Any]:
     return {"largest": files[:ROWS], "more": len(files[ROWS:]), "kinds": kinds}
 
 
+@cache
 def _environment() -> Any:
-    """The template's environment: everything that is put into the page is escaped."""
+    """The template's environment, made once: everything that is put into the page is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(

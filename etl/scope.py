@@ -46,12 +46,16 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
 
 
 def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
-    """Warn where there is nobody at all, or that is expected; else a word is wrong, and the night would be empty: DataError."""
+    """Warn of a night without shadow users; after a night that had some a word or a name is wrong: raise DataError."""
     where = f" and ends with @{scope.domain}" if scope.domain else ""
     said = (
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
         "See --shadow-prefix, --shadow-domain and the database's name"
     )
-    if users and settings.expect_users is None and settings.audience == "shadow":
-        raise DataError(f"{said}; where that is meant, say --expect-users 0.")
+    before = next((night for night in reversed(report.nights) if night.figures.get("shadow users")), None)
+    if before is not None and settings.expect_users is None and settings.audience == "shadow":
+        raise DataError(
+            f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would take its place. "
+            "Where that is meant, say --expect-users 0."
+        )
     report.warnings.append(f"{said}.")

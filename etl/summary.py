@@ -14,7 +14,7 @@ from rich.text import Text
 from etl.errors import visible
 from etl.journal import RunResult
 from etl.losses import MOST_CITIES, losses
-from etl.nights import figures, usual
+from etl.nights import FEWEST, figures, usual
 
 
 def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
@@ -68,15 +68,29 @@ def _amounts(report: RunResult) -> RenderableType:
     tonight, before = figures(report.counts), report.before
     if not tonight:
         return Text("")
-    table = _table("\nIs it the usual amount?", "", "tonight", "last time", "change", "usual range", "")
+    ranges = {name: usual([night[name] for night in before if name in night]) for name in tonight}
+    odd = {name: _oddness(value, ranges[name]) for name, value in tonight.items()}
+    unusual = sum(map(bool, odd.values()))
+    title = f"\nIs it the usual amount? {_verdict(len(before), unusual, len(tonight))}"
+    table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * bool(unusual))
     for name, value in tonight.items():
-        known = [night[name] for night in before if name in night]
-        last, usual_range = (before[-1] if before else {}).get(name), usual(known)
-        low, high = usual_range or (value, value)
-        odd = Text("less than usual" if value < low else "more than usual" if value > high else "", style="bold yellow")
-        range_ = "-" if usual_range is None else f"{_number(name, max(low, 0))} to {_number(name, high)}"
-        table.add_row(name, _number(name, value), _number(name, last), _change(last, value), range_, odd)
+        last, found = (before[-1] if before else {}).get(name), ranges[name]
+        range_ = "-" if found is None else f"{_number(name, max(found[0], 0))} to {_number(name, found[1])}"
+        words = [Text(odd[name], style="bold yellow")] if unusual else []
+        table.add_row(name, _number(name, value), _number(name, last), _change(last, value), range_, *words)
     return table
+
+
+def _oddness(value: float, found: tuple[float, float] | None) -> str:
+    low, high = found or (value, value)
+    return "less than usual" if value < low else "more than usual" if value > high else ""
+
+
+def _verdict(nights: int, unusual: int, figures_: int) -> str:
+    """The answer in a few words."""
+    if nights < FEWEST:
+        return f"Not known yet: {nights} of {FEWEST} nights."
+    return f"No: {unusual} of {figures_} figures left their range." if unusual else "Yes, in every figure."
 
 
 def _number(name: str, value: float | None) -> str:

@@ -155,9 +155,9 @@ def test_a_stall_in_mid_run_ends_at_a_signal(nights, tally):
     tally("stalls ended by a signal")
 
 
-def test_a_slow_line_changes_nothing(nights, tally):
+def test_a_slow_line_changes_nothing(nights, effort, tally):
     seed = nights.other_seed()
-    with proxy(nights.url, delay=0.002) as slow:
+    with proxy(nights.url, delay=effort(1, 4) / 2000) as slow:
         assert nights.night(seed, slow.url(nights.url)) is None
     assert nights.published() == nights.settled[seed][1]
     tally("nights over a slow line")

@@ -66,7 +66,15 @@ def test_every_file_is_inside_whatever_a_city_is_called(published, tally):
     assert sorted(path.name for path in published.out.iterdir()) == ["LATEST", "snapshots"]
     assert sorted(path.name for path in published.out.parent.iterdir()) == ["out"]
     kinds = {path.relative_to(published.snapshot).parts[0] for path in written(published.snapshot)}
-    assert kinds == {"events", "triples", "users.parquet", "items.parquet", "trips.parquet", "manifest.json"}
+    assert kinds == {
+        "events",
+        "triples",
+        "users.parquet",
+        "items.parquet",
+        "trips.parquet",
+        "report.html",
+        "manifest.json",
+    }
     listed = {entry["path"] for entry in published.manifest["files"]} | {"manifest.json"}
     assert {path.relative_to(published.snapshot).as_posix() for path in written(published.snapshot)} == listed
     tally("city names tried as paths", len(NAMES))
@@ -133,9 +141,10 @@ def test_a_snapshot_with_such_cities_is_checked_and_expanded(published, settings
     assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in written(tmp_path / "out"))
 
 
-def test_a_terminal_is_told_of_such_cities_and_obeys_none(published, tmp_path, effort):
+def test_a_terminal_is_told_of_such_cities_and_obeys_none(published, small_world, tmp_path, effort):
     """A name can hold a terminal's commands, line ends that forge a log's lines, and rich's own markup."""
-    told = [published.told]
+    add_trips(small_world, ["[bold]x", "\x1b[31mred"])  # few enough to be told of one by one
+    told = [said(call("run", "--out", str(tmp_path / "few"), "--database-url", small_world)), published.told]
     for command in (["validate"], ["export", "--negatives", "recommended"])[: effort(0, 2)]:
         out = [] if command == ["validate"] else ["--out", str(tmp_path / "out"), "--min-catalog", "1"]
         told.append(said(call(*command, *out, "--database-url", published.url)))

@@ -35,14 +35,10 @@ def server_down(_url, _tmp_path):
     yield {"url": "postgresql://app:wr0ng-word@127.0.0.1:9/app"}
 
 
-def sql(statement):
-    @contextmanager
-    def harm(url, _tmp_path):
-        with psycopg.connect(url) as connection:
-            connection.execute(statement)
-        yield {"url": url}
-
-    return harm
+@contextmanager
+def no_shadow_users(url, tmp_path):
+    assert call("run", "--database-url", url, "--out", str(tmp_path / "out")).returncode == 0
+    yield {"url": url, "more": ["--shadow-prefix", "shade-"]}
 
 
 @contextmanager
@@ -107,7 +103,7 @@ NIGHTS = {
     "server down": (server_down, 3, r"Cannot reach .*refused.*Check that the server runs"),
     "schema missing": (schema_missing, 4, r'no schema "nowhere".*--schema'),
     "wrong naming": (wrong_naming, 4, r"--naming"),
-    "no shadow users": (sql('UPDATE "User" SET "email" = \'real-\' || "email"'), 5, r"shadow.*--shadow-prefix"),
+    "no shadow users": (no_shadow_users, 5, r"begins with 'shade-'.*--shadow-prefix"),
     "no rights": (no_rights, 3, r"INSERT.*schema print --role"),
     "disk full": (disk_full, 3, r"Cannot write to .*No space left on device.*Check"),
     "store unreachable": (store_unreachable, 3, r"cannot be reached .Connection refused.*Check"),

@@ -368,6 +368,20 @@ def reach_at_once(url, _environ):
     )
 
 
+def test_the_credentials_of_a_profile_are_found(bucket, monkeypatch, tmp_path):
+    file = tmp_path / "credentials"
+    key, secret = bucket.environ["AWS_ACCESS_KEY_ID"], bucket.environ["AWS_SECRET_ACCESS_KEY"]
+    file.write_text(f"[nights]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    profile = {"AWS_SHARED_CREDENTIALS_FILE": str(file), "AWS_PROFILE": "nights"}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in profile.items():
+        monkeypatch.setenv(name, value)
+    store = reading(bucket.out, profile)
+    store.write("hello", b"world")
+    assert bucket.objects() == {"hello": b"world"}
+
+
 def test_a_bucket_that_is_not_there_is_told_from_an_empty_place(bucket, small_world, settings_for):
     with pytest.raises(ConnectError, match="no such bucket"):
         pipeline.run(settings_for(small_world, out="s3://no-such-bucket/out"))

@@ -311,9 +311,9 @@ def ids_of(after: oracle.World, options: oracle.Settings) -> tuple[tuple[str, ..
 
 
 def files_but_settings(report: pipeline.RunResult) -> dict[str, str]:
-    """Each file's sha256."""
+    """Each data file's sha256."""
     files = json.loads((Path(report.snapshot) / "manifest.json").read_text())["files"]
-    return {each["path"]: each["sha256"] for each in files}
+    return {each["path"]: each["sha256"] for each in files if each["path"].endswith(".parquet")}
 
 
 def changed(world: oracle.World) -> oracle.World:

@@ -76,22 +76,30 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 
 
 @pytest.mark.parametrize(
-    ("before", "row"),
+    ("before", "verdict", "row"),
     [
-        ([], "triples 900 - - -"),
-        ([1_000], "triples 900 1,000 -10.0% -"),
-        ([0], "triples 900 0 - -"),
-        ([900], "triples 900 900 none -"),
-        ([1_000, 1_001, 999, 1_000], "triples 900 1,000 -10.0% 990 to 1,010 less than usual"),
-        ([890, 905, 899, 901], "triples 900 901 -0.1% 878 to 922"),
-        ([10, 10, 11, 9], "triples 900 9 +9900.0% 6 to 14 more than usual"),
+        ([], "Not known yet: 0 of 4 nights.", "triples 900 - - -"),
+        ([1_000], "Not known yet: 1 of 4 nights.", "triples 900 1,000 -10.0% -"),
+        ([0], "Not known yet: 1 of 4 nights.", "triples 900 0 - -"),
+        ([900], "Not known yet: 1 of 4 nights.", "triples 900 900 none -"),
+        (
+            [1_000, 1_001, 999, 1_000],
+            "No: 1 of 3 figures left their range.",
+            "triples 900 1,000 -10.0% 990 to 1,010 less than usual",
+        ),
+        ([890, 905, 899, 901], "Yes, in every figure.", "triples 900 901 -0.1% 878 to 922"),
+        (
+            [10, 10, 11, 9],
+            "No: 1 of 3 figures left their range.",
+            "triples 900 9 +9900.0% 6 to 14 more than usual",
+        ),
     ],
 )
-def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, row):
+def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
     night.nights = night.alike = nights(*before)
     lines = read(run_summary(night, profile=False))
-    assert lines[:2] == ["Is it the usual amount?", "tonight last time change usual range"]
+    assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
 
 
