@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -203,11 +203,16 @@ def test_other_versions_are_refused():
         shared.value()
 
 
+def called(process: psutil.Process) -> str:
+    """A process's command line."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def works(process: psutil.Process) -> bool:
     """Whether a process is a worker with a task."""
-    with suppress(psutil.Error):
-        return process.cmdline()[:1] == ["ray::_call"]
-    return False
+    return called(process).startswith("ray::_call")
 
 
 def listens(process: psutil.Process) -> set[str]:
@@ -223,7 +228,7 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
     pytest.importorskip("ray", reason=WITHOUT_RAY)
     command = [sys.executable, "cli.py", "run", "--engine", "ray", "--buckets", "64", "--out", str(tmp_path / "out")]
     environment = os.environ | {"BPR_ETL_DATABASE_URL": small_world}
-    before, began = database_state(small_world), time.time()
+    before = database_state(small_world)
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         ours = psutil.Process(child.pid)
@@ -234,6 +239,8 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
             time.sleep(0.05)
         processes = [ours, *ours.children(recursive=True)]
         assert set().union(*map(listens, processes)) == {"127.0.0.1"}
+        (folder,) = {found[0] for each in processes if (found := re.search(r"/[\w/.-]*?bpr-ray-\w+", called(each)))}
+        assert Path(folder).exists()
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == -signal.SIGTERM
         _, alive = psutil.wait_procs(processes, timeout=10)
@@ -243,7 +250,7 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
     assert child.stderr is not None
     assert "Stopped by SIGTERM: nothing was committed or published." in child.stderr.read()
     assert database_state(small_world) == before
-    assert not [path for path in Path(tempfile.gettempdir()).glob("bpr-ray-*") if path.stat().st_mtime > began]
+    assert not Path(folder).exists()
     assert list((tmp_path / "out").iterdir()) == []
 
 
