@@ -55,7 +55,7 @@ def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> 
     before = next((night for night in reversed(report.nights) if night.figures.get("shadow users")), None)
     if before is not None and settings.expect_users is None and settings.audience == "shadow":
         raise DataError(
-            f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would take its place. "
+            f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would follow. "
             "Where that is meant, say --expect-users 0."
         )
     report.warnings.append(f"{said}.")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def object_server():
 
 
 @pytest.fixture
-def bucket(object_server, monkeypatch):
+def bucket(object_server, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where a snapshot is staged on its way
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     bucket = object_server.bucket()
     for name, value in bucket.environ.items():
         monkeypatch.setenv(name, value)
