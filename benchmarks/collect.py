@@ -93,7 +93,10 @@ def _medians(variants: Mapping[str, Mapping[str, Any]]) -> str:
 
 def section(results: Results) -> str:
     """The page's section: circumstances, targets, plots."""
-    made_with = next((said(document["made_with"]) for document in results.values()), "")
+    machines: dict[str, list[str]] = {}
+    for name, document in results.items():
+        machines.setdefault(said(document["made_with"]), []).append(name)
+    made_with = "\n\n".join(f"{', '.join(names)}: {where}" for where, names in machines.items())
     plots = "\n\n".join(f"![{what}]({_WHERE}/{name})" for name, what in PLOTS.items() if (RESULTS / name).exists())
     more = "More, with every variant: [every measurement](measured.md)."
     return f"{BEGIN}\n\n{made_with}\n\n{targets(results, f'{_WHERE}/')}\n{plots}\n\n{more}\n\n{END}"
