@@ -58,9 +58,9 @@ class Shared:
     def value(self) -> Any:
         """It, in a worker. Raises ConnectError where the worker has other versions than the driver."""
         if self.key not in _unpacked:
+            require_same(self.versions)
             import ray  # noqa: PLC0415
 
-            require_same(self.versions)
             while len(_unpacked) > 1:  # a run shares one thing after the other
                 _unpacked.pop(next(iter(_unpacked)))
             _unpacked[self.key] = ray.get(self.place)
