@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from obstore.store import from_url
+from typer.testing import CliRunner
 
+import cli
 from etl import objects, pipeline
 from etl.errors import ConnectError, LockedError, SettingsError
 from etl.journal import RunResult
@@ -270,6 +272,32 @@ def test_a_crash_is_mended_by_the_next_night(night, place, small_world, tally, m
     assert data(state, Path(new.snapshot).name) == data(place.state(), Path(again.snapshot).name) != {}
     if place.bucket:
         assert place.bucket.unfinished() == []
+
+
+def test_whoever_looks_at_snapshots_sees_them_there(night, place, small_world):
+    """list, inspect, diff, report, doctor and prune: the same answers of a folder and of an object store."""
+
+    def say(*arguments, code=0):
+        done = CliRunner().invoke(cli.app, [*arguments, "--json"])
+        assert done.exit_code == code, done.output
+        return json.loads(done.stdout)
+
+    first, second = (Path(night(seed=seed).snapshot).name for seed in (1, 0))
+    assert [line["name"] for line in say("list", place.out)["snapshots"]] == [second, first]
+    assert say("inspect", place.out)["snapshot"] == second
+    moved = say("diff", *(reading(place.out).at(name) for name in (first, second)))
+    assert moved["same_data"] is False
+    page = reading(place.out).read(f"snapshots/{second}/report.html")
+    say("report", reading(place.out).at(second))
+    assert reading(place.out).read(f"snapshots/{second}/report.html") == page
+    checks = {each["name"]: each for each in say("doctor", "--database-url", small_world, "--out", place.out)["checks"]}
+    assert {checks[name]["state"] for name in ("store", "store's lock", "snapshots")} == {"ok"}
+    with open_store(place.out):
+        held = say("doctor", "--database-url", small_world, "--out", place.out, code=6)
+    assert [each["name"] for each in held["checks"] if each["state"] == "failed"] == ["store's lock"]
+    assert say("prune", place.out, "--keep", "1")["removed"] == [first]
+    assert place.snapshots() == [second]
+    assert not any(first in path for path in place.state())
 
 
 # What an object store has of its own.
