@@ -1,4 +1,4 @@
-"""What a night left out, and why, in the words that terminal and page share."""
+"""What a night left out, and why, and other words that terminal and page share."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ WORDS = {
     "not_a_finite_number": "value is no finite JSON number",
 }
 """The reasons of a manifest, in plain words."""
+
+RANKINGS = {
+    "model": "BPR on these triples",
+    "popularity": "popularity",
+    "own_history": "own history, then popularity",
+    "affinity": "affinity",
+    "random": "chance",
+}
+"""The rankings of a probe, in plain words."""
 
 MOST_CITIES = 40
 """Of how many cities a person is shown the figures; the manifest has them all."""

@@ -18,7 +18,7 @@ import numpy as np
 from etl import charts, numbers
 from etl.errors import visible
 from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
-from etl.losses import losses
+from etl.losses import RANKINGS, losses
 from etl.nights import Night
 from etl.report_answers import KEY, answers
 from etl.report_days import Days, days_of
@@ -42,15 +42,6 @@ ROWS = 30
 
 NIGHTS = 30
 """How many snapshots the trend shows, this one among them."""
-
-RANKINGS = {
-    "model": "BPR on these triples",
-    "popularity": "popularity",
-    "own_history": "own history, then popularity",
-    "affinity": "affinity",
-    "random": "chance",
-}
-"""The rankings of a probe, in plain words."""
 
 _CHARTED, _BINS = 15, 25
 _NAMELESS = "(no name)"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from etl.errors import visible
 from etl.journal import RunResult
-from etl.losses import MOST_CITIES, losses
+from etl.losses import MOST_CITIES, RANKINGS, losses
 from etl.nights import FEWEST, figures, usual
 
 
@@ -127,15 +127,6 @@ def _probe_line(counts: Mapping[str, Any]) -> Text:
     )
 
 
-_RANKINGS = {
-    "model": "BPR on these triples",
-    "popularity": "popularity",
-    "own_history": "own history, then popularity",
-    "affinity": "affinity",
-    "random": "chance",
-}
-
-
 def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
     """How the model and what needs no training rank the held-out places: all of them, and those new to the user."""
     title = f"Held out by {facts['split']}: {facts['users']:,} users, mean and interval of 95%"
@@ -148,7 +139,7 @@ def _figures(title: str, rankings: Mapping[str, Any], scope: str) -> Table:
     table.add_column("ranking")
     for column in ("AUC", "NDCG@10", "Recall@10"):
         table.add_column(column)
-    for name, words in _RANKINGS.items():
+    for name, words in RANKINGS.items():
         if name in rankings:
             found = rankings[name][scope]
             table.add_row(words, *(_interval(found[figure]) for figure in ("auc", "ndcg_at_10", "recall_at_10")))
