@@ -10,7 +10,7 @@ from typing import Any
 from etl.choices import SPLITS
 from etl.event_tally import CityTally, Tally
 from etl.losses import NO_SEED, Loss, by_reason
-from etl.nights import Night, figures, usual
+from etl.nights import Night, alike, figures, usual
 
 NO_SPLIT = "all"
 """The one part of a snapshot that was not split."""
@@ -86,23 +86,26 @@ class City:
 
 
 def figures_of(manifest: Manifest, nights: Sequence[Night]) -> list[Figure]:
-    """The figures of a night, in the order of `etl.nights.figures`."""
-    last = nights[-1].figures if nights else {}
+    """The figures of a night beside the nights of the same settings, in the order of `etl.nights.figures`."""
+    same = alike(nights, manifest["settings"])
+    last = same[-1].figures if same else {}
     found = []
     for name, value in figures(manifest).items():
         before = last.get(name)
         part = (value - before) / before if before else None
-        found.append(Figure(name, value, before, part, _usual(name, nights)))
+        found.append(Figure(name, value, before, part, _usual(name, same)))
     return found
 
 
 def trends(manifest: Manifest, nights: Sequence[Night]) -> list[Trend]:
-    """The figures of this night over all nights."""
+    """The figures of this night over all nights; what was usual then, among the nights before it of the same settings."""
+    settings = [*(night.settings for night in nights), manifest["settings"]]
+    same = [alike(nights[:place], each) for place, each in enumerate(settings)]
     return [
         Trend(
             name,
             [*(night.figures.get(name) for night in nights), value],
-            [_usual(name, nights[:place]) for place in range(len(nights) + 1)],
+            [_usual(name, before) for before in same],
         )
         for name, value in figures(manifest).items()
     ]

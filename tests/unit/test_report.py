@@ -356,7 +356,8 @@ def test_numbers_are_written_with_their_units(written, expected):
 
 
 def manifest_of(triples: int) -> dict:
-    return {"published": {"triples": {"Rome": triples}, "events": {"Rome": 10}, "positives": 5}}
+    published = {"triples": {"Rome": triples}, "events": {"Rome": 10}, "positives": 5}
+    return {"settings": {}, "published": published}
 
 
 def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
@@ -371,6 +372,16 @@ def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
     assert found["triples"].odd
     assert found["triples"].change == 2.0
     assert not found["ranking events"].odd
+
+
+def test_what_is_usual_is_so_among_nights_of_the_same_settings():
+    shown = [Night(f"shown {day}", {"negatives": ["shown"]}, figures(manifest_of(9))) for day in range(4)]
+    ours = [Night(f"ours {day}", {}, figures(manifest_of(100))) for day in range(4)]
+    mixed = [night for pair in zip(shown, ours, strict=True) for night in pair]
+    (trend,) = [trend for trend in trends(manifest_of(100), [*mixed, shown[0]]) if trend.name == "triples"]
+    assert trend.usual[-1] == (99, 101)
+    found = {each.name: each for each in figures_of(manifest_of(100), [*mixed, shown[0]])}
+    assert (found["triples"].before, found["triples"].usual, found["triples"].odd) == (100, (99, 101), False)
 
 
 def test_a_night_s_losses_have_words_for_every_reason_of_the_manifest():
