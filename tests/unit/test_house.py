@@ -236,3 +236,10 @@ def test_one_file_imports_ray():
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
     ]
     assert set(importing) == {"etl/ray_engine.py"}
+
+
+def test_the_page_for_people_has_every_room():
+    rows = [row for row in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines() if row.startswith("| `")]
+    rooms = [FAMILIES.get(module, module) for module in MODULES if not module.startswith("__")]
+    assert len(rows) > 50
+    assert [room for room in rooms if not any(f"`etl/{room}" in row for row in rows)] == []
