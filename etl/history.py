@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from etl.errors import ConnectError, DataError
 from etl.nights import REMEMBERED, Night, figures
@@ -66,7 +67,9 @@ def _line(store: Store, name: str, *, latest: bool) -> Line:
 def nights(store: Store, before: str | None = None) -> list[Night]:
     """The last snapshots, those before that of a name if one is given, oldest first. What can't be read is left out."""
     found = []
-    for name in [each for each in store.names() if before is None or each < before][-REMEMBERED:]:
+    earlier = (each for each in reversed(store.folders()) if before is None or each < before)
+    newest = islice(filter(store.whole, earlier), REMEMBERED)  # an object store is asked for no more of them
+    for name in reversed(list(newest)):
         with suppress(DataError, ConnectError, OSError, AttributeError, TypeError):  # a manifest of any shape
             manifest = store.manifest(name)
             found.append(Night(name, dict(manifest.get("settings", {})), figures(manifest)))

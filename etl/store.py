@@ -45,6 +45,10 @@ class Store(ABC):
         """The names under snapshots/, sorted; not all of them need be snapshots."""
 
     @abstractmethod
+    def whole(self, name: str) -> bool:
+        """Whether a folder under snapshots/ is a snapshot: whether it has a manifest."""
+
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Take away a snapshot, its manifest first: from then on it is none, whatever happens."""
 
@@ -91,10 +95,6 @@ class Store(ABC):
             return None if content is None else dict(json.loads(content))
         except ValueError:
             return None
-
-    def whole(self, name: str) -> bool:
-        """Whether a folder under snapshots/ is a snapshot: whether it has a manifest."""
-        return self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}") is not None
 
     def names(self) -> list[str]:
         """The snapshots that are whole, oldest first."""
