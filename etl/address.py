@@ -313,7 +313,7 @@ def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
 
 # Also as they stand in a text that was percent-encoded, perhaps twice.
 _COLON, _AT, _EQUALS = r"(?::|%(?:25)*3A)", r"(?:@|%(?:25)*40)", r"(?:\s*=\s*|%(?:25)*3D)"
-_IN_QUERY = r"(?:(?<=[?&;])|(?<=%26)|(?<=%3F))"
+_IN_QUERY = r"(?:(?<=[?&;])|(?<=%26)|(?<=%3F)|(?<=%2526)|(?<=%253F))"
 # Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word. One slash is
 # left of two where an address was taken for a path.
 _IN_URL = re.compile(rf"({_COLON}(?:\\*/|%(?:25)*2F){{1,3}}[^\s:/?#@]*?{_COLON})[^\s\"]*{_AT}", re.IGNORECASE)
@@ -323,8 +323,8 @@ _SECRET_NAME = (
     rf"|(?:api|account|access|private|client|server)[_-]?key\w*|(?:\b|{_IN_QUERY})sig|{_IN_QUERY}key"
 )
 _IN_WORDS = re.compile(
-    rf"""((?:{_SECRET_NAME})(?:{_EQUALS}|["']\s*:\s*(?=["'])))"""
-    r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\+[^\s"'\\]|[^\s&'"\\])+)""",
+    rf"""((?:{_SECRET_NAME})(?:{_EQUALS}|\\*["']\s*:\s*(?=\\*["'])))"""
+    r"""((\\+["']).*?\3|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\+[^\s"'\\]|[^\s&'"\\])+)""",
     re.IGNORECASE | re.DOTALL,
 )
 _NAMES_ONLY = r"(?!\w*_(?:ID|FILE|PATH)$)"
@@ -345,9 +345,8 @@ def scrub(text: str, secrets: Iterable[str] = ()) -> str:
 
 def _emptied(found: re.Match[str]) -> str:
     """`name=***`; quotes stay, so that JSON stays JSON."""
-    name, value = found.groups()
-    quote_ = value[0] if value[0] in "\"'" else ""
-    return f"{name}{quote_}***{quote_}"
+    mark = found[3] or (found[2][0] if found[2][0] in "\"'" else "")
+    return f"{found[1]}{mark}***{mark}"
 
 
 class Discreet:
@@ -376,7 +375,7 @@ class Discreet:
 
 def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
     """The secrets of whatever may be an address among the words of a command line and the values of an environment."""
-    addresses = [*words, *(value for value in environ.values() if "://" in value)]
+    addresses = ["", *words, *(value for value in environ.values() if "://" in value)]
     return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
 
 

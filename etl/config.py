@@ -227,7 +227,8 @@ def _parsed(name: str, value: Any, where: str) -> Any:
     try:
         return _OPTIONS[name].metadata["parse"](value)
     except SettingsError as error:
-        shown = "" if name == "database_url" else f" ({_shown(value)} from {where})"
+        url = name == "database_url" or "://" in _shown(value)  # what is in it may be a secret, wherever it stands
+        shown = f" (from {where})" if url else f" ({_shown(value)} from {where})"
         secrets = secrets_in([value if isinstance(value, str) else _shown(value)], {})
         raise SettingsError(scrub(f"{option} {error}{shown}.", secrets)) from None
     except (ValueError, OverflowError):  # whole numbers that Python neither writes out nor makes a float of

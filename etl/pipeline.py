@@ -524,6 +524,7 @@ def _counts(
         "persona_rows": made.rows,
         "persona_values_by_source": made.values_by_source,
         "affinities_dropped": made.affinities_dropped,
+        "openness_dropped": made.openness_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
         "positives": ranked.positives,

@@ -62,7 +62,7 @@ def named(counts: dict[str, Any]) -> Counter[str]:
         "shadow_users_without_persona": counts["shadow_users_without_persona"],
         "positives_outside_candidates": counts["positives_outside_candidates"],
     }
-    for kind in ("affinities_dropped", "days_without_event"):
+    for kind in ("affinities_dropped", "openness_dropped", "days_without_event"):
         found |= {f"{kind}: {reason}": number for reason, number in counts[kind].items()}
     for frame, rules in counts["set_aside"].items():
         found |= {f"set_aside: {frame} {rule}": number for rule, number in rules.items()}
