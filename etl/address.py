@@ -382,7 +382,8 @@ def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, .
 def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Every secret of an address and of the environment, as it was given and decoded, the longest first. Raises nothing."""
     variables = [value for name, value in environ.items() if _SECRET_VARIABLE.fullmatch(name)]
-    raw = [*variables, *(found[2].strip("'\"") for text in (url, *variables) for found in _IN_WORDS.finditer(text))]
+    texts = [url, *(part for value in variables for part in value.split(";"))]  # Azure's connection string has several
+    raw = [*variables, *(found[2].strip("'\"") for text in texts for found in _IN_WORDS.finditer(text))]
     _, after, rest = url.strip().partition("://")
     if after:  # where its credentials end can be read in two ways: both
         authority, _, query = rest.partition("?")

@@ -262,7 +262,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from None
+        raise SettingsError(f"Cannot read the settings file {scrub(str(path))}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # ValueError: also of a number of more digits than Python reads
         raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None
     named = {key.replace("-", "_"): value for key, value in content.items()}

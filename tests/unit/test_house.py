@@ -94,7 +94,7 @@ MAY_IMPORT = {
         *("compare", "config", "doctor", "errors", "history", "numbers", "pipeline", "publish", "stopping", "store"),
         *("summary", "tables", "terminal"),
     },
-    "cloud": {"errors"},
+    "cloud": {"address", "errors"},
     "objects": {"cloud", "errors", "lease", "snapshot", "stopping", "store"},
     "lease": {"errors"},
     "publish": {"snapshot", "staged", "stopping", "store"},
