@@ -205,11 +205,10 @@ def _refuse_unknown(names: Iterable[str], *, repeat: bool) -> None:
     )
 
 
-# A name, an address or a socket's folder, encoded; an IPv6 address in brackets; a port, if any.
-_HOST = re.compile(
-    r"(?:[^:\[\]\s]*|\[[^\[\]\s]+\])(?::(?:0*(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]))?)?",
-    re.ASCII,
-)
+def _is_host(text: str) -> bool:
+    """Whether it is a name, an address or a socket's folder, encoded, an IPv6 address in brackets; with a port, perhaps."""
+    found = re.fullmatch(r"(?:[^:\[\]\s]*|\[[^\[\]\s]+\])(?::([0-9]{0,5}))?", text)
+    return found is not None and int(found[1] or 1) in range(1, 1 << 16)
 
 
 def _split(authority: str) -> dict[str, str]:
@@ -217,7 +216,7 @@ def _split(authority: str) -> dict[str, str]:
     credentials, at, place = authority.rpartition("@")
     hosts, _, database = place.partition("/")
     user, _, password = credentials.partition(":") if at else ("", "", "")
-    if "/" in credentials or not all(_HOST.fullmatch(each) for each in hosts.split(",")):
+    if "/" in credentials or not all(map(_is_host, hosts.split(","))):
         raise SettingsError(
             f"The database URL has a host that is none, or a port that is no number up to 65535. {_ENCODE}"
         )
