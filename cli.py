@@ -405,7 +405,8 @@ def main() -> None:
     """Run the command line, in a process that is ours alone."""
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
-    sys.stdout, sys.stderr = Discreet(sys.stdout), Discreet(sys.stderr, secrets_in(sys.argv[1:], os.environ))
+    secrets = secrets_in(sys.argv[1:], os.environ)
+    sys.stdout, sys.stderr = Discreet(sys.stdout, secrets), Discreet(sys.stderr, secrets)
     sys.exit(commands.call(app, sys.argv[1:], os.environ))
 
 

@@ -153,7 +153,8 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
         pairs = [(str(city), weight) for city, weight in value.items()]
     else:
         words = _parted(value) if isinstance(value, str) else list(value)
-        pairs = [(city, weight) for city, _, weight in (str(word).rpartition("=") for word in words)]
+        split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
+        pairs = [(str(city), weight) for city, weight in split]
     for city, _ in pairs:
         if "\0" in city or any("\ud800" <= character <= "\udfff" for character in city):
             raise SettingsError("must name cities that a database can hold: in UTF-8, without a NUL character")

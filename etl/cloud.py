@@ -12,6 +12,7 @@ from typing import Any
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
+from etl.address import scrub
 from etl.errors import ConnectError, SettingsError, visible
 
 _RETRY = {
@@ -76,6 +77,7 @@ def only_the_object(error: FileNotFoundError) -> None:
 
 def _said(location: str, text: str) -> str:
     """An error of the store's library in one sentence: what, why as the store says it, what to do."""
+    text = scrub(text)  # a request that failed may be told with its signature
     code = re.search(r"<Code>([^<]*)", text)
     found = next((match for match in (re.search(pattern, text) for pattern in _REASONS) if match), None)
     why = found[1] if found else text.partition("\n")[0] or "no reason given"

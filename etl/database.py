@@ -23,7 +23,7 @@ from adbc_driver_manager import dbapi as adbc_errors
 from adbc_driver_postgresql import dbapi as adbc
 
 from etl.address import Address
-from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError
+from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError, SettingsError
 from etl.prisma import quote_literal
 from etl.stopping import POLL, Stop
 
@@ -331,9 +331,8 @@ class Reading:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
                 self._connection.stop.check()
-                obstacle = self._connection.address.scrub(
-                    str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                )
+                told = self._connection.address.scrub(str(error)) or type(error).__name__  # before it is cut
+                obstacle = told.splitlines()[0][:200]
         log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
         return {name: self._connection.frame(sql) for name, sql in self._queries.items()}
 
@@ -510,6 +509,11 @@ def _decoded(text: str | bytes) -> str:
 _LOGIN = re.compile(
     r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf|peer authentication"
 )
+# What libpq says of an address without having tried it.
+_MALFORMED = re.compile(
+    r"(?:in|invalid) URI|percent-encoded|unexpected spaces|connection option|invalid port number|invalid \S+ value|"
+    r"could not match \d+ |definition of service|service file"
+)
 _NO_DATABASE = re.compile(r"database .* does not exist")
 
 
@@ -521,6 +525,14 @@ def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
         return _BY_CLASS["28"]
     if _NO_DATABASE.search(first):
         return _BY_CLASS["3D"]
+    if _MALFORMED.search(first) and "FATAL:" not in first:
+        # Without the value: where an address can be read in two ways, it may be a piece of a password.
+        said = (
+            re.sub(r"""(value|number|token|URI|found in):? "[^"]*\"""", r"\1", first)
+            .replace("{", "{{")
+            .replace("}", "}}")
+        )
+        return SettingsError, f"The database's address is wrong: {said}. Correct it."
     return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
 
 

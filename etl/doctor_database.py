@@ -51,7 +51,7 @@ def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Ch
             yield from guarded("clock", partial(_clock, connection, clock))
             yield from _schema_checks(connection, settings)
             yield from guarded("transactions", partial(_transactions, connection))
-    except (ConnectError, SchemaError) as error:
+    except (ConnectError, SchemaError, SettingsError) as error:
         yield Check("connection", "failed", str(error), exit_code=error.exit_code)
         yield from (Check(name, "skipped", "there is no connection") for name in _CHECKS)
 

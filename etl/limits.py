@@ -105,12 +105,15 @@ def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int
 
     `counts` are a run's own, as far as it has come; `set_aside` has the rows that broke a frame's contract.
     """
-    dropped, skipped, left_out = (
-        sum(counts.get(name, {}).values()) for name in ("affinities_dropped", "days_without_event", "events_left_out")
+    dropped, too_large, skipped, left_out = (
+        sum(counts.get(name, {}).values())
+        for name in ("affinities_dropped", "openness_dropped", "days_without_event", "events_left_out")
     )
+    seeds = counts.get("shadow_users", 0) - counts.get("shadow_users_without_persona", 0)
     return {
         **{f"rows of {frame}": share for frame, share in set_aside.items()},
         "affinities of seeds": (dropped, set_aside.get("seed_affinities", (0, 0))[1]),
+        "openness of seeds": (too_large, seeds),
         "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
         "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
     }

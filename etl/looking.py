@@ -82,6 +82,7 @@ def _pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
     older = settings.snapshot or settings.out
     if newer:
+        store.is_url(newer)  # which refuses what is no place, before anything is looked at
         return older, newer
     place = store.reading(older, settings.environ)
     names, latest = place.names(), place.latest_name()

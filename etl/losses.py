@@ -55,6 +55,7 @@ def losses(counts: Mapping[str, Any]) -> Iterator[Loss]:
     yield Loss("persona values", "missing in the seed: the default stands in", sources.get("default", 0), kept=True)
     yield Loss("persona values", "affinities rebuilt from labels", sources.get("reconstructed", 0), kept=True)
     yield from by_reason("affinities of a seed", counts.get("affinities_dropped", {}))
+    yield from by_reason("openness of a seed", counts.get("openness_dropped", {}))
     yield from by_reason("trip-days", counts.get("days_without_event", {}))
     yield from by_reason("events", counts.get("events_left_out", {}))
     for frame, rules in counts.get("set_aside", {}).items():

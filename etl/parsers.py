@@ -6,6 +6,7 @@ What it says continues a sentence that begins with the option's name.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,39 @@ def text(value: Any) -> str:
     if "\0" in value:  # which a settings file can have
         raise SettingsError("must not have a NUL character in it")
     return value
+
+
+def filled(value: Any) -> str:
+    """A text that says something: an option of which a shell's variable was empty is not one that was not given."""
+    word = text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if not word.strip():
+        raise SettingsError("must not be empty")
+    return word
+
+
+SCHEMES = ("s3", "gs", "az")
+"""The object stores that snapshots may lie in."""
+
+
+def place(value: Any) -> str:
+    """Where snapshots lie: a local folder, or an object store's URL, with nothing in it that the store would not see.
+
+    Its credentials come from the environment: a key or a signature in the URL would be kept wherever the URL is.
+    """
+    word = filled(value)
+    scheme, after, rest = word.partition("://")
+    if not after:
+        return word
+    if scheme not in SCHEMES or not rest.strip("/"):
+        raise SettingsError(
+            f"must be a local folder, or one of {', '.join(f'{each}://bucket/path' for each in SCHEMES)}"
+        )
+    if "?" in rest or "#" in rest or ":" in rest.partition("/")[0]:
+        raise SettingsError(
+            "must have no ?query, no #fragment and no password in its URL; credentials go into the environment, like "
+            "AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_SAS_KEY"
+        )
+    return word
 
 
 def whole(low: int, high: int | None = None) -> Callable[[Any], int]:

@@ -22,7 +22,7 @@ from etl import load, queries, schema
 from etl.affinity import affinity_model
 from etl.buckets import buckets_for, by_bucket, shelf
 from etl.compact import CODED, Compaction, Dataset, Vocabulary
-from etl.config import Settings
+from etl.config import Settings, settled
 from etl.contracts import Personas, Seeds, Slots, Trips
 from etl.database import (
     Behind,
@@ -36,6 +36,7 @@ from etl.database import (
     with_retries,
 )
 from etl.engine import in_order, opened
+from etl.errors import DataError, SettingsError
 from etl.extract import (
     CODED_SLOTS,
     LOGGED_EVENTS,
@@ -125,17 +126,20 @@ def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
 
 
 def run(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
 
-    Raises a kind of EtlError; StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest
-    snapshot's data, `snapshot` stays None.
+    `options` are settings by name; without `settings`, what they do not say the environment says. Raises a kind of EtlError;
+    StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays
+    None.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
@@ -163,16 +167,18 @@ def run(
 
 
 def export(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
 
-    Raises a kind of EtlError, StoppedError.
+    `options` as in `run`. Raises a kind of EtlError, StoppedError.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
@@ -204,16 +210,18 @@ def export(
 
 
 def expand(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
-    Raises ConnectError or DataError where it can't be read, StoppedError.
+    `options` as in `run`. Raises ConnectError or DataError where it can't be read, StoppedError.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     report = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher)
@@ -223,7 +231,7 @@ def expand(
             rows(dataset.events.height)
         report.counts["expanded_from"] = old.manifest["snapshot"]
         # What decided the events stays what it was: only the triples' own options are ours.
-        settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+        settings = _of_the_events(settings, old)
         with (
             opened(settings.engine, settings.environ, stop) as engine,
             output(settings, stop) as out,
@@ -232,6 +240,14 @@ def expand(
         ):
             Release(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
     return report
+
+
+def _of_the_events(settings: Settings, old: Snapshot) -> Settings:
+    """The settings with those of a snapshot that decided its events. Raises DataError where they are none."""
+    try:
+        return replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+    except SettingsError as error:
+        raise DataError(f"The manifest of {old.url or old.folder} has settings that are none: {error}") from None
 
 
 def probe(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> Probed:
@@ -508,6 +524,7 @@ def _counts(
         "persona_rows": made.rows,
         "persona_values_by_source": made.values_by_source,
         "affinities_dropped": made.affinities_dropped,
+        "openness_dropped": made.openness_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
         "positives": ranked.positives,

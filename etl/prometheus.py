@@ -141,6 +141,7 @@ def _left_out(facts: Mapping[str, Any]) -> dict[tuple[str, str], int]:
     published = facts.get("published", {})
     groups = {
         "affinities": facts.get("affinities_dropped", {}),
+        "openness": facts.get("openness_dropped", {}),
         "trip_days": facts.get("days_without_event", {}),
         "events": facts.get("events_left_out", {}),
         "positives": published.get("positives_left_out", {}),

@@ -19,10 +19,10 @@ from typing import Any
 
 from etl.errors import ConnectError, DataError, LockedError, SettingsError
 from etl.manifest import parse_manifest
+from etl.parsers import place
 from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, STAGING, Snapshot, named_by, open_snapshot, read_small
 from etl.stopping import Stop
 
-SCHEMES = ("s3", "gs", "az")
 OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
 """How we name snapshots: nothing else under snapshots/ is ever taken away."""
 
@@ -263,14 +263,11 @@ def _sync(path: Path) -> None:
 
 
 def is_url(location: str) -> bool:
-    """Whether a location is an object store's. Raises SettingsError for a URL of another kind."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return False
-    if scheme not in SCHEMES or not rest.strip("/"):
-        known = ", ".join(f"{each}://bucket/path" for each in SCHEMES)
-        raise SettingsError(f"{scheme}://... is no place for snapshots: give a local folder, or one of {known}.")
-    return True
+    """Whether a location is an object store's. Raises SettingsError for what is no place for snapshots."""
+    try:
+        return "://" in place(location)
+    except SettingsError as error:
+        raise SettingsError(f"Where snapshots lie {error}.") from None
 
 
 def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | None = None) -> Store:

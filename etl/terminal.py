@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from etl.address import Discreet, secrets_of
-from etl.config import ENVIRONMENT_PREFIX, Settings, file_at_hand, resolve, wants_json, wants_json_log
+from etl.config import (
+    ENVIRONMENT_PREFIX,
+    Settings,
+    file_at_hand,
+    resolve,
+    unknown_variables,
+    wants_json,
+    wants_json_log,
+)
 from etl.errors import EtlError, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
@@ -93,6 +101,8 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     logs.set_up(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
     if at_hand:
         log.info('Settings are read from %s in this folder; --config "" reads none.', at_hand)
+    if strange := unknown_variables(environ):
+        log.warning("%s in the environment: bpr-etl has no such option, and takes no notice.", ", ".join(strange))
     _hide_password(settings, given)
     return settings
 
@@ -149,8 +159,9 @@ class _Measured:
 
 def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
     """Know the password wherever it came from, and say so where everybody on the machine can see it."""
-    if isinstance(sys.stderr, Discreet):
-        sys.stderr.hide(secrets_of(settings.database_url or "", settings.environ))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Discreet):
+            stream.hide(secrets_of(settings.database_url or "", settings.environ))
     if secrets_of(given.get("database_url") or "", {}):
         log.warning(
             "The password on the command line can be read by everybody on this machine while this runs (ps): "
