@@ -27,7 +27,7 @@ setup: $(DEV)
 $(READY): pyproject.toml constraints.txt hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "bpr-etl needs Python 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@command -v uv >/dev/null 2>&1 || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	@command -v uv >/dev/null 2>&1 || $(PYTHON) -c 'import venv, ensurepip; ensurepip.version()' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv)."; exit 2; }
 	@echo "Setting up $(VENV) with what a run needs: some 250 MB to download, a minute or two at the first time."
 	@if command -v uv >/dev/null 2>&1; then \
