@@ -298,6 +298,7 @@ def synth(
     naming: opt.NamingOption = None,
     scale: opt.Scale = None,
     seed: opt.Seed = None,
+    into_existing: opt.IntoExisting = None,
 ) -> None:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
     _do(locals(), answers.synth)

@@ -66,6 +66,7 @@ class Settings:
     skip_unchanged: bool = _setting(parsers.flag, default=False)
     dry_run: bool = _setting(parsers.flag, default=False)
     scale: float = _setting(parsers.positive, 1.0)
+    into_existing: bool = _setting(parsers.flag, default=False)
     data_dir: str | None = _setting(parsers.text, None)
     snapshot: str | None = _setting(parsers.text, None)
     format: Literal["sql", "prisma"] = _setting(parsers.choice("sql", "prisma"), "sql")

@@ -95,6 +95,7 @@ def synth(
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
 
+    Raises SettingsError where its tables hold rows, unless `into_existing` says that they may.
     `rows` is called with so many more as they are written.
     """
     from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
@@ -103,6 +104,8 @@ def synth(
     name = settings.schema_in(address)
     with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
         naming = schema.naming_for_apply(connection, name, settings.naming)
+        if not settings.into_existing:
+            load.require_empty(connection, naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
         return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
