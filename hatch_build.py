@@ -1,4 +1,7 @@
-"""Puts `cli.py`, `data/` and `constraints.txt` inside the package, in the wheel alone: an editable install finds them where they stand."""
+"""Puts `cli.py`, `data/` and `constraints.txt` inside the package, in the wheel alone.
+
+An editable install finds them where they stand.
+"""
 
 from __future__ import annotations
 

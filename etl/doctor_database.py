@@ -228,7 +228,7 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield failed(
             "shadow users",
             DataError,
-            f"of {counted(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: there is nothing to learn from",
+            f"of {counted(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: nothing can be learned",
             "See --shadow-prefix, --shadow-domain, and whether this is the right database.",
         )
         return
