@@ -70,6 +70,7 @@ class Settings:
     data_dir: str | None = _setting(parsers.text, None)
     snapshot: str | None = _setting(parsers.text, None)
     format: Literal["sql", "prisma"] = _setting(parsers.choice("sql", "prisma"), "sql")
+    all: bool = _setting(parsers.flag, default=False)
     role: str | None = _setting(parsers.text, None)
     json: bool = _setting(parsers.flag, default=False)
     metrics_file: str | None = _setting(parsers.text, None)

@@ -193,7 +193,7 @@ def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
             "schema",
             SchemaError,
             f"{said}: {' '.join(blocking)}",
-            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print` shows.",
+            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print --all` shows.",
         )
     else:
         yield ok("schema", f"{said}: nothing is missing")

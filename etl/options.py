@@ -241,6 +241,10 @@ Snapshot = Annotated[
     _option("--snapshot", "Look at this snapshot, or the newest of this --out folder, instead.", metavar="FOLDER"),
 ]
 Format = Annotated[str | None, _option("--format", "sql (default) or prisma.")]
+All = Annotated[
+    bool | None,
+    _option("--all/--no-all", "Print the application's own tables, too; default: what is to be added to them."),
+]
 IntoExisting = Annotated[
     bool | None,
     _option(

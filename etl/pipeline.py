@@ -51,7 +51,7 @@ from etl.journal import Progress, RunResult, Watcher
 from etl.ledger import Ledger, Written
 from etl.limits import bad_shares
 from etl.personas import Materialised, PersonaTally, materialise
-from etl.prisma import MODELS
+from etl.prisma import MODELS, Naming
 from etl.publish import add_beside, add_probe, place_of
 from etl.queries import Scope
 from etl.rankings import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
@@ -117,6 +117,19 @@ def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Fi
     with connect(address, stop) as connection:
         naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
         return schema.check(connection, naming)
+
+
+def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Naming, bool]:
+    """The naming for `schema print`, and whether it is known: asked for, or found in the database that is named.
+
+    Where no database is named either, it is the naming by model.
+    """
+    address = settings.address() if settings.database_url else None
+    name = settings.schema_in(address) if address else settings.schema or "public"
+    if settings.naming != "auto" or address is None:
+        return Naming("mapped" if settings.naming == "mapped" else "model", name), settings.naming != "auto"
+    with connect(address, stop) as connection:
+        return schema.naming_for_apply(connection, name, settings.naming), True
 
 
 def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
