@@ -245,7 +245,12 @@ def numbered(root: Path) -> dict[str | None, pl.DataFrame]:
 
 
 DATASETS_BEFORE = """
+from torch.utils.data import get_worker_info
+
 streamed = {}
+
+def with_worker(row):
+    return {"worker": get_worker_info().id}
 
 def train_step(batch):
     rows = streamed.setdefault(epoch, {})
@@ -262,6 +267,11 @@ if __name__ == "__main__":
     pq.write_table(shuffled.with_format("arrow")[:], f"{folder}/shuffled-train.parquet")
     for epoch, rows in streamed.items():
         pq.write_table(pa.table(rows), f"{folder}/stream{epoch}-train.parquet")
+    numbered = DataLoader(
+        stream.map(with_worker), batch_size=1024, num_workers=2, multiprocessing_context="spawn", timeout=120
+    )
+    workers = [number for batch in numbered for number in batch["worker"].tolist()]
+    Path(folder, "workers.json").write_text(json.dumps(workers))
 """
 
 
@@ -275,4 +285,9 @@ def test_datasets_reads_each_split_whole_and_as_a_stream(root, tmp_path):
     for name, rows in read.items():
         assert_same_rows(rows, wanted[name.split("-")[1]])
     assert not read["stream0-train"].equals(read["stream1-train"])
+    # Each worker has its share of the files, none is idle.
+    workers = json.loads((tmp_path / "workers.json").read_text())
+    shares = [workers.count(number) / wanted["train"].height for number in (0, 1)]
+    assert sum(shares) == 1
+    assert min(shares) > 0.2
     assert not read["shuffled-train"].equals(read["mapped-train"])

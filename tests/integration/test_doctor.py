@@ -153,7 +153,7 @@ def test_a_store_that_is_no_folder(world, tmp_path):
 def test_time_limits_dead_rows_and_read_only(world, tmp_path):
     name = urlsplit(world).path.lstrip("/")
     alter = f'ALTER DATABASE "{name}" '
-    with changed(world, f"{alter} SET statement_timeout = '5s'", f"{alter} RESET statement_timeout"):
+    with changed(world, f"{alter} SET statement_timeout = '500s'", f"{alter} RESET statement_timeout"):
         assert bad(examined(world, tmp_path)) == {"time limits": "warning"}
     with changed(
         world,

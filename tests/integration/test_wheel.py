@@ -38,7 +38,7 @@ def from_wheel(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
 
 
