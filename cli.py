@@ -298,6 +298,7 @@ def synth(
     naming: opt.NamingOption = None,
     scale: opt.Scale = None,
     seed: opt.Seed = None,
+    into_existing: opt.IntoExisting = None,
 ) -> None:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
     _do(locals(), answers.synth)
@@ -319,14 +320,22 @@ def demo(
     _do(locals(), answers.demo)
 
 
-@schema_app.command("print", epilog=opt.examples("bpr-etl schema print --format prisma --naming mapped"))
+@schema_app.command(
+    "print",
+    epilog=opt.examples(
+        "bpr-etl schema print --format prisma          # named as DATABASE_URL's tables are",
+        "bpr-etl schema print --role bpr_etl --naming mapped",
+    ),
+)
 def schema_print(
+    database_url: opt.Url = None,
     format_: opt.Format = None,
+    all_: opt.All = None,
     role: opt.Role = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
 ) -> None:
-    """Print the tables that are needed, as SQL or as Prisma models; with --role the GRANTs of a least-privilege role."""
+    """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
     _do(locals(), answers.schema_print)
 
 

@@ -15,6 +15,7 @@ from etl.database import Connection, connect, is_lock, lock_key
 from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
 from etl.limits import several_domains
+from etl.numbers import counted
 from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
 from etl.privileges import require_privileges
 from etl.queries import Scope
@@ -26,6 +27,13 @@ OLDEST, NEWEST = 14, 18
 
 SKEW, WILD_SKEW = 5.0, 60.0
 """Seconds by which two clocks may differ before it is said, and before it is wrong."""
+
+# The rows of a table as pg_stat_user_tables counts them. A copy of a database, and a server that crashed, begin to count
+# anew: then as the last VACUUM or ANALYZE saw them, and null where there was none, which is what reltuples = -1 says.
+_ESTIMATE = (
+    "CASE WHEN n_live_tup + n_dead_tup > 0 THEN n_live_tup WHEN pg_relation_size(relid) = 0 THEN 0 "
+    "ELSE (SELECT NULLIF(c.reltuples, -1)::int8 FROM pg_class c WHERE c.oid = relid) END"
+)
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _DEAD, _LONG, _SHORT = 10_000, 600.0, 600.0
@@ -185,7 +193,7 @@ def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
             "schema",
             SchemaError,
             f"{said}: {' '.join(blocking)}",
-            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print` shows.",
+            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print --all` shows.",
         )
     else:
         yield ok("schema", f"{said}: nothing is missing")
@@ -220,12 +228,12 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield failed(
             "shadow users",
             DataError,
-            f"of {users:,} users none has an email that begins with {scope.prefix!r}{at}: there is nothing to learn from",
+            f"of {counted(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: nothing can be learned",
             "See --shadow-prefix, --shadow-domain, and whether this is the right database.",
         )
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
-    said = f"{shadow:,} of {users:,} users ({shadow / users:.1%}); domains: {shown}"
+    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / users:.1%}); domains: {shown}"
     limits(settings).require_users(shadow, users)
     if several_domains(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
@@ -238,16 +246,17 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
     written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
     names = ", ".join(quote_literal(naming.bare(model)) for model in written)
     rows = connection.rows(
-        "SELECT relname::text, n_live_tup, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
+        f"SELECT relname::text, {_ESTIMATE}, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
         "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "
         "(SELECT 'autovacuum_enabled=false' = ANY (c.reloptions) FROM pg_class c WHERE c.oid = relid) "
         f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
     )
     for table, live, dead, size, vacuumed, off in rows:
+        rows_said = "rows not counted yet (ANALYZE does)" if live is None else counted(live, "row")
         said = (
-            f"{table}: {live:,} rows, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
+            f"{table}: {rows_said}, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
         )
-        if off or (dead > _DEAD and dead > live):
+        if off or (dead > _DEAD and dead > (live or 0)):
             remedy = f"Run VACUUM (ANALYZE) {naming.qualified(table)}, and see that autovacuum is on and keeps up with a night."
             yield warning("tables", said + (", autovacuum is off" if off else ""), remedy)
         else:

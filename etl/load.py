@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from etl.contracts import PersonaRows
 from etl.database import Connection
-from etl.errors import DataError, SchemaError
+from etl.errors import DataError, SchemaError, SettingsError
 from etl.ledger import Written
-from etl.prisma import quote_identifier, quote_literal
+from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
 from etl.queries import Scope
 from etl.rankings import MODEL_NAME, MODEL_VERSION
 from etl.stable import decimal_text, md5_32, stable_id
@@ -151,6 +151,23 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
         raise DataError(
             f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
         )
+
+
+def require_empty(connection: Connection, naming: Naming) -> None:
+    """Raise SettingsError, with the counts, where a table that the synthetic world fills holds rows already."""
+    there = (model for model in MODELS if model != "ModelRegistry" and _exists(connection, naming.table(model)))
+    counts = {model: connection.number(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
+    filled = ", ".join(f"{count:,} in {naming.table(model)}" for model, count in counts.items() if count)
+    if filled:
+        database = connection.rows("SELECT current_database()::text")[0][0]
+        raise SettingsError(
+            f"The database {quote_identifier(database)} already holds rows: {filled}. The synthetic world is for an empty "
+            "database; name another one, or say --into-existing to add its made-up users and places to these."
+        )
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return bool(connection.number(f"SELECT (to_regclass({quote_literal(table)}) IS NOT NULL)::int"))
 
 
 def copy_world(

@@ -241,6 +241,16 @@ Snapshot = Annotated[
     _option("--snapshot", "Look at this snapshot, or the newest of this --out folder, instead.", metavar="FOLDER"),
 ]
 Format = Annotated[str | None, _option("--format", "sql (default) or prisma.")]
+All = Annotated[
+    bool | None,
+    _option("--all/--no-all", "Print the application's own tables, too; default: what is to be added to them."),
+]
+IntoExisting = Annotated[
+    bool | None,
+    _option(
+        "--into-existing/--no-into-existing", "Add the synthetic world to tables that hold rows; default: exit 2.", _DB
+    ),
+]
 Scale = Annotated[float | None, _option("--scale", "Size of the synthetic world; default 1, the design's size.")]
 
 

@@ -52,7 +52,7 @@ from etl.journal import Progress, RunResult, Watcher
 from etl.ledger import Ledger, Written
 from etl.limits import bad_shares
 from etl.personas import Materialised, PersonaTally, materialise
-from etl.prisma import MODELS
+from etl.prisma import MODELS, Naming
 from etl.publish import add_beside, add_probe, place_of
 from etl.queries import Scope
 from etl.rankings import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
@@ -96,6 +96,7 @@ def synth(
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
 
+    Raises SettingsError where its tables hold rows, unless `into_existing` says that they may.
     `rows` is called with so many more as they are written.
     """
     from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
@@ -104,6 +105,8 @@ def synth(
     name = settings.schema_in(address)
     with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
         naming = schema.naming_for_apply(connection, name, settings.naming)
+        if not settings.into_existing:
+            load.require_empty(connection, naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
         return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
@@ -115,6 +118,19 @@ def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Fi
     with connect(address, stop) as connection:
         naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
         return schema.check(connection, naming)
+
+
+def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Naming, bool]:
+    """The naming for `schema print`, and whether it is known: asked for, or found in the database that is named.
+
+    Where no database is named either, it is the naming by model.
+    """
+    address = settings.address() if settings.database_url else None
+    name = settings.schema_in(address) if address else settings.schema or "public"
+    if settings.naming != "auto" or address is None:
+        return Naming("mapped" if settings.naming == "mapped" else "model", name), settings.naming != "auto"
+    with connect(address, stop) as connection:
+        return schema.naming_for_apply(connection, name, settings.naming), True
 
 
 def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:

@@ -37,6 +37,7 @@ _OF_GOOD_NIGHTS = {
     "bpr_etl_rows": ("What the last good run came to: users, trips, events, triples and so on, by figure.", ["figure"]),
     "bpr_etl_left_out_rows": ("Rows that the last good run left out, by what they are and why.", ["what", "reason"]),
     "bpr_etl_triples": (f"Triples of a city in the last good run; only up to {MOST_CITIES} cities.", ["city"]),
+    "bpr_etl_warnings": ("How many warnings the last good run gave.", []),
     "bpr_etl_auc": ("AUC of the last good run's probe, from 0 to 1, by ranking.", ["ranking"]),
 }
 METRICS = {
@@ -83,7 +84,7 @@ def write(path: Path, outcome: Outcome) -> None:
         gauge = Gauge(name, text, labels, registry=registry)
         for words, value in own:
             with suppress(ValueError):  # an earlier file with labels of another release
-                gauge.labels(**words).set(value)
+                (gauge.labels(**words) if labels else gauge).set(value)
     # Not *.prom: the collector takes up every file of that name. Readable for its user, whatever our umask says.
     passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -122,6 +123,7 @@ def _earlier(path: Path) -> Iterator[Sample]:
 
 def _of(facts: Mapping[str, Any]) -> Iterator[Sample]:
     """The samples of a good night, from what `--json` says of it."""
+    yield "bpr_etl_warnings", {}, len(facts.get("warnings", []))
     for step in facts.get("steps", []):
         yield "bpr_etl_step_seconds", {"step": step["step"]}, step["seconds"]
     for name, value in figures(facts).items():

@@ -158,7 +158,7 @@ def require(connection: Queries, naming: Naming) -> list[Finding]:
         naming,
         "`bpr-etl schema apply` creates what is missing."
         if all(finding.kind == "table" and finding.model in can_create for finding in _blocking(findings))
-        else "Migrate the Prisma project to what `bpr-etl schema print` shows, or say --schema or --naming.",
+        else "Migrate the Prisma project to what `bpr-etl schema print --all` shows, or say --schema or --naming.",
     )
     return findings
 
@@ -173,7 +173,7 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
     catalogue = _read(connection, naming)
     can_create = _creatable(catalogue, naming)
     left = [each for each in _findings(catalogue, naming) if each.kind != "table" or each.model not in can_create]
-    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print` shows; nothing was created.")
+    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created.")
     for statement in _missing_statements(catalogue, naming, can_create):
         if statement.kind in {"table", "index"} and statement.name in catalogue.relations:
             raise SchemaError(

@@ -15,7 +15,7 @@ from etl.drift import MODERATE, MOVED_MUCH, MUCH, STEADY, Drift
 from etl.errors import visible
 from etl.history import Line
 from etl.nights import Change, figures
-from etl.numbers import change, size
+from etl.numbers import change, counted, size
 from etl.summary import SafeTable
 
 _CITIES = 12
@@ -188,7 +188,11 @@ def _cities(cities: Sequence[City]) -> RenderableType:
         numbers = (_number(value) for pair in (city.events, city.triples) for value in pair)
         table.add_row(city.name, *numbers, share(_share(*city.triples)), _fate(city))
     more = len(cities) - _CITIES
-    return Group(table, Text(f"and {more} more cities whose triples moved less")) if more > 0 else table
+    return (
+        Group(table, Text(f"and {counted(more, 'more city', 'more cities')} whose triples moved less"))
+        if more > 0
+        else table
+    )
 
 
 def _share(before: int | None, after: int | None) -> float | None:
@@ -232,7 +236,8 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
         table.add_row(Text(state, style=_STATES[check.state]), check.name, said)
     failures, warnings = (sum(check.state == state for check in checks) for state in ("failed", "warning"))
     if not failures:
-        verdict = "A night can run" + (f"; {warnings} warnings." if warnings else ".")
+        verdict = "A night can run" + (f"; {counted(warnings, 'warning')}." if warnings else ".")
     else:
-        verdict = f"{failures} checks failed, {warnings} warnings: mend the first that failed, and look again."
+        first = "it" if failures == 1 else "the first that failed"
+        verdict = f"{counted(failures, 'check')} failed, {counted(warnings, 'warning')}: mend {first}, and look again."
     return Group(table, Text(f"\n{verdict}"))

@@ -34,6 +34,7 @@ FACTS = {
         "cities_left_out": {"Village": "small"},
         "positives_left_out": {"no_negatives": 1},
     },
+    "warnings": ["Half of them are gone.", "There is no index."],
 }
 GOOD = Outcome(NIGHT, 61.5, 0, 2.0**28, FACTS)
 
@@ -72,6 +73,7 @@ def test_a_good_night_says_when_how_long_and_how_much(tmp_path):
         ("bpr_etl_left_out_rows", "events", "small_catalog"): 30,
         ("bpr_etl_left_out_rows", "positives", "no_negatives"): 1,
         ("bpr_etl_triples", 'R"o\nme\\'): 9,
+        ("bpr_etl_warnings",): 2,
         ("bpr_etl_auc", "model"): 0.7,
         ("bpr_etl_auc", "popularity"): 0.6,
     }
