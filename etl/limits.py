@@ -5,13 +5,13 @@ Pure: numbers in, a sentence or nothing out. Each of them stops the run before a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etl.choices import parse_expected
 from etl.errors import DataError
-from etl.nights import OF_ROWS, Change, Compared
+from etl.nights import OF_ROWS, Compared, Figure
 
 _NOTHING = "Nothing was committed or published."
 
@@ -69,20 +69,15 @@ def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
 
 
 def require_usual(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
-    """A warning that names the figures which moved further than `--max-change` allows, and says what to do.
+    """A warning that names the figures which moved too far since the runs before, and says what to do.
 
-    Raises DataError instead, where that is to stop the night.
+    Raises DataError instead, where that is to stop the run: what moved that far in the last one already does not.
     """
     if not compared.moved:
         return []
-    snapshots = dict.fromkeys(name for name, _ in compared.moved)
-    said = "; ".join(
-        f"Since snapshot {name}: {', '.join(_moved(change) for of, change in compared.moved if of == name)}"
-        for name in snapshots
-    )
-    what = f"{said}; --max-change allows {allowed:.0%}."
+    what = " ".join(_moved(compared.moved, allowed))
     see = "See whether the source lost rows or gained some (a restore, a purge, another database, another --shadow-prefix)"
-    if stops:
+    if stops and not all(each.stays for each in compared.moved):
         raise DataError(f"{what} {_NOTHING} {see}; if it is right so, run once with --no-fail-on-change.")
     return [f"{what} {see}; `bpr-etl diff` shows what else changed. If it is right so, nothing need be done."]
 
@@ -96,8 +91,24 @@ def not_compared(compared: Compared) -> list[str]:
     return [f"{what} were not compared with the snapshots before: none of them has the same {options}."]
 
 
-def _moved(change: Change) -> str:
-    return f"{change.name} went from {change.before:,.0f} to {change.after:,.0f} ({change.share:+.0%})"
+def _moved(moved: Sequence[Figure], allowed: float) -> Iterator[str]:
+    """What moved, in a sentence for those with an expected range, and in one for each snapshot that others moved since."""
+    if ranged := [each for each in moved if each.usual]:
+        said = ", ".join(f"{_went(each)}, expected {_range(each)}" for each in ranged)
+        yield f"Not what the {max(each.runs for each in ranged)} runs before lead one to expect (--max-change): {said}."
+    for name in dict.fromkeys(each.since for each in moved if not each.usual):
+        said = ", ".join(_went(each) for each in moved if not each.usual and each.since == name)
+        yield f"Since snapshot {name}: {said}; --max-change allows {allowed:.0%}."
+
+
+def _went(figure: Figure) -> str:
+    share = "" if figure.change is None else f" ({figure.change:+.0%})"
+    return f"{figure.name} went from {figure.before:,.0f} to {figure.value:,.0f}{share}"
+
+
+def _range(figure: Figure) -> str:
+    low, high = figure.usual or (0, 0)
+    return f"{max(low, 0):,.0f} to {high:,.0f}"
 
 
 def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

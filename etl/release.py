@@ -20,10 +20,10 @@ from etl.compact import Dataset
 from etl.config import Settings
 from etl.engine import HERE, Engine
 from etl.errors import ConnectError, DataError, EtlError
-from etl.history import nights, prune
+from etl.history import misdated, nights, prune, published
 from etl.journal import Progress, RunResult
 from etl.limits import not_compared, require_usual
-from etl.nights import Night, alike, compare, figures
+from etl.nights import beside, compare, figures
 from etl.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
 from etl.reporting import Watch
 from etl.sign import DOUBTFUL
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from etl.probe import Probed
 
 Clock = Callable[[], datetime]
+
+_MISDATED = (
+    "This machine's clock is wrong, or another's was. No run is compared with them once another is "
+    "the newest, and --keep takes them away first; remove them when nobody reads them any more."
+)
 
 
 def silently(_what: str, _done: int, _of: int) -> None:
@@ -69,8 +74,11 @@ class Release:
     engine: Engine = HERE
 
     def __post_init__(self) -> None:
-        self.report.nights = nights_before(self.settings, self.out)
-        self.report.alike = alike(self.report.nights, self.settings.public())
+        now = self.clock()
+        with looked_at(self.settings, self.out) as store:
+            self.report.nights = nights(store, published(store, now))
+            if odd := misdated(store, now):
+                self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
 
     def publish(self, dataset: Dataset) -> None:
         """All of it, where no database has to agree first."""
@@ -98,9 +106,10 @@ class Release:
     def _compare(self) -> None:
         """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
         settings, report = self.settings, self.report
+        report.figures = beside(report.nights, settings.public(), figures(report.counts), self.clock())
         if settings.max_change is None:
             return
-        compared = compare(report.nights, settings.public(), figures(report.counts), settings.max_change)
+        compared = compare(report.nights, settings.public(), report.figures, settings.max_change)
         report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
         report.notes += not_compared(compared)
 
@@ -169,20 +178,19 @@ class Release:
         """Take the oldest snapshots away. That fails no night: what was to be done is done."""
         try:
             with self.report.step("prune") as rows:
-                rows(len(prune(self.out, keep).removed))
+                rows(len(prune(self.out, keep, self.clock()).removed))
         except (OSError, EtlError) as error:
             self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
 
 
-def nights_before(settings: Settings, out: Store) -> list[Night]:
-    """The last snapshots of the --out that is held, oldest first; a dry run looks at those where it would publish.
+@contextmanager
+def looked_at(settings: Settings, out: Store) -> Iterator[Store]:
+    """The --out whose earlier snapshots are looked at: the one that is held; a dry run's is where it would publish.
 
     What can't be read is left out: it is no reason not to publish, and where there is one, that will be said.
     """
     with suppress(ConnectError):
-        store = reading(settings.out, settings.environ) if settings.dry_run else out
-        return nights(store)
-    return []
+        yield reading(settings.out, settings.environ) if settings.dry_run else out
 
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
