@@ -11,6 +11,7 @@ from typing import Any
 
 from etl.choices import parse_expected
 from etl.errors import DataError
+from etl.losses import SMALL_CATALOGUE, by_reason
 from etl.nights import OF_ROWS, Compared, Figure
 
 _NOTHING = "Nothing was committed or published."
@@ -54,6 +55,47 @@ class Limits:
                 f"Too much was set aside: {'; '.join(over)}, and --max-bad allows {self.max_bad:.2%}. {_NOTHING} "
                 "The same run without --max-bad, with --dry-run, says why each was."
             )
+
+
+def require_triples(
+    triples: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
+) -> list[str]:
+    """Raise DataError where there are no triples, or none in train, unless that is allowed; a warning for each part without.
+
+    `triples` are those of each part of the split, of all under None where there is no split; `published` is what was counted.
+    """
+    empty = [part for part, number in triples.items() if not number]
+    if not empty:
+        return []
+    if len(empty) == len(triples):
+        what = f"There are no triples: {_why_none(published)}."
+    else:
+        counted = ", ".join(f"{part} {number:,}" for part, number in triples.items())
+        what = f"A part of --split {split} has no triples ({counted})."
+    if "train" in empty or None in empty:
+        if not allowed:
+            raise DataError(f"{what} {_NOTHING} {_remedy(published)}; where that is meant, say --allow-empty.")
+        return [f"{what} --allow-empty allows that: the columns were published, without rows."]
+    return [f"{what} It was published as a file without rows: see whether the split is the right one."]
+
+
+def _why_none(published: Mapping[str, Any]) -> str:
+    events = sum(published["events"].values())
+    left_out = [loss for loss in by_reason("positives", published["positives_left_out"]) if loss.rows]
+    if not events:
+        return "there is no ranking event to make them of"
+    if not left_out:
+        return f"nothing was selected in any of {events:,} ranking events"
+    return "; ".join(f"{loss.rows:,} positives were left out because the {loss.why}" for loss in left_out)
+
+
+def _remedy(published: Mapping[str, Any]) -> str:
+    reasons = published["positives_left_out"]
+    if not sum(reasons.values()):
+        return "See whether the database, --shadow-prefix, --audience and --split are the right ones"
+    most = max(reasons, key=lambda reason: reasons[reason])
+    options = {SMALL_CATALOGUE: "--min-catalog and --small-catalog"}.get(most, "--negatives and --reject")
+    return f"See {options}, and --split"
 
 
 def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:

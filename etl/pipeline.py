@@ -513,6 +513,6 @@ def _counts(
         "affinities_dropped": made.affinities_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
-        "positives": ranked.positives,
+        "selected_places": ranked.positives,
         "positives_outside_candidates": ranked.positives_outside_candidates,
     }

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.affinity import affinity_model
+from etl.choices import advice, parse_split
 from etl.compact import Dataset
 from etl.config import Settings
 from etl.engine import HERE, Engine
 from etl.errors import ConnectError, DataError, EtlError
 from etl.history import misdated, nights, prune, published
 from etl.journal import Progress, RunResult
-from etl.limits import not_compared, require_usual
+from etl.limits import not_compared, require_triples, require_usual
 from etl.nights import beside, compare, figures
 from etl.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
 from etl.reporting import Watch
@@ -87,7 +88,8 @@ class Release:
     def stage(self, dataset: Dataset) -> Staged:
         """Write and check the snapshot's data files, take over their account, and probe them if that is asked for.
 
-        Raises DataError where they are not what was meant, or where the probe's AUC is below `fail_below`.
+        Raises DataError where they are not what was meant, where there are no triples to train on, or where the probe's AUC is
+        below `fail_below`.
         """
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
@@ -95,8 +97,12 @@ class Release:
             watch = Watch(dataset, affinity_model().unknown)
             account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
             report.counts["published"] = account.counts(dataset)
+            report.counts["positives"] = report.counts["published"]["positives"]
             rows(sum(report.counts["published"]["triples"].values()))
-        report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]
+        published = report.counts["published"]
+        triples = account.triples_of(parse_split(settings.split).parts)
+        report.warnings += require_triples(triples, settings.split, published, allowed=settings.may_be_empty)
+        report.warnings += [*_unknown_cities(settings, account), *_doubts(settings, account)]
         self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(account)
@@ -213,7 +219,7 @@ def require_auc(found: Probed, settings: Settings, after: str) -> None:
     if settings.fail_below is not None and not ours >= settings.fail_below:
         raise DataError(
             f"A model trained on these triples has AUC {ours:.3f}, and --fail-below asks for "
-            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} Try --negatives recommended."
+            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} {found.advice}"
         )
 
 
@@ -231,13 +237,13 @@ def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
             yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
 
 
-def _doubts(account: Staged) -> Iterator[str]:
+def _doubts(settings: Settings, account: Staged) -> Iterator[str]:
     """The cities whose triples are likely to teach badly, by the sign that needs no training."""
     low = {city: value for city, value in account.signs.items() if value is not None and value < DOUBTFUL}
     if low:
         named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
         yield (
             f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
-            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). Try --negatives recommended, and "
-            "measure with `bpr-etl probe`; docs/negatives.md explains."
+            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). {advice(settings.negatives)} "
+            "`bpr-etl probe` measures it; docs/negatives.md explains."
         )

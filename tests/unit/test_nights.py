@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from random import Random
 
+import numpy as np
 import pytest
 
 from etl.nights import (
@@ -198,11 +198,11 @@ BASES = (750, 4_000, 20_000, 1_000_000, 60_000, 750, 1_200)
 
 def three_months(seed: int, rhythm: float, growth: float) -> Iterator[tuple[list[Night], Figures, datetime]]:
     """Ninety ordinary nights: noise of 5 %, weekends that are `rhythm` more, and growth; each with those before it."""
-    random, nights = Random(seed), list[Night]()
+    random, nights = np.random.default_rng(seed), list[Night]()
     for day in range(90):
         now = NOW + timedelta(days=seed + day)
         level = (1 + growth) ** day * (1 + rhythm * (now.weekday() >= 5))
-        found = {name: round(level * base * random.gauss(1, 0.05)) for name, base in zip(WATCHED, BASES, strict=True)}
+        found = {name: round(level * base * random.normal(1, 0.05)) for name, base in zip(WATCHED, BASES, strict=True)}
         yield nights, found, now
         nights = [*nights[-(REMEMBERED - 1) :], Night(f"{now:%Y%m%dT%H%M%S%f}Z-0", SAME, found)]
 
