@@ -69,6 +69,13 @@ class Split:
     cuts: tuple[int, ...] = ()
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that there are, earliest first; none without a split."""
+        if self.kind == "none":
+            return ()
+        return ("train", "test") if len(self.cuts) == 1 else SPLITS
+
+    @property
     def lets_in(self) -> str | None:
         """What an evaluation on this split has seen that a real morning has not, in words; None for nothing."""
         if self.kind == "last-trip":
@@ -93,6 +100,13 @@ def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
     if not found:
         raise SettingsError("must name at least one strategy")
     return tuple(dict.fromkeys(found))
+
+
+def advice(negatives: Iterable[str]) -> str:
+    """What to try where triples teach badly: other negatives, unless they are the recommended ones already."""
+    if RECOMMENDED not in negatives:
+        return f"Try --negatives {RECOMMENDED}."
+    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected places."
 
 
 def negatives_for(words: Iterable[str], alpha: float | None, nodes: int) -> Negatives:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from etl import parsers
 from etl.address import Address, parse_address, scrub, secrets_in
-from etl.choices import MOST_ALPHA, parse_change, parse_part
+from etl.choices import MOST_ALPHA, parse_change, parse_expected, parse_part
 from etl.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
@@ -54,6 +54,7 @@ class Settings:
     max_bad: float | None = _setting(parse_part, None)
     max_change: float | None = _setting(parse_change, 0.25)
     fail_on_change: bool = _setting(parsers.flag, default=False)
+    allow_empty: bool = _setting(parsers.flag, default=False)
     keep: int | None = _setting(parsers.whole(1), None)
     wait_lock: bool = _setting(parsers.flag, default=False)
     max_wait: float = _setting(parsers.positive, 3600.0)
@@ -118,6 +119,12 @@ class Settings:
     def schema_in(self, address: Address) -> str:
         """The PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
         return self.schema or address.schema or "public"
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a run without triples is meant: by --allow-empty, or since there are to be no shadow users."""
+        nobody = self.expect_users is not None and parse_expected(self.expect_users).number == 0
+        return self.allow_empty or (nobody and self.audience == "shadow")
 
     @property
     def patience(self) -> float:

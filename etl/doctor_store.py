@@ -128,6 +128,10 @@ def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
         )
     else:
         yield _age(store, latest, len(names), clock)
+    if odd := history.misdated(store, clock()):
+        yield warning(
+            "snapshots", odd, "Set this machine's clock; if another's was wrong, remove them when nobody reads them."
+        )
     if unfinished := history.unfinished(store):
         yield warning(
             "snapshots",

@@ -101,6 +101,14 @@ FailOnChange = Annotated[
     bool | None,
     _option("--fail-on-change/--no-fail-on-change", "Exit 5 instead of that warning; nothing is published.", _LIMITS),
 ]
+AllowEmpty = Annotated[
+    bool | None,
+    _option(
+        "--allow-empty/--no-allow-empty",
+        "Publish also where there are no triples, or none in train; default: exit 5.",
+        _LIMITS,
+    ),
+]
 Keep = Annotated[
     int | None,
     _option("--keep", "Then remove all but so many of the newest snapshots; default: keep all.", _WHAT, metavar="N"),

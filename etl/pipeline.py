@@ -301,7 +301,10 @@ def _add_report(
 ) -> None:
     """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
     place = place_of(snapshot)
-    before = nights(reading(place[0], settings.environ), place[1]) if place is not None else []
+    before = []
+    if place is not None:
+        store = reading(place[0], settings.environ)
+        before = nights(store, [name for name in store.folders() if name < place[1]])
     page = rebuilt(snapshot, before, affinity_model().unknown, progress, probe)
     add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
@@ -543,6 +546,6 @@ def _counts(
         "openness_dropped": made.openness_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
-        "positives": ranked.positives,
+        "selected_places": ranked.positives,
         "positives_outside_candidates": ranked.positives_outside_candidates,
     }

@@ -56,7 +56,7 @@ class Question:
     `train` are the triples before test. Variants are trained on `trial` and judged by `tune`: train and what valid holds out
     or, without a valid, the same one step earlier, each user's last trip in train (`tuned_on` says which). `popularity`
     counts the events before test that selected each item, by code; `split` is in words; `unranked` counts the held-out
-    places of test that their city's catalogue hasn't.
+    places of test that their city's catalogue hasn't; `negatives` are the strategies that made the triples.
     """
 
     dataset: Dataset
@@ -68,6 +68,7 @@ class Question:
     popularity: I64
     split: str
     unranked: int
+    negatives: tuple[str, ...]
 
 
 def question(snapshot: Snapshot) -> Question:
@@ -93,7 +94,9 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")
     popularity = times_named(before, "selected_idx", dataset.items.height)
-    return Question(dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked)
+    return Question(
+        dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked, training.options.negatives
+    )
 
 
 def _kept(training: Training) -> pl.DataFrame:

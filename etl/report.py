@@ -19,7 +19,7 @@ from etl.errors import visible
 from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
 from etl.losses import RANKINGS, losses
 from etl.manifest import parse_probe
-from etl.nights import Night, alike
+from etl.nights import Night, moment_of
 from etl.report_answers import KEY, answers
 from etl.report_days import Days, days_of
 from etl.report_facts import (
@@ -28,7 +28,6 @@ from etl.report_facts import (
     cities_of,
     figures_of,
     funnel,
-    moment_of,
     setting,
     split_of,
     trends,
@@ -197,7 +196,7 @@ def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict
         **{field.name: getattr(shown, field.name) for field in fields(shown)},
         "figures": figures,
         "key": [each for name in KEY for each in figures if each.name == name],
-        "answers": answers(manifest, figures, len(alike(shown.nights, manifest["settings"]))),
+        "answers": answers(manifest, figures),
         "funnel": funnel(manifest, shown.tally, shown.trips, shown.people.users),
         "losses": [loss for loss in losses(manifest) if loss.rows],
         "splits": split_of(manifest),

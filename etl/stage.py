@@ -36,7 +36,7 @@ from etl.engine import HERE, Engine, Held
 from etl.errors import DataError
 from etl.expansion import BucketTally, Key, PartitionTally, Totals, expand_bucket
 from etl.journal import Progress
-from etl.parquet import Copies, Crew, Parts, Written, crew, write_file
+from etl.parquet import Copies, Crew, Parts, Written, as_written, crew, write_file, write_pieces
 from etl.shuffle import Shuffle
 from etl.sign import sign
 from etl.snapshot import ITEM_COUNTS, USER_COUNTS
@@ -93,8 +93,7 @@ class _Output:
     def __init__(self, staging: _Staging, tally: PartitionTally) -> None:
         self.tally = tally
         self.split, self.city = tally.key
-        place = city_folder(self.city)
-        self.place = place if self.split is None else f"split={self.split}/{place}"
+        self.place = partition_folder(self.split, self.city)
         self.events = _event_parts(staging, self.city, self.place)
         self.files = _triple_parts(staging, self.place, tally.weight)
         self.shuffle = Shuffle(staging.scratch) if staging.options.training.shuffle else None
@@ -235,8 +234,11 @@ class _Staging(AbstractContextManager["_Staging"]):
             output.end()
         if self.writers is not None:
             self.writers.end()
-        written = [file for output in outputs for parts in (output.events, output.files) for file in parts.written()]
+        written = [file for output in outputs for own in (output.events, output.files) for file in own.written()]
         account = self.account
+        full = {output.split for output in outputs if output.tally.triples}
+        parts = parse_split(self.options.training.split).parts or (None,)
+        written += [self._without_rows(part) for part in parts if part not in full]
         account.partitions = [output.entry() for output in outputs]
         account.users_through = len(self.through)
         account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
@@ -246,6 +248,16 @@ class _Staging(AbstractContextManager["_Staging"]):
         ]
         account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return account
+
+    def _without_rows(self, split: str | None) -> Written:
+        """The file of a part of the split without triples, in its first city's folder: readers find the columns and no row."""
+        city = next(iter(self.dataset.events.cities), "")
+        self.account.folders.setdefault(city_folder(city), city)
+        folder = self.folder / "triples" / partition_folder(split, city)
+        folder.mkdir(parents=True, exist_ok=True)
+        no_pieces: list[TriplePiece] = []
+        path = folder / "part-00000.parquet"
+        return as_written(path, write_pieces(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
 
     def _by_city(self, outputs: list[_Output]) -> None:
         """What the account says of each city, train before valid before test."""
@@ -285,6 +297,11 @@ def _with_counts(
 
 def _order(output: _Output) -> tuple[int, bytes]:
     return SPLITS.index(output.split or "train"), output.city.encode()
+
+
+def partition_folder(split: str | None, city: str) -> str:
+    """The folder of a (split, city), inside of its kind's."""
+    return city_folder(city) if split is None else f"split={split}/{city_folder(city)}"
 
 
 def city_folder(city: str) -> str:

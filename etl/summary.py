@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -14,7 +14,7 @@ from rich.text import Text
 from etl.errors import visible
 from etl.journal import RunResult
 from etl.losses import MOST_CITIES, RANKINGS, losses
-from etl.nights import FEWEST, figures, usual
+from etl.nights import FEWEST, Figure
 
 
 def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
@@ -65,32 +65,35 @@ def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
 
 def _amounts(report: RunResult) -> RenderableType:
     """Is it the usual amount? Each figure beside the last snapshot's, and the usual range of the nights before."""
-    tonight, before = figures(report.counts), report.before
-    if not tonight:
+    if not report.figures:
         return Text("")
-    ranges = {name: usual([night[name] for night in before if name in night]) for name in tonight}
-    odd = {name: _oddness(value, ranges[name]) for name, value in tonight.items()}
-    unusual = sum(map(bool, odd.values()))
-    title = f"\nIs it the usual amount? {_verdict(len(before), unusual, len(tonight))}"
-    table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * bool(unusual))
-    for name, value in tonight.items():
-        last, found = (before[-1] if before else {}).get(name), ranges[name]
+    unusual = any(each.odd for each in report.figures)
+    title = f"\nIs it the usual amount? {_verdict(report.figures)}"
+    table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * unusual)
+    for each in report.figures:
+        name, found = each.name, each.usual
         range_ = "-" if found is None else f"{_number(name, max(found[0], 0))} to {_number(name, found[1])}"
-        words = [Text(odd[name], style="bold yellow")] if unusual else []
-        table.add_row(name, _number(name, value), _number(name, last), _change(last, value), range_, *words)
+        words = [Text(_oddness(each), style="bold yellow")] if unusual else []
+        change = _change(each.before, each.value)
+        table.add_row(name, _number(name, each.value), _number(name, each.before), change, range_, *words)
     return table
 
 
-def _oddness(value: float, found: tuple[float, float] | None) -> str:
-    low, high = found or (value, value)
-    return "less than usual" if value < low else "more than usual" if value > high else ""
+def _oddness(figure: Figure) -> str:
+    if not figure.odd or figure.usual is None:
+        return ""
+    return "less than usual" if figure.value < figure.usual[0] else "more than usual"
 
 
-def _verdict(nights: int, unusual: int, figures_: int) -> str:
-    """The answer in a few words."""
-    if nights < FEWEST:
-        return f"Not known yet: {nights} of {FEWEST} nights."
-    return f"No: {unusual} of {figures_} figures left their range." if unusual else "Yes, in every figure."
+def _verdict(found: Sequence[Figure]) -> str:
+    """The answer in a few words: "No" is said of what `--max-change` watches, so that there is a warning, too."""
+    if not any(each.usual for each in found):
+        return f"Not known yet: {max(each.runs for each in found)} of {FEWEST} nights."
+    odd = [each for each in found if each.odd]
+    if not odd:
+        return "Yes, in every figure."
+    answer = "No:" if any(each.watched for each in odd) else "Yes, but"
+    return f"{answer} {len(odd)} of {len(found)} figures left their range."
 
 
 def _number(name: str, value: float | None) -> str:

@@ -26,7 +26,7 @@ from etl.config import (
     wants_json,
     wants_json_log,
 )
-from etl.errors import EtlError, visible
+from etl.errors import EtlError, NothingToDo, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
         raise typer.Exit(1) from None
     measured.write(said.exit_code, said.facts)
     if settings.json:
-        _print_json({"ok": said.exit_code == 0, "exit_code": said.exit_code, **said.facts})
+        _print_json({"ok": said.exit_code in (0, NothingToDo.exit_code), "exit_code": said.exit_code, **said.facts})
     elif said.asked_for or not settings.quiet:
         _show(said.shown)
     raise typer.Exit(said.exit_code)

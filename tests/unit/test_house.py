@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "schema": {"errors", "prisma"},
     "stopping": {"errors"},
     "nights": set(),
-    "limits": {"choices", "errors", "nights"},
+    "limits": {"choices", "errors", "losses", "nights"},
     "privileges": {"errors", "prisma"},
     "scope": {"config", "database", "errors", "journal", "limits", "privileges", "queries", "schema"},
     "ledger": {"database", "errors", "prisma", "queries"},
@@ -53,13 +53,13 @@ MAY_IMPORT = {
     "snapshot": {"__init__", "buckets", "compact", "contracts", "errors", "event_files", "manifest", "parquet"},
     "heldout": {"compact", "draws", "metrics"},
     "question": {"columns", "compact", "draws", "heldout", "snapshot", "training"},
-    "probe": {"bpr", "heldout", "journal", "metrics", "question"},
+    "probe": {"bpr", "choices", "heldout", "journal", "metrics", "question"},
     "columns": {"compact", "parquet", "triples"},
-    "expansion": {"columns", "draws", "training", "triples"},
+    "expansion": {"columns", "draws", "losses", "training", "triples"},
     "apart": {
         *("choices", "columns", "draws", "engine", "errors", "expansion", "parquet", "training", "triples"),
     },
-    "staged": {"compact", "expansion", "triples"},
+    "staged": {"compact", "losses", "triples"},
     "shuffle": {"columns", "triples"},
     "stage": {
         *("apart", "engine", "expansion", "staged"),
@@ -121,6 +121,7 @@ MAY_IMPORT = {
     "release": {
         *(
             "affinity",
+            "choices",
             "compact",
             "config",
             "errors",
