@@ -242,9 +242,9 @@ def parse_table(word: str) -> TableName:
     return TableName(_spellings(found["schema"]), _spellings(found["table"]))
 
 
-def parse_tables(words: Iterable[Any]) -> tuple[str, ...]:
+def parse_tables(words: Iterable[str]) -> tuple[str, ...]:
     """Names of tables, each once. A word may hold several, parted by commas. Raises SettingsError for what is no name."""
-    names = [name.strip() for word in words for name in _COMMA.split(str(word))]
+    names = [name.strip() for word in words for name in _COMMA.split(word)]
     for name in names:
         parse_table(name)
     return tuple(dict.fromkeys(names))

@@ -108,10 +108,10 @@ def negatives(value: Any) -> tuple[str, ...]:
 
 def tables(value: Any) -> tuple[str, ...]:
     """Names of tables: a list of them, or a text that parts them by commas; see `choices.parse_tables`."""
-    words = [text(value)] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple):
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise SettingsError("must be the names of tables")
-    return parse_tables(words)
+    return parse_tables(map(text, words))
 
 
 def split(value: Any) -> str:
