@@ -84,6 +84,7 @@ def run(
     max_change: opt.MaxChange = None,
     fail_on_change: opt.FailOnChange = None,
     allow_empty: opt.AllowEmpty = None,
+    allow_side_effects: opt.AllowSideEffects = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
@@ -348,7 +349,7 @@ def schema_check(
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
 ) -> None:
-    """Say what is missing in a database; exit 4 when something is."""
+    """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
     _do(locals(), answers.schema_check)
 
 

@@ -209,7 +209,7 @@ def schema_check(settings: Settings, stop: Stop) -> Answer:
     findings = pipeline.schema_check(settings, stop)
     facts = {"findings": [asdict(finding) for finding in findings]}
     shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
-    return Answer(facts, shown, SchemaError.exit_code if findings else 0)
+    return Answer(facts, shown, SchemaError.exit_code if any(each.severity == "blocking" for each in findings) else 0)
 
 
 def schema_apply(settings: Settings, stop: Stop) -> Answer:

@@ -1,4 +1,4 @@
-"""What can be asked of a snapshot's triples, as words and as values: negatives, splits, weights of cities.
+"""What can be asked of a run, as words and as values: negatives, splits, weights of cities, names of tables.
 
 Standard library alone: the command line checks its options with it before anything slow is imported.
 """
@@ -232,3 +232,42 @@ def parse_part(word: Any) -> float:
     if isinstance(word, bool) or not 0 <= number <= 1:
         raise SettingsError("must be a share like 1%, or a number from 0 to 1")
     return number
+
+
+_NAME = r'"(?:[^"]|"")+"|[^\s".,]+'
+_TABLE = re.compile(rf"(?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})")
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table as a person names it. What is not quoted stands for itself, else for its lower case: the likelier one first."""
+
+    schema: tuple[str, ...]
+    table: tuple[str, ...]
+
+
+def parse_table(word: str) -> TableName:
+    """A table's name: `table` or `schema.table`, each part quoted or not. Raises SettingsError for what is none."""
+    found = _TABLE.fullmatch(word)
+    if found is None:
+        raise SettingsError(
+            "must be the names of tables: table or schema.table, in double quotes where it has a dot or a space"
+        )
+    return TableName(_spellings(found["schema"]), _spellings(found["table"]))
+
+
+def parse_tables(words: Iterable[str]) -> tuple[str, ...]:
+    """Names of tables, each once. A word may hold several, parted by commas. Raises SettingsError for what is no name."""
+    names = [name.strip() for word in words for name in _COMMA.split(word)]
+    for name in names:
+        parse_table(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _spellings(part: str | None) -> tuple[str, ...]:
+    if part is None:
+        return ()
+    if part.startswith('"'):
+        return (part[1:-1].replace('""', '"'),)
+    return tuple(dict.fromkeys((part, part.lower())))

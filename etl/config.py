@@ -53,6 +53,7 @@ class Settings:
     expect_users: str | None = _setting(parsers.expected, None)
     max_bad: float | None = _setting(parse_part, None)
     max_change: float | None = _setting(parse_change, 0.25)
+    allow_side_effects: tuple[str, ...] = _setting(parsers.tables, ())
     fail_on_change: bool = _setting(parsers.flag, default=False)
     allow_empty: bool = _setting(parsers.flag, default=False)
     keep: int | None = _setting(parsers.whole(1), None)

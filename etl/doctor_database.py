@@ -14,6 +14,7 @@ from etl.config import Settings
 from etl.database import Connection, connect, is_lock, lock_key
 from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
+from etl.ledger import require_counted
 from etl.limits import several_domains
 from etl.numbers import counted
 from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
@@ -37,7 +38,10 @@ _ESTIMATE = (
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _DEAD, _LONG, _SHORT = 10_000, 600.0, 600.0
-_CHECKS = ("server", "TLS", "pooler", "time limits", "clock", "schema", "rights", "shadow users", "tables", "other run")
+_CHECKS = (
+    *("server", "TLS", "pooler", "time limits", "clock", "audit", "schema", "side effects", "rights", "shadow users"),
+    *("tables", "other run"),
+)
 
 Clock = Callable[[], datetime]
 
@@ -57,6 +61,7 @@ def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Ch
             yield from guarded("pooler", partial(_pooler, connection))
             yield from guarded("time limits", partial(_time_limits, connection))
             yield from guarded("clock", partial(_clock, connection, clock))
+            yield from guarded("audit", partial(_audit, connection))
             yield from _schema_checks(connection, settings)
             yield from guarded("transactions", partial(_transactions, connection))
     except (ConnectError, SchemaError, SettingsError) as error:
@@ -170,7 +175,8 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
         findings = schema.check(connection, naming)
     except SchemaError as error:
         yield Check("schema", "failed", str(error), exit_code=error.exit_code)
-        yield from (Check(each, "skipped", "the schema is not there") for each in ("rights", "shadow users", "tables"))
+        without = ("side effects", "rights", "shadow users", "tables")
+        yield from (Check(each, "skipped", "the schema is not there") for each in without)
         yield from guarded("other run", partial(_other_run, connection, name))
         return
     yield from _fits(naming, findings)
@@ -198,11 +204,33 @@ def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
     else:
         yield ok("schema", f"{said}: nothing is missing")
     for each in findings:
-        if each.severity == "advice":
+        if each.severity == "advice" and each.kind not in schema.SIDE_EFFECTS:
             name, remedy = ("index", "") if each.kind == "index" else ("schema", "A run goes on without it.")
             yield warning(name, each.detail, remedy)
     if not any(each.kind in {"index", "table"} for each in findings):
         yield ok("index", "the design's indexes are there")
+    yield from _side_effects(findings)
+
+
+def _side_effects(findings: list[schema.Finding]) -> Iterator[Check]:
+    """What else happens when a run writes, as far as it is no reason for a run not to begin."""
+    found = [each for each in findings if each.kind in schema.SIDE_EFFECTS and each.severity == "advice"]
+    for each in found:
+        if each.model == "ModelRegistry" and each.kind == "foreign_key":
+            yield ok("side effects", each.detail)
+        else:
+            yield warning(
+                "side effects", each.detail, "`bpr-etl run --dry-run` says what it comes to, and keeps nothing."
+            )
+    if not found:
+        yield ok(
+            "side effects", "no foreign key points at the tables that a run writes, and no trigger or rule is on them"
+        )
+
+
+def _audit(connection: Connection) -> Iterator[Check]:
+    require_counted(connection)
+    yield ok("audit", "the server counts the rows that a run writes, by which a run sees what triggers write")
 
 
 def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:

@@ -109,6 +109,15 @@ AllowEmpty = Annotated[
         _LIMITS,
     ),
 ]
+AllowSideEffects = Annotated[
+    list[str] | None,
+    _option(
+        "--allow-side-effects",
+        "A table that foreign keys or triggers may write to in a run, which else ends with exit 5. May be repeated.",
+        _LIMITS,
+        metavar="TABLE",
+    ),
+]
 Keep = Annotated[
     int | None,
     _option("--keep", "Then remove all but so many of the newest snapshots; default: keep all.", _WHAT, metavar="N"),

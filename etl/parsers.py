@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from etl.choices import parse_city_weights, parse_expected, parse_negatives, parse_split
+from etl.choices import parse_city_weights, parse_expected, parse_negatives, parse_split, parse_tables
 from etl.errors import SettingsError
 
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -138,6 +138,14 @@ def negatives(value: Any) -> tuple[str, ...]:
     if not isinstance(words, list | tuple):
         raise SettingsError("must be a list of strategies")
     return parse_negatives(each for word in words for each in (word.split(",") if isinstance(word, str) else [word]))
+
+
+def tables(value: Any) -> tuple[str, ...]:
+    """Names of tables: a list of them, or a text that parts them by commas; see `choices.parse_tables`."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise SettingsError("must be the names of tables")
+    return parse_tables(map(text, words))
 
 
 def split(value: Any) -> str:

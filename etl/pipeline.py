@@ -315,7 +315,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     aside = SetAside()
     with ExitStack() as stack:
         require_scope(connection, scope, settings, report)
-        ledger = Ledger(connection, scope)
+        ledger = Ledger(connection, scope, settings.allow_side_effects)
         buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
         slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:

@@ -120,6 +120,29 @@ def test_a_schema_that_does_not_fit_exits_4(database_url, tmp_path):
     assert call("schema", "check", "--database-url", database_url).returncode == 4
 
 
+def test_what_a_run_would_set_off_is_listed_and_keeps_no_run_from_working(small_world, tmp_path):
+    with psycopg.connect(small_world) as connection:
+        connection.execute('CREATE TABLE "Feedback" ("event" text REFERENCES "RankingEvent"("id") ON DELETE CASCADE)')
+    run = ("run", "--out", str(tmp_path / "out"), "--database-url", small_world, "--seed")
+    assert call(*run, "0").returncode == 0
+    checked = call("schema", "check", "--database-url", small_world)
+    assert checked.returncode == 0
+    assert 'Rows of public."Feedback" refer to' in checked.stdout.replace("\n", " ")
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """INSERT INTO "Feedback" SELECT "id" FROM "RankingEvent" WHERE "userId" IN
+            (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-')) LIMIT 3"""
+        )
+    stopped = call(*run, "1")
+    assert stopped.returncode == 5
+    assert "--allow-side-effects 'public.\"Feedback\"'" in stopped.stderr
+    assert call(*run, "1", "--allow-side-effects", "Feedbak").returncode == 2
+    assert call(*run, "1", "--allow-side-effects", 'public."Feedback"').returncode == 0
+    with psycopg.connect(small_world) as connection:
+        assert connection.execute('SELECT count(*) FROM "Feedback"').fetchone() == (0,)
+    assert call("export", "--allow-side-effects", "Feedback").returncode == 2
+
+
 def test_a_held_lock_exits_6(small_world, tmp_path):
     address = Settings(database_url=small_world).address()
     with pipeline.connect(address) as other, pipeline.locked(other, "public"):

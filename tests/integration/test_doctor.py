@@ -169,6 +169,31 @@ def test_time_limits_dead_rows_and_read_only(world, tmp_path):
         assert any("VACUUM" in each.remedy for each in checks)
 
 
+def test_what_a_run_sets_off(world, tmp_path):
+    key = 'ALTER TABLE "Trip" ADD COLUMN "event" text REFERENCES "{}"("id") ON DELETE SET NULL'
+    with changed(world, key.format("RankingEvent"), 'ALTER TABLE "Trip" DROP COLUMN "event"'):
+        checks = examined(world, tmp_path)
+        assert (exit_code(checks), bad(checks)) == (0, {"side effects": "warning"})
+        assert 'Rows of public."Trip" refer to "public"."RankingEvent"' in of(checks, "side effects")[0].found
+    with changed(world, key.format("ModelRegistry"), 'ALTER TABLE "Trip" DROP COLUMN "event"'):
+        checks = examined(world, tmp_path)
+        assert bad(checks) == {}
+        assert "a run deletes nothing there" in of(checks, "side effects")[0].found
+
+
+def test_a_server_that_does_not_count_rows(world, tmp_path):
+    name, role = urlsplit(world).path.lstrip("/"), f"doctor_counts_{os.getpid()}"
+    alter = f'ALTER DATABASE "{name}" '
+    with (
+        changed(world, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'", f"DROP OWNED BY {role}; DROP ROLE {role}"),
+        changed(world, f"{alter} SET track_counts = off", f"{alter} RESET track_counts"),
+    ):
+        assert bad(examined(world, tmp_path)) == {}  # a superuser's run switches it on for itself
+        (audit,) = of(examined(as_role(world, role, "secret"), tmp_path), "audit")
+        assert (audit.state, audit.exit_code) == ("failed", 4)
+        assert f"ALTER ROLE {role} SET track_counts = on" in audit.found
+
+
 def test_clocks():
     now = datetime(2026, 11, 25, tzinfo=UTC)
     states = [skewed("clock", now, now, (now + timedelta(seconds=off)).timestamp(), "x").state for off in (4, -6, 61)]

@@ -60,6 +60,10 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"city_weight": ["New York=0"]}, "above 0"),
         ({"city_weight": ["a=1", "a=2"]}, "each city once"),
         ({"fail_below": 1.5}, "from 0 to 1"),
+        *(
+            ({"allow_side_effects": names}, "must be the names of tables")
+            for names in ("", "a,", "a.b.c", 'a"b', '"a', "a b", '""', '"a,b', 7, [7.5])
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(given, said):

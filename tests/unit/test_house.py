@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "limits": {"choices", "errors", "losses", "nights"},
     "privileges": {"errors", "prisma"},
     "scope": {"config", "database", "errors", "journal", "limits", "privileges", "queries", "schema"},
-    "ledger": {"database", "errors", "prisma", "queries"},
+    "ledger": {"choices", "database", "errors", "prisma", "queries"},
     "database": {"errors", "address", "prisma", "stopping"},
     "queries": {"prisma"},
     "affinity": {"resources"},
@@ -88,8 +88,8 @@ MAY_IMPORT = {
     "compare": {"contracts", "drift", "errors", "nights", "snapshot"},
     "tables": {"compare", "doctor", "drift", "errors", "history", "nights", "numbers", "summary"},
     "doctor": {
-        *("address", "config", "database", "errors", "history", "lease", "limits", "numbers", "objects", "prisma"),
-        *("privileges", "queries", "resources", "schema", "scope", "snapshot", "stopping", "store"),
+        *("address", "config", "database", "errors", "history", "lease", "ledger", "limits", "numbers", "objects"),
+        *("prisma", "privileges", "queries", "resources", "schema", "scope", "snapshot", "stopping", "store"),
     },
     "looking": {
         *("compare", "config", "doctor", "errors", "history", "numbers", "pipeline", "publish", "stopping", "store"),
