@@ -190,13 +190,14 @@ def everything(url: str) -> list[tuple[str, int, str]]:
         ]
 
 
-def refused(settings, said: str) -> str:
+def refused(settings, said: str, url: str | None = None) -> str:
     """A run ends with exit 5 and a sentence, and leaves every row and the folder as they were."""
-    rows, files = everything(settings.database_url), folder_state(Path(settings.out))
+    url = url or settings.database_url
+    rows, files = everything(url), folder_state(Path(settings.out))
     with pytest.raises(DataError, match="nothing was kept") as error:
         pipeline.run(settings)
     assert said in str(error.value)
-    assert everything(settings.database_url) == rows
+    assert everything(url) == rows
     assert folder_state(Path(settings.out)) == files
     return str(error.value)
 
@@ -411,6 +412,44 @@ def test_a_trigger_that_makes_of_a_backfilled_signal(real_users, settings_for, w
     assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 2
     execute(real_users, trigger('BEFORE UPDATE ON "BehavioralSignal"', "ROW"))
     assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] == 0  # nothing is left to meddle with
+
+
+def test_a_side_effect_under_a_role_that_may_do_no_more(role, real_users, settings_for):
+    """The audit needs no privilege, sees what a SECURITY DEFINER function writes, and reads back the columns that are granted."""
+    name, url = role
+    execute(
+        real_users,
+        privileges.grants(Naming("model", "public"), name),
+        'ALTER TABLE "BehavioralSignal" ADD COLUMN "note" text',
+        f"""UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "userId" IN {SHADOW}""",
+        function("INSERT INTO audit VALUES (1); INSERT INTO other.part VALUES (1);", settings="SECURITY DEFINER"),
+        trigger('AFTER UPDATE ON "BehavioralSignal"'),
+    )
+    refused(settings_for(url), "public.audit: 1 inserted", real_users)
+    report = pipeline.run(settings_for(url, allow_side_effects=("audit", "other.part")))
+    assert report.counts["signals_backfilled"] > 0
+
+
+def test_tables_of_ours_that_are_partitioned(real_users, settings_for):
+    """Partitions count as their table, also where the run writes itself."""
+    execute(
+        real_users,
+        'ALTER TABLE "BehavioralSignal" RENAME TO old',
+        'CREATE TABLE "BehavioralSignal" (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH ("id")',
+        *(
+            f'CREATE TABLE s{n} PARTITION OF "BehavioralSignal" FOR VALUES WITH (MODULUS 2, REMAINDER {n})'
+            for n in range(2)
+        ),
+        f"""INSERT INTO "BehavioralSignal" SELECT "id", "userId", "tripId", "slotId", "activityNodeId", "signalType"
+        FROM old WHERE "userId" IN {SHADOW}""",
+        "DROP TABLE old",
+        """INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'g-1', 'real-1', "signalType" FROM s0 LIMIT 1""",
+        function("""UPDATE "BehavioralSignal" SET "modelVersion" = 'x' WHERE "userId" = 'real-1';"""),
+        trigger('AFTER DELETE ON "RankingEvent"'),
+    )
+    refused(settings_for(real_users), '"public"."BehavioralSignal": 0 inserted')
+    execute(real_users, "DROP FUNCTION meddle CASCADE")
+    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 0
 
 
 def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings_for):
