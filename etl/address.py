@@ -136,6 +136,10 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
             f"The database URL has a % that is not followed by two hexadecimal digits, or %00. {_ENCODE}"
         )
     authority, question, query = rest.partition("?")
+    if (
+        "@" in query and ":" in authority and not {"@", "/"} & set(authority)
+    ):  # u:12?user=34@host: whose password ends where?
+        raise SettingsError(f"The database URL can be read in two ways. {_ENCODE}")
     parameters = _parameters(query) if question else []
     _refuse_unknown([name for name, _ in parameters], repeat="@" not in query)
     prisma = {name: value for name, value in parameters if name in _PRISMA}

@@ -279,6 +279,7 @@ MALFORMED = {
     "a space in the host": "postgresql://u:{}@h h/app",
     "a limit that is no number": "postgresql://u:{}@127.0.0.1:1/app?connect_timeout=x",
     "a port like a password": "postgresql://u:12?port={}@127.0.0.1/app",
+    "a user like a password": "postgresql://u:12?user={}@127.0.0.1/app",
     "two ports for a host": "postgresql://u:{}@/app?host=a&port=1,2",
     "a service that is none": "postgresql://u:{}@/app?service=none",
     "words": "host=127.0.0.1 port=x password={}",

@@ -80,7 +80,7 @@ def test_a_pgpass_file_is_libpq_s_to_read(tmp_path):
             "h%0",
             "h%00",
         ),
-        *("h/d%", "h/d%zz", "h/d%00", "h/d?options=%z", "h/d?%"),
+        *("h:1,h:x", "h/d%", "h/d%zz", "h/d%00", "h/d?options=%z", "h/d?%"),
     ],
 )
 def test_what_libpq_would_refuse_is_refused_before_without_repeating_it(place):
