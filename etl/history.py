@@ -10,7 +10,7 @@ from itertools import islice
 from etl.errors import ConnectError, DataError
 from etl.nights import REMEMBERED, Night, figures
 from etl.snapshot import STAGING
-from etl.store import OURS, LocalStore, Store
+from etl.store import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
     """Take away all but the newest `keep` snapshots, and what killed runs and prunes have left; `store` is held for writing.
 
     A snapshot's manifest goes first: from then on it is none, and whatever ends the prune, the next one takes up the rest.
-    What has another name than we give (a snapshot that somebody renamed, to keep it) is left alone and does not count.
+    What has another name than we give (a snapshot that somebody renamed, to keep it), or is a link, is left alone and does not
+    count.
     Raises ConnectError where something can't be removed.
     """
-    names = [name for name in store.names() if OURS.fullmatch(name)]
+    names = [name for name in store.names() if store.ours(name)]
     litter, removed = store.litter(), surplus(names, store.latest_name(), keep)
     lines = {name: _line(store, name, latest=False) for name in removed}
     if not dry_run:

@@ -99,6 +99,11 @@ def _inside(path: str) -> bool:
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
+def folded(path: str) -> str:
+    """A path in letters that every file system tells apart: some see no case, and no points at the end of a name."""
+    return "/".join(name.rstrip(".") for name in path.lower().split("/"))
+
+
 def read_vocabulary(path: Path) -> Vocabulary:
     """The ids of an earlier night, in the order of their indexes. Raises ConnectError when there is no snapshot."""
     folder = find_snapshot(path)
