@@ -220,7 +220,8 @@ def test_a_room_imports_only_what_it_may(module):
 def test_the_environment_and_the_clock_enter_at_the_top(module):
     """`config` is given the environment, `pipeline` the clock; nobody else looks."""
     source = (ROOT / "etl" / f"{module}.py").read_text()
-    if module not in {"embedded", "ray_engine"}:  # Ray can be told some things by the environment alone
+    # Ray can be told some things by the environment alone, and object stores' library finds its endpoint there.
+    if module not in {"embedded", "ray_engine", "cloud"}:
         assert "os.environ" not in source
         assert "getenv" not in source
     if module != "pipeline":

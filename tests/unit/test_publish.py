@@ -44,7 +44,7 @@ def test_the_contract_s_example():
 
 
 # Letters that differ in case alone, points at the end, what a hash looks like, and letters that Unicode writes in two ways.
-ALIKE = st.text(st.sampled_from("aA.~éÉe\u0301ſsK\u212a0f %"), max_size=6) | st.sampled_from(
+ALIKE = st.text(st.sampled_from("aA.~éÉe\u0301\u017fsK\u212a0f %"), max_size=6) | st.sampled_from(
     ["Paris", "paris", "PARIS", "Paris.", "paris..", f"Paris~{'ab' * 8}", f"Paris~{'AB' * 8}", f"Paris~{'AB' * 8}."]
 )
 
@@ -52,7 +52,7 @@ ALIKE = st.text(st.sampled_from("aA.~éÉe\u0301ſsK\u212a0f %"), max_size=6) | 
 @given(st.sets(NAMES | ALIKE, max_size=12))
 def test_no_two_cities_share_a_folder_where_case_is_not_seen(cities):
     folders = city_folders(cities)
-    assert folders == city_folders(reversed(sorted(cities)))
+    assert folders == city_folders(sorted(cities, reverse=True))
     assert set(folders) == cities
     assert len({folder.lower().rstrip(".") for folder in folders.values()}) == len(cities)
     for city, folder in folders.items():
