@@ -17,7 +17,8 @@ from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.doctor_database import skewed
 from etl.errors import ConnectError, LockedError
 from etl.numbers import size
-from etl.store import LocalStore, Store, reading
+from etl.snapshot import SNAPSHOTS
+from etl.store import LocalStore, Store, reading, require_publishable
 
 _OLD_HOURS = 48.0
 _ROOM = 2.0
@@ -44,13 +45,14 @@ def _checks(settings: Settings, clock: Clock) -> Iterator[Check]:
     if any(check.name == "store" and check.state == "failed" for check in place):
         yield Check("snapshots", "skipped", "the store can't be used")
         return
-    yield from guarded("snapshots", partial(_snapshots, store, clock))
-    if isinstance(store, LocalStore):
+    snapshots = list(guarded("snapshots", partial(_snapshots, store, clock)))
+    yield from snapshots
+    if isinstance(store, LocalStore) and all(check.state != "failed" for check in snapshots):
         yield from guarded("disk", partial(_disk, store))
 
 
 def _folder(root: Path) -> Iterator[Check]:
-    """A file without a name is made and gone: nobody sees it."""
+    """Try with a file that has no name, and with an empty folder moved to where snapshots are: both are gone at once."""
     place = _nearest(root)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -60,6 +62,8 @@ def _folder(root: Path) -> Iterator[Check]:
         remedy = "Give another --out, or have the folder's owner let you write there."
         yield failed("store", ConnectError, f"{place} can't be written to: {error.strerror or error}", remedy)
         return
+    if os.path.lexists(root / SNAPSHOTS):
+        require_publishable(root)
     yield ok("store", f"{root} can be written to" + ("" if place == root else ", and is made by the first run"))
 
 

@@ -5,7 +5,6 @@ The same snapshot and the same nights before it give the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -19,6 +18,7 @@ from etl import charts, numbers
 from etl.errors import visible
 from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
 from etl.losses import RANKINGS, losses
+from etl.manifest import parse_probe
 from etl.nights import Night, alike
 from etl.report_answers import KEY, answers
 from etl.report_days import Days, days_of
@@ -35,7 +35,7 @@ from etl.report_facts import (
 )
 from etl.report_tables import Nodes, People, nodes_of, people_of
 from etl.resources import resource
-from etl.snapshot import PROBE, REPORT
+from etl.snapshot import PROBE, REPORT, read_small
 
 ROWS = 30
 """How many rows of a table or a chart are shown where there can be thousands; the rest is added up."""
@@ -89,7 +89,7 @@ def page(
     is not looked at, nor when the run ended.
     """
     if probe is None and manifest.get("probe"):
-        probe = json.loads((folder / PROBE).read_text(encoding="utf-8"))
+        probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
     shown = Shown(
         tally,
         nodes_of(folder, tally),

@@ -19,9 +19,20 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConnectError, LockedError, SettingsError, visible
+from etl.errors import ConnectError, DataError, LockedError, SettingsError, visible
 from etl.files import put
-from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, STAGING, Snapshot, folded, manifest_of, open_snapshot
+from etl.manifest import parse_manifest
+from etl.snapshot import (
+    LATEST,
+    MANIFEST,
+    SNAPSHOTS,
+    STAGING,
+    Snapshot,
+    folded,
+    named_by,
+    open_snapshot,
+    read_small,
+)
 from etl.stopping import Stop
 
 SCHEMES = ("s3", "gs", "az")
@@ -79,25 +90,24 @@ class Store(ABC):
         return f"{self.location.rstrip('/')}/{SNAPSHOTS}/{name}"
 
     def latest_name(self) -> str | None:
-        """The name in LATEST; None where nothing was published yet."""
-        content = self.read(LATEST)
-        return None if content is None else content.decode("utf-8", "replace").strip()
+        """The name in LATEST; None where nothing was published yet. Raises DataError where it holds none."""
+        return named_by(self.read(LATEST), self.location)
 
     def manifest(self, name: str) -> dict[str, Any]:
         """A snapshot's manifest. Raises ConnectError where there is none, DataError where it can't be read."""
         content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}")
         if content is None:
             raise ConnectError(f"{self.at(name)} is no snapshot: it has no {MANIFEST}.")
-        return manifest_of(content, f"{self.at(name)}/{MANIFEST}")
+        return parse_manifest(content, f"{self.at(name)}/{MANIFEST}")
 
     def latest(self) -> dict[str, Any] | None:
         """The manifest of the snapshot that LATEST names; None where there is none, or none that is whole."""
         name = self.latest_name()
-        content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}") if name else None
-        try:
-            return None if content is None else dict(json.loads(content))
-        except ValueError:
+        if name is None:
             return None
+        with suppress(ConnectError, DataError):
+            return self.manifest(name)
+        return None
 
     def names(self) -> list[str]:
         """The snapshots that are whole, oldest first."""
@@ -123,10 +133,7 @@ class LocalStore(Store):
 
     def read(self, path: str) -> bytes | None:
         """See Store."""
-        try:
-            return (self.root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return read_small(self.root / path)
 
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
@@ -170,7 +177,12 @@ class LocalStore(Store):
         try:
             if not self._stop.wait_for(lambda: flocked(handle), wait):
                 raise taken_by_another(self.location, wait)
-            clear(self.root)
+            with writing(self.location):
+                clear(self.root)
+                with suppress(FileExistsError):
+                    (self.root / SNAPSHOTS).mkdir()
+                require_publishable(self.root)
+            self.latest_name()
             yield
         finally:
             os.close(handle)
@@ -192,7 +204,6 @@ class LocalStore(Store):
     def publish(self, staged: Path, name: str) -> None:
         """Rename it, then name it in LATEST. Each step is atomic and on disk."""
         snapshots = self.root / SNAPSHOTS
-        snapshots.mkdir(exist_ok=True)
         _sync(self.root)
         staged.rename(snapshots / name)
         _sync(snapshots)
@@ -210,6 +221,24 @@ def staging_in(root: Path, run_id: str) -> Iterator[tuple[Path, Path]]:
     finally:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_publishable(root: Path) -> None:
+    """Raise ConnectError where no folder can be moved into `root`/snapshots, which is what publishing does, after COMMIT.
+
+    Only a rename itself tells: a link or a mount may lead to another file system.
+    """
+    snapshots = root / SNAPSHOTS
+    probe = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
+    try:
+        probe = probe.rename(snapshots / probe.name)
+    except OSError as error:
+        raise ConnectError(
+            f"{snapshots} takes no snapshots: {error.strerror or error}. It must be a folder that you can write to, on the "
+            f"same file system as {root}."
+        ) from None
+    finally:
+        probe.rmdir()
 
 
 def clear(root: Path) -> None:

@@ -106,9 +106,17 @@ def _change(before: float | None, now: float) -> str:
     return "none" if now == before else f"{share:+.1%}"
 
 
+class SafeTable(Table):
+    """A table whose cells hold names that anybody may have given: no terminal obeys them."""
+
+    def add_row(self, *cells: RenderableType | None, **more: Any) -> None:
+        """Add a row; what would not be printed as it stands is escaped."""
+        super().add_row(*(visible(each) if isinstance(each, str) else each for each in cells), **more)
+
+
 def _table(title: str, first: str, *others: str, footer: bool = False) -> Table:
     """A table whose first column holds words, and whose others hold numbers."""
-    table = Table(
+    table = SafeTable(
         title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False, show_footer=footer
     )
     table.add_column(first, overflow="fold")
@@ -135,7 +143,7 @@ def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
 
 
 def _figures(title: str, rankings: Mapping[str, Any], scope: str) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("ranking")
     for column in ("AUC", "NDCG@10", "Recall@10"):
         table.add_column(column)
@@ -154,28 +162,28 @@ def _interval(found: Mapping[str, float | None]) -> str:
 
 def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Table:
     """One row per law: ok, or how many rows break it."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("law")
     table.add_column("", justify="right")
     for law, broken, detail in findings:
         verdict = Text("ok", style="green") if not broken else Text(f"{broken:,} broken", style="bold red")
-        table.add_row(visible(law + (f": {detail}" if detail else "")), verdict)
+        table.add_row(law + (f": {detail}" if detail else ""), verdict)
     return table
 
 
 def rows_table(title: str, rows: pl.DataFrame) -> Table:
     """A small frame as it is."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in rows.columns:
         table.add_column(name)
     for row in rows.iter_rows():
-        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
     return table
 
 
 def settings_table(settings: Iterable[Any]) -> Table:
     """Every setting (`etl.settings_file.Shown`), by panel: its value, and where that came from."""
-    table = Table(show_edge=False, pad_edge=False)
+    table = SafeTable(show_edge=False, pad_edge=False)
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     panel = None
@@ -185,7 +193,7 @@ def settings_table(settings: Iterable[Any]) -> Table:
             table.add_section()
         value = "" if each.value is None else json.dumps(each.value, ensure_ascii=False)
         said = each.origin != "default"
-        table.add_row(each.name.replace("_", "-"), visible(value), visible(each.origin), style="bold" if said else None)
+        table.add_row(each.name.replace("_", "-"), value, each.origin, style="bold" if said else None)
     return table
 
 
@@ -216,7 +224,7 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
         teaches = published["signs"].get(city)
         if city in shown:
             table.add_row(
-                visible(city),
+                city,
                 f"{number:,}",
                 f"{triples[city]:,}" if city in triples else "left out",
                 "" if teaches is None else f"{teaches:.2f}",
@@ -232,5 +240,5 @@ def left_out(counts: Mapping[str, Any]) -> RenderableType:
     table.columns[1].justify = "left"
     for loss in losses(counts):
         if loss.rows:
-            table.add_row(visible(loss.what), visible(loss.why), f"{loss.rows:,}")
+            table.add_row(loss.what, loss.why, f"{loss.rows:,}")
     return table if table.row_count else Text("\nNothing was left out.")

@@ -167,7 +167,9 @@ def _end_by(number: int) -> None:
 
 
 def _print_json(answer: dict[str, Any]) -> None:
-    typer.echo(json.dumps(answer, ensure_ascii=False, default=str))
+    """Print one object on one line. What a terminal might obey is escaped, as JSON itself allows."""
+    text = json.dumps(answer, ensure_ascii=False, default=str)
+    typer.echo("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
 
 
 def _show(shown: list[RenderableType | str]) -> None:

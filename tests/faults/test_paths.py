@@ -105,9 +105,7 @@ def test_every_city_survives_the_way_through_the_manifest(published):
 
 
 def test_other_readers_of_hive_folders_find_every_city(published):
-    """By its own name, or where that was too long, reserved, or like another's but for case, by the folder's, which the
-    manifest has.
-    """
+    """By its own name or, where that was too long, reserved or another's but for case, by the folder's in the manifest."""
     events = published.snapshot / "events"
     days = published.manifest["published"]["events"]
     expected = {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from etl.errors import ConnectError
 from etl.history import listing, prune, require_place, surplus, unfinished
 from etl.store import LocalStore
+from tests.manifests import FILE, SOUND
 
 NAMES = [f"2026112{day}T030000000000Z-0123456789ab" for day in range(6)]
 
@@ -21,14 +22,9 @@ def out(tmp_path: Path, names: list[str] = NAMES, latest: str | None = NAMES[-1]
         folder = tmp_path / "snapshots" / name
         (folder / "events").mkdir(parents=True)
         (folder / "events" / "part-00000.parquet").write_bytes(b"x" * 10)
-        manifest = {
-            "snapshot": name,
-            "ended_at": "2026-11-25T03:00:01+00:00",
-            "settings": {},
-            "cities": {},
-            "published": {"events": {"Rome": 2}, "triples": {"Rome": 5}, "users": 1},
-            "files": [{"path": "users.parquet", "rows": 1, "bytes": 10, "sha256": ""}],
-        }
+        published = SOUND["published"] | {"events": {"Rome": 2}, "triples": {"Rome": 5}, "users": 1}
+        files = [FILE | {"path": "users.parquet", "bytes": 10}]
+        manifest = SOUND | {"snapshot": name, "published": published, "files": files}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     if latest:
         (tmp_path / "LATEST").write_text(latest)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "__init__": {"config", "errors", "journal", "pipeline", "snapshot"},  # named there, imported when asked for
     "errors": set(),
+    "manifest": {"errors"},
     "resources": set(),
     "stable": set(),
     "__main__": {"resources"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "bpr": set(),
     "metrics": set(),
     "event_files": {"buckets", "compact", "errors", "lists", "stable"},
-    "snapshot": {"__init__", "buckets", "compact", "errors", "event_files", "parquet"},
+    "snapshot": {"__init__", "buckets", "compact", "contracts", "errors", "event_files", "manifest", "parquet"},
     "heldout": {"compact", "draws", "metrics"},
     "question": {"columns", "compact", "draws", "heldout", "snapshot", "training"},
     "probe": {"bpr", "heldout", "journal", "metrics", "question"},
@@ -82,14 +83,14 @@ MAY_IMPORT = {
     "extract": {"buckets", "contracts", "database", "queries"},
     "load": {"contracts", "database", "errors", "ledger", "prisma", "queries", "rankings", "stable", "synthetic"},
     "parquet": {"errors"},
-    "store": {"errors", "files", "objects", "snapshot", "stopping"},
+    "store": {"errors", "files", "manifest", "objects", "snapshot", "stopping"},
     "history": {"errors", "nights", "snapshot", "store"},
     "drift": set(),
     "compare": {"contracts", "drift", "errors", "nights", "snapshot"},
-    "tables": {"compare", "doctor", "drift", "errors", "history", "nights", "numbers"},
+    "tables": {"compare", "doctor", "drift", "errors", "history", "nights", "numbers", "summary"},
     "doctor": {
         *("address", "config", "database", "errors", "history", "lease", "limits", "numbers", "objects", "prisma"),
-        *("privileges", "queries", "resources", "schema", "scope", "stopping", "store"),
+        *("privileges", "queries", "resources", "schema", "scope", "snapshot", "stopping", "store"),
     },
     "looking": {
         *("compare", "config", "doctor", "errors", "history", "numbers", "pipeline", "publish", "stopping", "store"),
@@ -112,7 +113,7 @@ MAY_IMPORT = {
     "report_answers": {"losses", "nights", "numbers", "report_facts"},
     "report": {
         *("charts", "errors", "event_tally", "losses", "nights", "numbers", "report_answers", "report_days"),
-        *("report_facts", "report_tables", "resources", "snapshot"),
+        *("manifest", "report_facts", "report_tables", "resources", "snapshot"),
     },
     "reporting": {"compact", "errors", "event_tally", "journal", "nights", "report", "snapshot"},
     "embedded": {"errors"},
