@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from obstore.store import from_url
 from etl.address import scrub
 from etl.errors import ConnectError, SettingsError, visible
 
+_SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
 _RETRY = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=60),
@@ -33,6 +35,15 @@ def reach(url: str, environ: Mapping[str, str]) -> Any:
     options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
     with plainly(url):
         return from_url(url, **options, **_credentials(url, environ))
+
+
+def servers() -> str:
+    """Where the environment says that stores are, without secrets: one URL is another place at each.
+
+    That of the process, which is where obstore looks.
+    """
+    found = sorted((name, value.rstrip("/")) for name, value in os.environ.items() if _SERVERS.fullmatch(name))
+    return "".join(f"\0{name}={value}" for name, value in found)
 
 
 @contextmanager

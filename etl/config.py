@@ -14,6 +14,7 @@ from etl import parsers
 from etl.address import Address, parse_address, scrub, secrets_in
 from etl.choices import MOST_ALPHA, parse_change, parse_expected, parse_part
 from etl.errors import SettingsError
+from etl.files import open_to
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
 DEFAULT_FILE = "bpr-etl.toml"
@@ -204,9 +205,23 @@ def file_named(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | No
 
 
 def file_at_hand(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
-    """DEFAULT_FILE, where it lies in the working folder and nobody names another: the command line reads it."""
+    """DEFAULT_FILE, where it lies in the working folder and nobody names another: the command line reads it.
+
+    Raises SettingsError where somebody else may have written it: to go on without it would be another run than was meant, too.
+    """
     named = given.get("config") is not None or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    return DEFAULT_FILE if not named and Path(DEFAULT_FILE).is_file() else None
+    if named or not os.path.isfile(DEFAULT_FILE):  # noqa: PTH113 - Path's raises where we may not look
+        return None
+    file = Path(DEFAULT_FILE)
+    target = file.resolve()
+    for path in (file.parent, file, target.parent, target):
+        if (why := open_to(path)) is not None:
+            what = "its folder: " if path in (file.parent, target.parent) else ""
+            raise SettingsError(
+                f"{DEFAULT_FILE} of this folder is not read: somebody else may have written it ({what}{why}). Take that right "
+                f'away (chmod go-w), or name the file with --config {DEFAULT_FILE}; --config "" reads none.'
+            )
+    return DEFAULT_FILE
 
 
 def variable_of(name: str, environ: Mapping[str, str]) -> str | None:

@@ -90,7 +90,7 @@ def _folder_lock(root: Path) -> Iterator[Check]:
 
 
 def _objects(store: Store, clock: Clock) -> Iterator[Check]:
-    """Write a small object, ask when the store says that it was written, and take it away again; then look at the lock."""
+    """Write a small object, ask when that was, try what must be refused, and take it away again; then look at the lock."""
     from etl.lease import LEASE, LOCK  # noqa: PLC0415 - only of an object store
     from etl.objects import ObjectStore  # noqa: PLC0415
 
@@ -99,9 +99,12 @@ def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     store.write(name, b"doctor")
     try:
         written = store.state(name)
+        store.require_conditions(name)
     finally:
         store.delete(name)
-    yield ok("store", f"{store.location} can be read, written and cleared")
+    yield ok(
+        "store", f"{store.location} can be read, written and cleared, and refuses writes whose condition does not hold"
+    )
     now = written[1].timestamp() if written else before.timestamp()
     # Object stores tell whole seconds.
     yield skewed("store's clock", before.replace(microsecond=0), clock(), now, "the store")

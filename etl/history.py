@@ -11,7 +11,7 @@ from itertools import islice
 from etl.errors import ConnectError, DataError
 from etl.nights import REMEMBERED, Night, figures, moment_of
 from etl.snapshot import STAGING
-from etl.store import OURS, LocalStore, Store
+from etl.store import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,11 @@ def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> P
     What is dated after `now` counts as the oldest: it would take a place for ever.
 
     A snapshot's manifest goes first: from then on it is none, and whatever ends the prune, the next one takes up the rest.
-    What has another name than we give (a snapshot that somebody renamed, to keep it) is left alone and does not count.
+    What has another name than we give (a snapshot that somebody renamed, to keep it), or is a link, is left alone and does not
+    count.
     Raises ConnectError where something can't be removed.
     """
-    names = sorted(
-        (name for name in store.names() if OURS.fullmatch(name)), key=lambda name: (not _after(name, now), name)
-    )
+    names = sorted((name for name in store.names() if store.ours(name)), key=lambda name: (not _after(name, now), name))
     litter, removed = store.litter(), surplus(names, store.latest_name(), keep)
     lines = {name: _line(store, name, latest=False) for name in removed}
     if not dry_run:

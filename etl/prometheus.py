@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etl.errors import NothingToDo, SettingsError
+from etl.files import put
 from etl.nights import figures
 
 MOST_CITIES = 100
@@ -85,14 +86,8 @@ def write(path: Path, outcome: Outcome) -> None:
         for words, value in own:
             with suppress(ValueError):  # an earlier file with labels of another release
                 (gauge.labels(**words) if labels else gauge).set(value)
-    # Not *.prom: the collector takes up every file of that name. Readable for its user, whatever our umask says.
-    passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        passing.write_bytes(generate_latest(registry))
-        passing.chmod(0o644)
-        passing.replace(path)
-    finally:
-        passing.unlink(missing_ok=True)
+    # Not *.prom on its way: the collector takes up every file of that name. Readable for its user, whatever our umask says.
+    put(path, generate_latest(registry), ".", 0o644)
 
 
 def _write_every_night(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:

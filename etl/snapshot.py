@@ -167,6 +167,11 @@ def unreadable(path: Path, error: OSError) -> ConnectError:
     return ConnectError(f"{visible(str(path))} can't be read: {error.strerror or error}. Check its rights.")
 
 
+def folded(path: str) -> str:
+    """A path in letters that every file system tells apart: some see no case, and no points at the end of a name."""
+    return "/".join(name.rstrip(".") for name in path.lower().split("/"))
+
+
 def read_vocabulary(path: Path) -> Vocabulary:
     """The ids of an earlier run, in the order of their indexes.
 

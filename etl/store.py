@@ -10,21 +10,34 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConnectError, DataError, LockedError, SettingsError
+from etl.errors import ConnectError, DataError, LockedError, SettingsError, visible
+from etl.files import put
 from etl.manifest import parse_manifest
 from etl.parsers import place
-from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, STAGING, Snapshot, named_by, open_snapshot, read_small
+from etl.snapshot import (
+    LATEST,
+    MANIFEST,
+    SNAPSHOTS,
+    STAGING,
+    Snapshot,
+    folded,
+    named_by,
+    open_snapshot,
+    read_small,
+)
 from etl.stopping import Stop
 
 OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
-"""How we name snapshots: nothing else under snapshots/ is ever taken away."""
+"""How we name snapshots."""
 
 
 class Store(ABC):
@@ -102,8 +115,12 @@ class Store(ABC):
 
     def litter(self, after: str | None = None) -> list[str]:
         """What is no snapshot any more, or not yet, and never will be while this is held; only names after `after`."""
-        ours = (name for name in self.folders() if OURS.fullmatch(name))
+        ours = (name for name in self.folders() if self.ours(name))
         return [name for name in ours if (after is None or name > after) and not self.whole(name)]
+
+    def ours(self, name: str) -> bool:
+        """Whether a folder under snapshots/ has a name that we give: no other is ever taken away."""
+        return OURS.fullmatch(name) is not None
 
 
 class LocalStore(Store):
@@ -121,12 +138,7 @@ class LocalStore(Store):
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
         target = self.root / path
-        staged = target.parent / f"{STAGING}{target.name}"
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(target)
+        put(target, content, STAGING)
         _sync(target.parent)
 
     def folders(self) -> list[str]:
@@ -140,11 +152,20 @@ class LocalStore(Store):
         """See Store."""
         return (self.root / SNAPSHOTS / name / MANIFEST).is_file()
 
+    def ours(self, name: str) -> bool:
+        """See Store. What a link leads to lies elsewhere, and is somebody else's."""
+        return super().ours(name) and not (self.root / SNAPSHOTS / name).is_symlink()
+
     def remove(self, name: str) -> None:
         """See Store."""
         folder = self.root / SNAPSHOTS / name
-        (folder / MANIFEST).unlink(missing_ok=True)
-        _sync(folder)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(MANIFEST, dir_fd=handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         shutil.rmtree(folder)
 
     @contextmanager
@@ -221,9 +242,13 @@ def require_publishable(root: Path) -> None:
 
 
 def clear(root: Path) -> None:
-    """Take away what a killed run left in a folder that is held."""
+    """Take away what a killed run left in a folder that is held; of a link the link. What somebody else put there may stay."""
     for litter in root.glob(f"{STAGING}*"):
-        shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        if litter.is_dir() and not litter.is_symlink():
+            shutil.rmtree(litter, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                litter.unlink()
 
 
 def flocked(handle: int) -> bool:
@@ -241,6 +266,24 @@ def taken_by_another(place: str, waited: float) -> LockedError:
         f"Another run is publishing to {place}{f', and did for {waited:g} s' if waited else ''}. "
         "Wait for it to end (--wait-lock), or give another --out."
     )
+
+
+def lying(folder: Path) -> Iterator[tuple[str, int]]:
+    """What lies in a folder: every file's path there and its bytes. What is no file, as a link, has -1."""
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            yield path.relative_to(folder).as_posix(), found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int]]) -> str | None:
+    """Which files, of (path, bytes), differ: missing, not meant, or of another size. None where none does.
+
+    A path may come back as a file system keeps it, which need not be as it was written.
+    """
+    found, wanted = (Counter((folded(path), size) for path, size in files) for files in (there, meant))
+    paths = sorted({path for path, _ in (found - wanted) + (wanted - found)})
+    return f"{', '.join(map(visible, paths[:3]))} ({len(paths):,} of {wanted.total():,})" if paths else None
 
 
 @contextmanager

@@ -240,7 +240,8 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
         processes = [ours, *ours.children(recursive=True)]
         assert set().union(*map(listens, processes)) == {"127.0.0.1"}
         (folder,) = {found[0] for each in processes if (found := re.search(r"/[\w/.-]*?bpr-ray-\w+", called(each)))}
-        assert Path(folder).exists()
+        assert Path(folder).stat().st_mode & 0o777 == 0o700  # what Ray makes in it is everybody's
+        assert Path(folder, "r").stat().st_mode & 0o777 == 0o777
         child.send_signal(signal.SIGTERM)
         assert child.wait(60) == -signal.SIGTERM
         _, alive = psutil.wait_procs(processes, timeout=60)

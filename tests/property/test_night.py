@@ -19,7 +19,7 @@ from etl import pipeline
 from etl.affinity import affinity_model
 from etl.compact import EVENT_COLUMNS
 from etl.config import resolve
-from etl.stage import city_folder
+from etl.stage import city_folders
 from etl.validate import validate_snapshot
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
@@ -115,7 +115,8 @@ class Published:
     def folder(self, partition: oracle_training.Partition) -> str:
         """`[split=train/]city=New%20York`."""
         split, city = partition
-        return city_folder(city) if self.options.split == "none" else f"split={split}/{city_folder(city)}"
+        place = city_folders(self.exported.cities)[city]
+        return place if self.options.split == "none" else f"split={split}/{place}"
 
 
 def content(report: pipeline.RunResult) -> str:

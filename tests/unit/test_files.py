@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl import parquet, stage
-from etl.compact import CODED, EventBuckets
+from etl.compact import CODED
 from etl.errors import ConnectError, DataError
 from etl.event_files import Vocabularies, _batches
 from etl.parquet import Copies, as_written, crew, file_sha256, write_file
@@ -97,12 +97,11 @@ def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path
 
 def test_two_cities_that_would_share_a_folder_are_refused(monkeypatch):
     """Names keep apart what names can; that hashes meet is not to be expected, and then nothing is mixed."""
-    events = CODED.clear()
-    dataset = stage.Dataset(EventBuckets(1, ("A", "B"), 0, lambda _: iter([events])), events, events, events)
-    assert stage._folders(dataset) == {"city=A": "A", "city=B": "B"}
-    monkeypatch.setattr(stage, "city_folder", lambda _: "city=~same")
+    assert stage.city_folders(["B", "A"]) == {"A": "city=A", "B": "city=B"}
+    for name in ("city_folder", "_hashed_folder"):
+        monkeypatch.setattr(stage, name, lambda _: "city=~same")
     with pytest.raises(DataError, match=r"Two cities would share the folder city=~same. Rename one of them."):
-        stage._folders(dataset)
+        stage.city_folders(["B", "A"])
 
 
 # --------------------------------------------------------------------------------------------------- on the way back

@@ -99,6 +99,26 @@ def test_what_somebody_else_put_there_is_left_alone_and_does_not_count(tmp_path)
     assert {"before-the-move", "notes"} <= set(there(tmp_path))
 
 
+@pytest.mark.parametrize("manifest", ["whole", "none"])
+def test_a_linked_snapshot_is_somebody_else_s(tmp_path, manifest):
+    """It is listed like any, does not count, and nothing of what it leads to is taken away."""
+    store, elsewhere = out(tmp_path / "out", NAMES[1:]), tmp_path / "elsewhere"
+    out(elsewhere, NAMES[:1])
+    theirs = elsewhere / "snapshots" / NAMES[0]
+    if manifest == "none":
+        (theirs / "manifest.json").unlink()
+    link = tmp_path / "out" / "snapshots" / NAMES[0]
+    link.symlink_to(theirs)
+    before = sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*"))
+    assert store.names() == (NAMES if manifest == "whole" else NAMES[1:])
+    found = prune(store, 3)
+    assert (found.removed, found.litter) == (NAMES[1:3], [])
+    with pytest.raises(OSError, match="Not a directory"):
+        store.remove(NAMES[0])
+    assert link.is_symlink()
+    assert sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*")) == before
+
+
 def test_a_prune_that_was_killed_in_the_middle_is_taken_up_by_the_next(tmp_path, monkeypatch):
     store = out(tmp_path)
 

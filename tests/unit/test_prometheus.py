@@ -148,6 +148,19 @@ def test_the_file_is_whole_readable_for_all_and_alone(tmp_path):
     assert (tmp_path / "a.prom").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_link_of_the_passing_name_is_not_followed(tmp_path, monkeypatch):
+    """In a folder that others may write to, nobody guesses it; who did all the same would have no file overwritten."""
+    (tmp_path / "precious").write_text("precious")
+    monkeypatch.setattr("etl.files.secrets.token_hex", lambda _: "guessed")
+    for name in (f".a.prom.{os.getpid()}.tmp", ".a.prom-guessed"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "a.prom", GOOD)
+    monkeypatch.undo()
+    write(tmp_path / "a.prom", GOOD)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_a_file_that_can_t_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
     (tmp_path / "a.prom").mkdir()
     with pytest.raises(OSError, match="directory"):
