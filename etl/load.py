@@ -105,7 +105,7 @@ class Replacement:
     def delete(self) -> int:
         """Delete what was there; gives how many rows."""
         table = self._scope.naming.table(self._model)
-        self._deleted = self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+        self._deleted = self._connection.execute(f"DELETE FROM {table} x WHERE {self._scope.owns('x')}")
         return self._deleted
 
     @property
@@ -175,7 +175,7 @@ def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> No
     connection.copy_temporary(passing, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
     columns = ", ".join(quote_identifier(name) for name in trips.columns)
     values = ", ".join(
-        f"{quote_identifier(name)}::jsonb" if name == "personaSeed" else quote_identifier(name)
+        f"{quote_identifier(name)}::pg_catalog.jsonb" if name == "personaSeed" else quote_identifier(name)
         for name in trips.columns
     )
     connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{passing}")
@@ -189,8 +189,8 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     function of the source rows and not of the clock.
     """
     since = (
-        f"(SELECT COALESCE(min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
-        f'WHERE isfinite(t."createdAt") AND t."userId" IN ({scope.shadow_ids()}))'
+        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND {scope.owns("t")})'
     )
     keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
     ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
@@ -210,8 +210,8 @@ def backfill(connection: Connection, scope: Scope) -> int:
     Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want.
     """
     return connection.execute(
-        f'UPDATE {scope.naming.table("BehavioralSignal")} SET "modelVersion" = {quote_literal(BACKFILLED)} '
-        f'WHERE "userId" IN ({scope.shadow_ids()}) AND "modelVersion" IS NULL'
+        f'UPDATE {scope.naming.table("BehavioralSignal")} x SET "modelVersion" = {quote_literal(BACKFILLED)} '
+        f'WHERE {scope.owns("x")} AND x."modelVersion" IS NULL'
     )
 
 
