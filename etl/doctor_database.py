@@ -71,12 +71,15 @@ def _looked(
 
 
 def _server(connection: Connection) -> Iterator[Check]:
-    version, number, recovers, read_only, encoding = connection.rows(
+    version, number, recovers, read_only, encoding, synced = connection.rows(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int8, pg_is_in_recovery(), "
-        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding')"
+        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding'), "
+        "current_setting('fsync')::bool"
     )[0]
     major = number // 10_000
     said = f"PostgreSQL {version}, encoding {encoding}"
+    if not synced:
+        said += ", fsync off: a crash of its machine may lose what was committed"
     known = f"bpr-etl is tested with {OLDEST} to {NEWEST}"
     if major < OLDEST:
         yield failed("server", SchemaError, f"{said}; {known}", "Upgrade the server.")
