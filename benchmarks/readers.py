@@ -53,9 +53,7 @@ def read(url: str, name: str, *, check: bool) -> dict[str, Any]:
 
     address = parse_address(url, {})
     start, rows, checksum = time.perf_counter(), 0, 0
-    for part in _parts(
-        name, str(address.connectorx_url(tls=False, name="bpr-etl-benchmark", options="")), address.libpq
-    ):
+    for part in _parts(name, str(address.connectorx_url(tls=False, name="bpr-etl-benchmark")), address.libpq):
         rows += part.num_rows
         if check:
             checksum = (checksum + _checksum(pl.DataFrame(pl.from_arrow(part)))) % 2**64

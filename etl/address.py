@@ -109,14 +109,15 @@ class Address:
         """The text without this address's passwords."""
         return scrub(text, self.secrets)
 
-    def connectorx_url(self, *, tls: bool, name: str, options: str) -> str | None:
+    def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
         """The URL for connectorx, with a name and options for its sessions; None where it can't express the connection.
 
         It does not negotiate: it is told to use TLS where libpq found it in use.
         """
         if self.connectorx is None:
             return None
-        more = _query({"application_name": name, "options": options} | ({"sslmode": "require"} if tls else {}))
+        asked = {"application_name": name, "options": options, "sslmode": "require" if tls else ""}
+        more = _query({key: value for key, value in asked.items() if value})
         return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
 
 
