@@ -88,6 +88,7 @@ class Address:
 
     `libpq` is what ADBC takes. `connectorx` is the same for connectorx, or None where it can't express the connection:
     then `obstacle` says why. `schema` is Prisma's `?schema=`, and `pooler` says why a transaction pooler is suspected.
+    `options` are libpq's, from the URL or the environment; None where a service file may have some that nobody here reads.
     """
 
     libpq: str = field(repr=False)
@@ -96,19 +97,28 @@ class Address:
     schema: str | None
     pooler: str | None
     secrets: tuple[str, ...] = field(repr=False, default=())
+    options: str | None = field(repr=False, default="")
+
+    def libpq_with(self, **parameters: str) -> str:
+        """`libpq` with further parameters, which win over those of the same name: libpq takes the last."""
+        if self.libpq.startswith("postgresql://"):
+            return f"{self.libpq}{'&' if '?' in self.libpq else '?'}{_query(parameters)}"
+        words = (f"{name}={_quoted(value)}" for name, value in parameters.items())
+        return " ".join([self.libpq, *words])
 
     def scrub(self, text: str) -> str:
         """The text without this address's passwords."""
         return scrub(text, self.secrets)
 
-    def connectorx_url(self, *, tls: bool, name: str) -> str | None:
-        """The URL for connectorx, whose sessions are to bear a name; None where it can't express the connection.
+    def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
+        """The URL for connectorx, with a name and options for its sessions; None where it can't express the connection.
 
         It does not negotiate: it is told to use TLS where libpq found it in use.
         """
         if self.connectorx is None:
             return None
-        more = _query({"application_name": name} | ({"sslmode": "require"} if tls else {}))
+        asked = {"application_name": name, "options": options, "sslmode": "require" if tls else ""}
+        more = _query({key: value for key, value in asked.items() if value})
         return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
 
 
@@ -124,8 +134,9 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     if not after or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         if "=" not in url:
             raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
-        pooler = _pooler({}, _require_words(url))
-        return Address(url, None, "its address is a list of libpq's key=value words", None, pooler, secrets)
+        words = _require_words(url)
+        reason = "its address is a list of libpq's key=value words"
+        return Address(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
             f"The database URL's scheme is {scheme!r}; it must be postgresql. "
@@ -155,6 +166,7 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
         schema=prisma.get("schema") or None,
         pooler=_pooler(prisma, parts),
         secrets=secrets,
+        options=_options(libpq, environ),
     )
 
 
@@ -251,6 +263,11 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
         yield "", text[place:]
 
 
+def _quoted(value: str) -> str:
+    """A value as libpq's words have it."""
+    return "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
+
+
 def _require_words(text: str) -> dict[str, str]:
     """The words by name. Raises SettingsError for what libpq would repeat in its complaint: it may be half a password."""
     words = dict(_words(text))
@@ -301,6 +318,13 @@ def _connectorx(parts: Mapping[str, str]) -> str:
     if parts.get("sslmode") == "disable":
         query += ("&" if query else "") + "sslmode=disable"
     return f"postgresql://{credentials}@{host}{port}/{_encode(parts['dbname'])}" + (f"?{query}" if query else "")
+
+
+def _options(said: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    """The server settings that libpq sends when it connects (its `options`); None where a service file may say some."""
+    if "options" in said:
+        return said["options"]
+    return None if said.get("service") or environ.get("PGSERVICE") else environ.get("PGOPTIONS", "")
 
 
 def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:

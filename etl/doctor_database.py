@@ -1,4 +1,4 @@
-"""The checks of `doctor` that ask the database. Nothing is written: the session is read-only from its first moment."""
+"""The checks of `doctor` that ask the database. Nothing is written: every check is a transaction of its own, read-only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from etl import queries, schema
 from etl.address import parts_of
 from etl.config import Settings
-from etl.database import Connection, connect, is_lock, lock_key
+from etl.database import Connection, connect, goes_through_transaction_pooler, is_lock, lock_key, transaction
 from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
 from etl.ledger import require_counted
@@ -53,29 +53,46 @@ def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Ch
     try:
         with connect(address, stop) as connection:
             seconds = time.perf_counter() - start
-            user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
+            with transaction(connection, read_only=True, keep=False):
+                user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
             yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
-            yield from guarded("server", partial(_server, connection))
-            connection.rows("SELECT set_config('default_transaction_read_only', 'on', false)")
-            yield from guarded("TLS", partial(_tls, connection, settings))
+            look = partial(_looked, connection)
+            yield from look("server", _server)
+            yield from look("TLS", _tls, settings)
             yield from guarded("pooler", partial(_pooler, connection))
-            yield from guarded("time limits", partial(_time_limits, connection))
-            yield from guarded("clock", partial(_clock, connection, clock))
-            yield from guarded("audit", partial(_audit, connection))
+            yield from look("time limits", _time_limits)
+            yield from look("clock", _clock, clock)
+            yield from look("audit", _audit)
             yield from _schema_checks(connection, settings)
-            yield from guarded("transactions", partial(_transactions, connection))
+            yield from look("transactions", _transactions)
     except (ConnectError, SchemaError, SettingsError) as error:
         yield Check("connection", "failed", str(error), exit_code=error.exit_code)
         yield from (Check(name, "skipped", "there is no connection") for name in _CHECKS)
 
 
+def _looked(
+    connection: Connection, name: str, look: Callable[..., Iterator[Check]], *arguments: object
+) -> Iterator[Check]:
+    """What a look comes to, in a transaction of its own."""
+
+    def within() -> Iterator[Check]:
+        with transaction(connection, read_only=True, keep=False):
+            found = list(look(connection, *arguments))
+        yield from found
+
+    return guarded(name, within)
+
+
 def _server(connection: Connection) -> Iterator[Check]:
-    version, number, recovers, read_only, encoding = connection.rows(
+    version, number, recovers, read_only, encoding, synced = connection.rows(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int8, pg_is_in_recovery(), "
-        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding')"
+        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding'), "
+        "current_setting('fsync')::bool"
     )[0]
     major = number // 10_000
     said = f"PostgreSQL {version}, encoding {encoding}"
+    if not synced:
+        said += ", fsync off: a crash of its machine may lose what was committed"
     known = f"bpr-etl is tested with {OLDEST} to {NEWEST}"
     if major < OLDEST:
         yield failed("server", SchemaError, f"{said}; {known}", "Upgrade the server.")
@@ -121,17 +138,17 @@ def _tls(connection: Connection, settings: Settings) -> Iterator[Check]:
 
 
 def _pooler(connection: Connection) -> Iterator[Check]:
-    """Behind a transaction pooler two statements may meet two server processes. One client alone often meets one."""
-    processes = {connection.number("SELECT pg_backend_pid()") for _ in range(3)}
     remedy = (
         "Give the direct URL (DIRECT_URL, or port 5432): a run needs one server process from its lock to its COMMIT."
     )
-    if len(processes) > 1:
+    if connection.direct:
+        yield ok("pooler", "none")
+    elif goes_through_transaction_pooler(connection):
         yield failed("pooler", ConnectError, "the connection goes through a transaction pooler", remedy)
     elif hint := connection.address.pooler:
         yield warning("pooler", f"a transaction pooler is suspected: {hint}", remedy)
     else:
-        yield ok("pooler", "none was noticed")
+        yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
 
 
 def _time_limits(connection: Connection) -> Iterator[Check]:
@@ -171,24 +188,25 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     """The schema, and what can't be asked where it is not there."""
     name = settings.schema_in(connection.address)
     try:
-        naming = schema.detect_naming(connection, name, settings.naming)
-        findings = schema.check(connection, naming)
+        with transaction(connection, read_only=True, keep=False):
+            naming = schema.detect_naming(connection, name, settings.naming)
+            findings = schema.check(connection, naming)
     except SchemaError as error:
         yield Check("schema", "failed", str(error), exit_code=error.exit_code)
         without = ("side effects", "rights", "shadow users", "tables")
         yield from (Check(each, "skipped", "the schema is not there") for each in without)
-        yield from guarded("other run", partial(_other_run, connection, name))
+        yield from _looked(connection, "other run", _other_run, name)
         return
     yield from _fits(naming, findings)
-    yield from guarded("rights", partial(_rights, connection, naming))
+    yield from _looked(connection, "rights", _rights, naming)
     scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
     missing = {each.model for each in findings if each.severity == "blocking" and each.kind in {"table", "column"}}
     if "User" in missing:
         yield Check("shadow users", "skipped", "the table of users does not fit")
     else:
-        yield from guarded("shadow users", partial(_shadow_users, connection, scope, settings))
-    yield from guarded("tables", partial(_tables, connection, naming))
-    yield from guarded("other run", partial(_other_run, connection, name))
+        yield from _looked(connection, "shadow users", _shadow_users, scope, settings)
+    yield from _looked(connection, "tables", _tables, naming)
+    yield from _looked(connection, "other run", _other_run, name)
 
 
 def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:

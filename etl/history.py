@@ -96,7 +96,7 @@ def _after(name: str, now: datetime) -> bool:
 
 def misdated(store: Store, now: datetime) -> str | None:
     """The snapshots that are dated after `now`, by name; None where there are none."""
-    names = [name for name in store.folders() if OURS.fullmatch(name) and _after(name, now)]
+    names = [name for name in store.folders() if store.ours(name) and _after(name, now)]
     if not names:
         return None
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""

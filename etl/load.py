@@ -108,7 +108,7 @@ class Replacement:
     def delete(self) -> int:
         """Delete what was there; gives how many rows."""
         table = self._scope.naming.table(self._model)
-        self._deleted = self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+        self._deleted = self._connection.execute(f"DELETE FROM {table} x WHERE {self._scope.owns('x')}")
         return self._deleted
 
     @property
@@ -197,7 +197,7 @@ def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> No
     connection.copy_temporary(passing, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
     columns = ", ".join(quote_identifier(name) for name in trips.columns)
     values = ", ".join(
-        f"{quote_identifier(name)}::jsonb" if name == "personaSeed" else quote_identifier(name)
+        f"{quote_identifier(name)}::pg_catalog.jsonb" if name == "personaSeed" else quote_identifier(name)
         for name in trips.columns
     )
     connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{passing}")
@@ -212,8 +212,8 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     """
     table = scope.naming.table("ModelRegistry")
     since = (
-        f"(SELECT COALESCE(min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
-        f'WHERE isfinite(t."createdAt") AND t."userId" IN ({scope.shadow_ids()}))'
+        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND {scope.owns("t")})'
     )
     keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
     ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
@@ -251,14 +251,15 @@ def backfill(connection: Connection, scope: Scope) -> int:
     """
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILLED)
     columns = _kept_columns(connection, table)
-    shadow = f'"userId" IN ({scope.shadow_ids()})'
-    before = _fingerprint(connection, table, columns, f'{shadow} AND "modelVersion" IS NULL')
+    before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
     if not before[0]:
         return 0
     updated = connection.execute(
-        f'UPDATE {table} SET "modelVersion" = {version} WHERE {shadow} AND "modelVersion" IS NULL'
+        f'UPDATE {table} x SET "modelVersion" = {version} WHERE {scope.owns("x")} AND x."modelVersion" IS NULL'
     )
-    after = _fingerprint(connection, table, columns, f'{shadow} AND "modelVersion" = {version} AND {_OURS}')
+    after = _fingerprint(
+        connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" = {version} AND x.{_OURS}'
+    )
     if not before[0] == updated == after[0]:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
@@ -290,7 +291,7 @@ def _fingerprint(connection: Connection, table: str, columns: list[str], where: 
         f'hashtext("id"::text COLLATE "C"))), 0)::text'
         for name in columns
     )
-    return connection.rows(f"SELECT count(*), {sums} FROM {table} WHERE {where}")[0]
+    return connection.rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:

@@ -103,7 +103,12 @@ def synth(
 
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
         naming = schema.naming_for_apply(connection, name, settings.naming)
         if not settings.into_existing:
             load.require_empty(connection, naming)
@@ -115,7 +120,7 @@ def synth(
 def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
     """What is missing in the database, or does not fit."""
     address = settings.address()
-    with connect(address, stop) as connection:
+    with connect(address, stop) as connection, transaction(connection, read_only=True, keep=False):
         naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
         return schema.check(connection, naming)
 
@@ -137,7 +142,12 @@ def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
         return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
 
 

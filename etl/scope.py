@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etl import queries, schema
 from etl.config import Settings
-from etl.database import Connection
+from etl.database import Connection, transaction
 from etl.errors import DataError
 from etl.journal import RunResult
 from etl.limits import Limits, several_domains
@@ -19,9 +19,10 @@ def find_scope(
 
     Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
     """
-    naming = schema.detect_naming(connection, schema_name, settings.naming)
-    advice = [finding.detail for finding in schema.require(connection, naming)]
-    require_privileges(connection, naming, writes=writes)
+    with transaction(connection, read_only=True, keep=False):
+        naming = schema.detect_naming(connection, schema_name, settings.naming)
+        advice = [finding.detail for finding in schema.require(connection, naming)]
+        require_privileges(connection, naming, writes=writes)
     return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 
 

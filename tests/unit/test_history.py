@@ -111,7 +111,7 @@ def test_a_linked_snapshot_is_somebody_else_s(tmp_path, manifest):
     link.symlink_to(theirs)
     before = sorted(path.relative_to(elsewhere) for path in elsewhere.rglob("*"))
     assert store.names() == (NAMES if manifest == "whole" else NAMES[1:])
-    found = prune(store, 3)
+    found = prune(store, 3, NOW)
     assert (found.removed, found.litter) == (NAMES[1:3], [])
     with pytest.raises(OSError, match="Not a directory"):
         store.remove(NAMES[0])
