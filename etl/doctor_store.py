@@ -150,7 +150,8 @@ def _age(store: Store, latest: str, count: int, clock: Clock) -> Check:
         hours = (clock() - datetime.fromisoformat(str(ended)).astimezone(UTC)).total_seconds() / 3600
     except ValueError:
         return ok("snapshots", said)
-    said += f", {hours:,.0f} h old"
+    if hours >= 0:  # else it is dated after now, which is said on its own
+        said += f", {hours:,.0f} h old"
     return warning("snapshots", said, "See why no night came since.") if hours > _OLD_HOURS else ok("snapshots", said)
 
 

@@ -75,8 +75,8 @@ def require_triples(
     if "train" in empty or None in empty:
         if not allowed:
             raise DataError(f"{what} {_NOTHING} {_remedy(published)}; where that is meant, say --allow-empty.")
-        return [f"{what} --allow-empty allows that: the columns were published, without rows."]
-    return [f"{what} It was published as a file without rows: see whether the split is the right one."]
+        return [f"{what} That was allowed: files without rows are published, so that readers find the columns."]
+    return [f"{what} It is published as a file without rows: see whether the split is the right one."]
 
 
 def _why_none(published: Mapping[str, Any]) -> str:

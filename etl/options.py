@@ -91,8 +91,8 @@ MaxChange = Annotated[
     str | None,
     _option(
         "--max-change",
-        "Warn when rows, users, items or triples moved further since the last snapshot of the same settings; "
-        "default 25%, off for never.",
+        "Warn when rows, users, items or triples moved further since the last run, or, from five runs of the same settings "
+        "on, left the range that these lead one to expect; default 25%, off for never.",
         _LIMITS,
         metavar="SHARE",
     ),

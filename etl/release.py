@@ -200,7 +200,7 @@ def looked_at(settings: Settings, out: Store) -> Iterator[Store]:
 
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
-    """What a probe of a snapshot finds. Raises DataError where its split holds nothing out."""
+    """What a probe of a snapshot finds. Raises DataError where its split holds nothing out, or has nothing to train on."""
     from etl.probe import probe  # noqa: PLC0415 - a night without a probe need not wait for it
     from etl.question import question  # noqa: PLC0415
 
@@ -209,6 +209,11 @@ def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed
         raise DataError(
             f"The split {asked.split} holds no place out: no user has a trip in it that can be ranked, so the triples "
             "can't be probed. Say another --split, or leave the probe out."
+        )
+    if not len(asked.train.users):
+        raise DataError(
+            f"Before the test part of the split {asked.split} there are no triples, so there is nothing to probe. Say another "
+            "--split, or leave the probe out."
         )
     return probe(asked, affinity_model().unknown, settings.seed, progress)
 

@@ -55,6 +55,8 @@ def test_json_is_one_object(small_world, tmp_path):
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert answer["ok"] is True
+    assert answer["positives"] == answer["published"]["positives"]  # as the terminal has it
+    assert answer["selected_places"] == answer["positives"] + sum(answer["published"]["positives_left_out"].values())
     assert Path(answer["snapshot"]).is_dir()
     validated = call("validate", "--json", "--database-url", small_world)
     assert validated.returncode == 0
@@ -63,7 +65,8 @@ def test_json_is_one_object(small_world, tmp_path):
     assert checked.returncode == 0, checked.stdout
     again = call("run", "--json", "--skip-unchanged", "--out", str(tmp_path / "out"), "--database-url", small_world)
     assert again.returncode == 99
-    assert json.loads(again.stdout)["snapshot"] is None
+    nothing = json.loads(again.stdout)
+    assert (nothing["ok"], nothing["exit_code"], nothing["snapshot"]) == (True, 99, None)
     exported = call("export", "--json", "--out", str(tmp_path / "other"), "--database-url", small_world)
     assert exported.returncode == 0
     assert json.loads(exported.stdout)["published"] == answer["published"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -175,3 +176,51 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
     assert len(list((out / "snapshots").iterdir())) == 2
     assert called("prune", str(out), "--keep", "1")[0] == 0
     assert called("prune", str(out), "--keep", "1")[0] == 99
+
+
+def nightly(url: str, out: Path, day: str, **options: object) -> RunResult:
+    """A run at three o'clock of a day."""
+    settings = resolve({"database_url": url, "out": str(out), **options}, {})
+    return pipeline.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
+
+
+def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
+    out = tmp_path / "out"
+    for day in range(1, 6):
+        nightly(world, out, f"2026-11-0{day}")
+    with pytest.raises(DataError, match=r"5 runs before lead one to expect .*trips read went from .*, expected"):
+        nightly(halved, out, "2026-11-06", fail_on_change=True)
+    bad = nightly(halved, out, "2026-11-06")
+    assert "5 runs before" in moves(bad)[0]
+    odd = [each for each in bad.figures if each.watched and each.odd]
+    assert all(each.name in moves(bad)[0] for each in odd)  # the summary and the warning name the same
+    again = nightly(halved, out, "2026-11-07", fail_on_change=True)  # let through once: it stops no more, and is said
+    assert moves(again)
+    restored = nightly(world, out, "2026-11-08", fail_on_change=True)
+    assert (moves(restored), [each.name for each in restored.figures if each.odd]) == ([], [])
+    assert next(each.change for each in restored.figures if each.name == "trips read") > 0.5
+
+
+def test_a_snapshot_of_the_future_is_the_last_one_as_long_as_latest_names_it(world, halved, tmp_path):
+    out = tmp_path / "out"
+    nightly(world, out, "2026-11-25")
+    future = Path(nightly(halved, out, "2036-01-01").snapshot).name
+    first = nightly(halved, out, "2026-11-26", fail_on_change=True)  # it is what the last run published
+    assert any(f"dated after now (2026-11-26 03:00 UTC): {future}" in each for each in first.warnings)
+    assert {each.since for each in first.figures} == {future}
+    with pytest.raises(DataError, match=Path(first.snapshot).name):
+        nightly(world, out, "2026-11-27", fail_on_change=True)
+    second = nightly(world, out, "2026-11-27", keep=3)
+    assert [night.name for night in second.nights][-1] == Path(first.snapshot).name
+    assert future not in {path.name for path in (out / "snapshots").iterdir()}
+    assert len(list((out / "snapshots").iterdir())) == 3
+    third = nightly(world, out, "2026-11-28", fail_on_change=True)
+    assert [each for each in third.warnings if "dated after" in each] == []
+
+
+def test_a_run_is_compared_with_what_somebody_made_the_newest_again(world, halved, tmp_path):
+    out = tmp_path / "out"
+    good = nightly(world, out, "2026-11-25")
+    nightly(halved, out, "2026-11-26")
+    (out / "LATEST").write_text(Path(good.snapshot).name)
+    assert moves(nightly(world, out, "2026-11-27", fail_on_change=True)) == []

@@ -302,3 +302,44 @@ def test_datasets_reads_each_split_whole_and_as_a_stream(root, tmp_path):
     assert sum(shares) == 1
     assert min(shares) > 0.2
     assert not read["shuffled-train"].equals(read["mapped-train"])
+
+
+def expanded(snapshots: dict[str, Path], out: Path, **options: object) -> Path:
+    """A snapshot of the plain one's events, with other options."""
+    given = {"snapshot": str(snapshots["plain"]), "out": str(out), **options}
+    return Path(pipeline.expand(resolve(given, {})).snapshot)
+
+
+@pytest.fixture(scope="module")
+def without_rows(snapshots, tmp_path_factory) -> Path:
+    """A snapshot whose cities are all too small, so that no part of its split has a triple."""
+    out = tmp_path_factory.mktemp("empty") / "out"
+    return expanded(snapshots, out, min_catalog=9_999, split="last-trip", allow_empty=True)
+
+
+def test_where_there_are_no_triples_every_recipe_reads_no_rows(without_rows):
+    counted = {split: sum(rows for *_, rows in parts) for split, parts in listed(without_rows).items()}
+    assert counted == dict.fromkeys(("train", "valid", "test"), 0)
+    for split in counted:
+        assert run_here("numpy", root=without_rows, split=split)["triples"].num_rows == 0
+    assert run_here("polars", root=without_rows)["triples"].collect().height == 0
+    assert len(run_here("pandas", root=without_rows)["shuffled"]) == 0
+    assert run_here("DuckDB", root=without_rows)["per_city"] == []
+    plain = pl.read_parquet_schema(next((without_rows / "triples").rglob("*.parquet")))
+    assert list(plain.items())[:4] == [*((name, pl.String) for name in FOUR[:3]), ("timestamp", pl.Int64)]
+
+
+def test_where_there_are_no_triples_pytorch_reads_no_rows(without_rows, tmp_path):
+    need("torch")
+    after = "\nif __name__ == '__main__':\n    assert list(loader) == []\n"
+    run_as_script("PyTorch", tmp_path, without_rows, "train", "", after)
+
+
+def test_datasets_reads_the_parts_that_have_rows(snapshots, tmp_path):
+    """It refuses a split without rows, wherever that comes from."""
+    need("datasets", "torch")
+    root = expanded(snapshots, tmp_path / "out", split="time:2099-01-01")
+    counted = {split: sum(rows for *_, rows in parts) for split, parts in listed(root).items()}
+    assert counted["test"] == 0
+    after = f"\nif __name__ == '__main__':\n    assert {{k: len(v) for k, v in triples.items()}} == {{'train': {counted['train']}}}"
+    run_as_script("Hugging Face datasets", tmp_path, root, None, DATASETS_BEFORE, after)
