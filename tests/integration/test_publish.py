@@ -549,7 +549,7 @@ def test_a_folder_is_compared_before_the_manifest_and_before_commit(
     monkeypatch.setattr(LocalStore, "secure", spoiled)
     with pytest.raises(DataError, match=rf"{name} \(1 of [\d,]+\)"):
         pipeline.run(settings_for(small_world))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert folder_state(tmp_path / "out") == {}
     assert database_state(small_world) == rows
 
 
