@@ -31,7 +31,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Frames = dict[str, pl.DataFrame]
 
+OLDEST = 14
+"""The oldest major release of PostgreSQL that is supported."""
+
 _ENCODINGS = ("UTF8", "SQL_ASCII")  # the latter as far as what it holds is UTF-8: the server looks whether it is
+
+# The driver's own table of types instead of the server's, which it misreads with quote_all_identifiers on: then every value
+# is bytes. Casts in the queries see to it that no other types are read. It also saves reading all of pg_attribute at connect.
+_DRIVER = {"adbc.postgresql.type_resolver_mode": "builtin"}
+
+_TRANSACTION_SETTINGS = {
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+}
+"""Settings that change what texts mean or look like, as our SQL and the checksums need them, for each transaction alone."""
 
 RETRIES = 5
 """How many times a night is tried in all, when others' writes keep getting in its way (SQLSTATE 40001)."""
@@ -61,16 +77,17 @@ class Connection:
         self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
         self._closing, self._closed = threading.Lock(), False
         with self._translated():
-            self._connection = adbc.connect(address.libpq, autocommit=True)
+            self._connection = adbc.connect(address.libpq, autocommit=True, db_kwargs=_DRIVER)
         # A role, a database, the environment or the URL may ask for another encoding; the driver takes bytes for UTF-8.
-        asked = self.rows("SELECT set_config('client_encoding', 'UTF8', false), current_setting('server_encoding')")
-        encoding = asked[0][1]
-        if encoding not in _ENCODINGS:
+        asked = self.rows(
+            "SELECT set_config('client_encoding', 'UTF8', false), current_setting('server_encoding'), "
+            "current_setting('server_version'), current_setting('server_version_num')::int8"
+        )
+        try:
+            require_supported(*asked[0][1:])
+        except SchemaError:
             self.close()
-            raise SchemaError(
-                f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
-                "Copy the database into one that was created with ENCODING 'UTF8'."
-            )
+            raise
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a small query, as Python values."""
@@ -114,14 +131,17 @@ class Connection:
     def begin(self, mode: str) -> None:
         """Open a transaction; `mode` as in SQL's SET TRANSACTION.
 
-        It bears `name`, so that it can be found among the server's.
+        It bears `name`, so that it can be found among the server's. Raises ConnectError where it is to write and can't.
         """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
         self.execute(f"SET TRANSACTION {mode}")
         self.rows(
-            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), " + _watched(within="true")
+            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), {_settings()}, "
+            + _watched(within="true")
         )
+        if "READ ONLY" not in mode and (obstacle := no_writes(self)):
+            raise ConnectError(" ".join(obstacle))
 
     def commit(self) -> None:
         """Commit, and go back to autocommit. Whether it happened is never guessed: where the reply is lost, it is looked up.
@@ -135,7 +155,8 @@ class Connection:
                 self._connection.adbc_connection.commit()
                 self._connection.adbc_connection.set_autocommit(True)
         except EtlError as error:
-            if xid is None:  # nothing was written
+            # Nothing was written; or the server itself refused, and a refused COMMIT is a ROLLBACK.
+            if xid is None or not isinstance(error, ConnectError):
                 raise
             _settle(self, str(xid), int(process), error)
 
@@ -202,8 +223,6 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
             log.warning("The reply to COMMIT was lost (%s); the server says that it was done.", error)
             return
         if status == "aborted":
-            if isinstance(error, ConflictError):
-                raise error
             raise ConnectError(f"{error} The server says that COMMIT was not done: nothing was written. Run again.")
         if time.monotonic() > deadline:
             raise ConnectError(
@@ -211,6 +230,38 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
                 "it was done. Nothing was published; run again when the server is back: that mends either case."
             )
         time.sleep(POLL)
+
+
+def require_supported(encoding: str, version: str, number: int) -> None:
+    """Raise SchemaError where the server is older than what is supported, or the database's encoding is another one."""
+    if number < OLDEST * 10_000:
+        raise SchemaError(
+            f"The server is PostgreSQL {version}, and bpr-etl needs {OLDEST} or newer. Upgrade the server."
+        )
+    if encoding not in _ENCODINGS:
+        raise SchemaError(
+            f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
+            "Copy the database into one that was created with ENCODING 'UTF8'."
+        )
+
+
+def no_writes(connection: Connection) -> tuple[str, str] | None:
+    """Why this session's transactions can't write, and what to do; None where they can."""
+    standby, read_only, role, database = connection.rows(
+        "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool, "
+        "quote_ident(current_user), quote_ident(current_database())"
+    )[0]
+    if standby:
+        return (
+            "The server is a standby and takes no writes.",
+            "Connect to the primary (of several hosts in the URL, target_session_attrs=read-write finds it).",
+        )
+    if read_only:
+        return (
+            f"Transactions of the role {role} in the database {database} are read-only (default_transaction_read_only is on).",
+            f"Where this job may write: ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = off.",
+        )
+    return None
 
 
 def lock_key(schema: str) -> int:
@@ -365,6 +416,14 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
             raise
 
 
+def _settings() -> str:
+    """SQL that makes the settings of `_TRANSACTION_SETTINGS`, for the open transaction alone."""
+    return ", ".join(
+        f"set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        for name, value in _TRANSACTION_SETTINGS.items()
+    )
+
+
 def _watched(within: Literal["true", "false"]) -> str:
     """SQL that has the server look every two seconds whether this client is still there, where the server can (on Linux).
 
@@ -429,6 +488,7 @@ def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], sna
         f"SELECT {_watched(within='false')}",
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
+        f"SELECT {_settings()}",
     ]
 
     def read(sql: str) -> pl.DataFrame:
@@ -448,11 +508,19 @@ def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
 
 _PLAIN = {
     "42501": (ConnectError, "The role lacks a privilege: {first}. Grant it, or connect as another role."),
+    "TLS": (
+        ConnectError,
+        "No encrypted connection comes about: {first}. Check sslmode, sslrootcert and the server's TLS.",
+    ),
+    "08001": (ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."),
     "53100": (ConnectError, "The server's disk is full: {first}. Make room there."),
+    "53300": (ConnectError, "The server has no connection left: {first}. Try again later, or raise its limit."),
     "57014": (
         ConnectError,
         "The server cancelled the query: {first}. Raise statement_timeout, or run at a quieter time.",
     ),
+    "57P03": (ConnectError, "The server takes no connections yet: {first}. Try again when it is ready."),
+    "57P05": (ConnectError, "The server ended the connection: {first}. Raise idle_session_timeout for this role."),
     "55P03": (ConnectError, "A lock was not to be had in time: {first}. Run again at a quieter time."),
     "25P03": (
         ConnectError,
@@ -476,7 +544,13 @@ _BY_CLASS = {
     "22": (DataError, "The database refused a value{place}: {first}. Nothing was written."),
     "23": (DataError, "The database refused a row{place}: {first}. Nothing was written."),
     "54": (DataError, "The data passes a limit of the server{place}: {first}. Nothing was written."),
+    "P0": (DataError, "A trigger or function of the database refused{place}: {first}. Nothing was written."),
 }
+
+_RETRIABLE = ("40", "55", "58", "XX")
+"""Classes of errors without a sentence of their own that may be gone at the next try."""
+_RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run again; if it stays, see the server's log.")
+_REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
 
 def _translate(error: adbc_errors.Error, address: Address, table: str | None = None) -> EtlError:
@@ -487,8 +561,8 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
     details = {_decoded(key): _decoded(value) for key, value in (error.details or [])}
     if table is not None:
         details.setdefault("PG_DIAG_TABLE_NAME", table)
-    state = error.sqlstate or ""
     first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
+    state = error.sqlstate or _state_of(first)
     if state in {"40001", "40P01"}:
         return ConflictError(f"Somebody else changed the same rows at the same time ({first}).")
     place = "".join(
@@ -496,8 +570,8 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
         for key, word in (("PG_DIAG_TABLE_NAME", "table"), ("PG_DIAG_COLUMN_NAME", "column"))
         if key in details
     )
-    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state, first)
-    message = text.format(first=first.rstrip(".?"), place=place)
+    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or (_RETRY if state[:2] in _RETRIABLE else _REFUSED)
+    message = text.format(first=first.rstrip(".?"), place=place, state=state)
     if address.pooler and kind is not DataError:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
     return kind(message)
@@ -507,28 +581,39 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-_LOGIN = re.compile(
-    r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf|peer authentication"
+_STATES = tuple(
+    (re.compile(words), state)
+    for words, state in (
+        (r"statement timeout", "57014"),
+        (r"lock timeout", "55P03"),
+        (r"idle-in-transaction timeout", "25P03"),
+        (r"transaction timeout", "25P04"),
+        (r"idle-session timeout", "57P05"),
+        (r"terminating connection due to", "57P01"),
+        (r"too many (clients|connections)|connection slots are reserved|no more connections allowed", "53300"),
+        (r"the database system is |is not currently accepting connections", "57P03"),
+        (r"permission denied for database", "42501"),
+        (r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf", "28000"),
+        (r"(peer|ident|GSSAPI|LDAP|PAM|certificate) authentication failed|is not permitted to log in", "28000"),
+        (r"database .* does not exist", "3D000"),
+        (
+            r"^(server closed the connection|SSL SYSCALL error|SSL connection has been closed|could not (send|receive))",
+            "08006",
+        ),
+        (r"SSL|certificate", "TLS"),
+    )
 )
-_NO_DATABASE = re.compile(r"database .* does not exist")
 
 
-def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
-    """Libpq gives no SQLSTATE where a connection does not come about: its words must do."""
-    if state:
-        return EtlError, f"The server answered with an error that bpr-etl does not know (SQLSTATE {state}): {{first}}."
-    if _LOGIN.search(first):
-        return _BY_CLASS["28"]
-    if _NO_DATABASE.search(first):
-        return _BY_CLASS["3D"]
-    return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
+def _state_of(first: str) -> str:
+    """The SQLSTATE that words stand for: libpq gives none where a connection or a transaction does not come about."""
+    return next((state for words, state in _STATES if words.search(first)), "08001")
 
 
 def _first_words(text: str) -> str:
     """The libpq message itself: no status word, no query, no row, one line."""
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
-    for prefix in ("IO: ", "Failed to connect: "):
-        text = text.removeprefix(prefix)
+    text = re.sub(r"^([A-Z_]+: )?(Failed to [a-z ]+: )?((FATAL|ERROR):  )?", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A name may stand for several hosts and addresses: one that answered, and said no, tells more than one where nobody was.
     answered = [line for line in lines if re.search(r"FATAL:|SSL|certificate|encryption", line)]

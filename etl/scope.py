@@ -20,7 +20,7 @@ def find_scope(
     Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
     """
     naming = schema.detect_naming(connection, schema_name, settings.naming)
-    advice = [finding.detail for finding in schema.require(connection, naming)]
+    advice = [finding.detail for finding in schema.require(connection, naming, writes=writes)]
     require_privileges(connection, naming, writes=writes)
     return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 
