@@ -593,8 +593,8 @@ _STATES = tuple(
         (r"too many (clients|connections)|connection slots are reserved|no more connections allowed", "53300"),
         (r"the database system is |is not currently accepting connections", "57P03"),
         (r"permission denied for database", "42501"),
-        (r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf", "28000"),
-        (r"(peer|ident|GSSAPI|LDAP|PAM|certificate) authentication failed|is not permitted to log in", "28000"),
+        (r"no password supplied|role .* does not exist|pg_hba\.conf", "28000"),
+        (r"authentication failed|is not permitted to log in", "28000"),
         (r"database .* does not exist", "3D000"),
         (
             r"^(server closed the connection|SSL SYSCALL error|SSL connection has been closed|could not (send|receive))",

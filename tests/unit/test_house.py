@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "prisma": {"errors", "resources"},
     "schema": {"errors", "prisma"},
     "stopping": {"errors"},
+    "notices": set(),
     "nights": set(),
     "limits": {"choices", "errors", "nights"},
     "privileges": {"errors", "prisma"},
