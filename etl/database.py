@@ -39,7 +39,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Frames = dict[str, pl.DataFrame]
 
+OLDEST = 14
+"""The oldest major release of PostgreSQL that is supported."""
+
 _ENCODINGS = ("UTF8", "SQL_ASCII")  # the latter as far as what it holds is UTF-8: the server looks whether it is
+
+# The driver's own table of types instead of the server's, which it misreads with quote_all_identifiers on: then every value
+# is bytes. Casts in the queries see to it that no other types are read. It also saves reading all of pg_attribute at connect.
+_DRIVER = {"adbc.postgresql.type_resolver_mode": "builtin"}
+
+_TRANSACTION_SETTINGS = {
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+}
+"""Settings that change what texts mean or look like, as our SQL and the checksums need them, for each transaction alone."""
 
 RETRIES = 5
 """How many times a night is tried in all, when others' writes keep getting in its way (SQLSTATE 40001)."""
@@ -77,33 +93,29 @@ class Connection:
         with self._translated():
             self._connection = _open(address, self.name)
         try:
-            heard, self._path, encoding = self._look()
+            heard, self._path, encoding, version, number = self._look()
+            require_supported(encoding, version, number)
         except EtlError:
             self.close()
             raise
         self.direct = heard == self.name
-        if encoding not in _ENCODINGS:
-            self.close()
-            raise SchemaError(
-                f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
-                "Copy the database into one that was created with ENCODING 'UTF8'."
-            )
 
-    def _look(self) -> tuple[str | None, str, str]:
-        """What the session has heard at its startup, its search_path, the server's encoding.
+    def _look(self) -> tuple[str | None, str, str, str, int]:
+        """What the session has heard at its startup, its search_path, the server's encoding and version.
 
         In a transaction, since a pooler may take another server process between two messages outside of one.
         """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
-        heard, path, encoding = self.rows(
+        heard, path, *server = self.rows(
             f"SELECT pg_catalog.current_setting('{_MARK}', true), pg_catalog.current_setting('search_path'), "
-            "pg_catalog.current_setting('server_encoding')"
+            "pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version'), "
+            "pg_catalog.current_setting('server_version_num')::pg_catalog.int8"
         )[0]
         self.rollback()
         # pg_catalog comes first where a path does not say otherwise; nobody's functions may come before the server's.
         path = ",".join(name for name in path.split(",") if name.strip(' "') != "pg_catalog")
-        return heard, path, encoding
+        return heard, path, *server
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a small query, as Python values."""
@@ -150,7 +162,8 @@ class Connection:
         """Open a transaction; `mode` as in SQL's SET TRANSACTION.
 
         It bears `name`, so that it can be found among the server's. Its COMMIT waits until it is on disk, whatever the role's
-        `synchronous_commit` says: what is published afterwards is in the database after a crash, too.
+        `synchronous_commit` says: what is published afterwards is in the database after a crash, too. Raises ConnectError where
+        it is to write and can't.
         """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
@@ -158,8 +171,10 @@ class Connection:
         self._statement(_PIN)
         self.rows(
             f"SELECT set_config('application_name', {quote_literal(self.name)}, true), {_ON_DISK}, "
-            f"set_config('client_encoding', 'UTF8', true), {_WATCHED}"
+            f"set_config('client_encoding', 'UTF8', true), {_settings()}, {_WATCHED}"
         )
+        if "READ ONLY" not in mode and (obstacle := no_writes(self)):
+            raise ConnectError(" ".join(obstacle))
         self._within = True
 
     def commit(self) -> None:
@@ -178,7 +193,8 @@ class Connection:
                 self._connection.adbc_connection.set_autocommit(True)
                 self._within = False
         except EtlError as error:
-            if xid is None:  # nothing was written
+            # Nothing was written; or the server itself refused, and a refused COMMIT is a ROLLBACK.
+            if xid is None or not isinstance(error, ConnectError):
                 raise
             _settle(self, str(xid), int(process), error)
 
@@ -262,12 +278,12 @@ def _open(address: Address, mark: str) -> adbc.Connection:
         for options, more in ((address.options or "", _PINNED), (address.options, f"-c {_MARK}={mark}"))
     )
     try:
-        database = adbc_driver_postgresql.connect(pinned)
+        database = adbc_driver_postgresql.connect(pinned, db_kwargs=_DRIVER)
     except adbc_errors.Error as error:
         if not _NO_OPTIONS.search(str(error)):
             raise
         marked = plain
-        database = adbc_driver_postgresql.connect(plain)
+        database = adbc_driver_postgresql.connect(plain, db_kwargs=_DRIVER)
     try:
         database.set_options(uri=marked)
         connection = AdbcConnection(database)
@@ -315,8 +331,6 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
             log.warning("The reply to COMMIT was lost (%s); the server says that it was done.", error)
             return
         if status == "aborted":
-            if isinstance(error, ConflictError):
-                raise error
             raise ConnectError(f"{error} The server says that COMMIT was not done: nothing was written. Run again.")
         if time.monotonic() > deadline:
             raise ConnectError(
@@ -324,6 +338,38 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
                 "it was done. Nothing was published; run again when the server is back: that mends either case."
             )
         time.sleep(POLL)
+
+
+def require_supported(encoding: str, version: str, number: int) -> None:
+    """Raise SchemaError where the server is older than what is supported, or the database's encoding is another one."""
+    if number < OLDEST * 10_000:
+        raise SchemaError(
+            f"The server is PostgreSQL {version}, and bpr-etl needs {OLDEST} or newer. Upgrade the server."
+        )
+    if encoding not in _ENCODINGS:
+        raise SchemaError(
+            f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
+            "Copy the database into one that was created with ENCODING 'UTF8'."
+        )
+
+
+def no_writes(connection: Connection) -> tuple[str, str] | None:
+    """Why this session's transactions can't write, and what to do; None where they can."""
+    standby, read_only, role, database = connection.rows(
+        "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool, "
+        "quote_ident(current_user), quote_ident(current_database())"
+    )[0]
+    if standby:
+        return (
+            "The server is a standby and takes no writes.",
+            "Connect to the primary (of several hosts in the URL, target_session_attrs=read-write finds it).",
+        )
+    if read_only:
+        return (
+            f"Transactions of the role {role} in the database {database} are read-only (default_transaction_read_only is on).",
+            f"Where this job may write: ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = off.",
+        )
+    return None
 
 
 def lock_key(schema: str) -> int:
@@ -562,6 +608,14 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
             raise
 
 
+def _settings() -> str:
+    """SQL that makes the settings of `_TRANSACTION_SETTINGS`, for the open transaction alone."""
+    return ", ".join(
+        f"set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        for name, value in _TRANSACTION_SETTINGS.items()
+    )
+
+
 def _end_sessions(address: Address, name: str) -> None:
     """End the sessions that bear a name: connectorx can't be told to stop, its server processes can."""
     with connect(address) as connection, transaction(connection, read_only=True, keep=False):
@@ -618,7 +672,7 @@ def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], sna
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
         _PIN,
-        f"SELECT {_WATCHED}",
+        f"SELECT {_settings()}, {_WATCHED}",
     ]
 
     def read(sql: str) -> pl.DataFrame:
@@ -654,11 +708,20 @@ _PLAIN = {
     "26000": (ConnectError, _TRANSACTION_POOLER),
     "42P05": (ConnectError, _TRANSACTION_POOLER),
     "42501": (ConnectError, "The role lacks a privilege: {first}. Grant it, or connect as another role."),
+    "TLS": (
+        ConnectError,
+        "No encrypted connection comes about: {first}. Check sslmode, sslrootcert and the server's TLS.",
+    ),
+    "URI": (SettingsError, "The database's address is wrong: {first}. Correct it."),
+    "08001": (ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."),
     "53100": (ConnectError, "The server's disk is full: {first}. Make room there."),
+    "53300": (ConnectError, "The server has no connection left: {first}. Try again later, or raise its limit."),
     "57014": (
         ConnectError,
         "The server cancelled the query: {first}. Raise statement_timeout, or run at a quieter time.",
     ),
+    "57P03": (ConnectError, "The server takes no connections yet: {first}. Try again when it is ready."),
+    "57P05": (ConnectError, "The server ended the connection: {first}. Raise idle_session_timeout for this role."),
     "55P03": (ConnectError, "A lock was not to be had in time: {first}. Run again at a quieter time."),
     "25P03": (
         ConnectError,
@@ -682,7 +745,13 @@ _BY_CLASS = {
     "22": (DataError, "The database refused a value{place}: {first}. Nothing was written."),
     "23": (DataError, "The database refused a row{place}: {first}. Nothing was written."),
     "54": (DataError, "The data passes a limit of the server{place}: {first}. Nothing was written."),
+    "P0": (DataError, "A trigger or function of the database refused{place}: {first}. Nothing was written."),
 }
+
+_RETRIABLE = ("40", "55", "58", "XX")
+"""Classes of errors without a sentence of their own that may be gone at the next try."""
+_RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run again; if it stays, see the server's log.")
+_REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
 
 def _translate(error: adbc_errors.Error, address: Address, table: str | None = None) -> EtlError:
@@ -693,8 +762,8 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
     details = {_decoded(key): _decoded(value) for key, value in (error.details or [])}
     if table is not None:
         details.setdefault("PG_DIAG_TABLE_NAME", table)
-    state = error.sqlstate or ""
     first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
+    state = error.sqlstate or _state_of(first)
     if state in {"40001", "40P01"}:
         return ConflictError(f"Somebody else changed the same rows at the same time ({first}).")
     place = "".join(
@@ -702,9 +771,12 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
         for key, word in (("PG_DIAG_TABLE_NAME", "table"), ("PG_DIAG_COLUMN_NAME", "column"))
         if key in details
     )
+    if state == "URI":  # without the value: where an address can be read in two ways, it may be a piece of a password
+        first = re.sub(r"""(value|number|token|URI|found in):? "[^"]*\"""", r"\1", first)
     pooler = next(((ConnectError, said) for words, said in _POOLERS if words.search(first)), None)
-    kind, text = pooler or _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state, first)
-    message = text.format(first=first.rstrip(".?"), place=place)
+    known = pooler or _PLAIN.get(state) or _BY_CLASS.get(state[:2])
+    kind, text = known or (_RETRY if state[:2] in _RETRIABLE else _REFUSED)
+    message = text.format(first=first.rstrip(".?"), place=place, state=state)
     if address.pooler and kind is not DataError and _DIRECT_URL not in message:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
     return kind(message)
@@ -714,41 +786,46 @@ def _decoded(text: str | bytes) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-_LOGIN = re.compile(
-    r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf|peer authentication"
+_STATES = tuple(
+    (re.compile(words), state)
+    for words, state in (
+        (r"statement timeout", "57014"),
+        (r"lock timeout", "55P03"),
+        (r"idle-in-transaction timeout", "25P03"),
+        (r"transaction timeout", "25P04"),
+        (r"idle-session timeout", "57P05"),
+        (r"terminating connection due to", "57P01"),
+        (r"too many (clients|connections)|connection slots are reserved|no more connections allowed", "53300"),
+        (r"the database system is |is not currently accepting connections", "57P03"),
+        (r"permission denied for database", "42501"),
+        (r"no password supplied|role .* does not exist|pg_hba\.conf", "28000"),
+        (r"authentication failed|is not permitted to log in", "28000"),
+        (r"database .* does not exist", "3D000"),
+        (
+            r"^(server closed the connection|SSL SYSCALL error|SSL connection has been closed|could not (send|receive))",
+            "08006",
+        ),
+        (r"SSL|certificate", "TLS"),
+    )
 )
 # What libpq says of an address without having tried it.
 _MALFORMED = re.compile(
     r"(?:in|invalid) URI|percent-encoded|unexpected spaces|connection option|invalid port number|invalid \S+ value|"
     r"could not match \d+ |definition of service|service file"
 )
-_NO_DATABASE = re.compile(r"database .* does not exist")
 
 
-def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
-    """Libpq gives no SQLSTATE where a connection does not come about: its words must do."""
-    if state:
-        return EtlError, f"The server answered with an error that bpr-etl does not know (SQLSTATE {state}): {{first}}."
-    if _LOGIN.search(first):
-        return _BY_CLASS["28"]
-    if _NO_DATABASE.search(first):
-        return _BY_CLASS["3D"]
+def _state_of(first: str) -> str:
+    """The SQLSTATE that words stand for: libpq gives none where a connection or a transaction does not come about."""
     if _MALFORMED.search(first) and "FATAL:" not in first:
-        # Without the value: where an address can be read in two ways, it may be a piece of a password.
-        said = (
-            re.sub(r"""(value|number|token|URI|found in):? "[^"]*\"""", r"\1", first)
-            .replace("{", "{{")
-            .replace("}", "}}")
-        )
-        return SettingsError, f"The database's address is wrong: {said}. Correct it."
-    return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
+        return "URI"
+    return next((state for words, state in _STATES if words.search(first)), "08001")
 
 
 def _first_words(text: str) -> str:
     """The libpq message itself: no status word, no query, no row, one line."""
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
-    for prefix in ("IO: ", "Failed to connect: "):
-        text = text.removeprefix(prefix)
+    text = re.sub(r"^([A-Z_]+: )?(Failed to [a-z ]+: )?((FATAL|ERROR):  )?", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A name may stand for several hosts and addresses: one that answered, and said no, tells more than one where nobody was.
     answered = [line for line in lines if re.search(r"FATAL:|SSL|certificate|encryption", line)]

@@ -35,7 +35,8 @@ class Scope:
     def is_shadow(self, user: str) -> str:
         """SQL that is true for a shadow user's row, false for all others, a null email included."""
         # Every name is qualified: it stands in statements that write, too, which run under the role's own search_path.
-        starts = f'pg_catalog.starts_with({user}."email", {quote_literal(self.prefix)})'
+        # COLLATE "C": a column whose collation is nondeterministic has no prefixes and no patterns for PostgreSQL.
+        starts = f'pg_catalog.starts_with({user}."email" COLLATE pg_catalog."C", {quote_literal(self.prefix)})'
         if self.domain is None:
             return f"COALESCE({starts}, false)"
         # COLLATE "C": lower() of another locale makes an ASCII k of the Kelvin sign.
@@ -66,7 +67,7 @@ class Scope:
 def shadow_domains(scope: Scope) -> str:
     """One row per domain of the shadow users' addresses, the most frequent first: domain, users."""
     return (
-        f"SELECT COALESCE(lower(substring(u.\"email\" from '@([^@]*)$') COLLATE \"C\"), '') AS domain, count(*) "
+        f'SELECT COALESCE(lower(substring(u."email" COLLATE "C" from \'@([^@]*)$\') COLLATE "C"), \'\') AS domain, count(*) '
         f"FROM {scope.naming.table('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
     )
 

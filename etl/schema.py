@@ -6,6 +6,8 @@ the application's tables are the Prisma project's business.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -53,6 +55,13 @@ _ON_DELETE = {
 }
 """By `pg_constraint.confdeltype`: the action, and what becomes of a run that deletes rows which others refer to."""
 
+_CHANGED: dict[str, Literal["delete", "update"]] = {
+    "PersonaDimension": "delete",
+    "RankingEvent": "delete",
+    "BehavioralSignal": "update",
+}
+"""What a run does to rows that stand there, and a publication may forbid."""
+
 _TABLES = ("r", "p")  # ordinary and partitioned
 _KINDS = {"r": "a table", "v": "a view", "m": "a materialized view", "f": "a foreign table", "i": "an index"}
 _SHOWN = 5
@@ -78,7 +87,17 @@ class Finding:
     """
 
     kind: Literal[
-        "table", "column", "type", "not_null", "unique", "enum_value", "index", "foreign_key", "trigger", "rule"
+        "table",
+        "column",
+        "type",
+        "not_null",
+        "unique",
+        "enum_value",
+        "index",
+        "publication",
+        "foreign_key",
+        "trigger",
+        "rule",
     ]
     model: str
     detail: str
@@ -165,20 +184,25 @@ def naming_for_apply(connection: Queries, schema: str, wanted: Wanted) -> Naming
 
 
 def check(connection: Queries, naming: Naming) -> list[Finding]:
-    """What is missing or does not fit, the application's models first; then what else happens when a run writes."""
-    return [*_findings(_read(connection, naming), naming), *_side_effects(connection, naming)]
+    """What is missing or does not fit, the application's models first; what publications forbid; what else a write does."""
+    return [
+        *_findings(_read(connection, naming), naming),
+        *_publication_findings(connection, naming),
+        *_side_effects(connection, naming),
+    ]
 
 
-def require(connection: Queries, naming: Naming) -> list[Finding]:
+def require(connection: Queries, naming: Naming, *, writes: bool) -> list[Finding]:
     """The advice on a schema that fits, side effects aside: these are audited when they happen.
 
-    Raises SchemaError, with the first few findings, when it does not fit.
+    Raises SchemaError, with the first few findings, when it does not fit. What publications forbid, and rules that keep a
+    statement from working, matter to who `writes`.
     """
     catalogue = _read(connection, naming)
-    findings = [
-        *_findings(catalogue, naming),
-        *(each for each in _side_effects(connection, naming) if each.severity == "blocking"),
-    ]
+    findings = list(_findings(catalogue, naming))
+    if writes and not _blocking(findings):
+        _refuse(_publication_findings(connection, naming), naming, "The tables' owner can do that.")
+        findings += (each for each in _side_effects(connection, naming) if each.severity == "blocking")
     can_create = _creatable(catalogue, naming)
     _refuse(
         findings,
@@ -210,7 +234,8 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
         connection.execute(statement.sql)
         created.append(statement.name)
     # A type that was there before may lack what a table made just now needs of it.
-    _refuse(check(connection, naming), naming, "Migrate the Prisma project first; nothing was created.")
+    left = list(_findings(_read(connection, naming), naming))
+    _refuse(left, naming, "Migrate the Prisma project first; nothing was created.")
     return created
 
 
@@ -354,6 +379,103 @@ def _unique_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Itera
         ):
             detail = f"{naming.table(model)} has no unique index on ({', '.join(columns)})."
             yield Finding("unique", model, detail, severity)
+
+
+def _publication_findings(connection: Queries, naming: Naming) -> Iterator[Finding]:
+    """Tables whose rows PostgreSQL won't let a run change, since a publication sends the change and can't tell the row."""
+    models = {naming.table(model): model for model in _CHANGED}
+    told = set()
+    for each in _published(connection, models):
+        verb = _CHANGED[models[each.root]]
+        why = each.unidentified() if each.sends[verb] and each.table not in told else None
+        if why:
+            told.add(each.table)
+            yield Finding(
+                "publication",
+                models[each.root],
+                f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: PostgreSQL "
+                f"refuses every {verb.upper()} of it. {why[1]}.",
+            )
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A table that holds rows of `root`, and a publication of it, as PostgreSQL expands it: of all, of a schema, of a root.
+
+    `key` are the columns of the replica identity (all of them for a full one), none where there is none; `sent` those that
+    the publication sends, None for all; `rows` is its row filter.
+    """
+
+    root: str
+    table: str
+    key: list[str]
+    columns: list[str]
+    publication: str
+    sends: Mapping[Literal["update", "delete"], bool]
+    sent: list[str] | None
+    rows: str
+
+    def unidentified(self) -> tuple[str, str] | None:
+        """Why the publication can't tell a changed row, and what to do; None where it can."""
+        full = f"ALTER TABLE {self.table} REPLICA IDENTITY FULL"
+        if not self.key:
+            return "which has no replica identity", f"{full}, or give it a primary key"
+        if self.sent is not None and not set(self.key) <= set(self.sent):
+            return (
+                "but not all columns of its replica identity",
+                "Drop the column list from the publication, or extend it",
+            )
+        named = _names_in(self.rows) - set(self.key)
+        if more := [quote_identifier(name) for name in self.columns if name in named]:
+            return f"filtered by {', '.join(more)}, which its replica identity does not have", full
+        return None
+
+
+def _names_in(expression: str) -> set[str]:
+    """The names in an expression as PostgreSQL prints it, functions' among them; not what is in its texts."""
+    bare = re.sub(r"'(?:[^']|'')*'", "", expression)
+    quoted = {name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', bare)}
+    return quoted | set(re.findall(r"\w+", re.sub(r'"(?:[^"]|"")*"', " ", bare)))
+
+
+def _published(connection: Queries, tables: Iterable[str]) -> Iterator[_Published]:
+    names = ", ".join(f"({quote_literal(name)})" for name in tables)
+    identity = (  # as the server has it: an index that is not valid, or that may be broken until COMMIT, is none
+        "SELECT i.indkey::int2[] FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate "
+        "AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END"
+    )
+    columns = (
+        "SELECT COALESCE(json_agg(a.attname ORDER BY a.attnum), '[]')::text FROM pg_catalog.pg_attribute a "
+        "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
+    )
+    rows = connection.rows(
+        "WITH RECURSIVE part(root, oid) AS ("
+        f"SELECT v.name, to_regclass(v.name)::oid FROM (VALUES {names}) v(name) UNION "
+        "SELECT part.root, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
+        "up(oid, above) AS (SELECT oid, oid FROM part UNION "
+        "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
+        "JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.above) "
+        "SELECT part.root, n.nspname::text, c.relname::text, "
+        f"({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[]))), ({columns}), p.pubname::text, "
+        # The columns and the row filter are there since PostgreSQL 15.
+        "p.pubupdate, p.pubdelete, (to_jsonb(t)->'attnames')::text, COALESCE(to_jsonb(t)->>'rowfilter', '') "
+        "FROM part JOIN pg_catalog.pg_class c ON c.oid = part.oid AND c.relkind = 'r' "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN up ON up.oid = c.oid "
+        "JOIN pg_catalog.pg_class o ON o.oid = up.above JOIN pg_catalog.pg_namespace s ON s.oid = o.relnamespace "
+        "JOIN pg_catalog.pg_publication_tables t ON t.schemaname = s.nspname AND t.tablename = o.relname "
+        "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 3, 6"
+    )
+    for root, schema, table, key, every, publication, updates, deletes, sent, condition in rows:
+        yield _Published(
+            root,
+            f"{quote_identifier(schema)}.{quote_identifier(table)}",
+            json.loads(key),
+            json.loads(every),
+            publication,
+            {"update": updates, "delete": deletes},
+            json.loads(sent or "null"),
+            condition,
+        )
 
 
 def _type_name(name: str) -> str:

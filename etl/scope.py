@@ -21,7 +21,7 @@ def find_scope(
     """
     with transaction(connection, read_only=True, keep=False):
         naming = schema.detect_naming(connection, schema_name, settings.naming)
-        advice = [finding.detail for finding in schema.require(connection, naming)]
+        advice = [finding.detail for finding in schema.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)
     return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "prisma": {"errors", "resources"},
     "schema": {"errors", "prisma"},
     "stopping": {"errors"},
+    "notices": set(),
     "nights": set(),
     "limits": {"choices", "errors", "losses", "nights"},
     "privileges": {"errors", "prisma"},
