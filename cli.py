@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl import __version__, answers, commands, looking, terminal
+from etl import __version__, answers, commands, looking, streams, terminal
 from etl import options as opt
 from etl.address import Discreet, secrets_in
 from etl.config import DEFAULT_FILE, file_named
@@ -405,7 +405,8 @@ def main() -> None:
     """Run the command line, in a process that is ours alone."""
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
-    sys.stdout, sys.stderr = Discreet(sys.stdout), Discreet(sys.stderr, secrets_in(sys.argv[1:], os.environ))
+    out, err = streams.standard()
+    sys.stdout, sys.stderr = Discreet(out), Discreet(err, secrets_in(sys.argv[1:], os.environ))
     sys.exit(commands.call(app, sys.argv[1:], os.environ))
 
 

@@ -168,6 +168,7 @@ MAY_IMPORT = {
     },
     "options": {"config"},
     "logs": {"errors", "journal"},
+    "streams": set(),
     "progress": {"journal", "logs"},
     "prometheus": {"errors", "nights"},
     "terminal": {*("address", "config", "errors", "journal", "logs", "pipeline", "progress", "prometheus", "stopping")},
