@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from etl.lease import Lease, Tag, holder, owner
 from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS
 from etl.stopping import Stop
 from etl.store import Store, clear, flocked, staging_in, taken_by_another
+from etl.temporary import temporary_folder
 
 PART = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload; a file of one part is put at once."""
@@ -233,7 +233,7 @@ def _place_for(url: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
     It is always the same, so that the next run clears what a killed one left, and knows that its lock is dead.
     """
     name = f"bpr-etl-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-    place = Path(tempfile.gettempdir()) / name
+    place = temporary_folder() / name
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
         raise SettingsError(
@@ -241,7 +241,7 @@ def _place_for(url: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
         )
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield place, lambda: flocked(handle)
+        yield place, lambda: flocked(handle, place)
     finally:
         os.close(handle)
 
