@@ -5,73 +5,94 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CONSUMERS := $(VENV)/.consumers
-RAY := $(VENV)/.ray
+# What is installed beside that, one extra of pyproject.toml each: $(call with,test) is the marker that says it is there.
+with = $(VENV)/.has-$(1)
 WORKERS ?= 2
+
+# pip shows each package as it comes. Nothing is compiled beforehand: that takes long, in silence, and Python does it as it goes.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+ENSURE_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 
 .PHONY: setup consumers ray-extra docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
 .DEFAULT_GOAL := setup
 
-setup: $(READY)
+# One pip at a time in one environment.
+.NOTPARALLEL:
 
+# All that working on bpr-etl takes; each target below installs only its own part.
+DEV := $(foreach extra,test docs lint,$(call with,$(extra)))
+setup: $(DEV)
+
+# What a run needs, and no more.
 $(READY): pyproject.toml constraints.txt hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "bpr-etl needs Python 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@command -v uv >/dev/null 2>&1 || $(PYTHON) -c 'import venv, ensurepip; ensurepip.version()' 2>/dev/null || \
+	  { echo "$(PYTHON) can't make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv)."; exit 2; }
+	@echo "Setting up $(VENV) with what a run needs: some 250 MB to download, a minute or two at the first time."
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --clear --python $(PYTHON) $(VENV) && \
-	  VIRTUAL_ENV=$(VENV) uv pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	  VIRTUAL_ENV=$(VENV) uv pip install --constraint constraints.txt --editable .; \
 	else \
-	  $(PYTHON) -m venv --clear $(VENV) && \
-	  $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	  $(PYTHON) -m venv --clear $(VENV) && $(PIP_INSTALL) .; \
 	fi
-	@touch $(READY)
+	@touch $@
+
+$(call with,%): $(READY)
+	@echo "Setting up $(VENV) with what \"$*\" in pyproject.toml asks for."
+	@if command -v uv >/dev/null 2>&1; then \
+	  VIRTUAL_ENV=$(VENV) uv pip install --constraint constraints.txt --editable '.[$*]'; \
+	else \
+	  $(PIP_INSTALL) '.[$*]'; \
+	fi
+	@touch $@
 
 # PyTorch and Hugging Face datasets, without which the tests of their recipes skip. By pip even where uv set up the rest:
 # uv does not look where pip is told to find wheels (find-links), which is where a CPU build of torch may lie.
-consumers: $(CONSUMERS)
+consumers: $(call with,consumers)
 
-$(CONSUMERS): $(READY)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --constraint constraints.txt \
-	  --editable '.[dev,consumers]' || \
+$(call with,consumers): $(READY)
+	@$(ENSURE_PIP)
+	@$(PIP_INSTALL) '.[consumers]' --retries 1 || \
 	  { echo "PyTorch (its CPU build) or Hugging Face datasets can't be had. PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may tell pip where."; exit 2; }
-	@touch $(CONSUMERS)
+	@touch $@
 
 # Ray, without which the tests of --engine ray skip.
-ray-extra: $(RAY)
+ray-extra: $(call with,ray)
 
-$(RAY): $(READY)
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --constraint constraints.txt \
-	  --editable '.[dev,ray]' || { echo "Ray can't be had."; exit 2; }
-	@touch $(RAY)
+$(call with,ray): $(READY)
+	@$(ENSURE_PIP)
+	@$(PIP_INSTALL) '.[ray]' --retries 1 || { echo "Ray can't be had."; exit 2; }
+	@touch $@
 
-demo: setup
+demo: $(READY)
 	$(BIN)/bpr-etl demo --out bpr-etl-demo
 
-test: setup
+test: $(call with,test)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-test-slow: setup
+test-slow: $(call with,test)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # Everything that can happen at night, by the thousand: an hour on two cores. Prints what it tried.
-test-faults: setup
+test-faults: $(call with,test)
 	$(BIN)/python -m pytest -n $(WORKERS) --full tests/faults
 
 # Branches of etl/ that the tests go through, processes of the command line included.
-coverage: setup
+coverage: $(call with,test)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n $(WORKERS) -m "not slow"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: setup
+# Its last line looks whether every pin admits the oldest Python, 3.11.0, whichever Python this is; so it needs all of them.
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/unit/test_dependencies.py
 
-format: setup
+format: $(call with,lint)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -88,24 +109,23 @@ bench-negatives: bench-setup
 	$(BIN)/python -m benchmarks.negatives --save
 	$(BIN)/python -m benchmarks.large_catalogue --save
 
-bench-setup: setup
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+bench-setup: $(call with,bench)
 
 # The documentation site, in docs/_build: nothing from outside, and no warning.
-docs: setup
+docs: $(call with,docs)
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
 # The README's two pictures, of real runs: two minutes. Chromium takes the report's.
-screenshots: setup
+screenshots: $(call with,test)
 	$(BIN)/python docs/screenshots.py
 
 # The programs that the recipes are for look at them, where they are installed; AIRFLOW names an airflow command.
 check-recipes:
 	docs/recipes/check
 
-wheel: setup
+wheel: $(READY)
+	@$(ENSURE_PIP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:

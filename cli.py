@@ -83,6 +83,8 @@ def run(
     max_bad: opt.MaxBad = None,
     max_change: opt.MaxChange = None,
     fail_on_change: opt.FailOnChange = None,
+    allow_empty: opt.AllowEmpty = None,
+    allow_side_effects: opt.AllowSideEffects = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
@@ -130,6 +132,7 @@ def export(
     max_bad: opt.MaxBad = None,
     max_change: opt.MaxChange = None,
     fail_on_change: opt.FailOnChange = None,
+    allow_empty: opt.AllowEmpty = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
@@ -167,6 +170,7 @@ def expand(
     keep: opt.Keep = None,
     max_change: opt.MaxChange = None,
     fail_on_change: opt.FailOnChange = None,
+    allow_empty: opt.AllowEmpty = None,
     wait_lock: opt.WaitLock = None,
     max_wait: opt.MaxWait = None,
     probe: opt.Probe = None,
@@ -298,6 +302,7 @@ def synth(
     naming: opt.NamingOption = None,
     scale: opt.Scale = None,
     seed: opt.Seed = None,
+    into_existing: opt.IntoExisting = None,
 ) -> None:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
     _do(locals(), answers.synth)
@@ -319,14 +324,22 @@ def demo(
     _do(locals(), answers.demo)
 
 
-@schema_app.command("print", epilog=opt.examples("bpr-etl schema print --format prisma --naming mapped"))
+@schema_app.command(
+    "print",
+    epilog=opt.examples(
+        "bpr-etl schema print --format prisma          # named as DATABASE_URL's tables are",
+        "bpr-etl schema print --role bpr_etl --naming mapped",
+    ),
+)
 def schema_print(
+    database_url: opt.Url = None,
     format_: opt.Format = None,
+    all_: opt.All = None,
     role: opt.Role = None,
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
 ) -> None:
-    """Print the tables that are needed, as SQL or as Prisma models; with --role the GRANTs of a least-privilege role."""
+    """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
     _do(locals(), answers.schema_print)
 
 
@@ -336,7 +349,7 @@ def schema_check(
     schema: opt.Schema = None,
     naming: opt.NamingOption = None,
 ) -> None:
-    """Say what is missing in a database; exit 4 when something is."""
+    """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
     _do(locals(), answers.schema_check)
 
 
@@ -405,8 +418,9 @@ def main() -> None:
     """Run the command line, in a process that is ours alone."""
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
+    secrets = secrets_in(sys.argv[1:], os.environ)
     out, err = streams.standard()
-    sys.stdout, sys.stderr = Discreet(out), Discreet(err, secrets_in(sys.argv[1:], os.environ))
+    sys.stdout, sys.stderr = Discreet(out, secrets), Discreet(err, secrets)
     sys.exit(commands.call(app, sys.argv[1:], os.environ))
 
 

@@ -1,4 +1,7 @@
-"""Puts `cli.py` and `data/` inside the package, in the wheel alone: an editable install finds them where they stand."""
+"""Puts `cli.py`, `data/` and `constraints.txt` inside the package, in the wheel alone.
+
+An editable install finds them where they stand.
+"""
 
 from __future__ import annotations
 
@@ -13,4 +16,5 @@ class BundleHook(BuildHookInterface):  # type: ignore[type-arg, misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is "standard" or "editable"."""
         if version == "standard":
-            build_data["force_include"].update({"cli.py": "etl/_bundled/cli.py", "data": "etl/_bundled/data"})
+            bundled = {name: f"etl/_bundled/{name}" for name in ("cli.py", "data", "constraints.txt")}
+            build_data["force_include"].update(bundled)

@@ -280,7 +280,7 @@ def measure(city: str, kind: Kind, url: str, world: World, out: Path) -> Outcome
         slots=rows["ItinerarySlot"],
         users_without_persona=counts["shadow_users_without_persona"],
         events=counts["ranking_events"],
-        positives=counts["positives"],
+        positives=counts["selected_places"],
         positives_outside_candidates=counts["positives_outside_candidates"],
         triples=sum(counts["published"]["triples"].values()),
         left_out=_left_out(counts),

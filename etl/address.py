@@ -7,16 +7,17 @@ be read in two ways, since a character in it should have been percent-encoded, i
 from __future__ import annotations
 
 import difflib
+import html
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, unquote
 
 from etl.errors import SettingsError
 
@@ -89,6 +90,7 @@ class Address:
 
     `libpq` is what ADBC takes. `connectorx` is the same for connectorx, or None where it can't express the connection:
     then `obstacle` says why. `schema` is Prisma's `?schema=`, and `pooler` says why a transaction pooler is suspected.
+    `options` are libpq's, from the URL or the environment; None where a service file may have some that nobody here reads.
     """
 
     libpq: str = field(repr=False)
@@ -97,19 +99,28 @@ class Address:
     schema: str | None
     pooler: str | None
     secrets: tuple[str, ...] = field(repr=False, default=())
+    options: str | None = field(repr=False, default="")
+
+    def libpq_with(self, **parameters: str) -> str:
+        """`libpq` with further parameters, which win over those of the same name: libpq takes the last."""
+        if self.libpq.startswith("postgresql://"):
+            return f"{self.libpq}{'&' if '?' in self.libpq else '?'}{_query(parameters)}"
+        words = (f"{name}={_quoted(value)}" for name, value in parameters.items())
+        return " ".join([self.libpq, *words])
 
     def scrub(self, text: str) -> str:
         """The text without this address's passwords."""
         return scrub(text, self.secrets)
 
-    def connectorx_url(self, *, tls: bool, name: str) -> str | None:
-        """The URL for connectorx, whose sessions are to bear a name; None where it can't express the connection.
+    def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
+        """The URL for connectorx, with a name and options for its sessions; None where it can't express the connection.
 
         It does not negotiate: it is told to use TLS where libpq found it in use.
         """
         if self.connectorx is None:
             return None
-        more = _query({"application_name": name} | ({"sslmode": "require"} if tls else {}))
+        asked = {"application_name": name, "options": options, "sslmode": "require" if tls else ""}
+        more = _query({key: value for key, value in asked.items() if value})
         return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
 
 
@@ -125,14 +136,23 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     if not after or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         if "=" not in url:
             raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
-        pooler = _pooler({}, _require_words(url))
-        return Address(url, None, "its address is a list of libpq's key=value words", None, pooler, secrets)
+        words = _require_words(url)
+        reason = "its address is a list of libpq's key=value words"
+        return Address(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
             f"The database URL's scheme is {scheme!r}; it must be postgresql. "
             "For Prisma Accelerate or a local Prisma server give the direct URL (DIRECT_URL)."
         )
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
+        raise SettingsError(
+            f"The database URL has a % that is not followed by two hexadecimal digits, or %00. {_ENCODE}"
+        )
     authority, question, query = rest.partition("?")
+    if (
+        "@" in query and ":" in authority and not {"@", "/"} & set(authority)
+    ):  # u:12?user=34@host: whose password ends where?
+        raise SettingsError(f"The database URL can be read in two ways. {_ENCODE}")
     parameters = _parameters(query) if question else []
     _refuse_unknown([name for name, _ in parameters], repeat="@" not in query)
     prisma = {name: value for name, value in parameters if name in _PRISMA}
@@ -148,6 +168,7 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
         schema=prisma.get("schema") or None,
         pooler=_pooler(prisma, parts),
         secrets=secrets,
+        options=_options(libpq, environ),
     )
 
 
@@ -175,9 +196,15 @@ def _query(parameters: Mapping[str, str]) -> str:
 
 
 def _for_libpq(authority: str) -> str:
-    """The same, but for an `@` in the password: libpq takes the first for the end of it, Prisma and we the last."""
-    credentials, at, rest = authority.rpartition("@")
-    return credentials.replace("@", "%40") + at + rest
+    """The same with user, password and database encoded anew.
+
+    Libpq takes the first `@` for the end of a password, Prisma and we the last; and it refuses spaces.
+    """
+    credentials, at, place = authority.rpartition("@")
+    hosts, slash, database = place.partition("/")
+    user, colon, password = credentials.partition(":")
+    encoded = [_encode(_decode(each)) for each in (user, password, database)]
+    return f"{encoded[0]}{colon}{encoded[1]}{at}{hosts}{slash}{encoded[2]}"
 
 
 def _refuse_unknown(names: Iterable[str], *, repeat: bool) -> None:
@@ -196,14 +223,21 @@ def _refuse_unknown(names: Iterable[str], *, repeat: bool) -> None:
     )
 
 
+def _is_host(text: str) -> bool:
+    """Whether it is a name, an address or a socket's folder, encoded, an IPv6 address in brackets; with a port, perhaps."""
+    found = re.fullmatch(r"(?:[^:\[\]\s]*|\[[^\[\]\s]+\])(?::([0-9]{0,5}))?", text)
+    return found is not None and int(found[1] or 1) in range(1, 1 << 16)
+
+
 def _split(authority: str) -> dict[str, str]:
     """User, password, host, port and database of `user:password@host:port/database`, as far as they are there."""
     credentials, at, place = authority.rpartition("@")
     hosts, _, database = place.partition("/")
     user, _, password = credentials.partition(":") if at else ("", "", "")
-    ports = [each[1:].partition("]")[2] if each.startswith("[") else each for each in hosts.split(",")]
-    if "/" in credentials or not all(re.fullmatch(r"[^:]*(:[0-9]*)?", each) for each in ports):
-        raise SettingsError(f"The database URL has a port that is no number. {_ENCODE}")
+    if "/" in credentials or not all(map(_is_host, hosts.split(","))):
+        raise SettingsError(
+            f"The database URL has a host that is none, or a port that is no number up to 65535. {_ENCODE}"
+        )
     if hosts.startswith("["):  # an IPv6 address
         host, _, port = hosts[1:].partition("]")
         port = port.lstrip(":")
@@ -229,6 +263,11 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
         place = match.end()
     if text[place:].strip():
         yield "", text[place:]
+
+
+def _quoted(value: str) -> str:
+    """A value as libpq's words have it."""
+    return "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
 
 
 def _require_words(text: str) -> dict[str, str]:
@@ -290,6 +329,13 @@ def _connectorx(parts: Mapping[str, str]) -> str:
     return f"postgresql://{credentials}@{host}{port}/{_encode(parts['dbname'])}" + (f"?{query}" if query else "")
 
 
+def _options(said: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    """The server settings that libpq sends when it connects (its `options`); None where a service file may say some."""
+    if "options" in said:
+        return said["options"]
+    return None if said.get("service") or environ.get("PGSERVICE") else environ.get("PGOPTIONS", "")
+
+
 def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
     if prisma.get("pgbouncer", "").lower() == "true":
         return "the URL says pgbouncer=true"
@@ -301,19 +347,42 @@ def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
 # --- what is not said -----------------------------------------------------------------------------------------------
 
 
+# Also as they stand in a text that was percent-encoded, perhaps twice.
+_COLON, _AT, _EQUALS = r"(?::|%(?:25)*3A)", r"(?:@|%(?:25)*40)", r"(?:\s*=\s*|%(?:25)*3D)"
+_IN_QUERY = r"(?:(?<=[?&;])|(?<=%26)|(?<=%3F)|(?<=%2526)|(?<=%253F))"
 # Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word. One slash is
 # left of two where an address was taken for a path.
-_IN_URL = re.compile(r"(:/{1,3}[^\s:/?#@]*:)[^\s\"]*@")
+_IN_URL = re.compile(rf"({_COLON}(?:\\*/|%(?:25)*2F){{1,3}}[^\s:/?#@]*?{_COLON})[^\s\"]*{_AT}", re.IGNORECASE)
+# How a parameter, a variable or a field is called, or ends to be called, that holds a secret: libpq's, the clouds', anybody's.
+_SECRET_NAME = (
+    r"(?:passw(?:or)?d|pwd|secret|token|signature|credential|sas_key)[\w-]*"
+    rf"|(?:api|account|access|private|client|server)[_-]?key\w*|(?:\b|{_IN_QUERY})sig|{_IN_QUERY}key"
+)
 _IN_WORDS = re.compile(
-    rf"\b((?:{'|'.join(_SECRET)})\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE | re.DOTALL
+    rf"""((?:{_SECRET_NAME})(?:{_EQUALS}|\\*["']\s*:\s*(?=\\*["'])))"""
+    r"""((\\+["']).*?\3|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\+[^\s"'\\]|[^\s&'"\\])+)""",
+    re.IGNORECASE | re.DOTALL,
+)
+_NAMES_ONLY = r"(?!\w*_(?:ID|FILE|PATH)$)"
+_SECRET_VARIABLE = re.compile(
+    rf"PGPASSWORD|(?:AWS|AZURE|GOOGLE)_\w*(?:PASSWORD|SECRET|TOKEN|KEY|SAS|CONNECTION_STRING){_NAMES_ONLY}\w*"
 )
 
 
-def scrub(text: str, secrets: Iterable[str]) -> str:
-    """The text without the secrets, and without whatever else stands where an address has a password."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return _IN_WORDS.sub(r"\1***", _IN_URL.sub(r"\1***@", text))
+def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without the secrets, however they are written, and without whatever else stands where an address has one.
+
+    A secret that is too short or too plain to be told from other words (`_telling`) is hidden in addresses alone.
+    """
+    known = _pattern(tuple(secrets))
+    text = known.sub("***", text) if known else text
+    return _IN_WORDS.sub(_emptied, _IN_URL.sub(r"\1***@", text))
+
+
+def _emptied(found: re.Match[str]) -> str:
+    """`name=***`; quotes stay, so that JSON stays JSON."""
+    mark = found[3] or (found[2][0] if found[2][0] in "\"'" else "")
+    return f"{found[1]}{mark}***{mark}"
 
 
 class Discreet:
@@ -341,21 +410,23 @@ class Discreet:
 
 
 def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The passwords of whatever may be an address among the words of a command line and the values of an environment."""
-    addresses = [*words, *(value for value in environ.values() if "://" in value)]
+    """The secrets of whatever may be an address among the words of a command line and the values of an environment."""
+    addresses = ["", *words, *(value for value in environ.values() if "://" in value)]
     return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
 
 
 def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Every form of every password of an address and of libpq's environment, the longest first. Raises nothing."""
-    raw = [environ.get("PGPASSWORD", "")]
+    """Every secret of an address and of the environment, as it was given and decoded, the longest first. Raises nothing."""
+    variables = [value for name, value in environ.items() if _SECRET_VARIABLE.fullmatch(name)]
+    texts = [url, *(part for value in variables for part in value.split(";"))]  # Azure's connection string has several
+    raw = [*variables, *(found[2].strip("'\"") for text in texts for found in _IN_WORDS.finditer(text))]
     _, after, rest = url.strip().partition("://")
-    if after:
+    if after:  # where its credentials end can be read in two ways: both
         authority, _, query = rest.partition("?")
-        raw.append(authority.rpartition("@")[0].partition(":")[2])
+        raw += [each.rpartition("@")[0].partition(":")[2] for each in (authority, rest)]
         raw += [word.partition("=")[2] for word in query.split("&") if _decode(word.partition("=")[0]) in _SECRET]
     raw += [value for name, value in _words(url) if name in _SECRET]
-    return _longest_first({form for each in raw for form in _forms(each) if form})
+    return _longest_first({form for each in raw for form in (each, _decode(each), _decode(_decode(each))) if form})
 
 
 def _longest_first(secrets: set[str]) -> tuple[str, ...]:
@@ -363,11 +434,37 @@ def _longest_first(secrets: set[str]) -> tuple[str, ...]:
     return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
 
 
-def _forms(raw: str) -> Iterator[str]:
-    """How a password may stand in a text: as it was given, plain, percent-encoded, and within quotes."""
-    for plain in (raw, _decode(raw)):
-        encoded = [encode(plain, errors="surrogateescape") for encode in (quote, partial(quote, safe=""), quote_plus)]
-        yield from (plain, *encoded)
-        yield from (re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), each) for each in encoded)
-        yield from (json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1], repr(plain)[1:-1])
-        yield plain.replace("\\", "\\\\").replace("'", "\\'")
+@lru_cache(maxsize=16)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What finds the secrets, in every spelling; None where there are none that can be told from other words."""
+    found = [pattern for secret in secrets if (pattern := _telling(secret))]
+    return re.compile("|".join(found), re.IGNORECASE) if found else None
+
+
+def _telling(secret: str) -> str | None:
+    """What finds a secret in any text; None for what is also an ordinary word or number: all texts would be full of ***.
+
+    Letters alone must be six, digits alone eight, anything else four. Fewer than twelve letters are found as a whole word,
+    so that the password `postgres` leaves postgresql as it is.
+    """
+    letters, digits = secret.isascii() and secret.isalpha(), secret.isascii() and secret.isdigit()
+    if len(secret) < (6 if letters else 8 if digits else 4):
+        return None
+    spelt = "".join(map(_spelt, secret))
+    if letters and len(secret) < 12:
+        return rf"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{{2}})|(?<=\\[nrt])){spelt}(?!\w)"
+    return spelt
+
+
+def _spelt(character: str) -> str:
+    """A pattern of all that one character of a secret may have become: percent-encoded, once or twice, quoted, escaped."""
+    if character.isascii() and character.isalnum():
+        return character
+    encoded = "".join(rf"%(?:25)*{byte:02X}" for byte in character.encode(errors="surrogateescape"))
+    escaped = {json.dumps(character)[1:-1], character.encode("unicode_escape").decode(), f"\\u{ord(character):04x}"}
+    ways = [r"\\+" if character == "\\" else rf"\\*{re.escape(character)}", encoded]
+    ways += [re.escape(each).replace(r"\\", r"\\+") for each in sorted(escaped) if len(each) > 2]
+    ways += {"\n": [r"\\+n"], "\r": [r"\\+r"], "\t": [r"\\+t"], " ": [r"\+"]}.get(character, [])
+    ways += [re.escape(html.escape(character))] if html.escape(character) != character else []
+    ways += ["\ufffd+"] if "\ud800" <= character <= "\udfff" else []  # how bytes are shown that are no text
+    return f"(?:{'|'.join(ways)})"

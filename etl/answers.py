@@ -181,14 +181,25 @@ def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) ->
     return Answer({"settings": facts, "file": file}, shown, asked_for=True)
 
 
-def schema_print(settings: Settings, _stop: Stop) -> Answer:
-    from etl import prisma, privileges
+def schema_print(settings: Settings, stop: Stop) -> Answer:
+    from etl import pipeline, prisma, privileges
 
-    naming = prisma.Naming("mapped" if settings.naming == "mapped" else "model", settings.schema or "public")
+    try:
+        naming, known = pipeline.naming_to_print(settings, stop)
+    except ConnectError as error:
+        raise ConnectError(
+            f"{error} With --naming model or --naming mapped it is not asked how tables are named."
+        ) from None
+    as_sql = settings.role is not None or settings.format == "sql"
     if settings.role is not None:
         text = privileges.grants(naming, settings.role)
     else:
-        text = prisma.schema_sql(naming) if settings.format == "sql" else prisma.schema_prisma(naming)
+        text = (prisma.schema_sql if as_sql else prisma.schema_prisma)(naming, added=not settings.all)
+    if not known:
+        hint = (
+            'For tables named by model ("User"). For mapped ones ("users"), name the database, or say --naming mapped.'
+        )
+        text = f"{'--' if as_sql else '//'} {hint}\n{text}"
     return Answer({"format": settings.format, "text": text}, [text], asked_for=True)
 
 
@@ -198,7 +209,7 @@ def schema_check(settings: Settings, stop: Stop) -> Answer:
     findings = pipeline.schema_check(settings, stop)
     facts = {"findings": [asdict(finding) for finding in findings]}
     shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
-    return Answer(facts, shown, SchemaError.exit_code if findings else 0)
+    return Answer(facts, shown, SchemaError.exit_code if any(each.severity == "blocking" for each in findings) else 0)
 
 
 def schema_apply(settings: Settings, stop: Stop) -> Answer:

@@ -1,4 +1,4 @@
-"""What can be asked of a snapshot's triples, as words and as values: negatives, splits, weights of cities.
+"""What can be asked of a run, as words and as values: negatives, splits, weights of cities, names of tables.
 
 Standard library alone: the command line checks its options with it before anything slow is imported.
 """
@@ -69,6 +69,13 @@ class Split:
     cuts: tuple[int, ...] = ()
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that there are, earliest first; none without a split."""
+        if self.kind == "none":
+            return ()
+        return ("train", "test") if len(self.cuts) == 1 else SPLITS
+
+    @property
     def lets_in(self) -> str | None:
         """What an evaluation on this split has seen that a real morning has not, in words; None for nothing."""
         if self.kind == "last-trip":
@@ -93,6 +100,13 @@ def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
     if not found:
         raise SettingsError("must name at least one strategy")
     return tuple(dict.fromkeys(found))
+
+
+def advice(negatives: Iterable[str]) -> str:
+    """What to try where triples teach badly: other negatives, unless they are the recommended ones already."""
+    if RECOMMENDED not in negatives:
+        return f"Try --negatives {RECOMMENDED}."
+    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected places."
 
 
 def negatives_for(words: Iterable[str], alpha: float | None, nodes: int) -> Negatives:
@@ -153,7 +167,8 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
         pairs = [(str(city), weight) for city, weight in value.items()]
     else:
         words = _parted(value) if isinstance(value, str) else list(value)
-        pairs = [(city, weight) for city, _, weight in (str(word).rpartition("=") for word in words)]
+        split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
+        pairs = [(str(city), weight) for city, weight in split]
     for city, _ in pairs:
         if "\0" in city or any("\ud800" <= character <= "\udfff" for character in city):
             raise SettingsError("must name cities that a database can hold: in UTF-8, without a NUL character")
@@ -217,3 +232,42 @@ def parse_part(word: Any) -> float:
     if isinstance(word, bool) or not 0 <= number <= 1:
         raise SettingsError("must be a share like 1%, or a number from 0 to 1")
     return number
+
+
+_NAME = r'"(?:[^"]|"")+"|[^\s".,]+'
+_TABLE = re.compile(rf"(?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})")
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table as a person names it. What is not quoted stands for itself, else for its lower case: the likelier one first."""
+
+    schema: tuple[str, ...]
+    table: tuple[str, ...]
+
+
+def parse_table(word: str) -> TableName:
+    """A table's name: `table` or `schema.table`, each part quoted or not. Raises SettingsError for what is none."""
+    found = _TABLE.fullmatch(word)
+    if found is None:
+        raise SettingsError(
+            "must be the names of tables: table or schema.table, in double quotes where it has a dot or a space"
+        )
+    return TableName(_spellings(found["schema"]), _spellings(found["table"]))
+
+
+def parse_tables(words: Iterable[str]) -> tuple[str, ...]:
+    """Names of tables, each once. A word may hold several, parted by commas. Raises SettingsError for what is no name."""
+    names = [name.strip() for word in words for name in _COMMA.split(word)]
+    for name in names:
+        parse_table(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _spellings(part: str | None) -> tuple[str, ...]:
+    if part is None:
+        return ()
+    if part.startswith('"'):
+        return (part[1:-1].replace('""', '"'),)
+    return tuple(dict.fromkeys((part, part.lower())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
+from etl.address import scrub
 from etl.errors import ConnectError, SettingsError, visible
 
+_SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
 _RETRY = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=60),
@@ -32,6 +35,15 @@ def reach(url: str, environ: Mapping[str, str]) -> Any:
     options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
     with plainly(url):
         return from_url(url, **options, **_credentials(url, environ))
+
+
+def servers() -> str:
+    """Where the environment says that stores are, without secrets: one URL is another place at each.
+
+    That of the process, which is where obstore looks.
+    """
+    found = sorted((name, value.rstrip("/")) for name, value in os.environ.items() if _SERVERS.fullmatch(name))
+    return "".join(f"\0{name}={value}" for name, value in found)
 
 
 @contextmanager
@@ -76,6 +88,7 @@ def only_the_object(error: FileNotFoundError) -> None:
 
 def _said(location: str, text: str) -> str:
     """An error of the store's library in one sentence: what, why as the store says it, what to do."""
+    text = scrub(text)  # a request that failed may be told with its signature
     code = re.search(r"<Code>([^<]*)", text)
     found = next((match for match in (re.search(pattern, text) for pattern in _REASONS) if match), None)
     why = found[1] if found else text.partition("\n")[0] or "no reason given"

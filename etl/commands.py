@@ -125,13 +125,18 @@ def call(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> 
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
         else:
-            terminal.refuse(_wrong(error), 2, "UsageError", _as_given(words), environ)
+            terminal.refuse(_wrong(error, words), 2, "UsageError", _as_given(words), environ)
         return 2
 
 
-def _wrong(error: Any) -> str:
-    """What is wrong with the words, in plain sentences."""
+def _wrong(error: Any, words: Sequence[str]) -> str:
+    """What is wrong with the words, in plain sentences.
+
+    A word too many is not repeated beside an address: it may be the rest of a password with a space in it.
+    """
     said = str(error.format_message())
+    if said.startswith("Got unexpected extra argument") and any("://" in each or "password" in each for each in words):
+        said = "There is a word too many: what has a space in it stands in quotes."
     if option := getattr(error, "option_name", None) if "No such option" in said else None:
         near = difflib.get_close_matches(option, error.possibilities or [], 1, 0)
         said = f"No such option {option}" + (f"; did you mean {near[0]}?" if near else ".")

@@ -2,12 +2,18 @@
 
 ADBC writes and reads on the one connection that holds the lock and the transaction. Bulk reads go through connectorx on
 connections of its own, pinned to the snapshot that this transaction exports (DESIGN, trap 4).
+
+Nothing is set on a session: it may be a pooler's, and another client's in a moment. What is set is a transaction's. In every
+transaction the search_path is `pg_catalog, pg_temp`, so that a name of ours never means a function, an operator or a type that
+somebody has put into a schema of the application. Only statements that write run under the role's own search_path, for the sake
+of the application's triggers: such a statement qualifies all that it names, operators too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import queue
 import re
 import threading
 import time
@@ -17,13 +23,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
+import adbc_driver_postgresql
 import polars as pl
 import pyarrow as pa
+from adbc_driver_manager import AdbcConnection
 from adbc_driver_manager import dbapi as adbc_errors
 from adbc_driver_postgresql import dbapi as adbc
 
 from etl.address import Address
-from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError
+from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError, SettingsError
 from etl.prisma import quote_literal
 from etl.stopping import POLL, Stop
 
@@ -40,6 +48,9 @@ READ_CONNECTIONS = 2
 """How many connections read at once. More does not pay on two cores: the server has to produce the rows, too."""
 
 
+POOL_SECONDS = 3.0
+"""How long a pooler may take to give a second session, before its only server connection counts as ours."""
+
 SETTLE_SECONDS = 60.0
 """How long a lost COMMIT's outcome is asked for, before it counts as unknown."""
 
@@ -54,23 +65,45 @@ class Connection:
     """One ADBC connection, in autocommit until `begin`.
 
     Every method raises a kind of EtlError, with the server's own first line and never the row that it complains about.
+    `direct` says that the server process itself has heard our startup packet: no pooler stands between, and the session is
+    ours alone. It is False, too, where nobody can tell.
     """
 
     def __init__(self, address: Address, stop: Stop) -> None:
         self.address, self.stop = address, stop
         self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
         self._closing, self._closed = threading.Lock(), False
+        self._within = False
         with self._translated():
-            self._connection = adbc.connect(address.libpq, autocommit=True)
-        # A role, a database, the environment or the URL may ask for another encoding; the driver takes bytes for UTF-8.
-        asked = self.rows("SELECT set_config('client_encoding', 'UTF8', false), current_setting('server_encoding')")
-        encoding = asked[0][1]
+            self._connection = _open(address, self.name)
+        try:
+            heard, self._path, encoding = self._look()
+        except EtlError:
+            self.close()
+            raise
+        self.direct = heard == self.name
         if encoding not in _ENCODINGS:
             self.close()
             raise SchemaError(
                 f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
                 "Copy the database into one that was created with ENCODING 'UTF8'."
             )
+
+    def _look(self) -> tuple[str | None, str, str]:
+        """What the session has heard at its startup, its search_path, the server's encoding.
+
+        In a transaction, since a pooler may take another server process between two messages outside of one.
+        """
+        with self._translated():
+            self._connection.adbc_connection.set_autocommit(False)
+        heard, path, encoding = self.rows(
+            f"SELECT pg_catalog.current_setting('{_MARK}', true), pg_catalog.current_setting('search_path'), "
+            "pg_catalog.current_setting('server_encoding')"
+        )[0]
+        self.rollback()
+        # pg_catalog comes first where a path does not say otherwise; nobody's functions may come before the server's.
+        path = ",".join(name for name in path.split(",") if name.strip(' "') != "pg_catalog")
+        return heard, path, encoding
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a small query, as Python values."""
@@ -96,14 +129,16 @@ class Connection:
                 yield _frame(batch)
 
     def execute(self, sql: str) -> int:
-        """Run a statement that returns no rows; gives how many rows it touched, -1 where the server does not say."""
-        with self._translated(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return int(cursor.rowcount)
+        """Run a statement that writes and returns no rows; gives how many it touched, -1 where the server does not say.
+
+        It runs under the role's own search_path: it must name schemas and `OPERATOR(pg_catalog.=)` itself.
+        """
+        with self._own_path():
+            return self._statement(sql)
 
     def copy(self, schema: str, table: str, rows: pa.Table | pa.RecordBatchReader) -> int:
         """COPY rows into a table by binary COPY; the columns' names are the table's. Gives the count that went over."""
-        with self._translated(table), self._connection.cursor() as cursor:
+        with self._own_path(), self._translated(table), self._connection.cursor() as cursor:
             return int(cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema))
 
     def copy_temporary(self, table: str, rows: pa.Table) -> int:
@@ -114,26 +149,34 @@ class Connection:
     def begin(self, mode: str) -> None:
         """Open a transaction; `mode` as in SQL's SET TRANSACTION.
 
-        It bears `name`, so that it can be found among the server's.
+        It bears `name`, so that it can be found among the server's. Its COMMIT waits until it is on disk, whatever the role's
+        `synchronous_commit` says: what is published afterwards is in the database after a crash, too.
         """
         with self._translated():
             self._connection.adbc_connection.set_autocommit(False)
-        self.execute(f"SET TRANSACTION {mode}")
+        self._statement(f"SET TRANSACTION {mode}")
+        self._statement(_PIN)
         self.rows(
-            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), " + _watched(within="true")
+            f"SELECT set_config('application_name', {quote_literal(self.name)}, true), {_ON_DISK}, "
+            f"set_config('client_encoding', 'UTF8', true), {_WATCHED}"
         )
+        self._within = True
 
     def commit(self) -> None:
         """Commit, and go back to autocommit. Whether it happened is never guessed: where the reply is lost, it is looked up.
 
         Raises ConnectError when it did not happen, and when nobody can say; StoppedError when an end was asked for before.
         """
-        xid, process = self.rows("SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()")[0]
+        # The application's deferred triggers fire in COMMIT; one that fired before may have changed what COMMIT waits for.
+        xid, process, *_ = self.rows(
+            f"SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), {_ON_DISK}, {self._path_again()}"
+        )[0]
         self.stop.shield()
         try:
             with self._translated():
                 self._connection.adbc_connection.commit()
                 self._connection.adbc_connection.set_autocommit(True)
+                self._within = False
         except EtlError as error:
             if xid is None:  # nothing was written
                 raise
@@ -147,6 +190,7 @@ class Connection:
 
     def rollback(self) -> None:
         """Roll back what is open, if anything is, and go back to autocommit. A lost connection has rolled back already."""
+        self._within = False
         with suppress(adbc_errors.Error):
             self._connection.adbc_connection.rollback()
         with suppress(adbc_errors.Error):
@@ -158,6 +202,25 @@ class Connection:
             self._closed = True
             self._connection.close()
 
+    def _statement(self, sql: str) -> int:
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            return int(cursor.rowcount)
+
+    def _path_again(self) -> str:
+        """SQL that gives the open transaction the role's own search_path."""
+        return f"set_config('search_path', {quote_literal(self._path)}, true)"
+
+    @contextmanager
+    def _own_path(self) -> Iterator[None]:
+        """The role's own search_path for the length of a block of the open transaction."""
+        if not self._within:
+            yield
+            return
+        self.rows(f"SELECT {self._path_again()}")
+        yield
+        self._statement(_PIN)
+
     @contextmanager
     def _translated(self, table: str | None = None) -> Iterator[None]:
         self.stop.check()
@@ -166,6 +229,52 @@ class Connection:
         except adbc_errors.Error as error:
             self.stop.check()  # it was cancelled
             raise _translate(error, self.address, table) from None
+
+
+_PATH = ("pg_catalog", "pg_temp")
+_PIN = f"SET LOCAL search_path = {', '.join(_PATH)}"
+_PINNED = f"-c search_path={','.join(_PATH)}"
+_MARK = "bpr_etl.session"
+"""A setting that means nothing: whether the session has it tells who has heard our startup packet."""
+
+_ON_DISK = (
+    "CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END"
+)
+_WATCHED = "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
+"""SQL that has the server look every two seconds whether this client is still there, where the server can (on Linux).
+
+A killed run's long query ends by it, and its locks with it.
+"""
+
+_NO_OPTIONS = re.compile(r"option|startup parameter|configuration parameter", re.IGNORECASE)
+
+
+def _open(address: Address, mark: str) -> adbc.Connection:
+    """A connection whose session says `mark` where no pooler is between.
+
+    The driver first asks about types, on a connection of its own, with operators that go by the search_path: there it is pinned
+    from the start. A pooler refuses such startup options, or does not pass them on; then both connections go without.
+    """
+    # The role, the database, the environment or the URL may ask for another encoding; the driver takes bytes for UTF-8.
+    plain = address.libpq_with(client_encoding="UTF8")
+    pinned, marked = (
+        plain if options is None else address.libpq_with(client_encoding="UTF8", options=f"{options} {more}".strip())
+        for options, more in ((address.options or "", _PINNED), (address.options, f"-c {_MARK}={mark}"))
+    )
+    try:
+        database = adbc_driver_postgresql.connect(pinned)
+    except adbc_errors.Error as error:
+        if not _NO_OPTIONS.search(str(error)):
+            raise
+        marked = plain
+        database = adbc_driver_postgresql.connect(plain)
+    try:
+        database.set_options(uri=marked)
+        connection = AdbcConnection(database)
+    except BaseException:
+        database.close()
+        raise
+    return adbc.Connection(database, connection, autocommit=True)
 
 
 @contextmanager
@@ -192,7 +301,11 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         status = None
-        with suppress(EtlError), connect(connection.address) as another:
+        with (
+            suppress(EtlError),
+            connect(connection.address) as another,
+            transaction(another, read_only=True, keep=False),
+        ):
             ended = another.rows(
                 f"SELECT pg_xact_status({quote_literal(xid)}::xid8), (SELECT count(pg_terminate_backend(pid)) "
                 f"FROM pg_stat_activity WHERE pid = {process} AND application_name = {quote_literal(connection.name)})"
@@ -223,11 +336,17 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
     """Hold the session advisory lock of (database, schema), and give its key for `require_lock`.
 
     Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it, and does
-    so for longer than `wait` seconds.
+    so for longer than `wait` seconds; ConnectError behind a transaction pooler.
+
+    Through any pooler the lock is only waited for here, and `require_lock` takes it for the transaction: a session that may be
+    handed on must not keep it.
     """
     key = lock_key(schema)
-    taken = f"SELECT pg_try_advisory_lock({key})"
-    if not connection.stop.wait_for(lambda: connection.rows(taken) == [(True,)], wait):
+    if goes_through_transaction_pooler(connection):
+        raise ConnectError(_TRANSACTION_POOLER.format(first="it gives every transaction another server process"))
+    if not connection.stop.wait_for(
+        lambda: _take(connection, key) if connection.direct else _free(connection, key), wait
+    ):
         raise LockedError(
             f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
             f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
@@ -235,8 +354,23 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
     try:
         yield key
     finally:
-        with suppress(EtlError):
-            connection.rows(f"SELECT pg_advisory_unlock({key})")
+        if connection.direct:
+            with suppress(EtlError):
+                connection.rows(f"SELECT pg_catalog.pg_advisory_unlock({_int8(key)})")
+
+
+def _take(connection: Connection, key: int, until: Literal["", "_xact"] = "") -> bool:
+    return connection.rows(f"SELECT pg_catalog.pg_try_advisory{until}_lock({_int8(key)})") == [(True,)]
+
+
+def _free(connection: Connection, key: int) -> bool:
+    with transaction(connection, read_only=True, keep=False):
+        return _take(connection, key, "_xact")
+
+
+def _int8(number: int) -> str:
+    """A number as SQL in which no operator is looked for, not even a minus."""
+    return f"'{number}'::pg_catalog.int8"
 
 
 def is_lock(key: int) -> str:
@@ -248,14 +382,76 @@ def is_lock(key: int) -> str:
 def require_lock(connection: Connection, key: int) -> None:
     """Raise ConnectError unless the open transaction's own server process holds the lock.
 
-    Behind a transaction pooler it may be another's: then the lock protects nothing.
+    Behind a transaction pooler it may be another's: then the lock protects nothing. Raises LockedError where another run has
+    taken it since `locked`, which only a pooler makes possible.
     """
+    if not connection.direct and not _take(connection, key, "_xact"):
+        raise LockedError(
+            f"Another bpr-etl run has begun on this database and schema (it holds the advisory lock {key}). Run again when it "
+            "is done."
+        )
     held = connection.rows(f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {is_lock(key)}")
     if held != [(1,)]:
-        raise ConnectError(
-            "The connection goes through a transaction pooler, which gives every transaction another server process, so "
-            "the lock can't be held. Give the direct URL instead (DIRECT_URL, or port 5432)."
-        )
+        raise ConnectError(_TRANSACTION_POOLER.format(first="the lock is held by another server process"))
+
+
+def goes_through_transaction_pooler(connection: Connection) -> bool:
+    """Whether a pooler gives every transaction of a connection another server process.
+
+    A second session tells: where the two ever meet the same process, or one of them meets two, processes are shared. Where a
+    pooler has no place for a second one while the first is at rest and can still go on, the first has its process for itself.
+    """
+    if connection.direct:
+        return False
+    found: queue.SimpleQueue[Connection | EtlError] = queue.SimpleQueue()
+    done = threading.Event()
+
+    def second() -> None:
+        try:
+            with connect(connection.address) as another:
+                found.put(another)
+                done.wait()
+        except EtlError as error:
+            found.put(error)
+
+    # Nobody waits for this thread: the driver can't be called back from waiting for the pooler.
+    threading.Thread(target=second, daemon=True, name="second session").start()
+    try:
+        try:
+            other = found.get(timeout=POOL_SECONDS)
+        except queue.Empty:
+            _process(connection)  # where processes are shared, whoever came first is served first
+            other = found.get(timeout=POLL)
+        return isinstance(other, Connection) and _share_processes(connection, other)
+    except queue.Empty:
+        return False
+    finally:
+        done.set()
+
+
+def _share_processes(one: Connection, other: Connection) -> bool:
+    """Whether the transactions of two sessions meet each other's server processes, or several; whatever order a pool keeps."""
+    met: dict[Connection, set[int]] = {one: set(), other: set()}
+
+    def shared() -> bool:
+        return bool(met[one] & met[other]) or max(map(len, met.values())) > 1
+
+    for first, second in ((one, other), (other, one)) * 2:
+        met[first].add(_process(first))
+        with transaction(second, read_only=True, keep=False):
+            met[second].add(second.number("SELECT pg_backend_pid()"))
+            if shared():
+                return True
+            met[first].add(_process(first))
+        if shared():
+            return True
+    return False
+
+
+def _process(connection: Connection) -> int:
+    """The server process that a transaction of this connection meets."""
+    with transaction(connection, read_only=True, keep=False):
+        return connection.number("SELECT pg_backend_pid()")
 
 
 @contextmanager
@@ -317,12 +513,14 @@ def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tu
 class Reading:
     """Named queries that are being read on connections of their own, while the connection can do something else."""
 
-    def __init__(self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None) -> None:
-        self._connection, self._queries, self._frames = connection, queries, frames
+    def __init__(
+        self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None, obstacle: str | None
+    ) -> None:
+        self._connection, self._queries, self._frames, self._obstacle = connection, queries, frames, obstacle
 
     def result(self) -> dict[str, pl.DataFrame]:
         """Their rows. Where connectorx can't express the connection, or failed, they are read now, on the connection itself."""
-        obstacle = self._connection.address.obstacle
+        obstacle = self._obstacle
         if self._frames is not None:
             try:
                 return self._frames.result()
@@ -331,9 +529,8 @@ class Reading:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
                 self._connection.stop.check()
-                obstacle = self._connection.address.scrub(
-                    str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                )
+                told = self._connection.address.scrub(str(error)) or type(error).__name__  # before it is cut
+                obstacle = told.splitlines()[0][:200]
         log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
         return {name: self._connection.frame(sql) for name, sql in self._queries.items()}
 
@@ -346,9 +543,9 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
     """
     tls = connection.rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
-    url = connection.address.connectorx_url(tls=tls, name=name)
-    if url is None:
-        yield Reading(connection, queries, None)
+    url = connection.address.connectorx_url(tls=tls, name=name, options=_PINNED)
+    if url is None or not connection.direct:
+        yield Reading(connection, queries, None, connection.address.obstacle or "a pooler may have no further sessions")
         return
     snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
     with (
@@ -357,7 +554,7 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
     ):
         frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot)
         try:
-            yield Reading(connection, queries, frames)
+            yield Reading(connection, queries, frames, None)
         except BaseException:
             if not frames.done():  # what it waits for is wanted no more
                 with suppress(EtlError):
@@ -365,17 +562,9 @@ def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Read
             raise
 
 
-def _watched(within: Literal["true", "false"]) -> str:
-    """SQL that has the server look every two seconds whether this client is still there, where the server can (on Linux).
-
-    `within` says whether for the transaction alone. A killed run's long query ends by it, and its locks with it.
-    """
-    return f"CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', {within}) END"
-
-
 def _end_sessions(address: Address, name: str) -> None:
     """End the sessions that bear a name: connectorx can't be told to stop, its server processes can."""
-    with connect(address) as connection:
+    with connect(address) as connection, transaction(connection, read_only=True, keep=False):
         connection.rows(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {quote_literal(name)}"
         )
@@ -426,9 +615,10 @@ def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], sna
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
-        f"SELECT {_watched(within='false')}",
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
+        _PIN,
+        f"SELECT {_WATCHED}",
     ]
 
     def read(sql: str) -> pl.DataFrame:
@@ -446,7 +636,23 @@ def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     return frame.rechunk()
 
 
+_DIRECT_URL = "Give the direct URL instead (DIRECT_URL, or port 5432)."
+_TRANSACTION_POOLER = (
+    "The connection goes through a transaction pooler, and a run needs one server process from its lock to its COMMIT "
+    f"({{first}}). {_DIRECT_URL}"
+)
+_POOLERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"statement pooling|prepared statement .* (does not|already) exist"), _TRANSACTION_POOLER),
+    (
+        re.compile(r"query_wait_timeout|max_client_conn|startup parameter|server_login_retry"),
+        f"A pooler between bpr-etl and the server refuses what is needed: {{first}}. {_DIRECT_URL}",
+    ),
+)
+"""What poolers say in their own name; they have no SQLSTATEs of their own."""
+
 _PLAIN = {
+    "26000": (ConnectError, _TRANSACTION_POOLER),
+    "42P05": (ConnectError, _TRANSACTION_POOLER),
     "42501": (ConnectError, "The role lacks a privilege: {first}. Grant it, or connect as another role."),
     "53100": (ConnectError, "The server's disk is full: {first}. Make room there."),
     "57014": (
@@ -496,9 +702,10 @@ def _translate(error: adbc_errors.Error, address: Address, table: str | None = N
         for key, word in (("PG_DIAG_TABLE_NAME", "table"), ("PG_DIAG_COLUMN_NAME", "column"))
         if key in details
     )
-    kind, text = _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state, first)
+    pooler = next(((ConnectError, said) for words, said in _POOLERS if words.search(first)), None)
+    kind, text = pooler or _PLAIN.get(state) or _BY_CLASS.get(state[:2]) or _without_state(state, first)
     message = text.format(first=first.rstrip(".?"), place=place)
-    if address.pooler and kind is not DataError:
+    if address.pooler and kind is not DataError and _DIRECT_URL not in message:
         message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
     return kind(message)
 
@@ -509,6 +716,11 @@ def _decoded(text: str | bytes) -> str:
 
 _LOGIN = re.compile(
     r"password authentication failed|no password supplied|role .* does not exist|pg_hba\.conf|peer authentication"
+)
+# What libpq says of an address without having tried it.
+_MALFORMED = re.compile(
+    r"(?:in|invalid) URI|percent-encoded|unexpected spaces|connection option|invalid port number|invalid \S+ value|"
+    r"could not match \d+ |definition of service|service file"
 )
 _NO_DATABASE = re.compile(r"database .* does not exist")
 
@@ -521,6 +733,14 @@ def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
         return _BY_CLASS["28"]
     if _NO_DATABASE.search(first):
         return _BY_CLASS["3D"]
+    if _MALFORMED.search(first) and "FATAL:" not in first:
+        # Without the value: where an address can be read in two ways, it may be a piece of a password.
+        said = (
+            re.sub(r"""(value|number|token|URI|found in):? "[^"]*\"""", r"\1", first)
+            .replace("{", "{{")
+            .replace("}", "}}")
+        )
+        return SettingsError, f"The database's address is wrong: {said}. Correct it."
     return ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from etl.address import parts_of
 from etl.config import Settings, variable_of
@@ -75,7 +76,7 @@ def machine_checks() -> Iterator[Check]:
 
 def _libraries(needed: list[str]) -> Check:
     wrong, others, count = [], [], 0
-    tested = tested_versions()
+    tested = {canonicalize_name(name): pinned for name, pinned in tested_versions().items()}
     for requirement in map(Requirement, needed):
         if requirement.marker is not None:  # an extra's: nothing that a night needs
             continue
@@ -88,8 +89,8 @@ def _libraries(needed: list[str]) -> Check:
             continue
         if not requirement.specifier.contains(have, prereleases=True):
             wrong.append(f"{name} is {have} (needed: {bounds})")
-        elif tested.get(name, have) != have:
-            others.append(f"{name} {have} (tested: {tested[name]})")
+        elif (pinned := tested.get(canonicalize_name(name), have)) != have:
+            others.append(f"{name} {have} (tested: {pinned})")
     if wrong:
         return failed("libraries", SettingsError, "; ".join(wrong), f"Install again: pip install --upgrade {_NAME}.")
     more = f"; others than those tested: {', '.join(others)}" if others else ""

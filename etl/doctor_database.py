@@ -1,4 +1,4 @@
-"""The checks of `doctor` that ask the database. Nothing is written: the session is read-only from its first moment."""
+"""The checks of `doctor` that ask the database. Nothing is written: every check is a transaction of its own, read-only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 from etl import queries, schema
 from etl.address import parts_of
 from etl.config import Settings
-from etl.database import Connection, connect, is_lock, lock_key
+from etl.database import Connection, connect, goes_through_transaction_pooler, is_lock, lock_key, transaction
 from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
+from etl.ledger import require_counted
 from etl.limits import several_domains
+from etl.numbers import counted
 from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
 from etl.privileges import require_privileges
 from etl.queries import Scope
@@ -27,9 +29,19 @@ OLDEST, NEWEST = 14, 18
 SKEW, WILD_SKEW = 5.0, 60.0
 """Seconds by which two clocks may differ before it is said, and before it is wrong."""
 
+# The rows of a table as pg_stat_user_tables counts them. A copy of a database, and a server that crashed, begin to count
+# anew: then as the last VACUUM or ANALYZE saw them, and null where there was none, which is what reltuples = -1 says.
+_ESTIMATE = (
+    "CASE WHEN n_live_tup + n_dead_tup > 0 THEN n_live_tup WHEN pg_relation_size(relid) = 0 THEN 0 "
+    "ELSE (SELECT NULLIF(c.reltuples, -1)::int8 FROM pg_class c WHERE c.oid = relid) END"
+)
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _DEAD, _LONG, _SHORT = 10_000, 600.0, 600.0
-_CHECKS = ("server", "TLS", "pooler", "time limits", "clock", "schema", "rights", "shadow users", "tables", "other run")
+_CHECKS = (
+    *("server", "TLS", "pooler", "time limits", "clock", "audit", "schema", "side effects", "rights", "shadow users"),
+    *("tables", "other run"),
+)
 
 Clock = Callable[[], datetime]
 
@@ -41,28 +53,46 @@ def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Ch
     try:
         with connect(address, stop) as connection:
             seconds = time.perf_counter() - start
-            user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
+            with transaction(connection, read_only=True, keep=False):
+                user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
             yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
-            yield from guarded("server", partial(_server, connection))
-            connection.rows("SELECT set_config('default_transaction_read_only', 'on', false)")
-            yield from guarded("TLS", partial(_tls, connection, settings))
+            look = partial(_looked, connection)
+            yield from look("server", _server)
+            yield from look("TLS", _tls, settings)
             yield from guarded("pooler", partial(_pooler, connection))
-            yield from guarded("time limits", partial(_time_limits, connection))
-            yield from guarded("clock", partial(_clock, connection, clock))
+            yield from look("time limits", _time_limits)
+            yield from look("clock", _clock, clock)
+            yield from look("audit", _audit)
             yield from _schema_checks(connection, settings)
-            yield from guarded("transactions", partial(_transactions, connection))
-    except (ConnectError, SchemaError) as error:
+            yield from look("transactions", _transactions)
+    except (ConnectError, SchemaError, SettingsError) as error:
         yield Check("connection", "failed", str(error), exit_code=error.exit_code)
         yield from (Check(name, "skipped", "there is no connection") for name in _CHECKS)
 
 
+def _looked(
+    connection: Connection, name: str, look: Callable[..., Iterator[Check]], *arguments: object
+) -> Iterator[Check]:
+    """What a look comes to, in a transaction of its own."""
+
+    def within() -> Iterator[Check]:
+        with transaction(connection, read_only=True, keep=False):
+            found = list(look(connection, *arguments))
+        yield from found
+
+    return guarded(name, within)
+
+
 def _server(connection: Connection) -> Iterator[Check]:
-    version, number, recovers, read_only, encoding = connection.rows(
+    version, number, recovers, read_only, encoding, synced = connection.rows(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int8, pg_is_in_recovery(), "
-        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding')"
+        "current_setting('default_transaction_read_only')::bool, current_setting('server_encoding'), "
+        "current_setting('fsync')::bool"
     )[0]
     major = number // 10_000
     said = f"PostgreSQL {version}, encoding {encoding}"
+    if not synced:
+        said += ", fsync off: a crash of its machine may lose what was committed"
     known = f"bpr-etl is tested with {OLDEST} to {NEWEST}"
     if major < OLDEST:
         yield failed("server", SchemaError, f"{said}; {known}", "Upgrade the server.")
@@ -108,17 +138,17 @@ def _tls(connection: Connection, settings: Settings) -> Iterator[Check]:
 
 
 def _pooler(connection: Connection) -> Iterator[Check]:
-    """Behind a transaction pooler two statements may meet two server processes. One client alone often meets one."""
-    processes = {connection.number("SELECT pg_backend_pid()") for _ in range(3)}
     remedy = (
         "Give the direct URL (DIRECT_URL, or port 5432): a run needs one server process from its lock to its COMMIT."
     )
-    if len(processes) > 1:
+    if connection.direct:
+        yield ok("pooler", "none")
+    elif goes_through_transaction_pooler(connection):
         yield failed("pooler", ConnectError, "the connection goes through a transaction pooler", remedy)
     elif hint := connection.address.pooler:
         yield warning("pooler", f"a transaction pooler is suspected: {hint}", remedy)
     else:
-        yield ok("pooler", "none was noticed")
+        yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
 
 
 def _time_limits(connection: Connection) -> Iterator[Check]:
@@ -158,23 +188,25 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     """The schema, and what can't be asked where it is not there."""
     name = settings.schema_in(connection.address)
     try:
-        naming = schema.detect_naming(connection, name, settings.naming)
-        findings = schema.check(connection, naming)
+        with transaction(connection, read_only=True, keep=False):
+            naming = schema.detect_naming(connection, name, settings.naming)
+            findings = schema.check(connection, naming)
     except SchemaError as error:
         yield Check("schema", "failed", str(error), exit_code=error.exit_code)
-        yield from (Check(each, "skipped", "the schema is not there") for each in ("rights", "shadow users", "tables"))
-        yield from guarded("other run", partial(_other_run, connection, name))
+        without = ("side effects", "rights", "shadow users", "tables")
+        yield from (Check(each, "skipped", "the schema is not there") for each in without)
+        yield from _looked(connection, "other run", _other_run, name)
         return
     yield from _fits(naming, findings)
-    yield from guarded("rights", partial(_rights, connection, naming))
+    yield from _looked(connection, "rights", _rights, naming)
     scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
     missing = {each.model for each in findings if each.severity == "blocking" and each.kind in {"table", "column"}}
     if "User" in missing:
         yield Check("shadow users", "skipped", "the table of users does not fit")
     else:
-        yield from guarded("shadow users", partial(_shadow_users, connection, scope, settings))
-    yield from guarded("tables", partial(_tables, connection, naming))
-    yield from guarded("other run", partial(_other_run, connection, name))
+        yield from _looked(connection, "shadow users", _shadow_users, scope, settings)
+    yield from _looked(connection, "tables", _tables, naming)
+    yield from _looked(connection, "other run", _other_run, name)
 
 
 def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
@@ -185,16 +217,38 @@ def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
             "schema",
             SchemaError,
             f"{said}: {' '.join(blocking)}",
-            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print` shows.",
+            "`bpr-etl schema apply` creates missing tables; for the rest migrate to what `bpr-etl schema print --all` shows.",
         )
     else:
         yield ok("schema", f"{said}: nothing is missing")
     for each in findings:
-        if each.severity == "advice":
+        if each.severity == "advice" and each.kind not in schema.SIDE_EFFECTS:
             name, remedy = ("index", "") if each.kind == "index" else ("schema", "A run goes on without it.")
             yield warning(name, each.detail, remedy)
     if not any(each.kind in {"index", "table"} for each in findings):
         yield ok("index", "the design's indexes are there")
+    yield from _side_effects(findings)
+
+
+def _side_effects(findings: list[schema.Finding]) -> Iterator[Check]:
+    """What else happens when a run writes, as far as it is no reason for a run not to begin."""
+    found = [each for each in findings if each.kind in schema.SIDE_EFFECTS and each.severity == "advice"]
+    for each in found:
+        if each.model == "ModelRegistry" and each.kind == "foreign_key":
+            yield ok("side effects", each.detail)
+        else:
+            yield warning(
+                "side effects", each.detail, "`bpr-etl run --dry-run` says what it comes to, and keeps nothing."
+            )
+    if not found:
+        yield ok(
+            "side effects", "no foreign key points at the tables that a run writes, and no trigger or rule is on them"
+        )
+
+
+def _audit(connection: Connection) -> Iterator[Check]:
+    require_counted(connection)
+    yield ok("audit", "the server counts the rows that a run writes, by which a run sees what triggers write")
 
 
 def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:
@@ -220,12 +274,12 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield failed(
             "shadow users",
             DataError,
-            f"of {users:,} users none has an email that begins with {scope.prefix!r}{at}: there is nothing to learn from",
+            f"of {counted(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: nothing can be learned",
             "See --shadow-prefix, --shadow-domain, and whether this is the right database.",
         )
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
-    said = f"{shadow:,} of {users:,} users ({shadow / users:.1%}); domains: {shown}"
+    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / users:.1%}); domains: {shown}"
     limits(settings).require_users(shadow, users)
     if several_domains(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
@@ -238,16 +292,17 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
     written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
     names = ", ".join(quote_literal(naming.bare(model)) for model in written)
     rows = connection.rows(
-        "SELECT relname::text, n_live_tup, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
+        f"SELECT relname::text, {_ESTIMATE}, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
         "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "
         "(SELECT 'autovacuum_enabled=false' = ANY (c.reloptions) FROM pg_class c WHERE c.oid = relid) "
         f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
     )
     for table, live, dead, size, vacuumed, off in rows:
+        rows_said = "rows not counted yet (ANALYZE does)" if live is None else counted(live, "row")
         said = (
-            f"{table}: {live:,} rows, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
+            f"{table}: {rows_said}, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
         )
-        if off or (dead > _DEAD and dead > live):
+        if off or (dead > _DEAD and dead > (live or 0)):
             remedy = f"Run VACUUM (ANALYZE) {naming.qualified(table)}, and see that autovacuum is on and keeps up with a night."
             yield warning("tables", said + (", autovacuum is off" if off else ""), remedy)
         else:

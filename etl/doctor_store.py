@@ -17,8 +17,8 @@ from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.doctor_database import skewed
 from etl.errors import ConnectError, LockedError
 from etl.numbers import size
-from etl.snapshot import STAGING
-from etl.store import LocalStore, Store, flocked, reading
+from etl.snapshot import SNAPSHOTS, STAGING
+from etl.store import LocalStore, Store, flocked, reading, require_publishable
 
 _OLD_HOURS = 48.0
 _ROOM = 2.0
@@ -45,13 +45,14 @@ def _checks(settings: Settings, clock: Clock) -> Iterator[Check]:
     if any(check.name == "store" and check.state == "failed" for check in place):
         yield Check("snapshots", "skipped", "the store can't be used")
         return
-    yield from guarded("snapshots", partial(_snapshots, store, clock))
-    if isinstance(store, LocalStore):
+    snapshots = list(guarded("snapshots", partial(_snapshots, store, clock)))
+    yield from snapshots
+    if isinstance(store, LocalStore) and all(check.state != "failed" for check in snapshots):
         yield from guarded("disk", partial(_disk, store))
 
 
 def _folder(root: Path) -> Iterator[Check]:
-    """A file without a name is made and gone: nobody sees it."""
+    """Try with a file that has no name, and with an empty folder moved to where snapshots are: both are gone at once."""
     place = _nearest(root)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -61,6 +62,8 @@ def _folder(root: Path) -> Iterator[Check]:
         remedy = "Give another --out, or have the folder's owner let you write there."
         yield failed("store", ConnectError, f"{place} can't be written to: {error.strerror or error}", remedy)
         return
+    if os.path.lexists(root / SNAPSHOTS):
+        require_publishable(root)
     yield ok("store", f"{root} can be written to" + ("" if place == root else ", and is made by the first run"))
 
 
@@ -97,7 +100,7 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
 
 
 def _objects(store: Store, clock: Clock) -> Iterator[Check]:
-    """Write a small object, ask when the store says that it was written, and take it away again; then look at the lock."""
+    """Write a small object, ask when that was, try what must be refused, and take it away again; then look at the lock."""
     from etl.lease import LEASE, LOCK  # noqa: PLC0415 - only of an object store
     from etl.objects import ObjectStore  # noqa: PLC0415
 
@@ -106,9 +109,12 @@ def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     store.write(name, b"doctor")
     try:
         written = store.state(name)
+        store.require_conditions(name)
     finally:
         store.delete(name)
-    yield ok("store", f"{store.location} can be read, written and cleared")
+    yield ok(
+        "store", f"{store.location} can be read, written and cleared, and refuses writes whose condition does not hold"
+    )
     now = written[1].timestamp() if written else before.timestamp()
     # Object stores tell whole seconds.
     yield skewed("store's clock", before.replace(microsecond=0), clock(), now, "the store")
@@ -135,6 +141,10 @@ def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
         )
     else:
         yield _age(store, latest, len(names), clock)
+    if odd := history.misdated(store, clock()):
+        yield warning(
+            "snapshots", odd, "Set this machine's clock; if another's was wrong, remove them when nobody reads them."
+        )
     if unfinished := history.unfinished(store):
         yield warning(
             "snapshots",

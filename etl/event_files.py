@@ -26,6 +26,8 @@ from etl.stable import sha256_hex
 _BATCH = 65_536
 _TEXTS = {"user_idx": "user_id", "trip_idx": "trip_id"} | {index: text for text, index in LISTS.items()}
 _ALWAYS = frozenset({"event_id", "user_idx", "trip_idx", "day_number", "timestamp"})
+_MOMENTS = (-62_135_596_800, 253_402_300_799)
+"""The seconds of the years 1 to 9999."""
 _DICTIONARIES = ["user_id", "trip_id", *(f"{name}.list.element" for name in LISTS)]
 
 Part = tuple[str | None, str, Path]
@@ -140,7 +142,13 @@ def _batches(
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
-                    yield _coded(batch, names, city, vocabularies)
+                    rows = _coded(batch, names, city, vocabularies)
+                    if (
+                        any(rows[name].has_nulls() for name in _ALWAYS)
+                        or not rows["timestamp"].is_between(*_MOMENTS).all()
+                    ):
+                        raise DataError(f"{path} has a null, or a timestamp out of range. Publish the snapshot again.")
+                    yield rows
         except FileNotFoundError:
             raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
         except _UnknownIdError:

@@ -14,10 +14,9 @@ import polars as pl
 
 from etl.columns import TriplePiece
 from etl.draws import I64
+from etl.losses import SMALL_CATALOGUE
 from etl.training import Partition, Training, in_train, times_named
 from etl.triples import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN
-
-SMALL_CATALOGUE = "small_catalog"
 
 Key = tuple[str | None, str]
 """A split (None where there is none) and a city."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 
 from etl.errors import ConnectError, DataError
-from etl.nights import REMEMBERED, Night, figures
+from etl.nights import REMEMBERED, Night, figures, moment_of
 from etl.snapshot import STAGING
-from etl.store import OURS, LocalStore, Store
+from etl.store import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,42 @@ def _line(store: Store, name: str, *, latest: bool) -> Line:
         return Line(name, latest, trouble=str(error))
 
 
-def nights(store: Store, before: str | None = None) -> list[Night]:
-    """The last snapshots, those before that of a name if one is given, oldest first. What can't be read is left out."""
+def published(store: Store, now: datetime) -> list[str]:
+    """The names under snapshots/ up to the one that LATEST names, sorted.
+
+    What is newer was never made the newest, was taken back by somebody, or has a wrong date. Where LATEST names none that is
+    there, all that are not dated after `now`.
+    """
+    folders, latest = store.folders(), store.latest_name()
+    if latest in folders:
+        return folders[: folders.index(latest) + 1]
+    return [name for name in folders if not _after(name, now)]
+
+
+def nights(store: Store, names: Sequence[str]) -> list[Night]:
+    """The last snapshots of these names, oldest first. What can't be read is left out."""
     found = []
-    earlier = (each for each in reversed(store.folders()) if before is None or each < before)
-    newest = islice(filter(store.whole, earlier), REMEMBERED)  # an object store is asked for no more of them
+    newest = islice(filter(store.whole, reversed(names)), REMEMBERED)  # an object store is asked for no more of them
     for name in reversed(list(newest)):
         with suppress(DataError, ConnectError, OSError, AttributeError, TypeError):  # a manifest of any shape
             manifest = store.manifest(name)
             found.append(Night(name, dict(manifest.get("settings", {})), figures(manifest)))
     return found
+
+
+def _after(name: str, now: datetime) -> bool:
+    """Whether a snapshot is dated after now: a clock was wrong when it was published, or is."""
+    moment = moment_of(name)
+    return moment is not None and moment > now
+
+
+def misdated(store: Store, now: datetime) -> str | None:
+    """The snapshots that are dated after `now`, by name; None where there are none."""
+    names = [name for name in store.folders() if store.ours(name) and _after(name, now)]
+    if not names:
+        return None
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"dated after now ({now:%Y-%m-%d %H:%M} UTC): {', '.join(names[:3])}{more}"
 
 
 def unfinished(store: Store) -> list[str]:
@@ -92,14 +119,17 @@ def surplus(names: Sequence[str], latest: str | None, keep: int) -> list[str]:
     return [name for name in names if name not in stay]
 
 
-def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
+def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> Pruned:
     """Take away all but the newest `keep` snapshots, and what killed runs and prunes have left; `store` is held for writing.
 
+    What is dated after `now` counts as the oldest: it would take a place for ever.
+
     A snapshot's manifest goes first: from then on it is none, and whatever ends the prune, the next one takes up the rest.
-    What has another name than we give (a snapshot that somebody renamed, to keep it) is left alone and does not count.
+    What has another name than we give (a snapshot that somebody renamed, to keep it), or is a link, is left alone and does not
+    count.
     Raises ConnectError where something can't be removed.
     """
-    names = [name for name in store.names() if OURS.fullmatch(name)]
+    names = sorted((name for name in store.names() if store.ours(name)), key=lambda name: (not _after(name, now), name))
     litter, removed = store.litter(), surplus(names, store.latest_name(), keep)
     lines = {name: _line(store, name, latest=False) for name in removed}
     if not dry_run:

@@ -15,7 +15,7 @@ from typing import Any
 
 from etl import __version__
 from etl.config import Settings
-from etl.nights import Night
+from etl.nights import Figure, Night
 from etl.stopping import Stop
 
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
@@ -83,7 +83,7 @@ class RunResult:
 
     `snapshot` is None where nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
     `committed` is whether the database was written. `counts` are those of the manifest. `nights` are the last snapshots before
-    this one in the same --out, oldest first, `alike` those of them that the same settings decided.
+    this one in the same --out, oldest first, `figures` what this one comes to beside them.
 
     Steps stand in the order in which they began. One that is done by bucket is one step. Some go on beside others (the server
     takes the COPY while files are written), so the steps' seconds are more than the `seconds` of all of it.
@@ -96,7 +96,7 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     nights: list[Night] = field(default_factory=list)
-    alike: list[Night] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
@@ -106,11 +106,6 @@ class RunResult:
 
     def __post_init__(self) -> None:
         self.watcher.run_begins(self)
-
-    @property
-    def before(self) -> list[dict[str, float]]:
-        """The figures (`etl.nights.figures`) of the nights before this one that are `alike`, oldest first."""
-        return [dict(night.figures) for night in self.alike]
 
     @property
     def seconds(self) -> float:

@@ -5,13 +5,14 @@ Pure: numbers in, a sentence or nothing out. Each of them stops the run before a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etl.choices import parse_expected
 from etl.errors import DataError
-from etl.nights import OF_ROWS, Change, Compared
+from etl.losses import SMALL_CATALOGUE, by_reason
+from etl.nights import OF_ROWS, Compared, Figure
 
 _NOTHING = "Nothing was committed or published."
 
@@ -56,6 +57,47 @@ class Limits:
             )
 
 
+def require_triples(
+    triples: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
+) -> list[str]:
+    """Raise DataError where there are no triples, or none in train, unless that is allowed; a warning for each part without.
+
+    `triples` are those of each part of the split, of all under None where there is no split; `published` is what was counted.
+    """
+    empty = [part for part, number in triples.items() if not number]
+    if not empty:
+        return []
+    if len(empty) == len(triples):
+        what = f"There are no triples: {_why_none(published)}."
+    else:
+        counted = ", ".join(f"{part} {number:,}" for part, number in triples.items())
+        what = f"A part of --split {split} has no triples ({counted})."
+    if "train" in empty or None in empty:
+        if not allowed:
+            raise DataError(f"{what} {_NOTHING} {_remedy(published)}; where that is meant, say --allow-empty.")
+        return [f"{what} --allow-empty allows that: the columns were published, without rows."]
+    return [f"{what} It was published as a file without rows: see whether the split is the right one."]
+
+
+def _why_none(published: Mapping[str, Any]) -> str:
+    events = sum(published["events"].values())
+    left_out = [loss for loss in by_reason("positives", published["positives_left_out"]) if loss.rows]
+    if not events:
+        return "there is no ranking event to make them of"
+    if not left_out:
+        return f"nothing was selected in any of {events:,} ranking events"
+    return "; ".join(f"{loss.rows:,} positives were left out because the {loss.why}" for loss in left_out)
+
+
+def _remedy(published: Mapping[str, Any]) -> str:
+    reasons = published["positives_left_out"]
+    if not sum(reasons.values()):
+        return "See whether the database, --shadow-prefix, --audience and --split are the right ones"
+    most = max(reasons, key=lambda reason: reasons[reason])
+    options = {SMALL_CATALOGUE: "--min-catalog and --small-catalog"}.get(most, "--negatives and --reject")
+    return f"See {options}, and --split"
+
+
 def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
     """A warning where the shadow users' addresses are of more than one domain; `domains` are (domain, users)."""
     if len(domains) < 2:
@@ -69,20 +111,15 @@ def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
 
 
 def require_usual(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
-    """A warning that names the figures which moved further than `--max-change` allows, and says what to do.
+    """A warning that names the figures which moved too far since the runs before, and says what to do.
 
-    Raises DataError instead, where that is to stop the night.
+    Raises DataError instead, where that is to stop the run: what moved that far in the last one already does not.
     """
     if not compared.moved:
         return []
-    snapshots = dict.fromkeys(name for name, _ in compared.moved)
-    said = "; ".join(
-        f"Since snapshot {name}: {', '.join(_moved(change) for of, change in compared.moved if of == name)}"
-        for name in snapshots
-    )
-    what = f"{said}; --max-change allows {allowed:.0%}."
+    what = " ".join(_moved(compared.moved, allowed))
     see = "See whether the source lost rows or gained some (a restore, a purge, another database, another --shadow-prefix)"
-    if stops:
+    if stops and not all(each.stays for each in compared.moved):
         raise DataError(f"{what} {_NOTHING} {see}; if it is right so, run once with --no-fail-on-change.")
     return [f"{what} {see}; `bpr-etl diff` shows what else changed. If it is right so, nothing need be done."]
 
@@ -96,8 +133,24 @@ def not_compared(compared: Compared) -> list[str]:
     return [f"{what} were not compared with the snapshots before: none of them has the same {options}."]
 
 
-def _moved(change: Change) -> str:
-    return f"{change.name} went from {change.before:,.0f} to {change.after:,.0f} ({change.share:+.0%})"
+def _moved(moved: Sequence[Figure], allowed: float) -> Iterator[str]:
+    """What moved, in a sentence for those with an expected range, and in one for each snapshot that others moved since."""
+    if ranged := [each for each in moved if each.usual]:
+        said = ", ".join(f"{_went(each)}, expected {_range(each)}" for each in ranged)
+        yield f"Not what the {max(each.runs for each in ranged)} runs before lead one to expect (--max-change): {said}."
+    for name in dict.fromkeys(each.since for each in moved if not each.usual):
+        said = ", ".join(_went(each) for each in moved if not each.usual and each.since == name)
+        yield f"Since snapshot {name}: {said}; --max-change allows {allowed:.0%}."
+
+
+def _went(figure: Figure) -> str:
+    share = "" if figure.change is None else f" ({figure.change:+.0%})"
+    return f"{figure.name} went from {figure.before:,.0f} to {figure.value:,.0f}{share}"
+
+
+def _range(figure: Figure) -> str:
+    low, high = figure.usual or (0, 0)
+    return f"{max(low, 0):,.0f} to {high:,.0f}"
 
 
 def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -105,12 +158,15 @@ def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int
 
     `counts` are a run's own, as far as it has come; `set_aside` has the rows that broke a frame's contract.
     """
-    dropped, skipped, left_out = (
-        sum(counts.get(name, {}).values()) for name in ("affinities_dropped", "days_without_event", "events_left_out")
+    dropped, too_large, skipped, left_out = (
+        sum(counts.get(name, {}).values())
+        for name in ("affinities_dropped", "openness_dropped", "days_without_event", "events_left_out")
     )
+    seeds = counts.get("shadow_users", 0) - counts.get("shadow_users_without_persona", 0)
     return {
         **{f"rows of {frame}": share for frame, share in set_aside.items()},
         "affinities of seeds": (dropped, set_aside.get("seed_affinities", (0, 0))[1]),
+        "openness of seeds": (too_large, seeds),
         "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
         "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dataframely as dy
 import polars as pl
@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from etl.contracts import PersonaRows
 from etl.database import Connection
-from etl.errors import DataError, SchemaError
+from etl.errors import DataError, SchemaError, SettingsError
 from etl.ledger import Written
-from etl.prisma import quote_identifier, quote_literal
+from etl.prisma import MODELS, Naming, quote_identifier, quote_literal
 from etl.queries import Scope
 from etl.rankings import MODEL_NAME, MODEL_VERSION
 from etl.stable import decimal_text, md5_32, stable_id
@@ -39,6 +39,9 @@ BACKFILLED = f"{MODEL_NAME}:{MODEL_VERSION}"
 
 # What goes between the fields, and between the elements of a list, before a row is hashed, and what stands for a null.
 _FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
+
+_OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
+"""SQL that is true for a row that a statement of the open transaction has written, triggers in subtransactions aside."""
 
 # A wrong type of the right width is stored without a word (DESIGN, trap 1): these pairs are known to be right.
 _ARROW_OF = {
@@ -105,7 +108,7 @@ class Replacement:
     def delete(self) -> int:
         """Delete what was there; gives how many rows."""
         table = self._scope.naming.table(self._model)
-        self._deleted = self._connection.execute(f'DELETE FROM {table} WHERE "userId" IN ({self._scope.shadow_ids()})')
+        self._deleted = self._connection.execute(f"DELETE FROM {table} x WHERE {self._scope.owns('x')}")
         return self._deleted
 
     @property
@@ -130,13 +133,15 @@ class Replacement:
         texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
         found = self._connection.rows(
             f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
-            f'::bit(32)::int8), 0)::int8 FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
+            f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
+            f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
         )[0]
-        sent = (self._rows, self._checksum)
+        # All of them are new: else one that a trigger kept could make up, in number, for one that it gave to somebody else.
+        sent = (self._rows, self._checksum, self._rows)
         if found != sent:
             raise DataError(
-                f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, checksum {found[1]} for {sent[1]}. "
-                "Nothing was kept. A trigger or a rule on the table may have changed the rows."
+                f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, of them {found[2]} new, checksum "
+                f"{found[1]} for {sent[1]}. Nothing was kept. A trigger or a rule on the table may have changed the rows."
             )
 
 
@@ -151,6 +156,23 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
         raise DataError(
             f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
         )
+
+
+def require_empty(connection: Connection, naming: Naming) -> None:
+    """Raise SettingsError, with the counts, where a table that the synthetic world fills holds rows already."""
+    there = (model for model in MODELS if model != "ModelRegistry" and _exists(connection, naming.table(model)))
+    counts = {model: connection.number(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
+    filled = ", ".join(f"{count:,} in {naming.table(model)}" for model, count in counts.items() if count)
+    if filled:
+        database = connection.rows("SELECT current_database()::text")[0][0]
+        raise SettingsError(
+            f"The database {quote_identifier(database)} already holds rows: {filled}. The synthetic world is for an empty "
+            "database; name another one, or say --into-existing to add its made-up users and places to these."
+        )
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return bool(connection.number(f"SELECT (to_regclass({quote_literal(table)}) IS NOT NULL)::int"))
 
 
 def copy_world(
@@ -175,7 +197,7 @@ def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> No
     connection.copy_temporary(passing, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
     columns = ", ".join(quote_identifier(name) for name in trips.columns)
     values = ", ".join(
-        f"{quote_identifier(name)}::jsonb" if name == "personaSeed" else quote_identifier(name)
+        f"{quote_identifier(name)}::pg_catalog.jsonb" if name == "personaSeed" else quote_identifier(name)
         for name in trips.columns
     )
     connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{passing}")
@@ -186,11 +208,12 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     """The two rows of ModelRegistry, where (modelName, modelVersion) is not there yet; gives how many were added.
 
     Their dates are that of the shadow users' first trip, since when the bootstrap model is taken to be in production: a
-    function of the source rows and not of the clock.
+    function of the source rows and not of the clock. Raises DataError where other rows stand there then.
     """
+    table = scope.naming.table("ModelRegistry")
     since = (
-        f"(SELECT COALESCE(min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
-        f'WHERE isfinite(t."createdAt") AND t."userId" IN ({scope.shadow_ids()}))'
+        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND {scope.owns("t")})'
     )
     keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
     ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
@@ -198,21 +221,77 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
         f"({', '.join(quote_literal(text) for text in (key, *row))}, {since}, {since})"
         for key, row in zip(ids, REGISTRY, strict=True)
     )
-    return connection.execute(
-        f'INSERT INTO {scope.naming.table("ModelRegistry")} ("id", "modelName", "modelVersion", "stage", "modelType", '
-        f'"description", "createdAt", "updatedAt") VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
+    names = ("id", "modelName", "modelVersion", "stage", "modelType", "description", "createdAt", "updatedAt")
+    columns = ", ".join(map(quote_identifier, names))
+    added = connection.execute(
+        f'INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
     )
+    same = " AND ".join(
+        # A column of another precision has rounded.
+        f"abs(extract(epoch FROM m.{name} - v.{name})) < 1" if name.endswith('At"') else f"m.{name}::text = v.{name}"
+        for name in map(quote_identifier, names)
+    )
+    found = connection.rows(
+        f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {table} m JOIN (VALUES {values}) v({columns}) "
+        'USING ("modelName", "modelVersion")'
+    )[0]
+    if found != (len(REGISTRY), added):
+        raise DataError(
+            f"Of the {len(REGISTRY)} models that {table} is to have, {found[0]} stand there, and of {added} that were inserted "
+            f"{found[1]} are as they were sent. Nothing was kept. A trigger on the table has changed them: see to it first."
+        )
+    return added
 
 
 def backfill(connection: Connection, scope: Scope) -> int:
     """The single UPDATE of the design (Blocker 3): a model version for the shadow users' signals that have none.
 
-    Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want.
+    Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want. Raises DataError
+    where these rows, read back, differ from before in more than the version, in any column that the role may read.
     """
-    return connection.execute(
-        f'UPDATE {scope.naming.table("BehavioralSignal")} SET "modelVersion" = {quote_literal(BACKFILLED)} '
-        f'WHERE "userId" IN ({scope.shadow_ids()}) AND "modelVersion" IS NULL'
+    table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILLED)
+    columns = _kept_columns(connection, table)
+    before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
+    if not before[0]:
+        return 0
+    updated = connection.execute(
+        f'UPDATE {table} x SET "modelVersion" = {version} WHERE {scope.owns("x")} AND x."modelVersion" IS NULL'
     )
+    after = _fingerprint(
+        connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" = {version} AND x.{_OURS}'
+    )
+    if not before[0] == updated == after[0]:
+        raise DataError(
+            f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
+            "it now, so nothing was kept. A trigger or a rule on the table skips rows, writes another version, or gives them "
+            "to somebody else: see to it first."
+        )
+    if changed := [name for name, was, now in zip(columns, before[1:], after[1:], strict=True) if was != now]:
+        raise DataError(
+            f"With the modelVersion of {updated:,} rows of {table} something else was changed, so nothing was kept: column "
+            f"{', '.join(map(quote_identifier, changed))}. A trigger on the table does it: see to it first."
+        )
+    return updated
+
+
+def _kept_columns(connection: Connection, table: str) -> list[str]:
+    """The columns of BehavioralSignal that a run leaves alone and may read, but for generated ones, which follow others."""
+    rows = connection.rows(
+        f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
+        "AND NOT attisdropped AND attgenerated = '' AND attname <> 'modelVersion' "
+        "AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum"
+    )
+    return [name for (name,) in rows]
+
+
+def _fingerprint(connection: Connection, table: str, columns: list[str], where: str) -> tuple[Any, ...]:
+    """How many rows, and for each column a sum of hashes, which tells of each value in which row it stands."""
+    sums = ", ".join(
+        f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(_NULL)}) COLLATE "C", '
+        f'hashtext("id"::text COLLATE "C"))), 0)::text'
+        for name in columns
+    )
+    return connection.rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:

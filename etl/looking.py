@@ -82,6 +82,7 @@ def _pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
     older = settings.snapshot or settings.out
     if newer:
+        store.is_url(newer)  # which refuses what is no place, before anything is looked at
         return older, newer
     place = store.reading(older, settings.environ)
     names, latest = place.names(), place.latest_name()
@@ -95,17 +96,17 @@ def _pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
 def prune(settings: Settings, stop: Stop) -> Answer:
     """Take away the oldest snapshots of an --out, and what killed runs have left; exit 99 where there is nothing to take."""
-    from etl import history, publish, store
+    from etl import history, pipeline, publish, store
 
     if settings.keep is None:
         raise SettingsError("How many snapshots are to stay? Say it, like --keep 14.")
     reading = store.reading(settings.out, settings.environ)
     history.require_place(reading)  # a mistyped --out is not made by holding it
     if settings.dry_run:
-        found = history.prune(reading, settings.keep, dry_run=True)
+        found = history.prune(reading, settings.keep, pipeline.utc_now(), dry_run=True)
     else:
         with publish.open_store(settings.out, settings.patience, stop, settings.environ) as place:
-            found = history.prune(place, settings.keep)
+            found = history.prune(place, settings.keep, pipeline.utc_now())
     nothing = not found.removed and not found.litter
     return Answer(
         asdict(found) | {"dry_run": settings.dry_run},

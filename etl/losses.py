@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+SMALL_CATALOGUE = "small_catalog"
+"""Why the positives of a small city are left out, in a manifest."""
+
 WORDS = {
     "user_without_persona": "user has no usable persona seed",
     "city_without_nodes": "city has no eligible node",
     "date_out_of_range": "date outside the years 1 to 9999",
     "trip_gone": "trip is gone",
-    "small_catalog": "city's catalogue is too small",
+    SMALL_CATALOGUE: "city's catalogue is too small",
     "no_negatives": "event has no negative to stand against",
     "whole_catalog_seen": "user has selected the city's whole catalogue",
     "unknown_category": "category that the enum does not have",
@@ -55,6 +58,7 @@ def losses(counts: Mapping[str, Any]) -> Iterator[Loss]:
     yield Loss("persona values", "missing in the seed: the default stands in", sources.get("default", 0), kept=True)
     yield Loss("persona values", "affinities rebuilt from labels", sources.get("reconstructed", 0), kept=True)
     yield from by_reason("affinities of a seed", counts.get("affinities_dropped", {}))
+    yield from by_reason("openness of a seed", counts.get("openness_dropped", {}))
     yield from by_reason("trip-days", counts.get("days_without_event", {}))
     yield from by_reason("events", counts.get("events_left_out", {}))
     for frame, rules in counts.get("set_aside", {}).items():

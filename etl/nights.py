@@ -5,19 +5,22 @@ A night here is a published snapshot's manifest, or what is about to become one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from math import isnan, nan, sqrt
 from statistics import median
 from typing import Any
 
 REMEMBERED = 29
-"""How many earlier nights are looked at: with this one they are the 30 that the report shows."""
+"""How many earlier runs are looked at, four of each weekday: with this one they are the 30 that the report shows."""
 
-FEWEST = 4
-"""From so many nights on there is something usual: with fewer, one odd night would be a third of them."""
+FEWEST = 5
+"""From so many earlier runs on there is an expected range: with fewer, one odd run would be a third of them."""
 
-_SPREADS, _NORMAL, _FLOOR = 5.0, 1.4826, 0.01
+_WEEK, _TWO_WEEKS, _OF_A_WEEKDAY = 7, 14, 3
+_LEAST, _MOST, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 
 WATCHED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
 """The figures whose moves `--max-change` limits. Losses and AUC are none: from 0 to 3 is no share of anything."""
@@ -26,7 +29,8 @@ OF_ROWS = ("schema", "shadow_prefix", "shadow_domain", "audience")
 """Settings that decide which rows are read."""
 
 _OF_TRIPLES = (*OF_ROWS, "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
-_BY_TRIPLES = frozenset({"triples", "positives"})
+_DECIDE: tuple[tuple[str, ...], ...] = (OF_ROWS, _OF_TRIPLES)
+_BY_TRIPLES = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
 """Figures that the triples' own settings decide, too: the others are compared whatever these say."""
 
 
@@ -37,6 +41,19 @@ class Night:
     name: str
     settings: Mapping[str, Any]
     figures: Mapping[str, float]
+
+    @cached_property
+    def moment(self) -> datetime | None:
+        """When it was published."""
+        return moment_of(self.name)
+
+
+def moment_of(name: str) -> datetime | None:
+    """When a snapshot of this name was published; None where the name does not say."""
+    try:
+        return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -85,21 +102,128 @@ def _total(parts: Mapping[str, float] | None) -> float | None:
     return None if parts is None else sum(parts.values())
 
 
-def usual(values: Sequence[float]) -> tuple[float, float] | None:
-    """The usual range of a figure, from the nights before; None where there are fewer than 4.
+def expected(
+    earlier: Sequence[tuple[datetime | None, float]], now: datetime | None, *, counts: bool = True
+) -> tuple[float, float] | None:
+    """The range that a figure is expected in, from what it was in earlier runs; None where these are fewer than 5.
 
-    Median ± 5 robust standard deviations, at least ± 1 % of the median. A robust standard deviation is 1.4826 times the
-    median absolute deviation (MAD), the standard deviation where figures are normally distributed; half the nights could be odd
-    and not move it (Rousseeuw and Croux, "Alternatives to the Median Absolute Deviation", JASA 88, 1993). The floor of 1 %
-    is there because nights without a change have a deviation of 0.
+    The middle is the median of the last seven runs, times what the same weekday usually is of it: the median of at least three
+    such days; with fewer, the range reaches from the least to the greatest of what it may be. From the middle the range goes
+    down by 12 times the median deviation of the earlier runs from theirs, at least 5 % and at most 30 % (in the first two
+    weeks 30 %, since most weekdays are not known), and up by the same factor. A count's range is at least three of its
+    standard deviations (the root of it) either way. A single bad run moves none of these medians.
     """
-    known = [value for value in values if not math.isnan(value)]
+    known = [(_day(moment), value) for moment, value in earlier if not isnan(value)]
     if len(known) < FEWEST:
         return None
-    middle = median(known)
-    spread = median(abs(value - middle) for value in known)
-    around = max(_SPREADS * _NORMAL * spread, _FLOOR * abs(middle))
-    return middle - around, middle + around
+    shares = list(_shares_of_level(known))
+    typical = _typical(_day(now), shares)
+    share = _MOST if len(known) < _TWO_WEEKS else _tolerance(shares)
+    level = _level(known)
+    low, high = level * min(typical), level * max(typical)
+    slack = [_DEVIATIONS * sqrt(max(each, 1.0)) if counts else 0.0 for each in (low, high)]
+    return min(low * (1 - share), low - slack[0]), max(high / (1 - share), high + slack[1])
+
+
+_Series = Sequence[tuple[float, float]]
+"""Values of runs, oldest first, each with its day since 1970; of a moment that is not known, nan."""
+
+
+def _day(moment: datetime | None) -> float:
+    return nan if moment is None else moment.timestamp() / 86_400
+
+
+def _level(earlier: _Series) -> float:
+    return median(value for _, value in earlier[-_WEEK:])
+
+
+def _shares_of_level(earlier: _Series) -> Iterator[tuple[float, float]]:
+    """What each run came to as a share of the level before it, where three runs at least tell that."""
+    for place in range(FEWEST - 2, len(earlier)):
+        if level := _level(earlier[:place]):
+            yield earlier[place][0], earlier[place][1] / level
+
+
+def _typical(day: float, shares: _Series) -> list[float]:
+    """What a day's weekday is of the level: its median; with fewer than three such days, all that it may be.
+
+    Days of one weekday are whole weeks apart, give or take half a day: a job at midnight is now before it, now after.
+    """
+    same = [share for other, share in shares if abs((day - other + 0.5) % _WEEK - 0.5) <= 0.5]  # never of nan
+    return [median(same)] if len(same) >= _OF_A_WEEKDAY else [1.0, *same]
+
+
+def _tolerance(shares: _Series) -> float:
+    """How far, as a share of what is expected, is not yet unusual: by how far each run was from what the others say."""
+    moves = []
+    for place, (day, share) in enumerate(shares):
+        typical = _typical(day, [*shares[:place], *shares[place + 1 :]])
+        moves.append(min(abs(share / each - 1) if each else 0.0 for each in typical))
+    return min(_MOST, max(_LEAST, _SPREADS * median(moves))) if moves else _LEAST
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a run beside the `runs` before it that are comparable.
+
+    `before` is the last one's, which is snapshot `since`; `usual` is the expected range, None where there are too few runs.
+    """
+
+    name: str
+    value: float
+    before: float | None = None
+    since: str | None = None
+    runs: int = 0
+    usual: tuple[float, float] | None = None
+
+    @property
+    def change(self) -> float | None:
+        """The change since the last run, as a part of what it was then (-0.5: half of it is gone)."""
+        return (self.value - self.before) / self.before if self.before else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it counts something."""
+        return not self.name.startswith("AUC")
+
+    @property
+    def watched(self) -> bool:
+        """Whether `--max-change` limits its moves."""
+        return self.name in WATCHED
+
+    @property
+    def odd(self) -> bool:
+        """Whether it is out of its expected range."""
+        return self.usual is not None and not self.usual[0] <= self.value <= self.usual[1]
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is out of its range as the last run's is, and no further: that was published, and is no new change."""
+        if self.usual is None or self.before is None:
+            return False
+        (low, high), width = self.usual, (self.usual[1] - self.usual[0]) / 2
+        less = self.value < low and self.before < low and self.value >= self.before - width
+        return less or (self.value > high and self.before > high and self.value <= self.before + width)
+
+
+def beside(
+    nights: Sequence[Night], settings: Mapping[str, Any], after: Mapping[str, float], now: datetime | None
+) -> list[Figure]:
+    """The figures of a run beside the comparable runs before it (oldest first): the one rule of what is usual.
+
+    Comparable are those with the same settings, of all that decide the figure. `now` is when the run is published.
+    """
+    alike = {names: [night for night in nights if not _differing(night.settings, settings, names)] for names in _DECIDE}
+    return [_beside(name, value, alike[_deciding(name)], now) for name, value in after.items()]
+
+
+def _beside(name: str, value: float, alike: Sequence[Night], now: datetime | None) -> Figure:
+    had = [night for night in alike if name in night.figures]
+    if not had:
+        return Figure(name, value)
+    series = [(night.moment, night.figures[name]) for night in had]
+    range_ = expected(series, now, counts=not name.startswith("AUC"))
+    return Figure(name, value, series[-1][1], had[-1].name, len(had), range_)
 
 
 def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
@@ -113,39 +237,40 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Cha
 
 @dataclass(frozen=True)
 class Compared:
-    """What became of a night's comparison: the watched figures that moved too far, each with the snapshot it is compared with.
+    """What became of a run's comparison with those before: the watched figures that moved too far.
 
-    `differs` names the settings that decide and are no longer those of the last night, where no earlier night has the same:
+    `differs` names the settings that decide and are no longer those of the last run, where no earlier run has the same:
     then what they decide was not compared.
     """
 
-    moved: list[tuple[str, Change]]
+    moved: list[Figure]
     differs: list[str]
 
 
-def compare(
-    nights: Sequence[Night], settings: Mapping[str, Any], after: Mapping[str, float], allowed: float
-) -> Compared:
-    """A night against those before it (oldest first): each watched figure with the last night of the same settings.
+def compare(nights: Sequence[Night], settings: Mapping[str, Any], found: Sequence[Figure], allowed: float) -> Compared:
+    """Which of a run's figures (`beside`) moved too far since the runs before it (oldest first).
 
-    `allowed` is a share of what was there. Where nothing was there before, whatever comes is allowed.
+    Out of the expected range; where there is none yet, further than `allowed`, a share of what the last one came to. Where
+    nothing was there, whatever comes is allowed.
     """
-    moved: list[tuple[str, Change]] = []
-    differs: list[str] = []
-    for names, group in ((OF_ROWS, set(WATCHED) - _BY_TRIPLES), (_OF_TRIPLES, _BY_TRIPLES)):
-        same = next((night for night in reversed(nights) if not _differing(night.settings, settings, names)), None)
-        if same is None:
-            differs += _differing(nights[-1].settings, settings, names) if nights else []
-            continue
-        found = [each for each in changes(same.figures, after) if each.name in group]
-        moved += [(same.name, each) for each in found if each.share is not None and abs(each.share) > allowed]
-    moved.sort(key=lambda each: WATCHED.index(each[1].name))
+    moved = [
+        each
+        for each in found
+        if each.watched and (each.odd if each.usual else each.change is not None and abs(each.change) > allowed)
+    ]
+    differs = [
+        name
+        for names in _DECIDE
+        if nights and all(_differing(night.settings, settings, names) for night in nights)
+        for name in _differing(nights[-1].settings, settings, names)
+    ]
+    moved.sort(key=lambda each: WATCHED.index(each.name))
     return Compared(moved, list(dict.fromkeys(differs)))
 
 
-def alike(nights: Sequence[Night], settings: Mapping[str, Any]) -> list[Night]:
-    """The nights whose settings decide what tonight's do: only among these is there something usual."""
-    return [night for night in nights if not _differing(night.settings, settings, _OF_TRIPLES)]
+def _deciding(name: str) -> tuple[str, ...]:
+    """The settings that decide a figure."""
+    return _OF_TRIPLES if name in _BY_TRIPLES else OF_ROWS
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -16,6 +16,11 @@ def thousands(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 check`, `3 checks`; `many` where that is more than an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def between(bounds: tuple[float, float] | None, *, whole: bool) -> str:
     """A range: `9,114 to 9,454`; what counts something is never below 0."""
     if bounds is None:

@@ -7,6 +7,7 @@ it has no manifest; that and LATEST follow after it. What an end in between leav
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import uuid
@@ -21,12 +22,13 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 
-from etl.cloud import only_the_object, plainly, reach
+from etl.cloud import only_the_object, plainly, reach, servers
 from etl.errors import ConnectError, EtlError, SettingsError, visible
-from etl.lease import Lease, Tag, holder, owner
+from etl.files import open_to
+from etl.lease import LOCK, Lease, Tag, holder, owner
 from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS
 from etl.stopping import Stop
-from etl.store import Store, clear, flocked, staging_in, taken_by_another
+from etl.store import Store, clear, flocked, lying, other_files, staging_in, taken_by_another
 from etl.temporary import temporary_folder
 
 PART = 8 * 1024 * 1024
@@ -109,36 +111,35 @@ class ObjectStore(Store):
     def secure(self, staged: Path, name: str) -> None:
         """Upload all data files, and see that they are there."""
         self._secured.add(name)
-        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        files = sorted(lying(staged))
         with plainly(self.location):
-            self._all(lambda path: self._upload(path, f"{SNAPSHOTS}/{name}/{_key(staged, path)}"), files)
-            there = {entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"): entry["size"] for entry in self._listed(name)}
-        meant = {_key(staged, path): path.stat().st_size for path in files}
-        if there != meant:
-            wrong = sorted(path for path in meant if there.get(path) != meant[path])
-            raise ConnectError(
-                f"{len(wrong) or len(there) - len(meant)} of {len(meant)} files are not in {self.at(name)} as they were sent. "
-                "Run again."
+            self._all(
+                lambda path: self._upload(path, f"{SNAPSHOTS}/{name}/{_key(staged, path)}"),
+                [staged / path for path, _ in files],
             )
+        self._require_all(name, files)
 
     def publish(self, staged: Path, name: str) -> None:
-        """The manifest makes it a snapshot; then LATEST names it."""
+        """The manifest makes it a snapshot, if all its files are there still; then LATEST names it."""
         assert self._lease is not None  # noqa: S101 - only who holds it publishes
         self._lease.require()
-        self.write(f"{SNAPSHOTS}/{name}/{MANIFEST}", (staged / MANIFEST).read_bytes())
+        manifest = (staged / MANIFEST).read_bytes()
+        self._require_all(name, [(entry["path"], entry["bytes"]) for entry in json.loads(manifest)["files"]])
+        self.write(f"{SNAPSHOTS}/{name}/{MANIFEST}", manifest)
         self._secured.discard(name)
         self.write(LATEST, name.encode())
 
     @contextmanager
     def hold(self, wait: float) -> Iterator[None]:
         """See Store. What an end in mid-upload left is cleared."""
-        with _place_for(self.location) as (place, free):
+        with _place_for(self.location + servers()) as (place, free):
             lease: Lease | None = None
 
             def taken() -> bool:
                 nonlocal lease
-                if free():
-                    lease = lease or Lease(self, owner(_token(place), platform.node(), self.location))
+                if lease is None and free():
+                    self.require_conditions(f"{LOCK}-probe-{_token(place)}")
+                    lease = Lease(self, owner(_token(place), platform.node(), self.location))
                 return lease is not None and lease.take()
 
             if not self._stop.wait_for(taken, wait) or lease is None:
@@ -152,6 +153,25 @@ class ObjectStore(Store):
                 yield
             finally:
                 lease.release()
+
+    def require_conditions(self, name: str) -> None:
+        """Raise ConnectError where the store takes a write whose condition does not hold: its lock would keep nobody out.
+
+        Tried on an object of that name, which is taken away. One that is there already is as good.
+        """
+        try:
+            self.create(name, b"1")
+            ignored = "If-None-Match" if self.create(name, b"2") is not None else None
+            if ignored is None and (found := self.state(name)) is not None:
+                self.replace(name, b"3", found[0])
+                ignored = "If-Match" if self.replace(name, b"4", found[0]) is not None else None
+        finally:
+            self.delete(name)
+        if ignored is not None:
+            raise ConnectError(
+                f"{self.location} ignores the conditions of writes ({ignored}): a write that it had to refuse was taken, so "
+                "two runs could publish there at once. Use a store that has conditional writes."
+            )
 
     def create(self, path: str, content: bytes) -> Tag | None:
         """See Lease. Raises ConnectError where the store has no conditional writes."""
@@ -198,6 +218,15 @@ class ObjectStore(Store):
         with plainly(self.location), suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
+    def _require_all(self, name: str, files: Sequence[tuple[str, int]]) -> None:
+        """Raise ConnectError where not these files, by path and bytes, lie in a snapshot's place, no fewer and no more."""
+        with plainly(self.location):
+            there = [
+                (entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"), entry["size"]) for entry in self._listed(name)
+            ]
+        if wrong := other_files(there, files):
+            raise ConnectError(f"What lies in {self.at(name)} is not what was sent there: {wrong}. Run again.")
+
     def _listed(self, name: str) -> list[Any]:
         return [entry for page in obstore.list(self._store, f"{SNAPSHOTS}/{name}") for entry in page]
 
@@ -227,20 +256,27 @@ class ObjectStore(Store):
 
 
 @contextmanager
-def _place_for(url: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """The folder of this machine where snapshots for a URL are staged, and what takes its lock if nobody has it.
+def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """The folder of this machine where snapshots for a store are staged, and what takes its lock if nobody has it.
 
     It is always the same, so that the next run clears what a killed one left, and knows that its lock is dead.
     """
-    name = f"bpr-etl-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    name = f"bpr-etl-{os.getuid()}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     place = temporary_folder() / name
-    place.mkdir(mode=0o700, exist_ok=True)
-    if place.is_symlink() or place.stat().st_uid != os.getuid():
-        raise SettingsError(
-            f"{place} belongs to somebody else, and what is to be uploaded would be staged there. Set TMPDIR."
-        )
-    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        why = open_to(place)
+    except OSError as error:
+        raise SettingsError(
+            f"{place}, where what is to be uploaded is staged, can't be used: {error.strerror}. Set TMPDIR."
+        ) from None
+    try:
+        if why is not None:
+            raise SettingsError(
+                f"{place}, where what is to be uploaded is staged, is not this user's alone: {why}. Set TMPDIR."
+            )
         yield place, lambda: flocked(handle, place)
     finally:
         os.close(handle)

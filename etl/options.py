@@ -101,6 +101,23 @@ FailOnChange = Annotated[
     bool | None,
     _option("--fail-on-change/--no-fail-on-change", "Exit 5 instead of that warning; nothing is published.", _LIMITS),
 ]
+AllowEmpty = Annotated[
+    bool | None,
+    _option(
+        "--allow-empty/--no-allow-empty",
+        "Publish also where there are no triples, or none in train; default: exit 5.",
+        _LIMITS,
+    ),
+]
+AllowSideEffects = Annotated[
+    list[str] | None,
+    _option(
+        "--allow-side-effects",
+        "A table that foreign keys or triggers may write to in a run, which else ends with exit 5. May be repeated.",
+        _LIMITS,
+        metavar="TABLE",
+    ),
+]
 Keep = Annotated[
     int | None,
     _option("--keep", "Then remove all but so many of the newest snapshots; default: keep all.", _WHAT, metavar="N"),
@@ -241,6 +258,16 @@ Snapshot = Annotated[
     _option("--snapshot", "Look at this snapshot, or the newest of this --out folder, instead.", metavar="FOLDER"),
 ]
 Format = Annotated[str | None, _option("--format", "sql (default) or prisma.")]
+All = Annotated[
+    bool | None,
+    _option("--all/--no-all", "Print the application's own tables, too; default: what is to be added to them."),
+]
+IntoExisting = Annotated[
+    bool | None,
+    _option(
+        "--into-existing/--no-into-existing", "Add the synthetic world to tables that hold rows; default: exit 2.", _DB
+    ),
+]
 Scale = Annotated[float | None, _option("--scale", "Size of the synthetic world; default 1, the design's size.")]
 
 

@@ -6,11 +6,12 @@ What it says continues a sentence that begins with the option's name.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from etl.choices import parse_city_weights, parse_expected, parse_negatives, parse_split
+from etl.choices import parse_city_weights, parse_expected, parse_negatives, parse_split, parse_tables
 from etl.errors import SettingsError
 
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -27,6 +28,39 @@ def text(value: Any) -> str:
     if "\0" in value:  # which a settings file can have
         raise SettingsError("must not have a NUL character in it")
     return value
+
+
+def filled(value: Any) -> str:
+    """A text that says something: an option of which a shell's variable was empty is not one that was not given."""
+    word = text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if not word.strip():
+        raise SettingsError("must not be empty")
+    return word
+
+
+SCHEMES = ("s3", "gs", "az")
+"""The object stores that snapshots may lie in."""
+
+
+def place(value: Any) -> str:
+    """Where snapshots lie: a local folder, or an object store's URL, with nothing in it that the store would not see.
+
+    Its credentials come from the environment: a key or a signature in the URL would be kept wherever the URL is.
+    """
+    word = filled(value)
+    scheme, after, rest = word.partition("://")
+    if not after:
+        return word
+    if scheme not in SCHEMES or not rest.strip("/"):
+        raise SettingsError(
+            f"must be a local folder, or one of {', '.join(f'{each}://bucket/path' for each in SCHEMES)}"
+        )
+    if "?" in rest or "#" in rest or ":" in rest.partition("/")[0]:
+        raise SettingsError(
+            "must have no ?query, no #fragment and no password in its URL; credentials go into the environment, like "
+            "AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_SAS_KEY"
+        )
+    return word
 
 
 def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
@@ -104,6 +138,14 @@ def negatives(value: Any) -> tuple[str, ...]:
     if not isinstance(words, list | tuple):
         raise SettingsError("must be a list of strategies")
     return parse_negatives(each for word in words for each in (word.split(",") if isinstance(word, str) else [word]))
+
+
+def tables(value: Any) -> tuple[str, ...]:
+    """Names of tables: a list of them, or a text that parts them by commas; see `choices.parse_tables`."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise SettingsError("must be the names of tables")
+    return parse_tables(map(text, words))
 
 
 def split(value: Any) -> str:

@@ -26,7 +26,8 @@ _SEED_FIELDS = {
 }
 
 
-DROPPED = ("unknown_category", "not_a_finite_number")
+_NO_NUMBER = "not_a_finite_number"
+DROPPED = ("unknown_category", _NO_NUMBER)
 """Why a number of a seed's `category_affinities` is not used."""
 
 
@@ -34,18 +35,21 @@ DROPPED = ("unknown_category", "not_a_finite_number")
 class PersonaTally:
     """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
 
-    `affinities_dropped` counts the keys of `category_affinities` that were not usable, by reason.
+    `affinities_dropped` counts the keys of `category_affinities` that were not usable, `openness_dropped` the numbers of
+    `cuisine_openness`, by reason.
     """
 
     rows: int = 0
     values_by_source: dict[str, int] = field(default_factory=dict)
     affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
+    openness_dropped: dict[str, int] = field(default_factory=lambda: {_NO_NUMBER: 0})
 
     def __add__(self, other: PersonaTally) -> PersonaTally:
         return PersonaTally(
             self.rows + other.rows,
             added(self.values_by_source, other.values_by_source),
             added(self.affinities_dropped, other.affinities_dropped),
+            added(self.openness_dropped, other.openness_dropped),
         )
 
 
@@ -86,7 +90,8 @@ def materialise(
     )
     by_source = dict(rows.group_by("source").len().sort("source").iter_rows())
     checked = PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True)
-    return Materialised(checked, PersonaTally(checked.height, by_source, dropped))
+    too_large = seeds.filter(pl.col("cuisine_openness").is_not_null() & ~_usable(_OPENNESS)).height
+    return Materialised(checked, PersonaTally(checked.height, by_source, dropped, {_NO_NUMBER: too_large}))
 
 
 def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -97,7 +102,7 @@ def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tu
     """
     judged = affinities.with_columns(
         number=pl.col("number").cast(pl.Float64, strict=False), known=pl.col("category").is_in(list(categories))
-    ).with_columns(finite=pl.col("number").is_finite().fill_null(value=False))
+    ).with_columns(finite=_usable(pl.col("number")))
     usable = judged.filter("known", "finite").select(
         "user_id", "category", millionths=round_to_millionths(pl.col("number").clip(0.0, 1.0))
     )
@@ -135,14 +140,20 @@ def _label(seeds: pl.DataFrame, dimension: str, field: str, model: AffinityModel
     )
 
 
+_OPENNESS = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
+
+
+def _usable(number: pl.Expr) -> pl.Expr:
+    """Whether it is a finite float64. One too large for that has no decimal that gives it back: it counts as missing."""
+    return number.is_finite().fill_null(value=False)
+
+
 def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
-    number = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
-    # A number too large for float64 has no decimal that gives it back: it counts as missing.
-    found = number.is_finite().fill_null(value=False)
+    found = _usable(_OPENNESS)
     return seeds.select(
         "user_id",
         dimension=pl.lit("cuisine_openness"),
-        value=decimal_text(pl.when(found).then(number).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
+        value=decimal_text(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
         source=_source(found),
     )
 

@@ -22,7 +22,7 @@ from etl import load, queries, schema
 from etl.affinity import affinity_model
 from etl.buckets import buckets_for, by_bucket, shelf
 from etl.compact import CODED, Compaction, Dataset, Vocabulary
-from etl.config import Settings
+from etl.config import Settings, settled
 from etl.contracts import Personas, Seeds, Slots, Trips
 from etl.database import (
     Behind,
@@ -36,6 +36,7 @@ from etl.database import (
     with_retries,
 )
 from etl.engine import in_order, opened
+from etl.errors import DataError, SettingsError
 from etl.extract import (
     CODED_SLOTS,
     LOGGED_EVENTS,
@@ -51,7 +52,7 @@ from etl.journal import Progress, RunResult, Watcher
 from etl.ledger import Ledger, Written
 from etl.limits import bad_shares
 from etl.personas import Materialised, PersonaTally, materialise
-from etl.prisma import MODELS
+from etl.prisma import MODELS, Naming
 from etl.publish import add_beside, add_probe, place_of
 from etl.queries import Scope
 from etl.rankings import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
@@ -95,14 +96,22 @@ def synth(
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
 
+    Raises SettingsError where its tables hold rows, unless `into_existing` says that they may.
     `rows` is called with so many more as they are written.
     """
     from etl.synthetic import generate  # noqa: PLC0415 - the job does not need it
 
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
         naming = schema.naming_for_apply(connection, name, settings.naming)
+        if not settings.into_existing:
+            load.require_empty(connection, naming)
         schema.apply(connection, naming)
         worlds = generate(scale=settings.scale, seed=settings.seed)
         return load.copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
@@ -111,31 +120,52 @@ def synth(
 def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
     """What is missing in the database, or does not fit."""
     address = settings.address()
-    with connect(address, stop) as connection:
+    with connect(address, stop) as connection, transaction(connection, read_only=True, keep=False):
         naming = schema.detect_naming(connection, settings.schema_in(address), settings.naming)
         return schema.check(connection, naming)
+
+
+def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Naming, bool]:
+    """The naming for `schema print`, and whether it is known: asked for, or found in the database that is named.
+
+    Where no database is named either, it is the naming by model.
+    """
+    address = settings.address() if settings.database_url else None
+    name = settings.schema_in(address) if address else settings.schema or "public"
+    if settings.naming != "auto" or address is None:
+        return Naming("mapped" if settings.naming == "mapped" else "model", name), settings.naming != "auto"
+    with connect(address, stop) as connection:
+        return schema.naming_for_apply(connection, name, settings.naming), True
 
 
 def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
     address = settings.address()
     name = settings.schema_in(address)
-    with connect(address, stop) as connection, locked(connection, name, settings.patience), transaction(connection):
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
         return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
 
 
 def run(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
 
-    Raises a kind of EtlError; StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest
-    snapshot's data, `snapshot` stays None.
+    `options` are settings by name; without `settings`, what they do not say the environment says. Raises a kind of EtlError;
+    StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays
+    None.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
@@ -163,16 +193,18 @@ def run(
 
 
 def export(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
 
-    Raises a kind of EtlError, StoppedError.
+    `options` as in `run`. Raises a kind of EtlError, StoppedError.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
@@ -204,16 +236,18 @@ def export(
 
 
 def expand(
-    settings: Settings,
+    settings: Settings | None = None,
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
-    Raises ConnectError or DataError where it can't be read, StoppedError.
+    `options` as in `run`. Raises ConnectError or DataError where it can't be read, StoppedError.
     """
+    settings = settled(settings, options)
     stop, watcher = stop or Stop(), watcher or Watcher()
     progress = _heard(progress, stop)
     report = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher)
@@ -223,7 +257,7 @@ def expand(
             rows(dataset.events.height)
         report.counts["expanded_from"] = old.manifest["snapshot"]
         # What decided the events stays what it was: only the triples' own options are ours.
-        settings = replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+        settings = _of_the_events(settings, old)
         with (
             opened(settings.engine, settings.environ, stop) as engine,
             output(settings, stop) as out,
@@ -232,6 +266,14 @@ def expand(
         ):
             Release(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
     return report
+
+
+def _of_the_events(settings: Settings, old: Snapshot) -> Settings:
+    """The settings with those of a snapshot that decided its events. Raises DataError where they are none."""
+    try:
+        return replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+    except SettingsError as error:
+        raise DataError(f"The manifest of {old.url or old.folder} has settings that are none: {error}") from None
 
 
 def probe(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> Probed:
@@ -269,7 +311,10 @@ def _add_report(
 ) -> None:
     """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
     place = place_of(snapshot)
-    before = nights(reading(place[0], settings.environ), place[1]) if place is not None else []
+    before = []
+    if place is not None:
+        store = reading(place[0], settings.environ)
+        before = nights(store, [name for name in store.folders() if name < place[1]])
     page = rebuilt(snapshot, before, affinity_model().unknown, progress, probe)
     add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
@@ -280,7 +325,7 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
     aside = SetAside()
     with ExitStack() as stack:
         require_scope(connection, scope, settings, report)
-        ledger = Ledger(connection, scope)
+        ledger = Ledger(connection, scope, settings.allow_side_effects)
         buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
         slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:
@@ -508,8 +553,9 @@ def _counts(
         "persona_rows": made.rows,
         "persona_values_by_source": made.values_by_source,
         "affinities_dropped": made.affinities_dropped,
+        "openness_dropped": made.openness_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
-        "positives": ranked.positives,
+        "selected_places": ranked.positives,
         "positives_outside_candidates": ranked.positives_outside_candidates,
     }

@@ -36,6 +36,11 @@ SOURCE_MODELS = ("User", "Trip", "ItinerarySlot", "ActivityNode", "BehavioralSig
 WRITTEN_MODELS = ("PersonaDimension", "RankingEvent", "ModelRegistry")
 """Those that bpr-etl inserts rows into."""
 
+_INDEXED = "ItinerarySlot"
+"""The application's model that gets an index."""
+
+_BLOCK = re.compile(r"^(?://[^\n]*\n)*(?:model|enum) (?P<name>\w+) \{\n.*?^\}", re.MULTILINE | re.DOTALL)
+
 _MAX_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1, where Prisma cuts, too
 
 StatementKind = Literal["enum", "table", "index", "foreign_key"]
@@ -228,16 +233,36 @@ def schema_statements(naming: Naming, models: Collection[str] | None = None) -> 
     return chosen
 
 
-def schema_sql(naming: Naming) -> str:
-    """All of the DDL as a script, in Prisma's own form; in another schema than `public`, the schema comes first."""
-    parts = [f"-- {_HEADINGS[each.kind]}\n{each.sql};\n" for each in schema_statements(naming)]
-    if naming.schema != "public":
+def schema_sql(naming: Naming, *, added: bool = False) -> str:
+    """The DDL as a script, in Prisma's own form; in another schema than `public`, the schema comes first.
+
+    All of it, or what the design adds to an application's tables: three tables, their enum, and the index on slots.
+    """
+    statements = schema_statements(naming)
+    if added:
+        index = [each for each in schema_statements(naming, [_INDEXED]) if each.kind == "index"]
+        statements = [*schema_statements(naming, WRITTEN_MODELS), *index]
+    parts = [f"-- {_HEADINGS[each.kind]}\n{each.sql};\n" for each in statements]
+    if naming.schema != "public" and not added:
         parts.insert(0, f"-- CreateSchema\nCREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)};\n")
     return "\n".join(parts)
 
 
-def schema_prisma(naming: Naming) -> str:
-    """The Prisma models; for the mapped naming with their `@@map` lines."""
+def schema_prisma(naming: Naming, *, added: bool = False) -> str:
+    """The Prisma models; for the mapped naming with their `@@map` lines.
+
+    All of them, or what the design adds to an application's: three models, their enum, and the index as a comment.
+    """
+    text = _schema_prisma(naming)
+    if not added:
+        return text
+    blocks = {found["name"]: found[0] for found in _BLOCK.finditer(text)}
+    new = [each.name for each in schema_statements(Naming("model"), WRITTEN_MODELS) if each.kind in {"enum", "table"}]
+    index = "\n".join(f"//{line}" for line in blocks[_INDEXED].splitlines() if line.startswith("  @@index"))
+    return "\n\n".join([f"// Add this to the model {_INDEXED}:\n{index}", *map(blocks.__getitem__, new)]) + "\n"
+
+
+def _schema_prisma(naming: Naming) -> str:
     source = _read("schema.prisma")
     if naming.kind == "model":
         return source

@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from etl import bpr, metrics
+from etl.choices import advice
 from etl.heldout import Figures, Held, Ranker, by_affinity, by_own_history, by_popularity, chance, judge
 from etl.journal import Progress
 from etl.question import Question, Triples
@@ -46,6 +47,11 @@ class Probed:
         """The model's mean AUC, and popularity's."""
         return self.mean(MODEL), self.mean(POPULARITY)
 
+    @property
+    def advice(self) -> str:
+        """What to try where the model is not good enough."""
+        return advice(self.facts.get("negatives", []))
+
     def line(self) -> dict[str, Any]:
         """The manifest's line."""
         ours = self.facts["rankings"][MODEL]["all"]
@@ -68,7 +74,7 @@ class Probed:
         what = "below chance" if ours < 0.5 else "no better than popularity"
         yield (
             f"These triples {how}: a model trained on them ranks the held-out places {what} ({figures}). "
-            "Try --negatives recommended; docs/negatives.md explains."
+            f"{self.advice} docs/negatives.md explains."
         )
 
 
@@ -99,6 +105,7 @@ def _probed(question: Question, unknown: float, seed: int, progress: Progress, s
     figures = _figures(question, model, unknown)
     facts = {
         "split": question.split,
+        "negatives": list(question.negatives),
         "seed": seed,
         "triples": len(question.train.users),
         "tuned_on": question.tuned_on if tried else None,

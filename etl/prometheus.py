@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etl.errors import NothingToDo, SettingsError
+from etl.files import put
 from etl.nights import figures
 
 MOST_CITIES = 100
@@ -37,6 +38,7 @@ _OF_GOOD_NIGHTS = {
     "bpr_etl_rows": ("What the last good run came to: users, trips, events, triples and so on, by figure.", ["figure"]),
     "bpr_etl_left_out_rows": ("Rows that the last good run left out, by what they are and why.", ["what", "reason"]),
     "bpr_etl_triples": (f"Triples of a city in the last good run; only up to {MOST_CITIES} cities.", ["city"]),
+    "bpr_etl_warnings": ("How many warnings the last good run gave.", []),
     "bpr_etl_auc": ("AUC of the last good run's probe, from 0 to 1, by ranking.", ["ranking"]),
 }
 METRICS = {
@@ -83,15 +85,9 @@ def write(path: Path, outcome: Outcome) -> None:
         gauge = Gauge(name, text, labels, registry=registry)
         for words, value in own:
             with suppress(ValueError):  # an earlier file with labels of another release
-                gauge.labels(**words).set(value)
-    # Not *.prom: the collector takes up every file of that name. Readable for its user, whatever our umask says.
-    passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        passing.write_bytes(generate_latest(registry))
-        passing.chmod(0o644)
-        passing.replace(path)
-    finally:
-        passing.unlink(missing_ok=True)
+                (gauge.labels(**words) if labels else gauge).set(value)
+    # Not *.prom on its way: the collector takes up every file of that name. Readable for its user, whatever our umask says.
+    put(path, generate_latest(registry), ".", 0o644)
 
 
 def _write_every_night(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:
@@ -122,6 +118,7 @@ def _earlier(path: Path) -> Iterator[Sample]:
 
 def _of(facts: Mapping[str, Any]) -> Iterator[Sample]:
     """The samples of a good night, from what `--json` says of it."""
+    yield "bpr_etl_warnings", {}, len(facts.get("warnings", []))
     for step in facts.get("steps", []):
         yield "bpr_etl_step_seconds", {"step": step["step"]}, step["seconds"]
     for name, value in figures(facts).items():
@@ -141,6 +138,7 @@ def _left_out(facts: Mapping[str, Any]) -> dict[tuple[str, str], int]:
     published = facts.get("published", {})
     groups = {
         "affinities": facts.get("affinities_dropped", {}),
+        "openness": facts.get("openness_dropped", {}),
         "trip_days": facts.get("days_without_event", {}),
         "events": facts.get("events_left_out", {}),
         "positives": published.get("positives_left_out", {}),

@@ -16,10 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from etl.errors import DataError
 from etl.snapshot import MANIFEST, PROBE, SNAPSHOTS, Snapshot
 from etl.staged import FileEntry, Staged
 from etl.stopping import Stop
-from etl.store import LocalStore, Store, reading, writing
+from etl.store import LocalStore, Store, lying, other_files, reading, writing
 
 FORMAT = 1
 
@@ -44,7 +45,11 @@ def snapshot_name(account: Staged, now: datetime) -> str:
 
 
 def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: Staged) -> None:
-    """Write the manifest, last in the snapshot, and put it on disk."""
+    """Write the manifest, last in the snapshot, and put it on disk. Raises DataError where not what it lists lies there."""
+    if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.beside]]):
+        raise DataError(
+            f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
+        )
     LocalStore(staged).write(MANIFEST, _json(draft_manifest(name, facts, account)))
 
 

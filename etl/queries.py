@@ -34,12 +34,14 @@ class Scope:
 
     def is_shadow(self, user: str) -> str:
         """SQL that is true for a shadow user's row, false for all others, a null email included."""
-        starts = f'starts_with({user}."email", {quote_literal(self.prefix)})'
+        # Every name is qualified: it stands in statements that write, too, which run under the role's own search_path.
+        starts = f'pg_catalog.starts_with({user}."email", {quote_literal(self.prefix)})'
         if self.domain is None:
             return f"COALESCE({starts}, false)"
         # COLLATE "C": lower() of another locale makes an ASCII k of the Kelvin sign.
-        end = f'lower(right({user}."email", {len(self.domain) + 1}) COLLATE "C")'
-        return f"COALESCE({starts} AND {end} = {quote_literal('@' + _ascii_lower(self.domain))}, false)"
+        end = f'pg_catalog.lower(pg_catalog."right"({user}."email", {len(self.domain) + 1}) COLLATE pg_catalog."C")'
+        same = f"{end} OPERATOR(pg_catalog.=) {quote_literal('@' + _ascii_lower(self.domain))}"
+        return f"COALESCE({starts} AND {same}, false)"
 
     def is_nobody_s(self, row: str) -> str:
         """SQL that is true for a row whose `userId` is no shadow user's. An anti-join: NOT IN would go through them all."""
@@ -51,6 +53,10 @@ class Scope:
         if audience == "all":
             return "true"
         return self.is_shadow(user) if audience == "shadow" else f"NOT {self.is_shadow(user)}"
+
+    def owns(self, row: str) -> str:
+        """SQL that is true for a row whose `userId` is a shadow user's, for statements that write."""
+        return f'{row}."userId" OPERATOR(pg_catalog.=) ANY ({self.shadow_ids()})'
 
     def shadow_ids(self) -> str:
         """SQL of the shadow users' ids."""

@@ -6,7 +6,7 @@ drawn anew with the snapshot's own settings, since the published ones have seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from etl.columns import INDEXES
 from etl.compact import Dataset, EventBuckets
 from etl.draws import I64
 from etl.heldout import Held, held_out
-from etl.snapshot import Snapshot, read_dataset, read_file
+from etl.snapshot import Snapshot, damaged, read_dataset, read_file
 from etl.training import Partition, Training, TrainingOptions, in_train, prepare, times_named
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
@@ -56,7 +56,7 @@ class Question:
     `train` are the triples before test. Variants are trained on `trial` and judged by `tune`: train and what valid holds out
     or, without a valid, the same one step earlier, each user's last trip in train (`tuned_on` says which). `popularity`
     counts the events before test that selected each item, by code; `split` is in words; `unranked` counts the held-out
-    places of test that their city's catalogue hasn't.
+    places of test that their city's catalogue hasn't; `negatives` are the strategies that made the triples.
     """
 
     dataset: Dataset
@@ -68,6 +68,7 @@ class Question:
     popularity: I64
     split: str
     unranked: int
+    negatives: tuple[str, ...]
 
 
 def question(snapshot: Snapshot) -> Question:
@@ -93,7 +94,9 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
     test, unranked = held_out(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")
     popularity = times_named(before, "selected_idx", dataset.items.height)
-    return Question(dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked)
+    return Question(
+        dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked, training.options.negatives
+    )
 
 
 def _kept(training: Training) -> pl.DataFrame:
@@ -152,15 +155,30 @@ def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
     """The triples of a part of the split as the files have them, by index or by text."""
     user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
     enums = {"user_id": user, "pos_item": item, "neg_item": item}
+    sizes = (training.dataset.users.height, training.dataset.items.height, training.dataset.items.height)
     frames = []
     for split, _, path in snapshot.parts("triples"):
         if split == part:
-            rows = read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix())
-            has_indexes = "user_idx" in rows.columns
-            if not has_indexes:
-                texts = rows.cast(enums)  # type: ignore[arg-type]
-                rows = texts.with_columns(
-                    texts[text].to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()
-                )
-            frames.append(rows.select(*_COLUMNS))
+            try:
+                rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
+            except (
+                pl.exceptions.PolarsError
+            ) as error:  # an id that the vocabularies don't have, a column that is not there
+                raise damaged(path, error) from None
+            past = [
+                rows.filter(pl.col(name) >= size).height for name, size in zip(INDEXES.values(), sizes, strict=True)
+            ]
+            if any(past):
+                raise damaged(path, "an index is past the end of the users or items")
+            frames.append(rows)
     return Triples.of(frames)
+
+
+def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
+    """A file's triples as `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
+    if "user_idx" not in rows.columns:
+        texts = rows.cast(enums)  # type: ignore[arg-type]
+        rows = texts.with_columns(
+            texts[text].to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()
+        )
+    return rows.select(*_COLUMNS)

@@ -43,7 +43,9 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 """A task has one core: many of them fill a machine, and not one of them."""
 
 _LOOPBACK, _REACH = "127.0.0.1", 5.0
-_SHORT = 24  # letters: what Ray calls its sockets has to fit into 107 with the folder that they are in
+_SHORT = 24
+"""Letters of the temporary folder at the most: a socket's path has 107, and what we and Ray add to the folder's up to 83."""
+
 _SMALL = (int, float, str, bytes, type(None))
 _unpacked: dict[str, Any] = {}
 """In a worker: what is shared, by its key."""
@@ -208,7 +210,8 @@ def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
         place = temporary_folder()
         if len(str(place)) > _SHORT:
             place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
-        folder = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
+        private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
+        folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
         try:
             _hush(ray, alone=address is None)
             with _own_signals():
@@ -216,7 +219,7 @@ def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(private, ignore_errors=True)
 
 
 def _ray() -> Any:

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.affinity import affinity_model
+from etl.choices import advice, parse_split
 from etl.compact import Dataset
 from etl.config import Settings
 from etl.engine import HERE, Engine
 from etl.errors import ConnectError, DataError, EtlError
-from etl.history import nights, prune
+from etl.history import misdated, nights, prune, published
 from etl.journal import Progress, RunResult
-from etl.limits import not_compared, require_usual
-from etl.nights import Night, alike, compare, figures
+from etl.limits import not_compared, require_triples, require_usual
+from etl.nights import beside, compare, figures
 from etl.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
 from etl.reporting import Watch
 from etl.sign import DOUBTFUL
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from etl.probe import Probed
 
 Clock = Callable[[], datetime]
+
+_MISDATED = (
+    "This machine's clock is wrong, or another's was. No run is compared with them once another is "
+    "the newest, and --keep takes them away first; remove them when nobody reads them any more."
+)
 
 
 def silently(_what: str, _done: int, _of: int) -> None:
@@ -71,8 +77,11 @@ class Release:
     engine: Engine = HERE
 
     def __post_init__(self) -> None:
-        self.report.nights = nights_before(self.settings, self.out)
-        self.report.alike = alike(self.report.nights, self.settings.public())
+        now = self.clock()
+        with looked_at(self.settings, self.out) as store:
+            self.report.nights = nights(store, published(store, now))
+            if odd := misdated(store, now):
+                self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
 
     def publish(self, dataset: Dataset) -> None:
         """All of it, where no database has to agree first."""
@@ -81,7 +90,8 @@ class Release:
     def stage(self, dataset: Dataset) -> Staged:
         """Write and check the snapshot's data files, take over their account, and probe them if that is asked for.
 
-        Raises DataError where they are not what was meant, or where the probe's AUC is below `fail_below`.
+        Raises DataError where they are not what was meant, where there are no triples to train on, or where the probe's AUC is
+        below `fail_below`.
         """
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
@@ -89,8 +99,12 @@ class Release:
             watch = Watch(dataset, affinity_model().unknown)
             account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
             report.counts["published"] = account.counts(dataset)
+            report.counts["positives"] = report.counts["published"]["positives"]
             rows(sum(report.counts["published"]["triples"].values()))
-        report.warnings += [*_unknown_cities(settings, account), *_doubts(account)]
+        published = report.counts["published"]
+        triples = account.triples_of(parse_split(settings.split).parts)
+        report.warnings += require_triples(triples, settings.split, published, allowed=settings.may_be_empty)
+        report.warnings += [*_unknown_cities(settings, account), *_doubts(settings, account)]
         self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(account)
@@ -100,9 +114,10 @@ class Release:
     def _compare(self) -> None:
         """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
         settings, report = self.settings, self.report
+        report.figures = beside(report.nights, settings.public(), figures(report.counts), self.clock())
         if settings.max_change is None:
             return
-        compared = compare(report.nights, settings.public(), figures(report.counts), settings.max_change)
+        compared = compare(report.nights, settings.public(), report.figures, settings.max_change)
         report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
         report.notes += not_compared(compared)
 
@@ -171,20 +186,19 @@ class Release:
         """Take the oldest snapshots away. That fails no night: what was to be done is done."""
         try:
             with self.report.step("prune") as rows:
-                rows(len(prune(self.out, keep).removed))
+                rows(len(prune(self.out, keep, self.clock()).removed))
         except (OSError, EtlError) as error:
             self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
 
 
-def nights_before(settings: Settings, out: Store) -> list[Night]:
-    """The last snapshots of the --out that is held, oldest first; a dry run looks at those where it would publish.
+@contextmanager
+def looked_at(settings: Settings, out: Store) -> Iterator[Store]:
+    """The --out whose earlier snapshots are looked at: the one that is held; a dry run's is where it would publish.
 
     What can't be read is left out: it is no reason not to publish, and where there is one, that will be said.
     """
     with suppress(ConnectError):
-        store = reading(settings.out, settings.environ) if settings.dry_run else out
-        return nights(store)
-    return []
+        yield reading(settings.out, settings.environ) if settings.dry_run else out
 
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
@@ -207,7 +221,7 @@ def require_auc(found: Probed, settings: Settings, after: str) -> None:
     if settings.fail_below is not None and not ours >= settings.fail_below:
         raise DataError(
             f"A model trained on these triples has AUC {ours:.3f}, and --fail-below asks for "
-            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} Try --negatives recommended."
+            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} {found.advice}"
         )
 
 
@@ -225,13 +239,13 @@ def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
             yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
 
 
-def _doubts(account: Staged) -> Iterator[str]:
+def _doubts(settings: Settings, account: Staged) -> Iterator[str]:
     """The cities whose triples are likely to teach badly, by the sign that needs no training."""
     low = {city: value for city, value in account.signs.items() if value is not None and value < DOUBTFUL}
     if low:
         named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
         yield (
             f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
-            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). Try --negatives recommended, and "
-            "measure with `bpr-etl probe`; docs/negatives.md explains."
+            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). {advice(settings.negatives)} "
+            "`bpr-etl probe` measures it; docs/negatives.md explains."
         )

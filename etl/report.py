@@ -5,7 +5,6 @@ The same snapshot and the same nights before it give the same bytes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +19,8 @@ from etl import charts, numbers
 from etl.errors import visible
 from etl.event_tally import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
 from etl.losses import RANKINGS, losses
-from etl.nights import Night, alike
+from etl.manifest import parse_probe
+from etl.nights import Night, moment_of
 from etl.report_answers import KEY, answers
 from etl.report_days import Days, days_of
 from etl.report_facts import (
@@ -29,14 +29,13 @@ from etl.report_facts import (
     cities_of,
     figures_of,
     funnel,
-    moment_of,
     setting,
     split_of,
     trends,
 )
 from etl.report_tables import Nodes, People, nodes_of, people_of
 from etl.resources import resource
-from etl.snapshot import PROBE, REPORT
+from etl.snapshot import PROBE, REPORT, read_small
 
 ROWS = 30
 """How many rows of a table or a chart are shown where there can be thousands; the rest is added up."""
@@ -92,7 +91,7 @@ def page(
     is not looked at, nor when the run ended.
     """
     if probe is None and manifest.get("probe"):
-        probe = json.loads((folder / PROBE).read_text(encoding="utf-8"))
+        probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
     shown = Shown(
         tally,
         nodes_of(folder, tally),
@@ -204,7 +203,7 @@ def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict
         **{field.name: getattr(shown, field.name) for field in fields(shown)},
         "figures": figures,
         "key": [each for name in KEY for each in figures if each.name == name],
-        "answers": answers(manifest, figures, len(alike(shown.nights, manifest["settings"]))),
+        "answers": answers(manifest, figures),
         "funnel": funnel(manifest, shown.tally, shown.trips, shown.people.users),
         "losses": [loss for loss in losses(manifest) if loss.rows],
         "splits": split_of(manifest),

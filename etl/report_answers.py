@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from etl.losses import losses
-from etl.nights import FEWEST
+from etl.nights import FEWEST, Figure
 from etl.numbers import between, change, share, thousands
-from etl.report_facts import Figure
 
 Verdict = Literal["good", "odd", "plain"]
 _NAMED = 3
@@ -28,9 +27,9 @@ class Answered:
     more: list[str]
 
 
-def answers(manifest: Mapping[str, Any], figures: Sequence[Figure], nights: int) -> list[Answered]:
+def answers(manifest: Mapping[str, Any], figures: Sequence[Figure]) -> list[Answered]:
     """The three questions of the morning."""
-    return [_worked(manifest), _usual(figures, nights), _left_out(manifest)]
+    return [_worked(manifest), _usual(figures), _left_out(manifest)]
 
 
 def _worked(manifest: Mapping[str, Any]) -> Answered:
@@ -51,8 +50,9 @@ def _worked(manifest: Mapping[str, Any]) -> Answered:
     return Answered("Did it work?", "good", "Yes", more)
 
 
-def _usual(figures: Sequence[Figure], nights: int) -> Answered:
+def _usual(figures: Sequence[Figure]) -> Answered:
     question = "Is it the usual amount?"
+    nights = max((each.runs for each in figures), default=0)
     if not nights:
         return Answered(question, "plain", "There is no night before", ["The next one will be compared with this."])
     moved = sorted(
@@ -65,9 +65,10 @@ def _usual(figures: Sequence[Figure], nights: int) -> Answered:
     if odd:
         named = [_out_of_range(each) for each in odd[:_NAMED]]
         rest = [f"And {len(odd) - _NAMED} more: see the trend."] if len(odd) > _NAMED else []
-        return Answered(
-            question, "odd", f"{len(odd)} of {len(figures)} figures left their usual range", [*named, *rest]
-        )
+        left = f"{len(odd)} of {len(figures)} figures left their usual range"
+        if any(each.watched for each in odd):
+            return Answered(question, "odd", left, [*named, *rest])
+        return Answered(question, "good", f"Yes, but {left}", [*named, *rest])
     if any(each.usual for each in figures):
         return Answered(question, "good", "Yes", [f"All figures are in their usual range ({nights} nights).", *since])
     few = (

@@ -4,39 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from etl.choices import SPLITS
 from etl.event_tally import CityTally, Tally
 from etl.losses import NO_SEED, Loss, by_reason
-from etl.nights import Night, alike, figures, usual
+from etl.nights import Figure, Night, beside, figures, moment_of
 
 NO_SPLIT = "all"
 """The one part of a snapshot that was not split."""
 
 Manifest = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the night beside the nights before: the last one's, the change since as a part of it, the usual range."""
-
-    name: str
-    value: float
-    before: float | None
-    change: float | None
-    usual: tuple[float, float] | None
-
-    @property
-    def whole(self) -> bool:
-        """Whether it counts something."""
-        return not self.name.startswith("AUC")
-
-    @property
-    def odd(self) -> bool:
-        """Whether it is out of its usual range."""
-        return self.usual is not None and not self.usual[0] <= self.value <= self.usual[1]
 
 
 @dataclass(frozen=True)
@@ -87,32 +65,21 @@ class City:
 
 def figures_of(manifest: Manifest, nights: Sequence[Night]) -> list[Figure]:
     """The figures of a night beside the nights of the same settings, in the order of `etl.nights.figures`."""
-    same = alike(nights, manifest["settings"])
-    last = same[-1].figures if same else {}
-    found = []
-    for name, value in figures(manifest).items():
-        before = last.get(name)
-        part = (value - before) / before if before else None
-        found.append(Figure(name, value, before, part, _usual(name, same)))
-    return found
+    return beside(nights, manifest["settings"], figures(manifest), moment_of(str(manifest.get("snapshot"))))
 
 
 def trends(manifest: Manifest, nights: Sequence[Night]) -> list[Trend]:
     """The figures of this night over all nights; what was usual then, among the nights before it of the same settings."""
-    settings = [*(night.settings for night in nights), manifest["settings"]]
-    same = [alike(nights[:place], each) for place, each in enumerate(settings)]
-    return [
-        Trend(
-            name,
-            [*(night.figures.get(name) for night in nights), value],
-            [_usual(name, before) for before in same],
-        )
-        for name, value in figures(manifest).items()
+    shown = figures(manifest)
+    own = Night(str(manifest.get("snapshot")), manifest["settings"], shown)
+    then = [
+        {each.name: each.usual for each in beside(nights[:place], night.settings, shown, night.moment)}
+        for place, night in enumerate([*nights, own])
     ]
-
-
-def _usual(name: str, nights: Sequence[Night]) -> tuple[float, float] | None:
-    return usual([night.figures[name] for night in nights if name in night.figures])
+    return [
+        Trend(name, [*(night.figures.get(name) for night in nights), value], [usual[name] for usual in then])
+        for name, value in shown.items()
+    ]
 
 
 def changed_settings(manifest: Manifest, nights: Sequence[Night]) -> list[tuple[str, str, str]]:
@@ -134,14 +101,6 @@ def setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join("=".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
     return str(value)
-
-
-def moment_of(name: str) -> datetime | None:
-    """When a snapshot of this name was published; None where the name does not say."""
-    try:
-        return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def funnel(manifest: Manifest, tally: Tally, trips: int, users: int) -> list[Step]:

@@ -1,7 +1,7 @@
 """Where the files are that are read, not run: one place that knows the checkout and the wheel.
 
-In a checkout `cli.py` and `data/` stand at the top of the repository; in the wheel they ride inside the package, under
-`etl/_bundled/`, so that nothing but `etl` is installed at top level.
+In a checkout `cli.py`, `data/` and `constraints.txt` stand at the top of the repository; in the wheel they ride inside the
+package, under `etl/_bundled/`, so that nothing but `etl` is installed at top level.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ def bundled_cli() -> Path:
 
 
 def tested_versions() -> dict[str, str]:
-    """The exact versions of libraries that were tested, by name: from a checkout's `constraints.txt`; a wheel has none."""
-    path = _root() / "constraints.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    """The exact versions of libraries that were tested, by name, from `constraints.txt`."""
+    lines = (_root() / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(";")[0].partition("==") for line in lines if not line.startswith("#"))
     return {name.strip(): version.strip() for name, _, version in pairs if version}
 

@@ -34,6 +34,25 @@ _UNIQUE: tuple[tuple[str, tuple[str, ...], Literal["blocking", "advice"]], ...] 
     ("ModelRegistry", ("modelName", "modelVersion"), "blocking"),  # ON CONFLICT needs it
     ("PersonaDimension", ("userId", "dimension"), "advice"),  # only the application's own rows could break it
 )
+SIDE_EFFECTS = ("foreign_key", "trigger", "rule")
+"""Kinds of findings that say what else happens when a run writes."""
+
+_FIRED_BY = {"PersonaDimension": 4 | 8, "RankingEvent": 4 | 8, "ModelRegistry": 4, "BehavioralSignal": 16}
+"""What a run does to a table, in the bits of `pg_trigger.tgtype`: INSERT 4, DELETE 8, UPDATE 16."""
+
+_REWRITTEN = {"PersonaDimension": "4", "RankingEvent": "4", "ModelRegistry": "23", "BehavioralSignal": "2"}
+"""Which rules a run meets, by `pg_rewrite.ev_type`: UPDATE 2, INSERT 3, DELETE 4. COPY meets none."""
+
+_ALLOWING = "unless --allow-side-effects names that table"
+_ON_DELETE = {
+    "c": ("CASCADE", "deletes these rows, too, and ends with exit 5 " + _ALLOWING),
+    "n": ("SET NULL", "sets these to NULL, and ends with exit 5 " + _ALLOWING),
+    "d": ("SET DEFAULT", "sets these to their default, and ends with exit 5 " + _ALLOWING),
+    "r": ("RESTRICT", "is refused by the server and ends with exit 5"),
+    "a": ("NO ACTION", "is refused by the server and ends with exit 5"),
+}
+"""By `pg_constraint.confdeltype`: the action, and what becomes of a run that deletes rows which others refer to."""
+
 _TABLES = ("r", "p")  # ordinary and partitioned
 _KINDS = {"r": "a table", "v": "a view", "m": "a materialized view", "f": "a foreign table", "i": "an index"}
 _SHOWN = 5
@@ -58,7 +77,9 @@ class Finding:
     `detail` is a sentence for people. A run can't go ahead with a `blocking` one; an `advice` it only passes on.
     """
 
-    kind: Literal["table", "column", "type", "not_null", "unique", "enum_value", "index"]
+    kind: Literal[
+        "table", "column", "type", "not_null", "unique", "enum_value", "index", "foreign_key", "trigger", "rule"
+    ]
     model: str
     detail: str
     severity: Literal["blocking", "advice"] = "blocking"
@@ -144,21 +165,27 @@ def naming_for_apply(connection: Queries, schema: str, wanted: Wanted) -> Naming
 
 
 def check(connection: Queries, naming: Naming) -> list[Finding]:
-    """What is missing or does not fit, the application's models first."""
-    return list(_findings(_read(connection, naming), naming))
+    """What is missing or does not fit, the application's models first; then what else happens when a run writes."""
+    return [*_findings(_read(connection, naming), naming), *_side_effects(connection, naming)]
 
 
 def require(connection: Queries, naming: Naming) -> list[Finding]:
-    """The advice on a schema that fits. Raises SchemaError, with the first few findings, when it does not fit."""
+    """The advice on a schema that fits, side effects aside: these are audited when they happen.
+
+    Raises SchemaError, with the first few findings, when it does not fit.
+    """
     catalogue = _read(connection, naming)
-    findings = list(_findings(catalogue, naming))
+    findings = [
+        *_findings(catalogue, naming),
+        *(each for each in _side_effects(connection, naming) if each.severity == "blocking"),
+    ]
     can_create = _creatable(catalogue, naming)
     _refuse(
         findings,
         naming,
         "`bpr-etl schema apply` creates what is missing."
         if all(finding.kind == "table" and finding.model in can_create for finding in _blocking(findings))
-        else "Migrate the Prisma project to what `bpr-etl schema print` shows, or say --schema or --naming.",
+        else "Migrate the Prisma project to what `bpr-etl schema print --all` shows, or say --schema or --naming.",
     )
     return findings
 
@@ -173,7 +200,7 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
     catalogue = _read(connection, naming)
     can_create = _creatable(catalogue, naming)
     left = [each for each in _findings(catalogue, naming) if each.kind != "table" or each.model not in can_create]
-    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print` shows; nothing was created.")
+    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created.")
     for statement in _missing_statements(catalogue, naming, can_create):
         if statement.kind in {"table", "index"} and statement.name in catalogue.relations:
             raise SchemaError(
@@ -392,6 +419,86 @@ def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]
         _Index(table, unique, tuple(name for *_, name in group))
         for (_, table, unique), group in groupby(rows, key=lambda row: row[:3])
     ]
+
+
+def _side_effects(connection: Queries, naming: Naming) -> Iterator[Finding]:
+    """Foreign keys that point at the tables that a run writes, and what fires on its writes. Those of partitions come once."""
+    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.bare(model))})" for model in _FIRED_BY)
+    ours = (
+        "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"
+    )
+    yield from _foreign_keys(connection, naming, ours)
+    yield from _triggers(connection, ours)
+    yield from _rules(connection, naming, ours)
+
+
+def _foreign_keys(connection: Queries, naming: Naming, ours: str) -> Iterator[Finding]:
+    rows = connection.rows(
+        "SELECT ours.model, f.conname::text, format('%I.%I', n.nspname, c.relname), f.confdeltype::text, f.condeferrable, "
+        f"f.condeferred FROM {ours} JOIN pg_catalog.pg_constraint f ON COALESCE(pg_partition_root(f.confrelid), f.confrelid) "
+        "= ours.oid JOIN pg_catalog.pg_class c ON c.oid = f.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE f.contype = 'f' AND f.conparentid = 0 AND ours.model <> 'BehavioralSignal' ORDER BY 1, 3, 2"
+    )
+    for model, name, table, deletion, deferrable, deferred in rows:
+        action, then = _ON_DELETE[deletion]
+        when = " DEFERRABLE INITIALLY DEFERRED" if deferred else " DEFERRABLE" if deferrable else ""
+        if model == "ModelRegistry":
+            what = "a run deletes nothing there"
+        elif deferred and deletion == "a":
+            what = f"a run that leaves such a row out {then}, before COMMIT"
+        else:
+            what = f"a run that deletes such a row {then}"
+        yield Finding(
+            "foreign_key",
+            model,
+            f"Rows of {table} refer to {naming.table(model)} by {quote_identifier(name)} (ON DELETE {action}{when}): {what}.",
+            "advice",
+        )
+
+
+def _triggers(connection: Queries, ours: str) -> Iterator[Finding]:
+    fired = " ".join(f"WHEN {quote_literal(model)} THEN {bits}" for model, bits in _FIRED_BY.items())
+    rows = connection.rows(
+        "SELECT ours.model, t.tgname::text, format('%I.%I', n.nspname, c.relname), p.oid::regprocedure::text "
+        f"FROM {ours} JOIN pg_catalog.pg_trigger t ON COALESCE(pg_partition_root(t.tgrelid), t.tgrelid) = ours.oid "
+        "JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
+        "WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') "
+        f"AND t.tgtype & CASE ours.model {fired} END <> 0 AND (ours.model <> 'BehavioralSignal' OR t.tgattr::text = '' "
+        "OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = 'modelVersion' "
+        "AND a.attnum = ANY (t.tgattr::int2[]))) ORDER BY 1, 3, 2"
+    )
+    for model, name, table, function in rows:
+        yield Finding(
+            "trigger",
+            model,
+            f"Trigger {quote_identifier(name)} on {table} ({function}) fires when a run writes there: a run ends with exit 5 "
+            f"where it writes to another table, {_ALLOWING}, and where it changes what the run writes.",
+            "advice",
+        )
+
+
+def _rules(connection: Queries, naming: Naming, ours: str) -> Iterator[Finding]:
+    met = " ".join(f"WHEN {quote_literal(model)} THEN {quote_literal(types)}" for model, types in _REWRITTEN.items())
+    rows = connection.rows(
+        f"SELECT ours.model, r.rulename::text FROM {ours} JOIN pg_catalog.pg_rewrite r ON r.ev_class = ours.oid "
+        f"WHERE r.ev_enabled IN ('O', 'A') AND strpos(CASE ours.model {met} END, r.ev_type::text) > 0 ORDER BY 1, 2"
+    )
+    for model, name in rows:
+        rule = f"Rule {quote_identifier(name)} on {naming.table(model)}"
+        if model == "ModelRegistry":
+            yield Finding(
+                "rule", model, f"{rule} keeps INSERT ... ON CONFLICT, which a run needs, from working: drop it."
+            )
+        else:
+            yield Finding(
+                "rule",
+                model,
+                f"{rule} rewrites what a run does there: a run ends with exit 5 where that writes to another table, "
+                f"{_ALLOWING}, and where it changes what the run writes.",
+                "advice",
+            )
 
 
 def _literals(names: Iterable[str]) -> str:

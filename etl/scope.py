@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etl import queries, schema
 from etl.config import Settings
-from etl.database import Connection
+from etl.database import Connection, transaction
 from etl.errors import DataError
 from etl.journal import RunResult
 from etl.limits import Limits, several_domains
@@ -19,9 +19,10 @@ def find_scope(
 
     Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
     """
-    naming = schema.detect_naming(connection, schema_name, settings.naming)
-    advice = [finding.detail for finding in schema.require(connection, naming)]
-    require_privileges(connection, naming, writes=writes)
+    with transaction(connection, read_only=True, keep=False):
+        naming = schema.detect_naming(connection, schema_name, settings.naming)
+        advice = [finding.detail for finding in schema.require(connection, naming)]
+        require_privileges(connection, naming, writes=writes)
     return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 
 
@@ -46,16 +47,22 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
 
 
 def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
-    """Warn of a night without shadow users; after a night that had some a word or a name is wrong: raise DataError."""
+    """Warn of a run without shadow users, where that is meant; else a word or a name is wrong: raise DataError.
+
+    After a run that had some, --allow-empty is not enough: an empty snapshot would follow one that is not.
+    """
     where = f" and ends with @{scope.domain}" if scope.domain else ""
     said = (
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
         "See --shadow-prefix, --shadow-domain and the database's name"
     )
     before = next((night for night in reversed(report.nights) if night.figures.get("shadow users")), None)
-    if before is not None and settings.expect_users is None and settings.audience == "shadow":
-        raise DataError(
-            f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would follow. "
-            "Where that is meant, say --expect-users 0."
-        )
+    if settings.expect_users is None and settings.audience == "shadow":
+        if before is not None:
+            raise DataError(
+                f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would follow. "
+                "Where that is meant, say --expect-users 0."
+            )
+        if not settings.allow_empty:
+            raise DataError(f"{said}. Nothing was committed or published. Where that is meant, say --expect-users 0.")
     report.warnings.append(f"{said}.")

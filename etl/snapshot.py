@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from etl import __version__
 from etl.buckets import buckets_for
-from etl.compact import Dataset, EventBuckets, Published, Vocabulary
-from etl.errors import ConnectError, DataError
+from etl.compact import LISTS, Dataset, EventBuckets, Published, Vocabulary
+from etl.contracts import DIMENSIONS
+from etl.errors import ConnectError, DataError, visible
 from etl.event_files import Vocabularies, read_events
+from etl.manifest import parse_manifest
 from etl.parquet import Written
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
@@ -26,9 +28,44 @@ REPORT = "report.html"
 STAGING = ".staging-"
 """How what is not finished begins. Nobody reads it, and who holds the folder may take it away."""
 
+_NAME_BYTES = 255
+_TRIP_COLUMNS = ["trip_id", "city", "start_us"]
 _US_PER_DAY = 86_400_000_000
 _NO_EVENTS = pl.DataFrame(
     schema={"trip_id": pl.String, "day_number": pl.Int32, "timestamp": pl.Int64, "city": pl.String}
+)
+_TEXTS = ("surface", "model_name", "model_version", "city", "category", "name", "status", "neg_source")
+_TYPES: dict[str, pl.DataType] = {
+    **dict.fromkeys(("user_id", "item_id", "event_id", "trip_id", "pos_item", "neg_item", *_TEXTS), pl.String()),
+    **dict.fromkeys(("user_idx", "item_idx", "pos_idx", "neg_idx"), pl.UInt32()),
+    **dict.fromkeys((*LISTS,), pl.List(pl.String())),
+    **dict.fromkeys(DIMENSIONS, pl.String()),
+    "cuisine_openness": pl.Float64(),
+    "day_number": pl.Int32(),
+    "timestamp": pl.Int64(),
+    "start_us": pl.Int64(),
+    "latitude": pl.Float64(),
+    "longitude": pl.Float64(),
+    "weight": pl.Float32(),
+    "pos_in_candidates": pl.Boolean(),
+}
+"""The types of published columns: a name means the same in every file. An `affinity_...` is a Float64."""
+_NEVER_NULL = frozenset(
+    {
+        *(
+            "user_id",
+            "user_idx",
+            "item_id",
+            "item_idx",
+            "event_id",
+            "trip_id",
+            "pos_item",
+            "neg_item",
+            "pos_idx",
+            "neg_idx",
+        ),
+        *("day_number", "timestamp", "weight"),
+    }
 )
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
 USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
@@ -61,11 +98,18 @@ class Snapshot:
 
 
 def find_snapshot(path: Path) -> Path:
-    """The snapshot's folder: the path itself, or the one that LATEST names in it. Raises ConnectError when there is none."""
-    if (path / MANIFEST).is_file():
-        return path
-    if (path / LATEST).is_file():
-        return find_snapshot(path / SNAPSHOTS / (path / LATEST).read_text(encoding="utf-8").strip())
+    """The snapshot's folder: the path itself, or the one that LATEST names in it.
+
+    Raises ConnectError where there is none or it can't be read, DataError where LATEST holds no name.
+    """
+    try:
+        if (path / MANIFEST).is_file():
+            return path
+        name = named_by(read_small(path / LATEST), str(path))
+        if name and (path / SNAPSHOTS / name / MANIFEST).is_file():
+            return path / SNAPSHOTS / name
+    except OSError as error:
+        raise unreadable(path, error) from None
     raise ConnectError(
         f"{path} is no snapshot: it has no {MANIFEST}. Give a folder under snapshots/, or an --out folder."
     )
@@ -74,37 +118,82 @@ def find_snapshot(path: Path) -> Path:
 def open_snapshot(path: str | Path) -> Snapshot:
     """The snapshot in a local folder, or an `--out` folder's newest.
 
-    Raises ConnectError when there is none, DataError when its manifest can't be read.
+    Raises ConnectError when there is none or it can't be read, DataError when its manifest is none, or lists what is no file.
     """
     folder = find_snapshot(Path(path))
-    return Snapshot(folder, manifest_of((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)))
+    where = folder / MANIFEST
+    snapshot = Snapshot(folder, parse_manifest(read_small(where) or b"", str(where)))
+    for entry in snapshot.manifest["files"]:
+        require_regular(folder / entry["path"])
+    return snapshot
 
 
-def manifest_of(content: bytes, where: str) -> dict[str, Any]:
-    """A manifest that can be gone by. Raises DataError when it can't be read as one."""
+def named_by(latest: bytes | None, out: str) -> str | None:
+    """The name that LATEST holds; None where there is no LATEST. Raises DataError where it is no name of a folder."""
+    if latest is None:
+        return None
+    name = latest.decode("utf-8", "replace").strip()
+    if not name or "/" in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
+        raise DataError(
+            f"{LATEST} in {out} does not hold the name of a snapshot ({visible(name[:60])!r}). Write the name of a folder "
+            f"in {SNAPSHOTS}/ into it, or delete it."
+        )
+    return name
+
+
+def read_small(path: Path) -> bytes | None:
+    """The content of a small file; None where there is none. Raises DataError where it is no file, ConnectError."""
     try:
-        manifest: dict[str, Any] = json.loads(content)
-        if outside := [entry["path"] for entry in manifest["files"] if not _inside(entry["path"])]:
-            raise DataError(f"{where} can't be read as a manifest: {outside[0]!r} is outside of its folder.")
-        snapshot = Snapshot(Path(), manifest)
-        snapshot.parts("events")
-        dict(snapshot.settings)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DataError(f"{where} can't be read as a manifest ({error}). Publish again.") from None
-    return manifest
+        require_regular(path)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
-def _inside(path: str) -> bool:
-    """Whether a path of a manifest stays in its snapshot's folder."""
-    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+def require_regular(path: Path) -> None:
+    """Raise DataError where something else than a file is at a path: to read a pipe or a device may never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever reads it says so
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{visible(str(path))} is not a file. Take it away, or publish to another folder.")
+
+
+def unreadable(path: Path, error: OSError) -> ConnectError:
+    """The error of a path that can't be read."""
+    return ConnectError(f"{visible(str(path))} can't be read: {error.strerror or error}. Check its rights.")
+
+
+def folded(path: str) -> str:
+    """A path in letters that every file system tells apart: some see no case, and no points at the end of a name."""
+    return "/".join(name.rstrip(".") for name in path.lower().split("/"))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The ids of an earlier night, in the order of their indexes. Raises ConnectError when there is no snapshot."""
+    """The ids of an earlier run, in the order of their indexes.
+
+    Raises ConnectError where there is no snapshot, DataError where its files are not as published ones are.
+    """
     folder = find_snapshot(path)
-    users = read_file(folder, "users.parquet", ["user_id", "user_idx"]).sort("user_idx")
-    items = read_file(folder, "items.parquet", ["item_id", "item_idx"]).sort("item_idx")
+    users, items = (_read_vocabulary(folder, kind, ()) for kind in ("user", "item"))
     return Vocabulary(users["user_id"], items["item_id"])
+
+
+def _read_vocabulary(folder: Path, kind: Literal["user", "item"], columns: Sequence[str]) -> pl.DataFrame:
+    """The ids and further columns of users.parquet or items.parquet. Raises DataError unless the index is the row's number."""
+    key, index, name = f"{kind}_id", f"{kind}_idx", f"{kind}s.parquet"
+    frame = read_file(folder, name, list(dict.fromkeys([key, index, *columns])))
+    if (
+        not frame[index].equals(pl.int_range(frame.height, dtype=pl.UInt32, eager=True))
+        or not frame[key].is_unique().all()
+    ):
+        raise DataError(
+            f"{folder / name} is not in the order of its {index}, or has an id twice. Publish the snapshot again."
+        )
+    return frame
 
 
 def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
@@ -113,10 +202,10 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     Events are read when they are gone through, a bucket at a time. A snapshot of release 0.1 has no trips.parquet: a trip then
     starts where its first event says that day 1 was.
     """
-    users = read_file(snapshot.folder, "users.parquet", ["user_id"])
-    items = read_file(snapshot.folder, "items.parquet").select(_ITEM_COLUMNS)
+    users = _read_vocabulary(snapshot.folder, "user", ()).select("user_id")
+    items = _read_vocabulary(snapshot.folder, "item", _ITEM_COLUMNS).select(_ITEM_COLUMNS)
     has_trips = (snapshot.folder / "trips.parquet").is_file()
-    trips = read_file(snapshot.folder, "trips.parquet") if has_trips else _trips(snapshot)
+    trips = read_file(snapshot.folder, "trips.parquet", _TRIP_COLUMNS) if has_trips else _trips(snapshot)
     parts = snapshot.parts("events")
     height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
     cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
@@ -129,10 +218,14 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
 
 def _profiles(path: Path) -> Iterator[pl.DataFrame]:
     """users.parquet without what each snapshot counts anew, some rows at a time; one frame at least."""
-    with pq.ParquetFile(path.absolute()) as file:
-        yield _uncounted(file.schema_arrow.empty_table())
-        for batch in file.iter_batches():
-            yield _uncounted(batch)
+    try:
+        with pq.ParquetFile(path.absolute()) as file:
+            empty = _uncounted(file.schema_arrow.empty_table())
+            yield require_columns(empty, path)
+            for batch in file.iter_batches():
+                yield _uncounted(batch)
+    except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
+        raise damaged(path, error) from None
 
 
 def _uncounted(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
@@ -155,14 +248,35 @@ def _published(snapshot: Snapshot) -> Published | None:
 
 
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """A Parquet file of a snapshot. Raises DataError where it can't be read as one, ConnectError where it is not there."""
+    """A Parquet file of a snapshot.
+
+    Raises ConnectError where it is not there, DataError where it can't be read or is not as published ones are.
+    """
+    path = folder / name
     try:
         # Absolute and no pattern: a folder may be called out[1] or file:x.
-        return pl.read_parquet((folder / name).absolute(), columns=columns, hive_partitioning=False, glob=False)
+        frame = pl.read_parquet(path.absolute(), columns=columns, hive_partitioning=False, glob=False)
     except FileNotFoundError:
-        raise ConnectError(f"{folder / name} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+        raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{folder / name} can't be read ({error}). Publish the snapshot again.") from None
+        raise damaged(path, error) from None
+    return require_columns(frame, path)
+
+
+def require_columns(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The frame itself. Raises DataError where a column has another type than published ones have, or a null it can't have."""
+    for name, found in frame.schema.items():
+        wanted = pl.Float64() if name.startswith("affinity_") else _TYPES.get(name, found)
+        if found != wanted:
+            raise damaged(path, f"{name} is {found}, and not {wanted}")
+        if name in _NEVER_NULL and frame[name].has_nulls():
+            raise damaged(path, f"{name} has nulls")
+    return frame
+
+
+def damaged(path: Path, why: object) -> DataError:
+    """The error of a file of a snapshot that can't be read as one."""
+    return DataError(visible(f"{path} can't be read ({why}). Publish the snapshot again."))
 
 
 def _trips(snapshot: Snapshot) -> pl.DataFrame:

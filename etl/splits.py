@@ -27,8 +27,7 @@ def assign(events: pl.DataFrame, trips: pl.DataFrame, split: Split, kept: Collec
     if split.kind == "time":
         # The cuts are whole seconds, so the floor of the moment lies on the same side of them as the moment itself.
         passed = pl.sum_horizontal((pl.col("timestamp") >= cut).cast(pl.Int8) for cut in split.cuts)
-        names = SPLITS if len(split.cuts) == 2 else ("train", "test")
-        return events.with_columns(split=passed.replace_strict(dict(enumerate(names)), return_dtype=SPLIT))
+        return events.with_columns(split=passed.replace_strict(dict(enumerate(split.parts)), return_dtype=SPLIT))
     parts = _last_trips(events, trips, kept)
     return events.join(parts, on=["user_idx", "trip_idx"], how="left", maintain_order="left")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,16 +36,16 @@ from etl.engine import HERE, Engine, Held
 from etl.errors import DataError
 from etl.expansion import BucketTally, Key, PartitionTally, Totals, expand_bucket
 from etl.journal import Progress
-from etl.parquet import Copies, Crew, Parts, Written, crew, write_file
+from etl.parquet import Copies, Crew, Parts, Written, as_written, crew, write_file, write_pieces
 from etl.shuffle import Shuffle
 from etl.sign import sign
-from etl.snapshot import ITEM_COUNTS, USER_COUNTS
+from etl.snapshot import ITEM_COUNTS, USER_COUNTS, folded
 from etl.staged import FileEntry, PartitionEntry, Staged
 from etl.training import Partition, Training, TrainingOptions, prepare
 from etl.triples import SOURCES
 
 _FOLDER_BYTES, _PREFIX_BYTES = 255, 200
-_HASHED = re.compile(r"~[0-9a-f]{16}\Z")
+_HASHED = re.compile(r"~[0-9a-f]{16}\.*\Z", re.IGNORECASE)
 _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
 
 
@@ -93,8 +93,7 @@ class _Output:
     def __init__(self, staging: _Staging, tally: PartitionTally) -> None:
         self.tally = tally
         self.split, self.city = tally.key
-        place = city_folder(self.city)
-        self.place = place if self.split is None else f"split={self.split}/{place}"
+        self.place = partition_folder(self.split, staging.places[self.city])
         self.events = _event_parts(staging, self.city, self.place)
         self.files = _triple_parts(staging, self.place, tally.weight)
         self.shuffle = Shuffle(staging.scratch) if staging.options.training.shuffle else None
@@ -165,8 +164,10 @@ class _Staging(AbstractContextManager["_Staging"]):
         self.folder, self.scratch = folders
         self.texts = Texts.of(self.dataset)
         rule = options.training.split
+        self.places = city_folders(self.dataset.events.cities)
         self.account = Staged(
-            folders=_folders(self.dataset), split={"rule": rule, "lets_in": parse_split(rule).lets_in}
+            folders={folder: city for city, folder in self.places.items()},
+            split={"rule": rule, "lets_in": parse_split(rule).lets_in},
         )
         self.totals = Totals(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
@@ -235,8 +236,11 @@ class _Staging(AbstractContextManager["_Staging"]):
             output.end()
         if self.writers is not None:
             self.writers.end()
-        written = [file for output in outputs for parts in (output.events, output.files) for file in parts.written()]
+        written = [file for output in outputs for own in (output.events, output.files) for file in own.written()]
         account = self.account
+        full = {output.split for output in outputs if output.tally.triples}
+        parts = parse_split(self.options.training.split).parts or (None,)
+        written += [self._without_rows(part) for part in parts if part not in full]
         account.partitions = [output.entry() for output in outputs]
         account.users_through = len(self.through)
         account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
@@ -246,6 +250,17 @@ class _Staging(AbstractContextManager["_Staging"]):
         ]
         account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return account
+
+    def _without_rows(self, split: str | None) -> Written:
+        """The file of a part of the split without triples, in its first city's folder: readers find the columns and no row."""
+        city = next(iter(self.dataset.events.cities), "")
+        of_city = self.places.get(city) or city_folder(city)
+        self.account.folders.setdefault(of_city, city)
+        folder = self.folder / "triples" / partition_folder(split, of_city)
+        folder.mkdir(parents=True, exist_ok=True)
+        no_pieces: list[TriplePiece] = []
+        path = folder / "part-00000.parquet"
+        return as_written(path, write_pieces(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
 
     def _by_city(self, outputs: list[_Output]) -> None:
         """What the account says of each city, train before valid before test."""
@@ -287,8 +302,32 @@ def _order(output: _Output) -> tuple[int, bytes]:
     return SPLITS.index(output.split or "train"), output.city.encode()
 
 
+def partition_folder(split: str | None, folder: str) -> str:
+    """The folder of a (split, city), inside of its kind's; `folder` is the city's."""
+    return folder if split is None else f"split={split}/{folder}"
+
+
+def city_folders(cities: Iterable[str]) -> dict[str, str]:
+    """The folder of each city's partition, also where the file system sees no case: {city: folder}.
+
+    Of cities whose folders differ in case alone, the first in the order of their bytes has its own, and the others have a hash.
+    Raises DataError when two would share a folder all the same.
+    """
+    folders: dict[str, str] = {}
+    taken: set[str] = set()
+    for city in sorted(cities, key=str.encode):
+        folder = city_folder(city)
+        if folded(folder) in taken:
+            folder = _hashed_folder(city)
+        if folded(folder) in taken:
+            raise DataError(f"Two cities would share the folder {folder}. Rename one of them.")
+        taken.add(folded(folder))
+        folders[city] = folder
+    return folders
+
+
 def city_folder(city: str) -> str:
-    """The folder of a city's partition: `city=` and the percent-encoded name.
+    """The folder of a city that no other is like: `city=` and the percent-encoded name.
 
     Nothing in it can leave the folder. A name too long for a folder, reserved (empty, Hive's name for null), or made to look
     like another's hash, becomes a prefix and a hash; the manifest maps folders to cities.
@@ -296,6 +335,10 @@ def city_folder(city: str) -> str:
     folder = f"city={quote(city, safe='')}"
     if len(folder) <= _FOLDER_BYTES and city not in _RESERVED and not _HASHED.search(city):
         return folder
+    return _hashed_folder(city)
+
+
+def _hashed_folder(city: str) -> str:
     digest = hashlib.sha256(city.encode()).hexdigest()[:16]
     prefix = ""
     for character in city:  # never half of one: readers decode the name, and pyarrow refuses the whole folder then
@@ -303,16 +346,6 @@ def city_folder(city: str) -> str:
             break
         prefix += quote(character, safe="")
     return f"city={prefix.strip('_')}~{digest}"
-
-
-def _folders(dataset: Dataset) -> dict[str, str]:
-    """{folder: city} of the cities that events are in. Raises DataError when two would share a folder."""
-    folders: dict[str, str] = {}
-    for city in dataset.events.cities:
-        other = folders.setdefault(city_folder(city), city)
-        if other != city:
-            raise DataError(f"Two cities would share the folder {city_folder(city)}. Rename one of them.")
-    return folders
 
 
 def _entry(folder: Path, file: Written) -> FileEntry:

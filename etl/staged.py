@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from etl.compact import GONE, Dataset
-from etl.expansion import SMALL_CATALOGUE
+from etl.losses import SMALL_CATALOGUE
 from etl.triples import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN
 
 
@@ -82,6 +83,13 @@ class Staged:
             "items": dataset.items.height,
             "items_gone": dataset.items.filter(status=GONE).height,
         }
+
+    def triples_of(self, parts: Sequence[str]) -> dict[str | None, int]:
+        """The triples of each part of the split, those without any among them; of all under None where there are no parts."""
+        found: dict[str | None, int] = dict.fromkeys(parts or (None,), 0)
+        for entry in self.partitions:
+            found[entry.split] += entry.triples
+        return found
 
     def _per_city(self, what: str) -> dict[str, int]:
         cities = sorted({entry.city for entry in self.partitions}, key=str.encode)

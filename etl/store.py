@@ -11,21 +11,35 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConnectError, LockedError, SettingsError
-from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS, STAGING, Snapshot, manifest_of, open_snapshot
+from etl.errors import ConnectError, DataError, LockedError, SettingsError, visible
+from etl.files import put
+from etl.manifest import parse_manifest
+from etl.parsers import place
+from etl.snapshot import (
+    LATEST,
+    MANIFEST,
+    SNAPSHOTS,
+    STAGING,
+    Snapshot,
+    folded,
+    named_by,
+    open_snapshot,
+    read_small,
+)
 from etl.stopping import Stop
 from etl.temporary import temporary_folder
 
-SCHEMES = ("s3", "gs", "az")
 OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
-"""How we name snapshots: nothing else under snapshots/ is ever taken away."""
+"""How we name snapshots."""
 
 
 class Store(ABC):
@@ -78,25 +92,24 @@ class Store(ABC):
         return f"{self.location.rstrip('/')}/{SNAPSHOTS}/{name}"
 
     def latest_name(self) -> str | None:
-        """The name in LATEST; None where nothing was published yet."""
-        content = self.read(LATEST)
-        return None if content is None else content.decode("utf-8", "replace").strip()
+        """The name in LATEST; None where nothing was published yet. Raises DataError where it holds none."""
+        return named_by(self.read(LATEST), self.location)
 
     def manifest(self, name: str) -> dict[str, Any]:
         """A snapshot's manifest. Raises ConnectError where there is none, DataError where it can't be read."""
         content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}")
         if content is None:
             raise ConnectError(f"{self.at(name)} is no snapshot: it has no {MANIFEST}.")
-        return manifest_of(content, f"{self.at(name)}/{MANIFEST}")
+        return parse_manifest(content, f"{self.at(name)}/{MANIFEST}")
 
     def latest(self) -> dict[str, Any] | None:
         """The manifest of the snapshot that LATEST names; None where there is none, or none that is whole."""
         name = self.latest_name()
-        content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}") if name else None
-        try:
-            return None if content is None else dict(json.loads(content))
-        except ValueError:
+        if name is None:
             return None
+        with suppress(ConnectError, DataError):
+            return self.manifest(name)
+        return None
 
     def names(self) -> list[str]:
         """The snapshots that are whole, oldest first."""
@@ -104,8 +117,12 @@ class Store(ABC):
 
     def litter(self, after: str | None = None) -> list[str]:
         """What is no snapshot any more, or not yet, and never will be while this is held; only names after `after`."""
-        ours = (name for name in self.folders() if OURS.fullmatch(name))
+        ours = (name for name in self.folders() if self.ours(name))
         return [name for name in ours if (after is None or name > after) and not self.whole(name)]
+
+    def ours(self, name: str) -> bool:
+        """Whether a folder under snapshots/ has a name that we give: no other is ever taken away."""
+        return OURS.fullmatch(name) is not None
 
 
 class LocalStore(Store):
@@ -118,20 +135,12 @@ class LocalStore(Store):
 
     def read(self, path: str) -> bytes | None:
         """See Store."""
-        try:
-            return (self.root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return read_small(self.root / path)
 
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
         target = self.root / path
-        staged = target.parent / f"{STAGING}{target.name}"
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(target)
+        put(target, content, STAGING)
         _sync(target.parent)
 
     def folders(self) -> list[str]:
@@ -145,11 +154,20 @@ class LocalStore(Store):
         """See Store."""
         return (self.root / SNAPSHOTS / name / MANIFEST).is_file()
 
+    def ours(self, name: str) -> bool:
+        """See Store. What a link leads to lies elsewhere, and is somebody else's."""
+        return super().ours(name) and not (self.root / SNAPSHOTS / name).is_symlink()
+
     def remove(self, name: str) -> None:
         """See Store."""
         folder = self.root / SNAPSHOTS / name
-        (folder / MANIFEST).unlink(missing_ok=True)
-        _sync(folder)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(MANIFEST, dir_fd=handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         shutil.rmtree(folder)
 
     @contextmanager
@@ -161,7 +179,12 @@ class LocalStore(Store):
         try:
             if not self._stop.wait_for(lambda: flocked(handle, self.root), wait):
                 raise taken_by_another(self.location, wait)
-            clear(self.root)
+            with writing(self.location):
+                clear(self.root)
+                with suppress(FileExistsError):
+                    (self.root / SNAPSHOTS).mkdir()
+                require_publishable(self.root)
+            self.latest_name()
             yield
         finally:
             os.close(handle)
@@ -183,7 +206,6 @@ class LocalStore(Store):
     def publish(self, staged: Path, name: str) -> None:
         """Rename it, then name it in LATEST. Each step is atomic and on disk."""
         snapshots = self.root / SNAPSHOTS
-        snapshots.mkdir(exist_ok=True)
         _sync(self.root)
         staged.rename(snapshots / name)
         _sync(snapshots)
@@ -203,10 +225,32 @@ def staging_in(root: Path, run_id: str) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def require_publishable(root: Path) -> None:
+    """Raise ConnectError where no folder can be moved into `root`/snapshots, which is what publishing does, after COMMIT.
+
+    Only a rename itself tells: a link or a mount may lead to another file system.
+    """
+    snapshots = root / SNAPSHOTS
+    probe = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
+    try:
+        probe = probe.rename(snapshots / probe.name)
+    except OSError as error:
+        raise ConnectError(
+            f"{snapshots} takes no snapshots: {error.strerror or error}. It must be a folder that you can write to, on the "
+            f"same file system as {root}."
+        ) from None
+    finally:
+        probe.rmdir()
+
+
 def clear(root: Path) -> None:
-    """Take away what a killed run left in a folder that is held."""
+    """Take away what a killed run left in a folder that is held; of a link the link. What somebody else put there may stay."""
     for litter in root.glob(f"{STAGING}*"):
-        shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        if litter.is_dir() and not litter.is_symlink():
+            shutil.rmtree(litter, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                litter.unlink()
 
 
 def flocked(handle: int, folder: Path) -> bool:
@@ -231,6 +275,24 @@ def taken_by_another(place: str, waited: float) -> LockedError:
     )
 
 
+def lying(folder: Path) -> Iterator[tuple[str, int]]:
+    """What lies in a folder: every file's path there and its bytes. What is no file, as a link, has -1."""
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            yield path.relative_to(folder).as_posix(), found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int]]) -> str | None:
+    """Which files, of (path, bytes), differ: missing, not meant, or of another size. None where none does.
+
+    A path may come back as a file system keeps it, which need not be as it was written.
+    """
+    found, wanted = (Counter((folded(path), size) for path, size in files) for files in (there, meant))
+    paths = sorted({path for path, _ in (found - wanted) + (wanted - found)})
+    return f"{', '.join(map(visible, paths[:3]))} ({len(paths):,} of {wanted.total():,})" if paths else None
+
+
 @contextmanager
 def writing(out: str) -> Iterator[None]:
     """Turns an OSError into ConnectError: the output folder can't be reached, or takes no more."""
@@ -251,14 +313,11 @@ def _sync(path: Path) -> None:
 
 
 def is_url(location: str) -> bool:
-    """Whether a location is an object store's. Raises SettingsError for a URL of another kind."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return False
-    if scheme not in SCHEMES or not rest.strip("/"):
-        known = ", ".join(f"{each}://bucket/path" for each in SCHEMES)
-        raise SettingsError(f"{scheme}://... is no place for snapshots: give a local folder, or one of {known}.")
-    return True
+    """Whether a location is an object store's. Raises SettingsError for what is no place for snapshots."""
+    try:
+        return "://" in place(location)
+    except SettingsError as error:
+        raise SettingsError(f"Where snapshots lie {error}.") from None
 
 
 def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | None = None) -> Store:

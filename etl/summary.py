@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -14,7 +14,7 @@ from rich.text import Text
 from etl.errors import visible
 from etl.journal import RunResult
 from etl.losses import MOST_CITIES, RANKINGS, losses
-from etl.nights import FEWEST, figures, usual
+from etl.nights import FEWEST, Figure
 
 
 def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
@@ -65,32 +65,35 @@ def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
 
 def _amounts(report: RunResult) -> RenderableType:
     """Is it the usual amount? Each figure beside the last snapshot's, and the usual range of the nights before."""
-    tonight, before = figures(report.counts), report.before
-    if not tonight:
+    if not report.figures:
         return Text("")
-    ranges = {name: usual([night[name] for night in before if name in night]) for name in tonight}
-    odd = {name: _oddness(value, ranges[name]) for name, value in tonight.items()}
-    unusual = sum(map(bool, odd.values()))
-    title = f"\nIs it the usual amount? {_verdict(len(before), unusual, len(tonight))}"
-    table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * bool(unusual))
-    for name, value in tonight.items():
-        last, found = (before[-1] if before else {}).get(name), ranges[name]
+    unusual = any(each.odd for each in report.figures)
+    title = f"\nIs it the usual amount? {_verdict(report.figures)}"
+    table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * unusual)
+    for each in report.figures:
+        name, found = each.name, each.usual
         range_ = "-" if found is None else f"{_number(name, max(found[0], 0))} to {_number(name, found[1])}"
-        words = [Text(odd[name], style="bold yellow")] if unusual else []
-        table.add_row(name, _number(name, value), _number(name, last), _change(last, value), range_, *words)
+        words = [Text(_oddness(each), style="bold yellow")] if unusual else []
+        change = _change(each.before, each.value)
+        table.add_row(name, _number(name, each.value), _number(name, each.before), change, range_, *words)
     return table
 
 
-def _oddness(value: float, found: tuple[float, float] | None) -> str:
-    low, high = found or (value, value)
-    return "less than usual" if value < low else "more than usual" if value > high else ""
+def _oddness(figure: Figure) -> str:
+    if not figure.odd or figure.usual is None:
+        return ""
+    return "less than usual" if figure.value < figure.usual[0] else "more than usual"
 
 
-def _verdict(nights: int, unusual: int, figures_: int) -> str:
-    """The answer in a few words."""
-    if nights < FEWEST:
-        return f"Not known yet: {nights} of {FEWEST} nights."
-    return f"No: {unusual} of {figures_} figures left their range." if unusual else "Yes, in every figure."
+def _verdict(found: Sequence[Figure]) -> str:
+    """The answer in a few words: "No" is said of what `--max-change` watches, so that there is a warning, too."""
+    if not any(each.usual for each in found):
+        return f"Not known yet: {max(each.runs for each in found)} of {FEWEST} nights."
+    odd = [each for each in found if each.odd]
+    if not odd:
+        return "Yes, in every figure."
+    answer = "No:" if any(each.watched for each in odd) else "Yes, but"
+    return f"{answer} {len(odd)} of {len(found)} figures left their range."
 
 
 def _number(name: str, value: float | None) -> str:
@@ -106,9 +109,17 @@ def _change(before: float | None, now: float) -> str:
     return "none" if now == before else f"{share:+.1%}"
 
 
+class SafeTable(Table):
+    """A table whose cells hold names that anybody may have given: no terminal obeys them."""
+
+    def add_row(self, *cells: RenderableType | None, **more: Any) -> None:
+        """Add a row; what would not be printed as it stands is escaped."""
+        super().add_row(*(visible(each) if isinstance(each, str) else each for each in cells), **more)
+
+
 def _table(title: str, first: str, *others: str, footer: bool = False) -> Table:
     """A table whose first column holds words, and whose others hold numbers."""
-    table = Table(
+    table = SafeTable(
         title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False, show_footer=footer
     )
     table.add_column(first, overflow="fold")
@@ -135,7 +146,7 @@ def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
 
 
 def _figures(title: str, rankings: Mapping[str, Any], scope: str) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("ranking")
     for column in ("AUC", "NDCG@10", "Recall@10"):
         table.add_column(column)
@@ -154,28 +165,28 @@ def _interval(found: Mapping[str, float | None]) -> str:
 
 def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Table:
     """One row per law: ok, or how many rows break it."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("law")
     table.add_column("", justify="right")
     for law, broken, detail in findings:
         verdict = Text("ok", style="green") if not broken else Text(f"{broken:,} broken", style="bold red")
-        table.add_row(visible(law + (f": {detail}" if detail else "")), verdict)
+        table.add_row(law + (f": {detail}" if detail else ""), verdict)
     return table
 
 
 def rows_table(title: str, rows: pl.DataFrame) -> Table:
     """A small frame as it is."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in rows.columns:
         table.add_column(name)
     for row in rows.iter_rows():
-        table.add_row(*("" if cell is None else visible(str(cell)) for cell in row))
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
     return table
 
 
 def settings_table(settings: Iterable[Any]) -> Table:
     """Every setting (`etl.settings_file.Shown`), by panel: its value, and where that came from."""
-    table = Table(show_edge=False, pad_edge=False)
+    table = SafeTable(show_edge=False, pad_edge=False)
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     panel = None
@@ -185,7 +196,7 @@ def settings_table(settings: Iterable[Any]) -> Table:
             table.add_section()
         value = "" if each.value is None else json.dumps(each.value, ensure_ascii=False)
         said = each.origin != "default"
-        table.add_row(each.name.replace("_", "-"), visible(value), visible(each.origin), style="bold" if said else None)
+        table.add_row(each.name.replace("_", "-"), value, each.origin, style="bold" if said else None)
     return table
 
 
@@ -216,7 +227,7 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
         teaches = published["signs"].get(city)
         if city in shown:
             table.add_row(
-                visible(city),
+                city,
                 f"{number:,}",
                 f"{triples[city]:,}" if city in triples else "left out",
                 "" if teaches is None else f"{teaches:.2f}",
@@ -232,5 +243,5 @@ def left_out(counts: Mapping[str, Any]) -> RenderableType:
     table.columns[1].justify = "left"
     for loss in losses(counts):
         if loss.rows:
-            table.add_row(visible(loss.what), visible(loss.why), f"{loss.rows:,}")
+            table.add_row(loss.what, loss.why, f"{loss.rows:,}")
     return table if table.row_count else Text("\nNothing was left out.")

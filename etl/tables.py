@@ -15,7 +15,8 @@ from etl.drift import MODERATE, MOVED_MUCH, MUCH, STEADY, Drift
 from etl.errors import visible
 from etl.history import Line
 from etl.nights import Change, figures
-from etl.numbers import change, size
+from etl.numbers import change, counted, size
+from etl.summary import SafeTable
 
 _CITIES = 12
 """So many cities are shown; the others are counted."""
@@ -26,9 +27,9 @@ def share(value: float | None) -> str:
     return "" if not value else change(value)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str) -> SafeTable:
     """Columns whose names begin with `>` are numbers, on the right."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = SafeTable(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return table
@@ -61,7 +62,7 @@ def list_table(location: str, lines: Sequence[Line]) -> RenderableType:
     )
     for line in reversed(lines):
         table.add_row(
-            visible(line.name),
+            line.name,
             (line.published_at or "")[:19].replace("T", " "),
             *map(_number, (line.events, line.triples, line.users)),
             "" if line.auc is None else f"{line.auc:.3f}",
@@ -76,11 +77,11 @@ def list_table(location: str, lines: Sequence[Line]) -> RenderableType:
 
 def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
     """A manifest in words."""
-    tool = manifest.get("tool", {})
+    tool = manifest["tool"]
     head = (
-        f"Snapshot {visible(str(manifest['snapshot']))}\n"
-        f"published {str(manifest.get('ended_at'))[:19].replace('T', ' ')} UTC by {tool.get('name')} {tool.get('version')}, "
-        f"after {manifest.get('profile', {}).get('seconds', 0):,.1f} s; run {manifest.get('run_id')}\n"
+        f"Snapshot {visible(manifest['snapshot'])}\n"
+        f"published {manifest['ended_at'][:19].replace('T', ' ')} UTC by {visible(tool['name'])} {visible(tool['version'])}, "
+        f"after {manifest['profile']['seconds']:,.1f} s; run {visible(manifest['run_id'])}\n"
         f"content {manifest['content_sha256']}\n"
     )
     return Group(
@@ -96,7 +97,7 @@ def _settings(settings: Mapping[str, Any]) -> RenderableType:
     table = _table("Settings", "option", "value")
     for name, value in settings.items():
         if value not in (None, [], False):
-            table.add_row(f"--{name.replace('_', '-')}", visible(_words(value)))
+            table.add_row(f"--{name.replace('_', '-')}", _words(value))
     return table
 
 
@@ -117,7 +118,7 @@ def _partitions(partitions: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = _table("\nPartitions", "city", "split", ">events", ">positives", ">triples", ">weight")
     for each in partitions:
         numbers = (_number(each[name]) for name in ("events", "positives", "triples"))
-        table.add_row(visible(each["city"]), each["split"] or "", *numbers, f"{each['weight']:g}")
+        table.add_row(each["city"], each["split"] or "", *numbers, f"{each['weight']:g}")
     return table
 
 
@@ -126,7 +127,7 @@ def _files(files: Sequence[Mapping[str, Any]]) -> RenderableType:
     for kind in dict.fromkeys(kind_of(each["path"]) for each in files):
         of_kind = [each for each in files if kind_of(each["path"]) == kind]
         rows, total = (sum(each[name] for each in of_kind) for name in ("rows", "bytes"))
-        table.add_row(visible(kind), _number(len(of_kind)), _number(rows) if rows else "", size(total))
+        table.add_row(kind, _number(len(of_kind)), _number(rows) if rows else "", size(total))
     return table
 
 
@@ -138,7 +139,8 @@ def kind_of(path: str) -> str:
 def columns_text(columns: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[RenderableType]:
     """The columns of each kind of file, as (name, type)."""
     for kind, pairs in columns.items():
-        yield Text(f"\nColumns of {kind}: " + ", ".join(f"{name} {type_}" for name, type_ in pairs))
+        named = ", ".join(f"{name} {type_}" for name, type_ in pairs)
+        yield Text(f"\n{visible(f'Columns of {kind}: {named}')}")
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ def diff_tables(found: Comparison) -> RenderableType:
         head += "\nThe same data, byte by byte."
     settings = _table("\nSettings that differ", "option", "before", "after")
     for name, (old, new) in found.settings.items():
-        settings.add_row(f"--{name.replace('_', '-')}", *(visible(_words(value)) for value in (old, new)))
+        settings.add_row(f"--{name.replace('_', '-')}", *(_words(value) for value in (old, new)))
     parts: list[RenderableType] = [Text(head)]
     parts += [settings] if settings.row_count else []
     if found.same_data:
@@ -184,9 +186,13 @@ def _cities(cities: Sequence[City]) -> RenderableType:
     table = _table("\nCities", "city", *(">events before", ">after", ">triples before", ">after", ">change", ""))
     for city in cities[:_CITIES]:
         numbers = (_number(value) for pair in (city.events, city.triples) for value in pair)
-        table.add_row(visible(city.name), *numbers, share(_share(*city.triples)), _fate(city))
+        table.add_row(city.name, *numbers, share(_share(*city.triples)), _fate(city))
     more = len(cities) - _CITIES
-    return Group(table, Text(f"and {more} more cities whose triples moved less")) if more > 0 else table
+    return (
+        Group(table, Text(f"and {counted(more, 'more city', 'more cities')} whose triples moved less"))
+        if more > 0
+        else table
+    )
 
 
 def _share(before: int | None, after: int | None) -> float | None:
@@ -208,7 +214,7 @@ def _drifts(drifts: Sequence[Drift]) -> RenderableType:
         moved = ""
         if each.mover and each.verdict != STEADY:
             name, old, new = each.mover
-            moved = f"{visible(name)}: {old:.1%} → {new:.1%}"
+            moved = f"{name}: {old:.1%} → {new:.1%}"
         style = {STEADY: "", MOVED_MUCH: "bold red"}.get(each.verdict, "yellow")
         table.add_row(each.name, f"{each.psi:.3f}", f"{each.chance:.3f}", Text(each.verdict, style=style), moved)
     return table
@@ -230,7 +236,8 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
         table.add_row(Text(state, style=_STATES[check.state]), check.name, said)
     failures, warnings = (sum(check.state == state for check in checks) for state in ("failed", "warning"))
     if not failures:
-        verdict = "A night can run" + (f"; {warnings} warnings." if warnings else ".")
+        verdict = "A night can run" + (f"; {counted(warnings, 'warning')}." if warnings else ".")
     else:
-        verdict = f"{failures} checks failed, {warnings} warnings: mend the first that failed, and look again."
+        first = "it" if failures == 1 else "the first that failed"
+        verdict = f"{counted(failures, 'check')} failed, {counted(warnings, 'warning')}: mend {first}, and look again."
     return Group(table, Text(f"\n{verdict}"))

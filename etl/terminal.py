@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from etl.address import Discreet, secrets_of
-from etl.config import ENVIRONMENT_PREFIX, Settings, file_at_hand, resolve, wants_json, wants_json_log
-from etl.errors import EtlError, visible
+from etl.config import (
+    ENVIRONMENT_PREFIX,
+    Settings,
+    file_at_hand,
+    resolve,
+    unknown_variables,
+    wants_json,
+    wants_json_log,
+)
+from etl.errors import EtlError, NothingToDo, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
         raise typer.Exit(1) from None
     measured.write(said.exit_code, said.facts)
     if settings.json:
-        _print_json({"ok": said.exit_code == 0, "exit_code": said.exit_code, **said.facts})
+        _print_json({"ok": said.exit_code in (0, NothingToDo.exit_code), "exit_code": said.exit_code, **said.facts})
     elif said.asked_for or not settings.quiet:
         _show(said.shown)
     _tell_of_loss(every=settings.json)
@@ -96,6 +104,8 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     logs.set_up(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
     if at_hand:
         log.info('Settings are read from %s in this folder; --config "" reads none.', at_hand)
+    if strange := unknown_variables(environ):
+        log.warning("%s in the environment: bpr-etl has no such option, and takes no notice.", ", ".join(strange))
     _hide_password(settings, given)
     return settings
 
@@ -152,8 +162,9 @@ class _Measured:
 
 def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
     """Know the password wherever it came from, and say so where everybody on the machine can see it."""
-    if isinstance(sys.stderr, Discreet):
-        sys.stderr.hide(secrets_of(settings.database_url or "", settings.environ))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Discreet):
+            stream.hide(secrets_of(settings.database_url or "", settings.environ))
     if secrets_of(given.get("database_url") or "", {}):
         log.warning(
             "The password on the command line can be read by everybody on this machine while this runs (ps): "
@@ -170,9 +181,11 @@ def _end_by(number: int) -> None:
 
 
 def _print_json(answer: dict[str, Any]) -> None:
+    """Print one object on one line. What a terminal might obey is escaped, as JSON itself allows."""
     # Where the locale's encoding is another, what it lacks would be escaped in a way that JSON does not know.
     plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    typer.echo(json.dumps(answer, ensure_ascii=plain, default=str))
+    text = json.dumps(answer, ensure_ascii=plain, default=str)
+    typer.echo("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
 
 
 def _tell_of_loss(*, every: bool) -> None:

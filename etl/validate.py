@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.affinity import affinity_model
@@ -16,7 +17,7 @@ from etl.journal import Progress
 from etl.laws import laws, validation_query
 from etl.parquet import file_sha256
 from etl.queries import Scope
-from etl.snapshot import MANIFEST, PROBE, REPORT, STAGING, Snapshot, read_file
+from etl.snapshot import MANIFEST, PROBE, REPORT, STAGING, Snapshot, damaged, read_file
 from etl.stopping import Stop
 from etl.store import at_hand
 
@@ -89,7 +90,10 @@ def _validated(opened: Snapshot) -> list[Finding]:
     ]
     if any(finding.broken for finding in findings):
         return findings
-    return [*findings, *_training(opened)]
+    try:
+        return [*findings, *_training(opened)]
+    except pl.exceptions.PolarsError as error:  # a column that is not there, an index past the end
+        raise damaged(snapshot, error) from None
 
 
 def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
@@ -97,7 +101,10 @@ def _as_listed(path: Path, entry: dict[str, Any]) -> bool:
         return False
     if file_sha256(path) != entry["sha256"]:
         return False
-    return path.suffix != ".parquet" or pq.read_metadata(path.absolute()).num_rows == entry["rows"]
+    try:
+        return path.suffix != ".parquet" or pq.read_metadata(path.absolute()).num_rows == entry["rows"]
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _training(opened: Snapshot) -> list[Finding]:

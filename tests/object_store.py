@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import socket
 import threading
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -120,6 +122,48 @@ class Flaky:
             self.dropped += drop
             threading.Thread(target=_pump, args=(client, server, None), daemon=True).start()
             threading.Thread(target=_pump, args=(server, client, self._after if drop else None), daemon=True).start()
+
+
+class Forgetful(ThreadingHTTPServer):
+    """An HTTP forwarder on loopback that takes conditions (`if-none-match`, `if-match`) out of every PUT: a store that ignores them."""
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str, *conditions: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.target, self.conditions = urlsplit(endpoint).netloc, conditions
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no more connections."""
+        self.shutdown()
+        self.server_close()
+
+
+class _Forward(BaseHTTPRequestHandler):
+    server: Forgetful
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is said of each request."""
+
+    def _forward(self) -> None:
+        ignored = self.server.conditions if self.command == "PUT" else ()
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ignored}
+        there = http.client.HTTPConnection(self.server.target)
+        there.request(self.command, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))), headers)
+        reply = there.getresponse()
+        content = reply.read()
+        self.send_response_only(reply.status)
+        for name, value in reply.getheaders():
+            if name.lower() not in {"transfer-encoding", "content-length", "connection"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", reply.getheader("Content-Length") or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward  # noqa: N815 - the names that the base class looks for
 
 
 def _pump(source: socket.socket, sink: socket.socket, room: int | None) -> None:

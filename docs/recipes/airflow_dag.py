@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,10 @@ WORTH_A_RETRY = {3, 6}  # the database or the store not reachable, or too busy; 
 
 
 class Night(BashOperator):
-    """A command whose exit code says whether a retry may help. What it printed last is what the failure says."""
+    """A command whose exit code says whether a retry may help. What it printed last is what the failure says.
+
+    It is given `--json`, so of a night that went well that is one JSON object: its warnings are logged as such.
+    """
 
     def execute(self, context: Any) -> str:
         """Run it once; what is raised tells Airflow what to do."""
@@ -27,7 +31,10 @@ class Night(BashOperator):
             raise AirflowException(f"Exit code {done.exit_code}: {done.output}")
         if done.exit_code:
             raise AirflowFailException(f"Exit code {done.exit_code}: {done.output}")
-        return str(done.output)
+        night = json.loads(done.output)
+        for warning in night["warnings"]:
+            self.log.warning("%s", warning)
+        return str(night["snapshot"])
 
 
 with DAG(
@@ -45,4 +52,9 @@ with DAG(
         # "on_failure_callback": yours, to tell somebody
     },
 ):
-    Night(task_id="night", bash_command="bpr-etl run --skip-unchanged", append_env=True, skip_on_exit_code=99)
+    Night(
+        task_id="night",
+        bash_command="bpr-etl run --skip-unchanged --fail-on-change --json",
+        append_env=True,
+        skip_on_exit_code=99,
+    )

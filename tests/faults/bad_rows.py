@@ -27,6 +27,7 @@ ROME = "Rome"
 NO_PERSONA = "shadow_users_without_persona"
 UNKNOWN = "affinities_dropped: unknown_category"
 NO_NUMBER = "affinities_dropped: not_a_finite_number"
+NO_OPENNESS = "openness_dropped: not_a_finite_number"
 DAY_WITHOUT_PERSONA = "days_without_event: user_without_persona"
 DAY_WITHOUT_NODES = "days_without_event: city_without_nodes"
 DAY_OUT_OF_RANGE = "days_without_event: date_out_of_range"
@@ -71,7 +72,8 @@ def _pace(seed: str, value: str, source: str = "onboarding") -> Row:
 def _openness(number: str, value: str | None) -> Row:
     """`value` None: it counts as missing."""
     says = {"cuisine_openness": value or "0.6", "cuisine_openness source": "onboarding" if value else "default"}
-    return Row(f'{{"cuisine_openness": {number}}}', says=says)
+    beyond = value is None and number[-1].isdigit()
+    return Row(f'{{"cuisine_openness": {number}}}', says=says, finds={NO_OPENNESS: 1} if beyond else {})
 
 
 def _affinities(text: str, value: str | None, unknown: int = 0, no_number: int = 0) -> Row:
@@ -139,6 +141,7 @@ NUMBERS = {
     "1e999": None,
     "-1e999": None,
     "9" * 400: None,
+    "-" + "9" * 5_000: None,
     "1.7976931348623159e308": None,
     "1.7976931348623157e308": "1.7976931348623157e+308",
     "1e-999": "0",

@@ -161,7 +161,7 @@ def proxy(url: str, **options: object) -> Iterator[Proxy]:
 def is_commit(message: Message) -> bool:
     """Whether a client asks for COMMIT."""
     name, content = message
-    return name == "client" and content[:1] in (b"Q", b"P") and b"COMMIT" in content.upper()
+    return name == "client" and content[:1] == b"Q" and content[5:].upper().startswith(b"COMMIT")
 
 
 def is_commit_reply(message: Message) -> bool:

@@ -62,7 +62,7 @@ def named(counts: dict[str, Any]) -> Counter[str]:
         "shadow_users_without_persona": counts["shadow_users_without_persona"],
         "positives_outside_candidates": counts["positives_outside_candidates"],
     }
-    for kind in ("affinities_dropped", "days_without_event"):
+    for kind in ("affinities_dropped", "openness_dropped", "days_without_event"):
         found |= {f"{kind}: {reason}": number for reason, number in counts[kind].items()}
     for frame, rules in counts["set_aside"].items():
         found |= {f"set_aside: {frame} {rule}": number for rule, number in rules.items()}
@@ -132,6 +132,7 @@ def test_the_oracle_finds_in_each_row_alone_what_is_written_down():
                 bad_rows.NO_PERSONA: of_personas["users_without_persona"],
                 bad_rows.UNKNOWN: of_personas["affinities_unknown_category"],
                 bad_rows.NO_NUMBER: of_personas["affinities_not_a_number"],
+                bad_rows.NO_OPENNESS: of_personas["openness_not_a_number"],
                 bad_rows.DAY_WITHOUT_PERSONA: of_events["user_without_persona"],
                 bad_rows.DAY_WITHOUT_NODES: of_events["city_without_nodes"],
                 bad_rows.DAY_OUT_OF_RANGE: of_events["date_out_of_range"],

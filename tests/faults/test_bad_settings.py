@@ -6,6 +6,7 @@ Every case has a number, from which it is made again: `Random(number)`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime, time
 from pathlib import Path
 from random import Random
@@ -77,7 +78,12 @@ def test_any_value_of_any_option_is_understood_or_refused(effort, tally):
     for number in range(cases):
         r = Random(number)  # noqa: S311 - no secret
         name, value = r.choice(OPTIONS), any_value(r)
-        outcomes[understood_or_refused(lambda: resolve({name: value}, {}), number, {name: type(value)})] += 1  # noqa: B023
+        said = {name: value}
+        understood = understood_or_refused(lambda: resolve(said, {}), number, {name: type(value)})  # noqa: B023
+        assert understood_or_refused(lambda: Settings(**said), number, {name: type(value)}) is understood  # noqa: B023
+        if understood:  # what a parser gave, it takes as it is
+            assert Settings(**said) == replace(Settings(**said)) == resolve(said, {}), number
+        outcomes[understood] += 1
     assert min(outcomes.values()) > cases / 10
     tally("fuzzed settings", cases)
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import tempfile
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from etl import pipeline
+from etl import embedded, pipeline
+from etl.config import resolve
+from etl.database import connect, transaction
 from etl.snapshot import LATEST
+from tests.faults.test_server import server_processes
+from tests.states import database_state
 
 
 @pytest.fixture
@@ -67,3 +75,61 @@ def test_what_was_staged_is_on_disk_before_commit(small_world, settings_for, dis
     committed = disk.index(("commit",))
     for path in Path(report.snapshot).rglob("*"):
         assert ("sync", path.stat().st_ino) in disk[:committed]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("off", "on"),
+        ("local", "local"),
+        ("on", "on"),
+        ("remote_write", "remote_write"),
+        ("remote_apply", "remote_apply"),
+    ],
+)
+def test_commit_waits_for_the_disk_whatever_the_role_says(small_world, settings_for, asked, found):
+    """What is stronger stays, and what waits for the disk of this server alone, too; a trigger can't take it back."""
+    shown = "SELECT current_setting('synchronous_commit')"
+    with psycopg.connect(small_world, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE \"{connection.info.dbname}\" SET synchronous_commit = '{asked}'")
+        connection.execute("CREATE TABLE noted (at_commit text)")
+        connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN UPDATE public.noted SET at_commit = current_setting('synchronous_commit'); RETURN NULL; END $$"
+        )
+        connection.execute(
+            "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON noted DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+            "EXECUTE FUNCTION note()"
+        )
+    with connect(settings_for(small_world).address()) as connection:
+        with transaction(connection):
+            assert connection.rows(shown) == [(found,)]
+            connection.execute("INSERT INTO public.noted VALUES ('')")
+            if asked == "off":
+                connection.execute("SET LOCAL synchronous_commit = off")
+        assert connection.rows("SELECT at_commit FROM public.noted") == [(found,)]
+        assert connection.rows(shown) == [(asked,)]
+
+
+def test_the_folder_is_not_ahead_of_a_server_that_answers_before_it_is_on_disk():
+    """synchronous_commit = off, and the power goes right after a run: what it has published is in the database."""
+    unsafe = {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "0", "fsync": "on"}
+    folder = Path(tempfile.mkdtemp(prefix="bpr-test-"))
+    folder.chmod(0o755)
+    try:
+        server = embedded.start(folder / "pg", parameters=unsafe)
+        given = {"database_url": server.url(), "out": str(folder / "out")}
+        pipeline.synth(resolve({**given, "scale": 0.02}, {}))
+        pipeline.run(resolve(given, {}))
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+        assert pipeline.run(resolve({**given, "seed": 1}, {})).committed
+        for pid in server_processes(server.data_dir):
+            os.kill(pid, signal.SIGKILL)
+        after = embedded.start(folder / "pg", parameters=unsafe)
+        state = database_state(after.url())
+        assert pipeline.run(resolve({**given, "seed": 1}, {})).committed
+        assert database_state(after.url()) == state
+    finally:
+        embedded.stop(folder / "pg")
+        shutil.rmtree(folder, ignore_errors=True)

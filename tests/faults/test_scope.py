@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +12,7 @@ import cli
 from etl import pipeline, privileges
 from etl.config import resolve
 from etl.database import ConflictError, connect
-from etl.errors import ConnectError, DataError
+from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.prisma import Naming
 from etl.privileges import needed
 from etl.queries import Scope
@@ -131,93 +133,399 @@ def test_a_limit_stops_the_night(small_world, tmp_path, options, said):
     assert CliRunner().invoke(cli.app, [*arguments, options[0], loose]).exit_code == 0
 
 
+REAL = (
+    """INSERT INTO "User" ("id", "email") SELECT 'real-' || n, 'real-' || n || '@example.test' FROM generate_series(1, 3) n""",
+    """INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'g-' || u.n, 'real-' || u.n, s."signalType"
+    FROM generate_series(1, 3) u(n), (SELECT "signalType" FROM "BehavioralSignal" LIMIT 1) s""",
+    """INSERT INTO "RankingEvent" ("id", "userId", "tripId", "dayNumber", "modelName", "modelVersion", "surface")
+    SELECT 'e-' || n, 'real-' || n, 't-1', 1, 'llm_ranker', '0.0.9', 'itinerary' FROM generate_series(1, 3) n""",
+    """INSERT INTO "Trip" ("id", "userId", "city", "startDate") VALUES ('t-1', 'real-1', 'Nowhere', now())""",
+    "CREATE TABLE audit (n int)",
+    "INSERT INTO audit VALUES (0)",
+    "CREATE SCHEMA other",
+    'CREATE TABLE other."Log.s" (n int) PARTITION BY RANGE (n)',
+    'CREATE TABLE other.part PARTITION OF other."Log.s" FOR VALUES FROM (0) TO (9)',
+)
+SHADOW = """(SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
+
+
+@pytest.fixture
+def real_users(small_world) -> str:
+    """The small world with three real users, whom no trigger may touch, and tables of the application's own."""
+    execute(small_world, *REAL)
+    return small_world
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def function(body: str, name: str = "meddle", settings: str = "") -> str:
+    return (
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql {settings} AS $$ BEGIN {body} RETURN NULL; END $$"
+    )
+
+
+def trigger(on: str, each: str = "STATEMENT", deferred: str = "", name: str = "meddle") -> str:
+    constraint = "CONSTRAINT " if deferred else ""
+    return f"CREATE {constraint}TRIGGER {name} {on} {deferred} FOR EACH {each} EXECUTE FUNCTION {name}()"
+
+
+def everything(url: str) -> list[tuple[str, int, str]]:
+    """Every table of every schema: its rows, with who wrote them."""
+    with psycopg.connect(url) as connection:
+        names = connection.execute(
+            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname !~ '^(pg_|information_)' ORDER BY 1"
+        ).fetchall()
+        return [
+            (
+                name,
+                *connection.execute(
+                    f"SELECT count(*), md5(string_agg(x.xmin || x::text, '' ORDER BY x::text)) FROM {name} x"
+                ).fetchone(),
+            )
+            for (name,) in names
+        ]
+
+
+def refused(settings, said: str, url: str | None = None) -> str:
+    """A run ends with exit 5 and a sentence, and leaves every row and the folder as they were."""
+    url = url or settings.database_url
+    rows, files = everything(url), folder_state(Path(settings.out))
+    with pytest.raises(DataError, match="nothing was kept") as error:
+        pipeline.run(settings)
+    assert said in str(error.value)
+    assert everything(url) == rows
+    assert folder_state(Path(settings.out)) == files
+    return str(error.value)
+
+
 TRIGGERS = {
     "the rows of a real user": (
         """UPDATE "BehavioralSignal" SET "modelVersion" = 'x' WHERE "userId" = 'real-1'""",
-        DataError,
         "BehavioralSignal",
     ),
     "a persona row of a real user": (
         """INSERT INTO "PersonaDimension" ("id", "userId", "dimension", "value", "updatedAt")
         VALUES (gen_random_uuid()::text, 'real-1', gen_random_uuid()::text, 'x', now())""",
-        DataError,
         "PersonaDimension",
     ),
-    "a table that is nobody's": ("""INSERT INTO audit VALUES (1)""", None, '"public"."audit"'),
-    "a user": ("""UPDATE "User" SET "email" = "email" || 'x' WHERE "id" = 'real-1'""", DataError, '"User"'),
-    "a trip of a real user": ("""DELETE FROM "Trip" WHERE "userId" = 'real-1'""", DataError, '"Trip"'),
+    "a table that is nobody's": ("INSERT INTO audit VALUES (1)", "public.audit: 2 inserted, 0 updated, 0 deleted"),
+    "a partition in another schema": ("INSERT INTO other.part VALUES (1), (2)", 'other."Log.s": 4 inserted'),
+    "a table that is emptied": ("TRUNCATE audit", "public.audit: 0 inserted, 0 updated, 0 deleted, emptied"),
+    "a table that is dropped": (
+        "DROP TABLE IF EXISTS audit",
+        "public.audit: 0 inserted, 0 updated, 0 deleted, dropped",
+    ),
+    "a table of ours that is emptied": ('TRUNCATE "BehavioralSignal"', "BehavioralSignal"),
+    "a user": ("""UPDATE "User" SET "email" = "email" || 'x' WHERE "id" = 'real-1'""", 'public."User"'),
+    "a trip of a real user": (
+        """DELETE FROM "Trip" WHERE "userId" = 'real-1'""",
+        'public."Trip": 0 inserted, 0 updated, 1 deleted',
+    ),
+    "a real user's event, within an exception block": (
+        """BEGIN DELETE FROM "RankingEvent" WHERE "userId" = 'real-1'; EXCEPTION WHEN OTHERS THEN NULL; END""",
+        "RankingEvent",
+    ),
+    "a table, within an exception block": (
+        "BEGIN INSERT INTO audit VALUES (1); EXCEPTION WHEN OTHERS THEN NULL; END",
+        "public.audit: 2 inserted",
+    ),
+    "the registry": ("""UPDATE "ModelRegistry" SET "description" = 'x'""", "ModelRegistry"),
 }
 
 
 @pytest.mark.parametrize("what", TRIGGERS)
-def test_a_trigger_that_writes_to(small_world, settings_for, tmp_path, tally, what):
-    """Counted by PostgreSQL in the transaction itself; what belongs to somebody is rolled back, the rest is said."""
-    statement, error, named = TRIGGERS[what]
-    with psycopg.connect(small_world) as connection:
-        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('real-1', 'real-1@example.test')""")
-        connection.execute(
-            """INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'g-1', 'real-1', "signalType"
-            FROM "BehavioralSignal" LIMIT 1"""
-        )
-        connection.execute(
-            """INSERT INTO "Trip" ("id", "userId", "city", "startDate") VALUES ('t-1', 'real-1', 'Nowhere', now())"""
-        )
-        connection.execute("CREATE TABLE audit (n int)")
-        connection.execute(
-            f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NULL; END $$"
-        )
-        connection.execute(
-            'CREATE TRIGGER meddle AFTER DELETE OR INSERT ON "RankingEvent" FOR EACH STATEMENT EXECUTE FUNCTION meddle()'
-        )
-    rows = database_state(small_world)
-    if error is None:
-        report = pipeline.run(settings_for(small_world))
-        assert any(named in warning for warning in report.warnings)
-    else:
-        with pytest.raises(error, match="so nothing was kept") as refused:
-            pipeline.run(settings_for(small_world))
-        assert named in str(refused.value)
-        assert database_state(small_world) == rows
-        assert folder_state(tmp_path / "out") == {}
+def test_a_trigger_that_writes_to(real_users, settings_for, tally, what):
+    """Counted by PostgreSQL in the transaction itself; where it was not meant, all is rolled back."""
+    statement, said = TRIGGERS[what]
+    execute(real_users, function(f"{statement};"), trigger('AFTER DELETE OR INSERT ON "RankingEvent"'))
+    refused(settings_for(real_users), said)
     tally("triggers that write where they should not")
 
 
-def test_a_trigger_that_gives_a_row_to_somebody_else(small_world, settings_for, tmp_path):
-    """As many rows as meant, and one of them has another owner now: it bears the transaction's number."""
-    with psycopg.connect(small_world) as connection:
-        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('real-1', 'real-1@example.test')""")
-        connection.execute(
-            """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF NEW."id" = (SELECT max("id") FROM "BehavioralSignal" WHERE "userId" = NEW."userId")
-            THEN NEW."userId" := 'real-1'; END IF; RETURN NEW; END $$"""
-        )
-        connection.execute(
-            'CREATE TRIGGER meddle BEFORE UPDATE ON "BehavioralSignal" FOR EACH ROW EXECUTE FUNCTION meddle()'
-        )
-    rows = database_state(small_world)
-    with pytest.raises(DataError, match=r'rows of "public"."BehavioralSignal" that belong to no shadow user'):
-        pipeline.run(settings_for(small_world))
-    assert database_state(small_world) == rows
-    assert folder_state(tmp_path / "out") == {}
+def test_a_trigger_whose_writes_are_undone_or_its_own_has_no_side_effect(real_users, settings_for):
+    """A subtransaction that is rolled back, and a temporary table."""
+    execute(
+        real_users,
+        function(
+            """BEGIN INSERT INTO audit VALUES (1); RAISE EXCEPTION 'no'; EXCEPTION WHEN OTHERS THEN NULL; END;
+            CREATE TEMPORARY TABLE IF NOT EXISTS mine (n int); INSERT INTO mine VALUES (1); DROP TABLE mine;"""
+        ),
+        trigger('AFTER DELETE OR INSERT ON "RankingEvent"'),
+    )
+    assert not any("made this run write" in warning for warning in pipeline.run(settings_for(real_users)).warnings)
 
 
-def test_a_server_that_does_not_count_is_looked_at_row_by_row(small_world, settings_for):
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('real-1', 'real-1@example.test')""")
-        connection.execute("ALTER ROLE CURRENT_USER IN DATABASE " + connection.info.dbname + " SET track_counts = off")
-    report = pipeline.run(settings_for(small_world))
-    assert any("track_counts is off" in warning for warning in report.warnings)
-    with psycopg.connect(small_world) as connection:
-        connection.execute(
-            """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            INSERT INTO "PersonaDimension" ("id", "userId", "dimension", "value", "updatedAt")
-            VALUES ('p-1', 'real-1', 'pace_preference', 'x', now()); RETURN NULL; END $$"""
-        )
-        connection.execute(
-            'CREATE TRIGGER meddle AFTER DELETE ON "RankingEvent" FOR EACH STATEMENT EXECUTE FUNCTION meddle()'
-        )
-    with pytest.raises(DataError, match=r'1 rows of "public"."PersonaDimension" that belong to no shadow user'):
-        pipeline.run(settings_for(small_world))
+@pytest.mark.parametrize("name", ["audit", "AUDIT", "public.audit", '"audit"', '"public"."audit"', "Public.Audit"])
+def test_a_side_effect_that_is_allowed_is_a_warning(real_users, settings_for, name):
+    execute(real_users, function("INSERT INTO audit VALUES (1);"), trigger('AFTER DELETE ON "RankingEvent"'))
+    report = pipeline.run(settings_for(real_users, allow_side_effects=name))
+    assert [each for each in report.warnings if "made this run write" in each] == [
+        "A foreign key, a trigger or a rule has made this run write to public.audit: 1 inserted, 0 updated, 0 deleted."
+    ]
+    with psycopg.connect(real_users) as connection:
+        assert connection.execute("SELECT array_agg(n ORDER BY n) FROM audit").fetchone() == ([0, 1],)
+
+
+def test_several_side_effects_are_named_and_allowed_together(real_users, settings_for):
+    """A model's own name is not folded, a partition stands for its table, and what the message says can be given as it is."""
+    execute(
+        real_users,
+        function(
+            """UPDATE "Trip" SET "city" = "city" WHERE "userId" = 'real-1'; INSERT INTO other.part VALUES (1);
+            INSERT INTO audit VALUES (1);"""
+        ),
+        trigger('AFTER DELETE ON "RankingEvent"'),
+    )
+    said = refused(settings_for(real_users, allow_side_effects=("Trip",)), "--allow-side-effects 'public.audit'")
+    assert "--allow-side-effects 'other.\"Log.s\"'" in said
+    assert "Trip" not in said
+    for names in (
+        ("Trip", 'other."Log.s"', "public.audit"),
+        'Trip,other."Log.s", audit',
+        ["other.part", "audit", "trip", "Trip"],
+    ):
+        if "trip" in names:
+            with pytest.raises(SettingsError, match="'trip', and there is no such table in schema 'public'"):
+                pipeline.run(settings_for(real_users, allow_side_effects=names))
+            continue
+        assert pipeline.run(settings_for(real_users, allow_side_effects=names)).committed
+    assert pipeline.run(settings_for(real_users, allow_side_effects=("other.part", "audit", "Trip"))).committed
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "there is no such table in schema 'public'"),
+        ("nowhere.audit", "there is no such table."),
+        ('"AUDIT"', "there is no such table"),
+        ("RankingEvent", "which a run itself writes"),
+        ("public.BehavioralSignal", "which a run itself writes"),
+    ],
+)
+def test_a_name_that_allows_nothing_is_refused(real_users, settings_for, tmp_path, name, said):
+    with pytest.raises(SettingsError, match=said):
+        pipeline.run(settings_for(real_users, allow_side_effects=(name,)))
+    assert not folder_state(tmp_path / "out")
+
+
+ACTIONS = {
+    "CASCADE": "0 inserted, 0 updated, 10 deleted",
+    "SET NULL": "0 inserted, 10 updated, 0 deleted",
+    "SET DEFAULT": "0 inserted, 10 updated, 0 deleted",
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("partitioned", ["", "PARTITION BY HASH (f)"])
+def test_rows_of_the_application_that_refer_to_ours(real_users, settings_for, action, partitioned):
+    """They are neither deleted nor changed, unless that is allowed, and are found beforehand."""
+    pipeline.run(settings_for(real_users))
+    execute(
+        real_users,
+        f"""CREATE TABLE other."Feedback" ("f" text PRIMARY KEY, "event" text REFERENCES "RankingEvent"("id") ON DELETE {action})
+        {partitioned}""",
+        *(
+            f'CREATE TABLE other.f{n} PARTITION OF other."Feedback" FOR VALUES WITH (MODULUS 2, REMAINDER {n})'
+            for n in range(2 if partitioned else 0)
+        ),
+        f"""INSERT INTO other."Feedback" SELECT "id", "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
+    )
+    refused(settings_for(real_users), f'other."Feedback": {ACTIONS[action]}')
+    (finding,) = pipeline.schema_check(settings_for(real_users))
+    assert (finding.kind, finding.severity) == ("foreign_key", "advice")
+    assert (
+        f'other."Feedback" refer to "public"."RankingEvent" by "Feedback_event_fkey" (ON DELETE {action})'
+        in finding.detail
+    )
+    report = pipeline.run(settings_for(real_users, allow_side_effects=("other.Feedback",)))
+    assert any(f'write to other."Feedback": {ACTIONS[action]}.' in warning for warning in report.warnings)
+
+
+def test_a_reference_that_is_checked_before_commit(real_users, settings_for):
+    """Rows that come back under the same ids are referred to again; one that does not ends the run, and nothing is kept."""
+    pipeline.run(settings_for(real_users))
+    execute(
+        real_users,
+        """CREATE TABLE "Feedback" ("event" text REFERENCES "RankingEvent"("id") DEFERRABLE INITIALLY DEFERRED)""",
+        f"""INSERT INTO "Feedback" SELECT "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
+    )
+    assert pipeline.run(settings_for(real_users)).committed
+    rows = everything(real_users)
+    with pytest.raises(DataError, match="violates foreign key"):
+        pipeline.run(settings_for(real_users, seed=1))
+    assert everything(real_users) == rows
+
+
+def test_a_deferred_trigger_is_seen(real_users, settings_for):
+    """It would fire in COMMIT, when nobody looks any more."""
+    execute(
+        real_users,
+        function("""UPDATE "BehavioralSignal" SET "modelVersion" = 'meddled' WHERE "userId" = 'real-1';"""),
+        trigger('AFTER INSERT ON "RankingEvent"', "ROW", "DEFERRABLE INITIALLY DEFERRED"),
+    )
+    refused(settings_for(real_users), '"BehavioralSignal": 0 inserted')
+
+
+MEDDLED = {
+    "another version": ("""NEW."modelVersion" := 'HACK'; RETURN NEW;""", "and 0 have it now"),
+    "no version": ("""NEW."modelVersion" := NULL; RETURN NEW;""", "and 0 have it now"),
+    "another type": (
+        """NEW."signalType" := (enum_range(NULL::"SignalType"))[1 + (NEW."signalType" = (enum_range(NULL::"SignalType"))[1])::int];
+        RETURN NEW;""",
+        'column "signalType"',
+    ),
+    "a column of the application's own": ("""NEW."note" := 'x'; RETURN NEW;""", 'column "note"'),
+    "two rows' values, swapped": (
+        """IF NEW."note" IN ('1', '2') THEN NEW."note" := (3 - NEW."note"::int)::text; END IF; RETURN NEW;""",
+        'column "note"',
+    ),
+    "nothing: the rows are skipped": ("RETURN NULL;", "0 were changed and 0 have it now"),
+    "another owner": ("""NEW."userId" := 'real-1'; RETURN NEW;""", "and 0 have it now"),
+    "one row instead of another": (
+        """IF pg_trigger_depth() = 1 AND NEW."note" = '1' THEN
+        BEGIN UPDATE "BehavioralSignal" SET "modelVersion" = 'x' WHERE "id" = 'g-1'; EXCEPTION WHEN OTHERS THEN NULL; END;
+        RETURN NULL; END IF; RETURN NEW;""",
+        "were changed and",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MEDDLED)
+def test_a_trigger_that_makes_of_a_backfilled_signal(real_users, settings_for, what):
+    """The rows are read back, and compared with what they were, but for the one column."""
+    body, said = MEDDLED[what]
+    execute(
+        real_users,
+        'ALTER TABLE "BehavioralSignal" ADD COLUMN "note" text',
+        f"""UPDATE "BehavioralSignal" b SET "modelVersion" = NULL, "note" = x.n::text
+        FROM (SELECT "id", row_number() OVER (ORDER BY "id") AS n FROM "BehavioralSignal" WHERE "userId" IN {SHADOW}) x
+        WHERE x."id" = b."id" """,
+        function(body),
+        trigger('BEFORE UPDATE ON "BehavioralSignal"', "ROW"),
+    )
+    refused(settings_for(real_users), said)
+    execute(real_users, 'DROP TRIGGER meddle ON "BehavioralSignal"')
+    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 2
+    execute(real_users, trigger('BEFORE UPDATE ON "BehavioralSignal"', "ROW"))
+    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] == 0  # nothing is left to meddle with
+
+
+def test_a_side_effect_under_a_role_that_may_do_no_more(role, real_users, settings_for):
+    """The audit needs no privilege, sees what a SECURITY DEFINER function writes, and reads back the columns that are granted."""
+    name, url = role
+    execute(
+        real_users,
+        privileges.grants(Naming("model", "public"), name),
+        'ALTER TABLE "BehavioralSignal" ADD COLUMN "note" text',
+        f"""UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "userId" IN {SHADOW}""",
+        function("INSERT INTO audit VALUES (1); INSERT INTO other.part VALUES (1);", settings="SECURITY DEFINER"),
+        trigger('AFTER UPDATE ON "BehavioralSignal"'),
+    )
+    refused(settings_for(url), "public.audit: 1 inserted", real_users)
+    report = pipeline.run(settings_for(url, allow_side_effects=("audit", "other.part")))
+    assert report.counts["signals_backfilled"] > 0
+
+
+def test_tables_of_ours_that_are_partitioned(real_users, settings_for):
+    """Partitions count as their table, also where the run writes itself."""
+    execute(
+        real_users,
+        'ALTER TABLE "BehavioralSignal" RENAME TO old',
+        'CREATE TABLE "BehavioralSignal" (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH ("id")',
+        *(
+            f'CREATE TABLE s{n} PARTITION OF "BehavioralSignal" FOR VALUES WITH (MODULUS 2, REMAINDER {n})'
+            for n in range(2)
+        ),
+        f"""INSERT INTO "BehavioralSignal" SELECT "id", "userId", "tripId", "slotId", "activityNodeId", "signalType"
+        FROM old WHERE "userId" IN {SHADOW}""",
+        "DROP TABLE old",
+        """INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'g-1', 'real-1', "signalType" FROM s0 LIMIT 1""",
+        function("""UPDATE "BehavioralSignal" SET "modelVersion" = 'x' WHERE "userId" = 'real-1';"""),
+        trigger('AFTER DELETE ON "RankingEvent"'),
+    )
+    refused(settings_for(real_users), '"public"."BehavioralSignal": 0 inserted')
+    execute(real_users, "DROP FUNCTION meddle CASCADE")
+    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 0
+
+
+def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings_for):
+    """As many rows as meant were inserted, and all that should stand there do: one of them is not new, and one is another's."""
+    pipeline.run(settings_for(real_users))
+    with psycopg.connect(real_users) as connection:
+        (kept,) = connection.execute(f'SELECT min("id") FROM "RankingEvent" WHERE "userId" IN {SHADOW}').fetchone()
+    execute(
+        real_users,
+        function(
+            f"""IF TG_OP = 'DELETE' THEN IF OLD."id" = '{kept}' THEN RETURN NULL; END IF; RETURN OLD; END IF;
+            IF NEW."id" = '{kept}' THEN BEGIN NEW."id" := 'e-9'; NEW."userId" := 'real-1';
+            INSERT INTO "RankingEvent" VALUES (NEW.*); EXCEPTION WHEN unique_violation THEN NULL; END; RETURN NULL; END IF;
+            RETURN NEW;"""
+        ),
+        trigger('BEFORE DELETE OR INSERT ON "RankingEvent"', "ROW"),
+    )
+    rows = everything(real_users)
+    with pytest.raises(DataError, match="is not what was sent"):
+        pipeline.run(settings_for(real_users))
+    assert everything(real_users) == rows
+
+
+@pytest.mark.parametrize("body", ["""NEW."stage" := 'archived'; RETURN NEW;""", "RETURN NULL;"])
+def test_the_registry_s_rows_are_read_back(real_users, settings_for, body):
+    execute(
+        real_users,
+        'DELETE FROM "ModelRegistry"',
+        function(body.replace("'archived'", """(enum_range(NULL::"ModelStage"))[1]""")),
+        trigger('BEFORE INSERT ON "ModelRegistry"', "ROW"),
+    )
+    rows = everything(real_users)
+    with pytest.raises(DataError, match=r'Of the 2 models that "public"\."ModelRegistry"'):
+        pipeline.run(settings_for(real_users))
+    assert everything(real_users) == rows
+
+
+def not_counted(url: str, role: str = "CURRENT_USER") -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER ROLE {role} IN DATABASE {connection.info.dbname} SET track_counts = off")
+
+
+def test_a_server_that_does_not_count_is_made_to(real_users, settings_for):
+    """For this transaction, where the role may; a delete leaves no row that could be looked at."""
+    not_counted(real_users)
+    assert pipeline.run(settings_for(real_users)).committed
+    execute(
+        real_users,
+        function("""DELETE FROM "RankingEvent" WHERE "userId" = 'real-1';"""),
+        trigger('AFTER DELETE ON "PersonaDimension"'),
+    )
+    refused(settings_for(real_users, seed=1), "RankingEvent")
+
+
+def test_a_server_that_does_not_count_and_can_t_be_made_to_is_refused(role, small_world, settings_for, tmp_path):
+    name, url = role
+    execute(small_world, privileges.grants(Naming("model", "public"), name))
+    not_counted(small_world, name)
+    rows = everything(small_world)
+    with pytest.raises(SchemaError, match=f"ALTER ROLE {name} SET track_counts = on"):
+        pipeline.run(settings_for(url))
+    assert everything(small_world) == rows
+    assert not folder_state(tmp_path / "out")
+
+
+def test_a_function_that_is_not_counted_is_refused(real_users, settings_for):
+    execute(real_users, function("", settings="SET track_counts = off"))
+    with pytest.raises(SchemaError, match=r"meddle\(\)"):
+        pipeline.run(settings_for(real_users))
+    execute(
+        real_users,
+        "DROP FUNCTION meddle",
+        function("PERFORM set_config('track_counts', 'off', true);"),
+        trigger('AFTER DELETE ON "PersonaDimension"'),
+    )
+    refused(settings_for(real_users), "switched track_counts off")
 
 
 def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, settings_for, monkeypatch):

@@ -86,6 +86,22 @@ def test_a_killed_run_s_staging_folder_is_cleared(small_world, settings_for, tmp
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["LATEST", "snapshots"]
 
 
+def test_links_in_out_are_not_followed(small_world, settings_for, tmp_path):
+    """Who may write to --out leads nobody to another file: what a link names stays, and the run goes through."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("precious")
+    out.mkdir()
+    for name, target in {"x": elsewhere, "LATEST": elsewhere / "precious", "nowhere": tmp_path / "nowhere"}.items():
+        (out / f"{STAGING}{name}").symlink_to(target)
+    (out / "LATEST").symlink_to(elsewhere / "precious")
+    report = pipeline.run(settings_for(small_world))
+    assert sorted(p.name for p in out.iterdir()) == ["LATEST", "snapshots"]
+    assert not (out / "LATEST").is_symlink()
+    assert (out / "LATEST").read_text() == Path(report.snapshot).name
+    assert {p.name: p.read_text() for p in elsewhere.iterdir()} == {"precious": "precious"}
+
+
 def test_a_copy_that_the_server_refuses(small_world, settings_for, tmp_path):
     """The message names the table and the constraint, and none of the row's values."""
     with psycopg.connect(small_world) as connection:

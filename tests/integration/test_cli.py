@@ -120,6 +120,29 @@ def test_a_schema_that_does_not_fit_exits_4(database_url, tmp_path):
     assert call("schema", "check", "--database-url", database_url).returncode == 4
 
 
+def test_what_a_run_would_set_off_is_listed_and_keeps_no_run_from_working(small_world, tmp_path):
+    with psycopg.connect(small_world) as connection:
+        connection.execute('CREATE TABLE "Feedback" ("event" text REFERENCES "RankingEvent"("id") ON DELETE CASCADE)')
+    run = ("run", "--out", str(tmp_path / "out"), "--database-url", small_world, "--seed")
+    assert call(*run, "0").returncode == 0
+    checked = call("schema", "check", "--database-url", small_world)
+    assert checked.returncode == 0
+    assert 'Rows of public."Feedback" refer to' in checked.stdout.replace("\n", " ")
+    with psycopg.connect(small_world) as connection:
+        connection.execute(
+            """INSERT INTO "Feedback" SELECT "id" FROM "RankingEvent" WHERE "userId" IN
+            (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-')) LIMIT 3"""
+        )
+    stopped = call(*run, "1")
+    assert stopped.returncode == 5
+    assert "--allow-side-effects 'public.\"Feedback\"'" in stopped.stderr
+    assert call(*run, "1", "--allow-side-effects", "Feedbak").returncode == 2
+    assert call(*run, "1", "--allow-side-effects", 'public."Feedback"').returncode == 0
+    with psycopg.connect(small_world) as connection:
+        assert connection.execute('SELECT count(*) FROM "Feedback"').fetchone() == (0,)
+    assert call("export", "--allow-side-effects", "Feedback").returncode == 2
+
+
 def test_a_held_lock_exits_6(small_world, tmp_path):
     address = Settings(database_url=small_world).address()
     with pipeline.connect(address) as other, pipeline.locked(other, "public"):
@@ -172,8 +195,41 @@ def test_every_command_has_help_with_an_example(command):
     assert "Example" in done.stdout
 
 
+@pytest.mark.parametrize(("kind", "user"), [("model", '"app"."User"'), ("mapped", '"app"."users"')])
+def test_schema_print_names_the_tables_as_the_database_does(database_url, kind, user):
+    """The three things that it prints, where DATABASE_URL is Prisma's: with its schema."""
+    env = {"DATABASE_URL": f"{database_url}{'&' if '?' in database_url else '?'}schema=app"}
+    call("schema", "apply", "--naming", kind, **env)
+    assert (
+        f'GRANT SELECT ("id", "email") ON {user} TO "someone";'
+        in call("schema", "print", "--role", "someone", **env).stdout
+    )
+    assert f"CREATE TABLE {user} (" in call("schema", "print", "--all", **env).stdout
+    prisma = call("schema", "print", "--format", "prisma", **env).stdout
+    assert ('@@map("ranking_events")' in prisma) == (kind == "mapped")
+    assert "--naming" not in prisma
+    assert (
+        user
+        not in call(
+            "schema", "print", "--role", "someone", "--naming", {"model": "mapped", "mapped": "model"}[kind], **env
+        ).stdout
+    )
+
+
+def test_schema_print_does_not_guess_where_the_database_can_t_be_asked():
+    env = {"DATABASE_URL": "postgresql://someone:s3cr3t-word@127.0.0.1:1/nothing"}
+    done = call("schema", "print", "--role", "someone", **env)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "With --naming model or --naming mapped it is not asked" in done.stderr
+    assert "s3cr3t-word" not in done.stderr
+    assert call("schema", "print", "--role", "someone", "--naming", "mapped", **env).returncode == 0
+
+
 def test_schema_print_needs_no_database():
     sql = call("schema", "print").stdout
+    assert sql.startswith("-- For tables named by model")
     assert 'CREATE TABLE "public"."RankingEvent"' in sql
+    assert 'CREATE TABLE "public"."User"' not in sql
+    assert 'CREATE TABLE "public"."User"' in call("schema", "print", "--all").stdout
     mapped = call("schema", "print", "--naming", "mapped", "--format", "prisma").stdout
     assert '@@map("ranking_events")' in mapped

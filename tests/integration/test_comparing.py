@@ -63,7 +63,7 @@ def test_half_the_trips_gone_is_one_sentence_that_says_what_to_do(two_nights):
     assert "See whether the source lost rows" in said
     manifest = json.loads((Path(second.snapshot) / "manifest.json").read_text())
     assert said in manifest["warnings"]
-    assert [night["trips read"] for night in second.before] == [trips[0]]
+    assert [(each.before, each.value) for each in second.figures if each.name == "trips read"] == [trips]
 
 
 def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, halved):
@@ -73,7 +73,7 @@ def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, h
         night(world, out, fail_on_change=True)  # twice as many as the last
     assert (database_state(world), folder_state(out)) == before
     unmoved = night(halved, out, fail_on_change=True, dry_run=True)  # a dry run looks at the real nights
-    assert (moves(unmoved), len(unmoved.before)) == ([], 2)
+    assert (moves(unmoved), len(unmoved.nights)) == ([], 2)
 
 
 def test_how_far_is_too_far_can_be_said(two_nights, world):

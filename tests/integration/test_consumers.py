@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_latest_names_the_snapshot(root):
     assert run_here("Where the snapshot is", out=str(root.parents[1]))["root"] == root
 
 
+def test_the_readme_s_lines_read_what_is_to_be_trained_on(root):
+    """With a split and without: never a row of valid or test."""
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = page.split("A trainer reads", 1)[1].split("\n\n")[1]
+    variables: dict[str, object] = {}
+    exec(compile(textwrap.dedent(lines).replace("/srv/bpr", str(root.parents[1])), "README.md", "exec"), variables)  # noqa: S102
+    wanted = expected(root, FOUR)
+    assert_same_rows(variables["triples"].select(FOUR), wanted["train" if "train" in wanted else None])
+
+
 def test_numpy_learns_from_the_four_columns(root):
     for split, wanted in expected(root, FOUR).items():
         found = run_here("numpy", root=root, split=split)
@@ -245,7 +256,12 @@ def numbered(root: Path) -> dict[str | None, pl.DataFrame]:
 
 
 DATASETS_BEFORE = """
+from torch.utils.data import get_worker_info
+
 streamed = {}
+
+def with_worker(row):
+    return {"worker": get_worker_info().id}
 
 def train_step(batch):
     rows = streamed.setdefault(epoch, {})
@@ -262,6 +278,11 @@ if __name__ == "__main__":
     pq.write_table(shuffled.with_format("arrow")[:], f"{folder}/shuffled-train.parquet")
     for epoch, rows in streamed.items():
         pq.write_table(pa.table(rows), f"{folder}/stream{epoch}-train.parquet")
+    numbered = DataLoader(
+        stream.map(with_worker), batch_size=1024, num_workers=2, multiprocessing_context="spawn", timeout=120
+    )
+    workers = [number for batch in numbered for number in batch["worker"].tolist()]
+    Path(folder, "workers.json").write_text(json.dumps(workers))
 """
 
 
@@ -275,4 +296,9 @@ def test_datasets_reads_each_split_whole_and_as_a_stream(root, tmp_path):
     for name, rows in read.items():
         assert_same_rows(rows, wanted[name.split("-")[1]])
     assert not read["stream0-train"].equals(read["stream1-train"])
+    # Each worker has its share of the files, none is idle.
+    workers = json.loads((tmp_path / "workers.json").read_text())
+    shares = [workers.count(number) / wanted["train"].height for number in (0, 1)]
+    assert sum(shares) == 1
+    assert min(shares) > 0.2
     assert not read["shuffled-train"].equals(read["mapped-train"])

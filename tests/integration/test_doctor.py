@@ -153,7 +153,7 @@ def test_a_store_that_is_no_folder(world, tmp_path):
 def test_time_limits_dead_rows_and_read_only(world, tmp_path):
     name = urlsplit(world).path.lstrip("/")
     alter = f'ALTER DATABASE "{name}" '
-    with changed(world, f"{alter} SET statement_timeout = '5s'", f"{alter} RESET statement_timeout"):
+    with changed(world, f"{alter} SET statement_timeout = '500s'", f"{alter} RESET statement_timeout"):
         assert bad(examined(world, tmp_path)) == {"time limits": "warning"}
     with changed(
         world,
@@ -167,6 +167,31 @@ def test_time_limits_dead_rows_and_read_only(world, tmp_path):
         checks = examined(world, tmp_path)
         assert bad(checks) == {"tables": "warning"}
         assert any("VACUUM" in each.remedy for each in checks)
+
+
+def test_what_a_run_sets_off(world, tmp_path):
+    key = 'ALTER TABLE "Trip" ADD COLUMN "event" text REFERENCES "{}"("id") ON DELETE SET NULL'
+    with changed(world, key.format("RankingEvent"), 'ALTER TABLE "Trip" DROP COLUMN "event"'):
+        checks = examined(world, tmp_path)
+        assert (exit_code(checks), bad(checks)) == (0, {"side effects": "warning"})
+        assert 'Rows of public."Trip" refer to "public"."RankingEvent"' in of(checks, "side effects")[0].found
+    with changed(world, key.format("ModelRegistry"), 'ALTER TABLE "Trip" DROP COLUMN "event"'):
+        checks = examined(world, tmp_path)
+        assert bad(checks) == {}
+        assert "a run deletes nothing there" in of(checks, "side effects")[0].found
+
+
+def test_a_server_that_does_not_count_rows(world, tmp_path):
+    name, role = urlsplit(world).path.lstrip("/"), f"doctor_counts_{os.getpid()}"
+    alter = f'ALTER DATABASE "{name}" '
+    with (
+        changed(world, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'", f"DROP OWNED BY {role}; DROP ROLE {role}"),
+        changed(world, f"{alter} SET track_counts = off", f"{alter} RESET track_counts"),
+    ):
+        assert bad(examined(world, tmp_path)) == {}  # a superuser's run switches it on for itself
+        (audit,) = of(examined(as_role(world, role, "secret"), tmp_path), "audit")
+        assert (audit.state, audit.exit_code) == ("failed", 4)
+        assert f"ALTER ROLE {role} SET track_counts = on" in audit.found
 
 
 def test_clocks():
@@ -195,3 +220,36 @@ def test_the_command(world, tmp_path):
     )
     assert done.exit_code == 5
     assert [each["name"] for each in json.loads(done.stdout)["checks"] if each["state"] == "failed"] == ["shadow users"]
+
+
+def test_one_check_that_failed_and_several(world, tmp_path):
+    call = ["doctor", "--database-url", world, "--out", str(tmp_path), "--shadow-prefix", "nobody-"]
+    one = CliRunner().invoke(cli.app, call).output
+    assert "\n1 check failed, 0 warnings: mend it, and look again." in one
+    (tmp_path / "file").write_text("")
+    two = CliRunner().invoke(cli.app, [*call, "--out", str(tmp_path / "file")]).output
+    assert "\n2 checks failed, 0 warnings: mend the first that failed, and look again." in two
+
+
+def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_world_template, settings_for, tmp_path):
+    """A copy has no statistics of its own: there the last ANALYZE tells, and without one the number is unknown."""
+    original = make_database(small_world_template)
+    pipeline.run(settings_for(original))
+
+    def said(url: str) -> dict[str, str]:
+        return dict(each.found.split(", ")[0].split(": ", 1) for each in of(examined(url, tmp_path), "tables"))
+
+    with psycopg.connect(original, autocommit=True) as connection:
+        (events,) = connection.execute('SELECT count(*) FROM "RankingEvent"').fetchone()
+        (personas,) = connection.execute('SELECT count(*) FROM "PersonaDimension"').fetchone()
+        for table in ("PersonaDimension", "BehavioralSignal"):
+            connection.execute(f'ALTER TABLE "{table}" SET (autovacuum_enabled = false)')
+        connection.execute('ANALYZE "RankingEvent"')
+        connection.execute('TRUNCATE "BehavioralSignal"')
+        (known,) = connection.execute(
+            "SELECT reltuples FROM pg_class WHERE oid = '\"PersonaDimension\"'::regclass"
+        ).fetchone()
+    found = said(make_database(original))
+    assert found["RankingEvent"] == f"{events} rows"
+    assert found["BehavioralSignal"] == "0 rows"
+    assert found["PersonaDimension"] == ("rows not counted yet (ANALYZE does)" if known < 0 else f"{personas} rows")

@@ -297,15 +297,21 @@ def test_children_of_a_killed_server_are_waited_for(data_dir: Path) -> None:
     child = ask(killed, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
     assert isinstance(child, int)
     os.kill(child, signal.SIGSTOP)
-    alarm = threading.Timer(1.0, os.kill, (child, signal.SIGCONT))
+    ends = threading.Event()
+
+    def resume() -> None:
+        ends.set()
+        os.kill(child, signal.SIGCONT)
+
+    alarm = threading.Timer(1.0, resume)
     alarm.start()
     try:
         os.kill(killed.pid, signal.SIGKILL)
         while embedded._serves(killed.pid, data_dir):
             time.sleep(0.01)
-        before = time.monotonic()
-        assert ask(embedded.start(data_dir, parameters=FAST), "SELECT 1") == 1
-        assert time.monotonic() - before > 0.5
+        started = embedded.start(data_dir, parameters=FAST)
+        assert ends.is_set()
+        assert ask(started, "SELECT 1") == 1
     finally:
         alarm.join()
 
@@ -341,7 +347,7 @@ def test_a_server_whose_data_folder_was_deleted_makes_room_for_a_new_one(data_di
 
 def test_an_interrupted_first_start_leaves_nothing_that_passes_for_data(place: Path) -> None:
     starter = subprocess.Popen([sys.executable, "-c", START, str(place / "pg")], cwd=REPOSITORY)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list(place.glob(".pg.init-*/PG_VERSION")) and time.monotonic() < deadline:
         time.sleep(0.002)
     starter.kill()

@@ -170,7 +170,7 @@ def test_what_keeps_everybody_waiting_is_begun_again(ray, tmp_path, monkeypatch)
     began = time.monotonic()
     with opened("ray", {}, Stop()) as engine:
         assert engine.begin(sleeps_once, engine.share(str(tmp_path / "marker"))).result() == "done"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 def fails(_shared: None, kind: type[Exception]) -> None:
@@ -232,7 +232,7 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         ours = psutil.Process(child.pid)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not any(works(each) for each in ours.children(recursive=True)):
             assert child.poll() is None
             assert time.monotonic() < deadline
@@ -240,10 +240,11 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
         processes = [ours, *ours.children(recursive=True)]
         assert set().union(*map(listens, processes)) == {"127.0.0.1"}
         (folder,) = {found[0] for each in processes if (found := re.search(r"/[\w/.-]*?bpr-ray-\w+", called(each)))}
-        assert Path(folder).exists()
+        assert Path(folder).stat().st_mode & 0o777 == 0o700  # what Ray makes in it is everybody's
+        assert Path(folder, "r").stat().st_mode & 0o777 == 0o777
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == -signal.SIGTERM
-        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert child.wait(60) == -signal.SIGTERM
+        _, alive = psutil.wait_procs(processes, timeout=60)
         assert alive == []
     finally:
         child.kill()

@@ -66,8 +66,8 @@ def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for,
         assert isinstance(scope, Scope)
         with pipeline.transaction(connection, read_only=True, keep=False):
             slots = connection.number(
-                'SELECT count(*) FROM "ItinerarySlot" s JOIN "Trip" t ON t."id" = s."tripId" '
-                """JOIN "User" u ON u."id" = t."userId" WHERE starts_with(u."email", 'shadow-')"""
+                'SELECT count(*) FROM public."ItinerarySlot" s JOIN public."Trip" t ON t."id" = s."tripId" '
+                """JOIN public."User" u ON u."id" = t."userId" WHERE starts_with(u."email", 'shadow-')"""
             )
             with psycopg.connect(small_world) as other:
                 other.execute('DELETE FROM "BehavioralSignal"')

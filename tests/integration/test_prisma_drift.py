@@ -28,6 +28,30 @@ def test_our_sql_is_what_prisma_makes(kind):
 
 
 @pytest.mark.parametrize("kind", NAMINGS)
+def test_an_application_that_adds_what_is_printed_has_all_of_it(kind, database_url):
+    """The text of `schema print --format prisma` behind the application's own models, its index line where it says."""
+    naming = Naming(kind)
+    whole, added = schema_prisma(naming), schema_prisma(naming, added=True)
+    hint, index, rest = added.split("\n", 2)
+    own = re.sub(
+        r"(?m)^(?://.*\n)*(?:model|enum) (?:ModelStage|PersonaDimension|RankingEvent|ModelRegistry) \{\n(?s:.*?)^\}\n*",
+        "",
+        whole,
+    )
+    own = own.replace(f"\n{index.removeprefix('//')}", "")
+    assert "RankingEvent" not in own
+    assert "@@index([tripId, dayNumber])" not in own
+    model = hint.removeprefix("// Add this to the model ").removesuffix(":")
+    together = re.sub(rf"(?ms)^(model {model} \{{.*?)^\}}", rf"\1{index.removeprefix('//')}\n}}", own) + rest
+    assert sorted(statements(script(together))) == sorted(statements(schema_sql(naming)))
+    # And of the SQL: run behind the application's own tables, it leaves no drift.
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(script(own).replace('CREATE SCHEMA IF NOT EXISTS "public";', ""))
+        connection.execute(schema_sql(naming, added=True))
+    assert drift(database_url, whole) == ""
+
+
+@pytest.mark.parametrize("kind", NAMINGS)
 def test_no_drift_after_schema_apply_and_none_after_a_run(kind, database_url, settings_for):
     prisma = schema_prisma(Naming(kind))
     settings = settings_for(database_url, naming=kind, scale=0.02)

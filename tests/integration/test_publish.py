@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import boto3
 import pytest
 from obstore.store import from_url
 from typer.testing import CliRunner
 
 import cli
 from etl import objects, pipeline
-from etl.errors import ConnectError, LockedError, SettingsError
+from etl.doctor import examine
+from etl.errors import ConnectError, DataError, LockedError, SettingsError
 from etl.journal import RunResult
 from etl.lease import LOCK, Lease, owner
 from etl.objects import ObjectStore
 from etl.publish import open_store
 from etl.snapshot import MANIFEST
 from etl.stopping import Stop, StoppedError
-from etl.store import at_hand, reading
+from etl.store import LocalStore, at_hand, reading
 from etl.validate import validate_snapshot
-from tests.object_store import Bucket, Flaky, ObjectServer
+from tests.object_store import Bucket, Flaky, Forgetful, ObjectServer
 from tests.states import database_state, folder_state
 
 
@@ -70,6 +74,21 @@ def bucket(object_server, monkeypatch, tmp_path):
     for name, value in bucket.environ.items():
         monkeypatch.setenv(name, value)
     return bucket
+
+
+@pytest.fixture(scope="session")
+def other_server():
+    """The endpoint of a second server, with buckets of its own, that looks at no signature."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], **quiet)
+    try:
+        assert Stop().wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -476,6 +495,121 @@ def test_who_has_lost_the_lock_publishes_nothing(bucket, small_world, settings_f
     with pytest.raises(ConnectError, match="was lost"):
         pipeline.run(settings_for(small_world, out=bucket.out))
     assert set(bucket.objects()) == {LOCK}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        (("if-none-match", "if-match"), "If-None-Match"),
+        (("if-none-match",), "If-None-Match"),
+        (("if-match",), "If-Match"),
+    ],
+)
+def test_a_store_that_ignores_conditions_is_not_trusted(
+    bucket, other_server, monkeypatch, small_world, settings_for, conditions, said
+):
+    """Its lock keeps nobody out: two runs at once would both end well, and LATEST name a snapshot without files."""
+    there = replace(bucket, client=boto3.client("s3", endpoint_url=other_server))
+    there.client.create_bucket(Bucket=there.name)
+    store = Forgetful(other_server, *conditions)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+    rows, settings = database_state(small_world), settings_for(small_world, out=there.out)
+    found = {check.name: check for check in examine(settings, pipeline.utc_now)}["store"]
+    assert (found.state, found.exit_code) == ("failed", 3)
+    assert f"ignores the conditions of writes ({said})" in found.found
+    with pytest.raises(ConnectError, match=rf"ignores the conditions of writes \({said}\)"):
+        pipeline.run(settings)
+    store.stop()
+    assert there.objects() == {}
+    assert database_state(small_world) == rows
+
+
+def test_a_probe_that_a_killed_run_left_is_as_good_as_none(bucket):
+    store = ObjectStore(bucket.out, {})
+    store.write("probe", b"1")
+    store.require_conditions("probe")
+    assert bucket.objects() == {}
+
+
+HARMS = {"gone": ("users.parquet", None), "shorter": ("users.parquet", b"PAR1"), "one more": ("more.parquet", b"PAR1")}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_folder_is_compared_before_the_manifest_and_before_commit(
+    small_world, settings_for, tmp_path, monkeypatch, harm
+):
+    """Whoever took a staged file away or put one there, as a file system may that sees no case."""
+    original, (name, content) = LocalStore.secure, HARMS[harm]
+
+    def spoiled(self, staged, snapshot):
+        original(self, staged, snapshot)
+        (staged / name).unlink() if content is None else (staged / name).write_bytes(content)
+
+    rows = database_state(small_world)
+    monkeypatch.setattr(LocalStore, "secure", spoiled)
+    with pytest.raises(DataError, match=rf"{name} \(1 of [\d,]+\)"):
+        pipeline.run(settings_for(small_world))
+    assert list((tmp_path / "out").iterdir()) == []
+    assert database_state(small_world) == rows
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_an_object_store_is_compared_before_the_manifest(bucket, small_world, settings_for, monkeypatch, harm):
+    """Whoever took an object away or put one there after it was uploaded: no manifest lists what is not there."""
+    first = pipeline.run(settings_for(small_world, out=bucket.out, seed=1))
+    before, original, (name, content) = bucket.state(), ObjectStore.publish, HARMS[harm]
+
+    def spoiled(self, staged, snapshot):
+        key = f"snapshots/{snapshot}/{name}"
+        self.delete(key) if content is None else self.write(key, content)
+        original(self, staged, snapshot)
+
+    monkeypatch.setattr(ObjectStore, "publish", spoiled)
+    with pytest.raises(ConnectError, match=rf"{name} \(1 of [\d,]+\)") as refused:
+        pipeline.run(settings_for(small_world, out=bucket.out))
+    monkeypatch.setattr(ObjectStore, "publish", original)
+    assert "The database has been written, and the next run publishes what it holds." in str(refused.value)
+    assert bucket.state() == before
+    assert reading(bucket.out).latest_name() == Path(first.snapshot).name
+    assert pipeline.run(settings_for(small_world, out=bucket.out)).snapshot is not None
+
+
+def test_one_name_at_two_endpoints_is_two_places(bucket, other_server, monkeypatch):
+    """Another store at another address, whose bucket happens to be called the same, does not wait."""
+    boto3.client("s3", endpoint_url=other_server).create_bucket(Bucket=bucket.name)
+    with ObjectStore(bucket.out, {}).hold(0):
+        with pytest.raises(LockedError), ObjectStore(bucket.out, {}).hold(0):
+            pass
+        monkeypatch.setenv("AWS_ENDPOINT_URL", other_server)
+        with ObjectStore(bucket.out, {}).hold(0):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "open to all", "another's"])
+def test_a_staging_place_that_is_not_ours_alone_is_refused(bucket, tmp_path, kind):
+    store = ObjectStore(bucket.out, {})
+    with store.hold(0):
+        (place,) = tmp_path.glob("bpr-etl-*")
+    shutil.rmtree(place)
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+        if kind == "another's":
+            if os.geteuid() != 0:
+                pytest.skip("only root gives folders away")
+            place.chmod(0o700)
+            os.chown(place, 65534, 65534)
+    with (
+        pytest.raises(SettingsError, match=f"{place}, where what is to be uploaded is staged, .*Set TMPDIR"),
+        store.hold(0),
+    ):
+        pass
+    assert bucket.objects() == {}
 
 
 def test_names_of_any_kind_keep_their_key(bucket):

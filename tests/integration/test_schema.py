@@ -227,3 +227,117 @@ def test_a_schema_s_name_may_hold_anything(database_url, settings_for):
     assert pipeline.schema_apply(settings)[0] == "o'{x}\\ \"d"
     assert pipeline.schema_apply(settings) == []
     assert pipeline.schema_check(settings) == []
+
+
+RETURNS_NULL = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
+
+
+def side_effects(url, settings_for) -> list[tuple[str, str, str]]:
+    """Kind, model and severity of each finding that is a side effect."""
+    return [
+        (each.kind, each.model, each.severity)
+        for each in pipeline.schema_check(settings_for(url))
+        if each.kind in schema.SIDE_EFFECTS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ('"RankingEvent"("id")', "(ON DELETE NO ACTION): a run that deletes such a row is refused by the server"),
+        ('"RankingEvent"("id") ON DELETE RESTRICT', "(ON DELETE RESTRICT): a run that deletes such a row is refused"),
+        (
+            '"RankingEvent"("id") DEFERRABLE INITIALLY DEFERRED',
+            "(ON DELETE NO ACTION DEFERRABLE INITIALLY DEFERRED): a run that leaves such a row out is refused",
+        ),
+        ('"PersonaDimension"("id") ON DELETE CASCADE DEFERRABLE', "(ON DELETE CASCADE DEFERRABLE): a run that deletes"),
+        (
+            '"PersonaDimension"("id") ON DELETE SET NULL',
+            "sets these to NULL, and ends with exit 5 unless --allow-side-effects",
+        ),
+        ('"ModelRegistry"("id") ON DELETE CASCADE', "a run deletes nothing there"),
+    ],
+)
+def test_a_foreign_key_that_points_at_our_tables(applied, settings_for, reference, said):
+    """What it will do is said, whatever schema it is of; of a partitioned table it comes once, and a run is not kept from it."""
+    execute(
+        applied,
+        "CREATE SCHEMA app",
+        f'CREATE TABLE app."Some" (n int, "ref" text REFERENCES {reference}) PARTITION BY RANGE (n)',
+        'CREATE TABLE app.one PARTITION OF app."Some" FOR VALUES FROM (1) TO (2)',
+        'CREATE TABLE app.two PARTITION OF app."Some" FOR VALUES FROM (2) TO (3)',
+        'CREATE TABLE app.user (n text REFERENCES "User"("id") ON DELETE CASCADE)',
+    )
+    (finding,) = pipeline.schema_check(settings_for(applied))
+    assert (finding.kind, finding.severity) == ("foreign_key", "advice")
+    assert finding.detail.startswith('Rows of app."Some" refer to "public"."')
+    assert said in finding.detail
+    report = pipeline.run(settings_for(applied))
+    assert report.committed
+    assert report.notes == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ('TRIGGER t AFTER DELETE ON "RankingEvent" EXECUTE FUNCTION f()', [("trigger", "RankingEvent", "advice")]),
+        (
+            'TRIGGER t BEFORE INSERT ON "PersonaDimension" FOR EACH ROW EXECUTE FUNCTION f()',
+            [("trigger", "PersonaDimension", "advice")],
+        ),
+        (
+            'CONSTRAINT TRIGGER t AFTER INSERT ON "ModelRegistry" DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION f()',
+            [("trigger", "ModelRegistry", "advice")],
+        ),
+        (
+            'TRIGGER t BEFORE UPDATE ON "BehavioralSignal" EXECUTE FUNCTION f()',
+            [("trigger", "BehavioralSignal", "advice")],
+        ),
+        (
+            'TRIGGER t BEFORE UPDATE OF "modelVersion" ON "BehavioralSignal" EXECUTE FUNCTION f()',
+            [("trigger", "BehavioralSignal", "advice")],
+        ),
+        ('TRIGGER t BEFORE UPDATE OF "signalType" ON "BehavioralSignal" EXECUTE FUNCTION f()', []),
+        ('TRIGGER t BEFORE INSERT OR DELETE ON "BehavioralSignal" EXECUTE FUNCTION f()', []),
+        ('TRIGGER t AFTER UPDATE OR TRUNCATE ON "RankingEvent" EXECUTE FUNCTION f()', []),
+        ('TRIGGER t AFTER INSERT ON "Trip" EXECUTE FUNCTION f()', []),
+        ('RULE r AS ON DELETE TO "RankingEvent" DO ALSO NOTHING', [("rule", "RankingEvent", "advice")]),
+        ('RULE r AS ON UPDATE TO "BehavioralSignal" DO ALSO NOTHING', [("rule", "BehavioralSignal", "advice")]),
+        ('RULE r AS ON INSERT TO "RankingEvent" DO ALSO NOTHING', []),
+    ],
+)
+def test_a_trigger_or_a_rule_that_a_run_meets(applied, settings_for, statement, found):
+    execute(applied, RETURNS_NULL, f"CREATE {statement}")
+    assert side_effects(applied, settings_for) == found
+    if "TRIGGER" in statement:
+        table = statement.split(" ON ")[1].split()[0]
+        execute(applied, f"ALTER TABLE {table} DISABLE TRIGGER t")
+        assert side_effects(applied, settings_for) == []
+        execute(applied, f"ALTER TABLE {table} ENABLE REPLICA TRIGGER t")
+        assert side_effects(applied, settings_for) == []
+
+
+def test_a_trigger_of_a_partitioned_table_comes_once(applied, settings_for):
+    execute(
+        applied,
+        RETURNS_NULL,
+        'ALTER TABLE "RankingEvent" RENAME TO old',
+        'CREATE TABLE "RankingEvent" (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH ("id")',
+        'CREATE TABLE one PARTITION OF "RankingEvent" FOR VALUES WITH (MODULUS 2, REMAINDER 0)',
+        'CREATE TABLE two PARTITION OF "RankingEvent" FOR VALUES WITH (MODULUS 2, REMAINDER 1)',
+        'CREATE TRIGGER t AFTER INSERT ON "RankingEvent" FOR EACH ROW EXECUTE FUNCTION f()',
+    )
+    assert side_effects(applied, settings_for) == [("trigger", "RankingEvent", "advice")]
+    execute(applied, "CREATE TRIGGER own AFTER DELETE ON two FOR EACH ROW EXECUTE FUNCTION f()")
+    assert side_effects(applied, settings_for) == [("trigger", "RankingEvent", "advice")] * 2
+    assert pipeline.run(settings_for(applied)).committed
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+def test_a_rule_that_on_conflict_can_t_do_with_stops_a_run(applied, settings_for, event):
+    execute(applied, f'CREATE RULE r AS ON {event} TO "ModelRegistry" DO ALSO NOTHING')
+    assert side_effects(applied, settings_for) == [("rule", "ModelRegistry", "blocking")]
+    with pytest.raises(SchemaError, match=r'Rule "r" on "public"\."ModelRegistry"'):
+        pipeline.run(settings_for(applied))
+    execute(applied, 'DROP RULE r ON "ModelRegistry"')
+    assert pipeline.run(settings_for(applied)).committed

@@ -244,6 +244,10 @@ def finite_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def shortest(number: float) -> str:
     """The shortest decimal that gives the same float64, an integral one without point (`0.85`, `1`)."""
     return repr(number).removesuffix(".0")
@@ -348,6 +352,8 @@ def persona_of(
     persona["cuisine_openness"] = openness(seed, model)
     persona["trip_count"] = trip_count(trips)
     usable, dropped = usable_affinities(seed, categories)
+    if _is_number(seed.get("cuisine_openness")) and finite_number(seed["cuisine_openness"]) is None:
+        dropped["openness_not_a_number"] += 1
     if usable:
         persona["category_affinities"] = Found(affinities_text(usable), "onboarding")
     else:
@@ -362,10 +368,12 @@ def personas(world: World, settings: Settings, model: dict[str, Any]) -> tuple[l
     `createdAt` and `updatedAt` are the createdAt of the trip that gave the seed.
 
     Counts: shadow_users, users_without_persona, source_onboarding, source_default, source_reconstructed (rows by
-    source), affinities_unknown_category, affinities_not_a_number (entries dropped from the seeds that were used).
+    source), affinities_unknown_category, affinities_not_a_number (entries dropped from the seeds that were used),
+    openness_not_a_number (numbers beyond float64, dropped from them likewise).
     """
     names = ("shadow_users", "users_without_persona", *(f"source_{source}" for source in CONFIDENCE))
-    counts = Counter(dict.fromkeys((*names, "affinities_unknown_category", "affinities_not_a_number"), 0))
+    dropped_names = ("affinities_unknown_category", "affinities_not_a_number", "openness_not_a_number")
+    counts = Counter(dict.fromkeys((*names, *dropped_names), 0))
     rows = []
     for user_id in sorted(shadow_users(world, settings), key=by_bytes):
         counts["shadow_users"] += 1

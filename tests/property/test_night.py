@@ -19,7 +19,7 @@ from etl import pipeline
 from etl.affinity import affinity_model
 from etl.compact import EVENT_COLUMNS
 from etl.config import resolve
-from etl.stage import city_folder
+from etl.stage import city_folders
 from etl.validate import validate_snapshot
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
@@ -115,7 +115,8 @@ class Published:
     def folder(self, partition: oracle_training.Partition) -> str:
         """`[split=train/]city=New%20York`."""
         split, city = partition
-        return city_folder(city) if self.options.split == "none" else f"split={split}/{city_folder(city)}"
+        place = city_folders(self.exported.cities)[city]
+        return place if self.options.split == "none" else f"split={split}/{place}"
 
 
 def content(report: pipeline.RunResult) -> str:
@@ -242,9 +243,10 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
         "unknown_category": persona_counts["affinities_unknown_category"],
         "not_a_finite_number": persona_counts["affinities_not_a_number"],
     }
+    assert counts["openness_dropped"] == {"not_a_finite_number": persona_counts["openness_not_a_number"]}
     assert counts["ranking_events"] == event_counts["events"]
     assert counts["days_without_event"] == {reason: event_counts[reason] for reason in oracle.SKIP_REASONS}
-    assert counts["positives"] == event_counts["positives"]
+    assert counts["selected_places"] == event_counts["positives"]
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
 

@@ -61,6 +61,48 @@ def test_a_pgpass_file_is_libpq_s_to_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "place",
+    [
+        *(
+            "h:0",
+            "h:65536",
+            "h:123456",
+            "h:x",
+            "[::1",
+            "::1]",
+            "[::1]x",
+            "[]",
+            "a b",
+            "h:1:2",
+            "a,b:x",
+            "h%zz",
+            "h%",
+            "h%0",
+            "h%00",
+        ),
+        *("h:1,h:x", "h/d%", "h/d%zz", "h/d%00", "h/d?options=%z", "h/d?%"),
+    ],
+)
+def test_what_libpq_would_refuse_is_refused_before_without_repeating_it(place):
+    with pytest.raises(SettingsError) as refused:
+        parse_address(f"postgresql://u:p4ssw0rd@{place}", NO_HOME)
+    assert "p4ssw0rd" not in str(refused.value)
+    assert place not in str(refused.value)
+
+
+@pytest.mark.parametrize("password", ["Top@Secret%!", "%", "100%", "%%41", "a%2", "%00", "a\0%"])
+def test_a_percent_sign_that_encodes_nothing_is_refused(password):
+    with pytest.raises(SettingsError, match="percent-encoded") as refused:
+        parse_address(f"postgresql://u:Zyx{password}@127.0.0.1/app", NO_HOME)
+    assert "Zyx" not in str(refused.value)
+
+
+def test_what_libpq_is_given_it_can_read_whatever_the_url_has():
+    libpq = parse_address("postgresql://u s:a b:c@d@h:05432,[::1]/my db?application_name=a b", NO_HOME).libpq
+    assert libpq == "postgresql://u%20s:a%20b%3Ac%40d@h:05432,[::1]/my%20db?application_name=a%20b"
+
+
+@pytest.mark.parametrize(
     "url", ["mysql://u:p@h/d", "prisma+postgres://x?api_key=k", "app", "postgresql://u@h/d?sslmod=x"]
 )
 def test_what_is_no_address_is_refused_without_repeating_it(url):

@@ -12,6 +12,8 @@ from etl.choices import (
     parse_city_weights,
     parse_negatives,
     parse_split,
+    parse_table,
+    parse_tables,
 )
 from etl.config import resolve
 from etl.errors import SettingsError
@@ -32,6 +34,23 @@ from etl.errors import SettingsError
 )
 def test_what_strategies_come_to_in_a_city(words, alpha, nodes, found):
     assert negatives_for(parse_negatives(words), alpha, nodes) == found
+
+
+@pytest.mark.parametrize(
+    ("word", "schema", "table"),
+    [
+        ("audit", (), ("audit",)),
+        ("RankingFeedback", (), ("RankingFeedback", "rankingfeedback")),
+        ("App.audit_log", ("App", "app"), ("audit_log",)),
+        ('app."Log.s, ""old"""', ("app",), ('Log.s, "old"',)),
+        ('"App"."Audit"', ("App",), ("Audit",)),
+        ("protokolle.änderungen$1", ("protokolle",), ("änderungen$1",)),
+    ],
+)
+def test_a_table_as_people_name_it(word, schema, table):
+    name = parse_table(word)
+    assert (name.schema, name.table) == (schema, table)
+    assert parse_tables([f"{word} , x", "x"]) == (word, "x")
 
 
 def test_a_strategy_is_written_out_as_it_would_be_given():

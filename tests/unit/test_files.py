@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl import parquet, stage
-from etl.compact import CODED, EventBuckets
+from etl.compact import CODED
 from etl.errors import ConnectError, DataError
 from etl.event_files import Vocabularies, _batches
 from etl.parquet import Copies, as_written, crew, file_sha256, write_file
-from etl.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file
+from etl.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
+from etl.store import LocalStore
 from etl.validate import _as_listed
+from tests.manifests import FILE, SOUND
 
 ROWS = pl.DataFrame({"id": [f"u{number}" for number in range(10)], "number": range(10)})
 
@@ -94,12 +97,11 @@ def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path
 
 def test_two_cities_that_would_share_a_folder_are_refused(monkeypatch):
     """Names keep apart what names can; that hashes meet is not to be expected, and then nothing is mixed."""
-    events = CODED.clear()
-    dataset = stage.Dataset(EventBuckets(1, ("A", "B"), 0, lambda _: iter([events])), events, events, events)
-    assert stage._folders(dataset) == {"city=A": "A", "city=B": "B"}
-    monkeypatch.setattr(stage, "city_folder", lambda _: "city=~same")
+    assert stage.city_folders(["B", "A"]) == {"A": "city=A", "B": "city=B"}
+    for name in ("city_folder", "_hashed_folder"):
+        monkeypatch.setattr(stage, name, lambda _: "city=~same")
     with pytest.raises(DataError, match=r"Two cities would share the folder city=~same. Rename one of them."):
-        stage._folders(dataset)
+        stage.city_folders(["B", "A"])
 
 
 # --------------------------------------------------------------------------------------------------- on the way back
@@ -133,9 +135,6 @@ def test_events_whose_file_is_missing_or_harmed_are_not_read_as_none(tmp_path):
         read()
 
 
-SOUND = {"files": [], "cities": {}, "settings": {}}
-
-
 def test_a_manifest_says_where_a_snapshot_is(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps(SOUND))
     assert open_snapshot(tmp_path).folder == find_snapshot(tmp_path) == tmp_path
@@ -151,24 +150,82 @@ def test_a_manifest_says_where_a_snapshot_is(tmp_path):
         b"\xff\xfe",
         b"[]",
         b"{}",
-        b'{"files": 3, "cities": {}, "settings": {}}',
-        b'{"files": [{}], "cities": {}, "settings": {}}',
-        b'{"files": [{"path": "events/x.parquet"}], "cities": {}, "settings": {}}',
-        b'{"files": [], "cities": {}, "settings": 7}',
-        b'{"files": [], "cities": {}}',
+        b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+        json.dumps(SOUND).encode().replace(b'"rows_per_file": 1', b'"rows_per_file": ' + b"9" * 5_000),
+        json.dumps(SOUND).encode().replace(b'"seconds": 1.0', b'"seconds": NaN'),
+        json.dumps(SOUND).encode().replace(b'"run_id": "0"', b'"run_id": "\\ud800"'),
+        *(
+            json.dumps(SOUND | changed).encode()
+            for changed in (
+                {"files": 3},
+                {"files": [{}]},
+                {"files": [FILE]},  # no city has this folder
+                {"files": [FILE | {"path": "events/x.parquet"}]},
+                {"cities": {"city=Rome": "Rome"}, "files": [FILE, FILE]},
+                {"cities": {"city=Rome": 7}},
+                {"settings": 7},
+                {"started_at": "yesterday"},
+                {"source_rows": {"trips": -1}},
+                {"published": SOUND["published"] | {"signs": {"Rome": "high"}}},
+            )
+        ),
     ],
 )
-def test_a_manifest_that_is_harmed_is_named(tmp_path, harmed):
+def test_a_manifest_that_is_none_is_named(tmp_path, harmed):
     (tmp_path / MANIFEST).write_bytes(harmed)
     with pytest.raises(DataError, match=r"manifest.json can't be read as a manifest"):
         open_snapshot(tmp_path)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x.parquet", "events/../../x.parquet", ".."])
-def test_a_manifest_leads_nobody_out_of_its_folder(tmp_path, path):
-    (tmp_path / MANIFEST).write_text(json.dumps(SOUND | {"files": [{"path": path}]}))
-    with pytest.raises(DataError, match=r"is outside of its folder"):
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x.parquet", "events/../../x.parquet", "..", "a//b", "a\x00b", "", "a" * 300]
+)
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path, path):
+    (tmp_path / MANIFEST).write_text(json.dumps(SOUND | {"files": [FILE | {"path": path}]}))
+    with pytest.raises(DataError, match=r"is outside of its folder|is too long for a file system"):
         open_snapshot(tmp_path)
+
+
+def test_what_is_listed_and_is_no_file_is_never_read(tmp_path):
+    (tmp_path / MANIFEST).write_text(json.dumps(SOUND | {"files": [FILE | {"path": "users.parquet"}]}))
+    os.mkfifo(tmp_path / "users.parquet")  # to read it would never end
+    with pytest.raises(DataError, match=r"users.parquet is not a file"):
+        open_snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("user_id", [1, 2], "user_id is Int64, and not String"),
+        ("user_idx", ["0", "1"], "user_idx is String, and not UInt32"),
+        ("user_id", ["a", None], "user_id has nulls"),
+        ("affinity_dining", ["a", "b"], "affinity_dining is String, and not Float64"),
+    ],
+)
+def test_columns_are_of_the_types_that_published_ones_have(tmp_path, column, values, says):
+    pl.DataFrame({column: values}).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(DataError, match=says):
+        read_file(tmp_path, "users.parquet")
+
+
+@pytest.mark.parametrize(("ids", "indexes"), [(["a", "a"], [0, 1]), (["a", "b"], [1, 0]), (["a", "b"], [0, 7])])
+def test_indexes_are_row_numbers_and_ids_are_unique(tmp_path, ids, indexes):
+    (tmp_path / MANIFEST).write_text(json.dumps(SOUND))
+    for kind in ("user", "item"):
+        pl.DataFrame(
+            {f"{kind}_id": ids, f"{kind}_idx": indexes}, schema_overrides={f"{kind}_idx": pl.UInt32}
+        ).write_parquet(tmp_path / f"{kind}s.parquet")
+    with pytest.raises(DataError, match=r"users.parquet is not in the order of its user_idx, or has an id twice"):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("latest", [b"", b"..", b"a/b", b".staging-x", b"\xff\x1b[31m", b"a" * 300, b"a\x00b"])
+def test_latest_holds_one_name_or_is_named(tmp_path, latest):
+    (tmp_path / "LATEST").write_bytes(latest)
+    for look in (lambda: find_snapshot(tmp_path), LocalStore(tmp_path).latest_name):
+        with pytest.raises(DataError, match=r"^LATEST in .* does not hold the name of a snapshot") as raised:
+            look()
+        assert str(raised.value).isprintable()
 
 
 def test_a_file_is_what_its_manifest_says_by_size_bytes_and_rows(file):

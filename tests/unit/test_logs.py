@@ -74,7 +74,7 @@ def test_a_step_in_pieces_begins_once_and_goes_on(listen):
 
 def test_each_thread_s_lines_bear_its_own_step(listen):
     logs, lines = listen(as_json=True)
-    report, inside = a_run(logs), threading.Barrier(2, timeout=10)
+    report, inside = a_run(logs), threading.Barrier(2, timeout=60)
 
     def work(name: str) -> None:
         with report.step(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -110,7 +111,8 @@ VALUES = hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(-1, 1) | 
 def test_the_bootstrap_is_seeded_and_skips_nan(values, seed):
     interval = bootstrap(values, seed, n=50)
     known = values[~np.isnan(values)]
-    np.testing.assert_equal(interval, bootstrap(known, seed, n=50))
+    # Field by field: from Python 3.13 on, a dataclass with a NaN does not equal its like.
+    np.testing.assert_equal(astuple(interval), astuple(bootstrap(known, seed, n=50)))
     assert interval.n == len(known)
     if len(known):
         assert interval.mean == known.mean()

@@ -30,6 +30,7 @@ def test_personas_are_the_oracle_s(make, number):
             "unknown_category": counts["affinities_unknown_category"],
             "not_a_finite_number": counts["affinities_not_a_number"],
         },
+        {"not_a_finite_number": counts["openness_not_a_number"]},
     )
 
 
@@ -67,12 +68,13 @@ def test_an_openness_that_is_no_number_counts_as_missing():
     seed = dict.fromkeys(Seeds.column_names()) | {"created_us": 0, "trips": 1}
     rows = [
         {**seed, "user_id": f"u{place}", "cuisine_openness": text}
-        for place, text in enumerate(("0.85", "1" + "0" * 400, "a lot"))
+        for place, text in enumerate(("0.85", "1" + "0" * 5_000, "a lot", None))
     ]
     made = materialise(frame(Seeds, rows), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
     found = made.rows.filter(pl.col("dimension") == "cuisine_openness").select("value", "source", "confidence").rows()
     default = oracle.shortest(MODEL.default("cuisine_openness"))
-    assert found == [("0.85", "onboarding", 1.0), (default, "default", 0.0), (default, "default", 0.0)]
+    assert found == [("0.85", "onboarding", 1.0), *[(default, "default", 0.0)] * 3]
+    assert made.tally.openness_dropped == {"not_a_finite_number": 2}  # what is not there is dropped by nobody
 
 
 def test_an_enum_without_the_model_s_categories_rebuilds_to_an_empty_object():

@@ -133,6 +133,26 @@ def test_an_index_says_what_it_is_on():
     assert found["ModelRegistry_modelName_modelVersion_key"] == (("modelName", "modelVersion"), True)
 
 
+@pytest.mark.parametrize("naming", [MODEL, MAPPED])
+def test_what_the_design_adds_is_three_tables_their_enum_and_an_index(naming):
+    made = re.findall(
+        r"^CREATE (TABLE|TYPE|INDEX|UNIQUE INDEX) (.*?)(?: ON (.*)\(.*)?(?: AS .*| \()?;?$",
+        schema_sql(naming, added=True),
+        re.MULTILINE,
+    )
+    assert [name for kind, name, _ in made if kind == "TYPE"] == [naming.qualified("ModelStage")]
+    tables = [naming.table(model) for model in WRITTEN_MODELS]
+    assert [name for kind, name, _ in made if kind == "TABLE"] == tables
+    on = {table for kind, _, table in made if "INDEX" in kind}
+    assert on == {*tables, naming.table("ItinerarySlot")}
+
+    text = schema_prisma(naming, added=True)
+    assert re.findall(r"^(?:model|enum) (\w+)", text, re.MULTILINE) == ["ModelStage", *WRITTEN_MODELS]
+    assert text.startswith("// Add this to the model ItinerarySlot:\n//  @@index([tripId, dayNumber])\n\nenum")
+    whole = schema_prisma(naming)
+    assert all(block in whole for block in text.split("\n\n", 1)[1].split("\n}\n"))
+
+
 def test_the_prisma_text_is_the_file_and_mapped_the_file_with_one_map_line_per_model():
     source = resource("schema.prisma").read_text(encoding="utf-8")
     assert schema_prisma(MODEL) == source

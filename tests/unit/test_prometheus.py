@@ -34,6 +34,7 @@ FACTS = {
         "cities_left_out": {"Village": "small"},
         "positives_left_out": {"no_negatives": 1},
     },
+    "warnings": ["Half of them are gone.", "There is no index."],
 }
 GOOD = Outcome(NIGHT, 61.5, 0, 2.0**28, FACTS)
 
@@ -72,6 +73,7 @@ def test_a_good_night_says_when_how_long_and_how_much(tmp_path):
         ("bpr_etl_left_out_rows", "events", "small_catalog"): 30,
         ("bpr_etl_left_out_rows", "positives", "no_negatives"): 1,
         ("bpr_etl_triples", 'R"o\nme\\'): 9,
+        ("bpr_etl_warnings",): 2,
         ("bpr_etl_auc", "model"): 0.7,
         ("bpr_etl_auc", "popularity"): 0.6,
     }
@@ -144,6 +146,19 @@ def test_the_file_is_whole_readable_for_all_and_alone(tmp_path):
         os.umask(before)
     assert [path.name for path in tmp_path.iterdir()] == ["a.prom"]
     assert (tmp_path / "a.prom").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_of_the_passing_name_is_not_followed(tmp_path, monkeypatch):
+    """In a folder that others may write to, nobody guesses it; who did all the same would have no file overwritten."""
+    (tmp_path / "precious").write_text("precious")
+    monkeypatch.setattr("etl.files.secrets.token_hex", lambda _: "guessed")
+    for name in (f".a.prom.{os.getpid()}.tmp", ".a.prom-guessed"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "a.prom", GOOD)
+    monkeypatch.undo()
+    write(tmp_path / "a.prom", GOOD)
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_file_that_can_t_be_written_leaves_the_old_one_and_nothing_else(tmp_path):

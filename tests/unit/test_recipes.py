@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,17 +60,22 @@ def test_the_settings_file_of_the_environment_is_taken_and_said_the_same_by_a_sh
     settings = resolve({}, of_shell)
     assert settings.address()
     assert (settings.negatives, settings.split, settings.skip_unchanged) == (("recommended",), "last-trip", True)
+    assert settings.fail_on_change
 
 
 @pytest.fixture
 def night(tmp_path):
-    """Run the script of cron with a bpr-etl that ends with these codes, one after the other: how it ends, and how often it called."""
+    """Run the script of cron with a bpr-etl that ends with these codes, one after the other, and says something each time.
 
-    def run(*codes: int) -> tuple[int, str, int]:
+    How it ends, what it prints, and how often it called.
+    """
+
+    def run(*codes: int, says: str = "") -> tuple[int, str, int]:
         called = tmp_path / "called"
+        called.unlink(missing_ok=True)
         fake = tmp_path / "bpr-etl"
         fake.write_text(
-            f'#!/bin/sh\necho x >> {called}\necho "it said"\n'
+            f'#!/bin/sh\n[ "$*" = "run --quiet" ] || exit 77\necho x >> {called}\nprintf "{says}" >&2\n'
             f"set -- {' '.join(map(str, codes))}\nshift $(($(wc -l < {called}) - 1))\nexit $1\n"
         )
         fake.chmod(0o755)
@@ -97,10 +104,12 @@ def night(tmp_path):
         ((6, 6, 6, 6), 6, 4),
     ],
 )
-def test_cron_s_script_tries_again_what_may_be_over_and_is_quiet_when_all_is_well(night, codes, ends, calls):
-    code, said, called = night(*codes)
-    assert (code, called) == (ends, calls)
-    assert said == ("" if ends == 0 else f"bpr-etl run ended with exit code {ends}:\nit said\n")
+def test_cron_s_script_tries_again_what_may_be_over_and_prints_what_it_was_told(night, codes, ends, calls):
+    for says in ("", "a warning\\n"):
+        code, said, called = night(*codes, says=says)
+        assert (code, called) == (ends, calls)
+        first = "" if ends == 0 else f"bpr-etl run ended with exit code {ends}:\n"
+        assert said == first + says.replace("\\n", "\n")
 
 
 def test_cron_s_line_has_a_user_and_what_it_calls_is_there():
@@ -127,6 +136,7 @@ def test_airflow_s_dag_says_the_same_of_exit_codes():
     }
     assert {str(code) for code in constants["WORTH_A_RETRY"]} == RETRY
     assert "skip_on_exit_code=99" in read("airflow_dag.py")
+    assert "run --skip-unchanged --fail-on-change --json" in read("airflow_dag.py")
 
 
 def test_github_s_workflow_loads_and_its_scripts_are_ones():
@@ -137,6 +147,30 @@ def test_github_s_workflow_loads_and_its_scripts_are_ones():
     for script in scripts:
         subprocess.run(["bash", "-n", "-c", script], check=True)
     assert set(re.findall(r"^ +(\d[\d |]*)\)", scripts[1], re.MULTILINE)) == {"0", "99", "3 | 6"}
+    assert flow["jobs"]["night"]["env"]["BPR_ETL_FAIL_ON_CHANGE"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("night", "code", "annotations", "summary"),
+    [
+        ({"snapshot": "/out/s", "warnings": []}, 0, [], ["/out/s"]),
+        ({"snapshot": "/out/s", "warnings": ["Odd.", "Odder."]}, 0, ["Odd.", "Odder."], ["/out/s", "Odd.", "Odder."]),
+        ({"message": "Half of them are gone."}, 5, [], ["Half of them are gone."]),
+    ],
+)
+def test_github_s_script_shows_warnings_of_a_night_that_went_well(tmp_path, night, code, annotations, summary):
+    script = yaml.safe_load(read("github-actions.yml"))["jobs"]["night"]["steps"][-1]["run"]
+    fake = tmp_path / "bpr-etl"
+    fake.write_text(f"#!/bin/sh\necho '{json.dumps(night)}'\nexit {code}\n")
+    fake.chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert [line for line in done.stdout.splitlines() if line] == [f"::warning::{each}" for each in annotations]
+    assert (tmp_path / "summary").read_text() == "\n\n".join(summary) + "\n"
 
 
 def test_alerts_ask_for_metrics_that_are_written():

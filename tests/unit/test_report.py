@@ -362,12 +362,13 @@ def manifest_of(triples: int) -> dict:
 
 def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
     nights = [
-        Night(str(day), {}, figures(manifest_of(number))) for day, number in enumerate([100, 101, 99, 100, 40, 100])
+        Night(str(day), {}, figures(manifest_of(number)))
+        for day, number in enumerate([100, 101, 99, 100, 101, 40, 100])
     ]
     (trend,) = [trend for trend in trends(manifest_of(300), nights) if trend.name == "triples"]
-    assert trend.values == [100, 101, 99, 100, 40, 100, 300]
-    assert trend.odd == [False] * 4 + [True, False, True]
-    assert trend.usual[:4] == [None] * 4
+    assert trend.values == [100, 101, 99, 100, 101, 40, 100, 300]
+    assert trend.odd == [False] * 5 + [True, False, True]
+    assert trend.usual[:5] == [None] * 5
     found = {each.name: each for each in figures_of(manifest_of(300), nights)}
     assert found["triples"].odd
     assert found["triples"].change == 2.0
@@ -375,13 +376,13 @@ def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
 
 
 def test_what_is_usual_is_so_among_nights_of_the_same_settings():
-    shown = [Night(f"shown {day}", {"negatives": ["shown"]}, figures(manifest_of(9))) for day in range(4)]
-    ours = [Night(f"ours {day}", {}, figures(manifest_of(100))) for day in range(4)]
+    shown = [Night(f"shown {day}", {"negatives": ["shown"]}, figures(manifest_of(9))) for day in range(5)]
+    ours = [Night(f"ours {day}", {}, figures(manifest_of(100))) for day in range(5)]
     mixed = [night for pair in zip(shown, ours, strict=True) for night in pair]
     (trend,) = [trend for trend in trends(manifest_of(100), [*mixed, shown[0]]) if trend.name == "triples"]
-    assert trend.usual[-1] == (99, 101)
+    assert trend.usual[-1] == pytest.approx((70, 100 / 0.7))
     found = {each.name: each for each in figures_of(manifest_of(100), [*mixed, shown[0]])}
-    assert (found["triples"].before, found["triples"].usual, found["triples"].odd) == (100, (99, 101), False)
+    assert (found["triples"].before, found["triples"].runs, found["triples"].odd) == (100, 5, False)
 
 
 def test_a_night_s_losses_have_words_for_every_reason_of_the_manifest():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,3 +113,95 @@ def test_the_file_in_the_working_folder_is_read_where_nobody_names_another(
     assert (file_named(given, environ), file_at_hand(given, environ)) == (named, at_hand)
     if named is None:
         assert resolve(given, environ).seed == 0  # a library's call reads no file that it wasn't told of
+
+
+def in_folder(tmp_path, monkeypatch) -> Path:
+    """A working folder with a settings file, both ours alone."""
+    folder = tmp_path / "work"
+    folder.mkdir(mode=0o755)
+    (folder / DEFAULT_FILE).write_text("seed = 7")
+    (folder / DEFAULT_FILE).chmod(0o644)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def linked(folder: Path) -> Path:
+    """The settings file as a link to one in another folder; gives that."""
+    (folder.parent / "other").mkdir()
+    (folder / DEFAULT_FILE).rename(folder.parent / "other" / "file")
+    (folder / DEFAULT_FILE).symlink_to("../other/file")
+    assert file_at_hand({}, {}) == DEFAULT_FILE
+    return folder.parent / "other" / "file"
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / DEFAULT_FILE).chmod(0o646), r"\(everybody may write to it\)"),
+        (lambda folder: folder.chmod(0o777), r"\(its folder: everybody may write to it\)"),
+        (lambda folder: folder.chmod(0o1777), r"\(its folder: everybody may write to it\)"),
+        (lambda folder: os.chown(folder / DEFAULT_FILE, 65534, -1), r"\(it belongs to nobody\)"),
+        (lambda folder: os.chown(folder, 4711, -1), r"\(its folder: it belongs to user 4711\)"),
+        (lambda folder: linked(folder).chmod(0o602), r"\(everybody may write to it\)"),
+        (lambda folder: linked(folder).parent.chmod(0o777), r"\(its folder: everybody may write to it\)"),
+        (lambda folder: os.chown(linked(folder), 65534, -1), r"\(it belongs to nobody\)"),
+        (lambda folder: linked(folder) and os.lchown(folder / DEFAULT_FILE, 65534, -1), r"\(it belongs to nobody\)"),
+    ],
+)
+def test_a_file_that_somebody_else_may_have_written_is_not_read_unasked(tmp_path, monkeypatch, harm, said):
+    folder = in_folder(tmp_path, monkeypatch)
+    try:
+        harm(folder)
+    except PermissionError:
+        pytest.skip("only root gives files away")
+    with pytest.raises(SettingsError, match=rf"somebody else may have written it {said}.*--config {DEFAULT_FILE}"):
+        file_at_hand({}, {})
+    assert file_at_hand({"config": ""}, {}) is None
+    assert resolve({"config": DEFAULT_FILE}, {}).seed == 7  # who names it takes it as it is
+    done = subprocess.run(
+        [Path(sys.executable).parent / "bpr-etl", "config", "show"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("members", "users", "read"),
+    [
+        ([], [("me", True)], True),  # a group of one's own, as Debian, Ubuntu and Fedora give everybody
+        (["me"], [("me", True)], True),
+        (["me", "root"], [("me", False)], True),
+        (["me", "you"], [("me", True), ("you", False)], False),
+        ([], [("me", True), ("you", True)], False),
+        (["of a directory server"], [("me", True)], False),
+        ([], [], False),
+    ],
+)
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_group_is_nobody_else_where_one_is_alone_in_it(tmp_path, monkeypatch, members, users, read, what):
+    folder = in_folder(tmp_path, monkeypatch)
+    (folder if what == "folder" else folder / DEFAULT_FILE).chmod(0o775)
+    group, me = folder.stat().st_gid, os.geteuid()
+    numbers = {"me": me, "you": 4711}
+    known = [SimpleNamespace(pw_name=name, pw_uid=numbers[name], pw_gid=group if of else 4711) for name, of in users]
+    known.append(SimpleNamespace(pw_name="root", pw_uid=0, pw_gid=4712))
+    monkeypatch.setattr("etl.files.pwd.getpwall", lambda: known)
+    monkeypatch.setattr("etl.files.grp.getgrgid", lambda _: SimpleNamespace(gr_mem=members))
+    if read:
+        assert file_at_hand({}, {}) == DEFAULT_FILE
+    else:
+        with pytest.raises(SettingsError, match="its group may write to it"):
+            file_at_hand({}, {})
+
+
+def test_an_access_list_is_somebody_else(tmp_path, monkeypatch):
+    folder = in_folder(tmp_path, monkeypatch)
+    nobody, all_ = 65534, 2**32 - 1
+    entries = ((1, 6, all_), (2, 6, nobody), (4, 4, all_), (0x10, 6, all_), (0x20, 4, all_))  # as acl(5) lists them
+    rights = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(folder / DEFAULT_FILE, "system.posix_acl_access", rights)
+    except OSError:
+        pytest.skip("no access lists here")
+    with pytest.raises(SettingsError, match="its group may write to it"):
+        file_at_hand({}, {})

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from etl.journal import RunResult, Step
-from etl.nights import Night
+from etl.nights import Figure, Night, beside, figures
 from etl.summary import findings_table, outcome, probe_tables, rows_table, run_summary
 
 RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " "))
@@ -78,29 +78,37 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 @pytest.mark.parametrize(
     ("before", "verdict", "row"),
     [
-        ([], "Not known yet: 0 of 4 nights.", "triples 900 - - -"),
-        ([1_000], "Not known yet: 1 of 4 nights.", "triples 900 1,000 -10.0% -"),
-        ([0], "Not known yet: 1 of 4 nights.", "triples 900 0 - -"),
-        ([900], "Not known yet: 1 of 4 nights.", "triples 900 900 none -"),
+        ([], "Not known yet: 0 of 5 nights.", "triples 900 - - -"),
+        ([1_000], "Not known yet: 1 of 5 nights.", "triples 900 1,000 -10.0% -"),
+        ([0], "Not known yet: 1 of 5 nights.", "triples 900 0 - -"),
+        ([900], "Not known yet: 1 of 5 nights.", "triples 900 900 none -"),
         (
-            [1_000, 1_001, 999, 1_000],
+            [1_500, 1_501, 1_499, 1_500, 1_500],
             "No: 1 of 3 figures left their range.",
-            "triples 900 1,000 -10.0% 990 to 1,010 less than usual",
+            "triples 900 1,500 -40.0% 1,050 to 2,143 less than usual",
         ),
-        ([890, 905, 899, 901], "Yes, in every figure.", "triples 900 901 -0.1% 878 to 922"),
+        ([890, 905, 899, 902, 901], "Yes, in every figure.", "triples 900 901 -0.1% 631 to 1,287"),
         (
-            [10, 10, 11, 9],
+            [10, 10, 11, 9, 9],
             "No: 1 of 3 figures left their range.",
-            "triples 900 9 +9900.0% 6 to 14 more than usual",
+            "triples 900 9 +9900.0% 1 to 19 more than usual",
         ),
     ],
 )
 def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
-    night.nights = night.alike = nights(*before)
+    night.figures = beside(nights(*before), {}, figures(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
+
+
+def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
+    night = report()
+    night.figures = [Figure("triples", 9, 9, "1", 5, (8, 10)), Figure("left out: positives", 90, 9, "1", 5, (0, 18))]
+    lines = read(run_summary(night, profile=False))
+    assert lines[0] == "Is it the usual amount? Yes, but 1 of 2 figures left their range."
+    assert "left out: positives 90 9 +900.0% 0 to 18 more than usual" in lines
 
 
 def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
@@ -112,7 +120,9 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
         "positives_left_out": {"no_negatives": 4, "whole_catalog_seen": 0},
     }
     counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
-    lines = read(run_summary(report(published=published, **counts), profile=False))
+    night = report(published=published, **counts)
+    night.figures = beside([], {}, figures(night.counts), None)
+    lines = read(run_summary(night, profile=False))
     assert "Rome 1,200 24,000 0.25" in lines
     assert "Village 30 left out" in lines
     assert "all 1,230 24,000" in lines
@@ -144,7 +154,8 @@ def test_the_summary_fits_a_mail_of_100_columns():
     names = {f"{'Llanfairpwllgwyngyll' * 4}{number}": 10**9 for number in range(3)}
     published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
     night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
-    night.nights = night.alike = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
+    before = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
+    night.figures = beside(before, {}, figures(night.counts), None)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(run_summary(night, profile=True))

@@ -1,0 +1,224 @@
+"""The shape of a manifest (CONTRACT, section 3), and reading one that anybody may have written.
+
+A manifest is checked once, where it is read: everything that uses it afterwards may rely on these types. Keys that are not
+named here are kept and not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import msgspec
+
+from etl.errors import DataError, visible
+
+_MAX_COUNT = 2**53
+"""Counts above this are no counts of rows or bytes, and sums of them would not fit where they go."""
+
+_NAME_BYTES = 255
+"""What a file system allows a name to be."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+Counts = dict[str, Count]
+Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Interval(TypedDict):
+    """A mean over users, with its interval of 95%; null without any user."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class ProbeLine(TypedDict):
+    """What a probe found, in the manifest."""
+
+    auc: Interval
+    auc_of_popularity: Interval
+
+
+class Probe(TypedDict):
+    """`probe.json`, as far as the report shows it: figures by ranking, scope and metric."""
+
+    split: str
+    users: Count
+    rankings: dict[str, dict[Literal["all", "new"], dict[str, Interval]]]
+
+
+class Settings(TypedDict):
+    """What decided the data. Settings that a later release adds are not in an older manifest."""
+
+    negatives: list[str]
+    split: str
+    audience: str
+    rows_per_file: Annotated[int, msgspec.Meta(ge=1, le=_MAX_COUNT)]
+    schema: NotRequired[str | None]
+    naming: NotRequired[str]
+    shadow_prefix: NotRequired[str]
+    shadow_domain: NotRequired[str | None]
+    seed: NotRequired[int]
+    reject: NotRequired[str]
+    catalog_alpha: NotRequired[float | None]
+    min_catalog: NotRequired[Count]
+    small_catalog: NotRequired[str]
+    city_weight: NotRequired[list[tuple[str, float]]]
+    shuffle: NotRequired[bool]
+    ids: NotRequired[str]
+    vocab_from: NotRequired[str | None]
+
+
+class Negatives(TypedDict):
+    """What `--negatives` came to in a city."""
+
+    negatives: list[str]
+    catalog_alpha: NotRequired[float | None]
+
+
+class Partition(TypedDict):
+    """A partition of the triples; `split` is null where there is none."""
+
+    folder: str
+    split: str | None
+    city: str
+    events: Count
+    positives: Count
+    triples: Count
+    weight: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Published(TypedDict):
+    """The counts of what was published."""
+
+    events: Counts
+    triples: Counts
+    triples_by_neg_source: Counts
+    positives: Count
+    positives_left_out: Counts
+    cities_left_out: dict[str, str]
+    negatives: dict[str, Negatives]
+    signs: dict[str, float | None]
+    split: dict[str, str | None]
+    partitions: list[Partition]
+    users: Count
+    items: Count
+    users_with_whole_catalog_seen: Count
+    items_gone: Count
+
+
+class File(TypedDict):
+    """A file of the snapshot: path inside of it, rows, bytes, SHA-256."""
+
+    path: str
+    rows: Count
+    bytes: Count
+    sha256: Hash
+
+
+class Tool(TypedDict):
+    """What wrote the manifest."""
+
+    name: str
+    version: str
+
+
+class Step(TypedDict):
+    """A step of the run; `rows` is null where it counts none."""
+
+    step: str
+    seconds: float
+    rows: Count | None
+
+
+class Profile(TypedDict):
+    """How long the run took."""
+
+    steps: list[Step]
+    seconds: float
+    peak_mib: float
+
+
+class Manifest(TypedDict):
+    """A manifest. What only `run` counts is not in that of an `export` or `expand`."""
+
+    snapshot: str
+    content_sha256: Hash
+    run_id: str
+    started_at: Moment
+    ended_at: Moment
+    tool: Tool
+    libraries: dict[str, str]
+    settings: Settings
+    profile: Profile
+    warnings: list[str]
+    published: Published
+    cities: dict[str, str]
+    files: list[File]
+    source_rows: NotRequired[Counts]
+    set_aside: NotRequired[dict[str, Counts]]
+    shadow_users: NotRequired[Count]
+    shadow_users_without_persona: NotRequired[Count]
+    persona_rows: NotRequired[Count]
+    persona_values_by_source: NotRequired[Counts]
+    affinities_dropped: NotRequired[Counts]
+    ranking_events: NotRequired[Count]
+    days_without_event: NotRequired[Counts]
+    positives: NotRequired[Count]
+    positives_outside_candidates: NotRequired[Count]
+    events_left_out: NotRequired[Counts]
+    signals_backfilled: NotRequired[Count]
+    expanded_from: NotRequired[str]
+    probe: NotRequired[ProbeLine]
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Parse and check a manifest, `where` it was read. Raises DataError where it is none that can be relied on."""
+    manifest: dict[str, Any] = _parse(content, Manifest, where, "manifest")
+    problem = _path_problem(entry["path"] for entry in manifest["files"]) or _city_problem(manifest)
+    if problem:
+        raise DataError(f"{visible(where)} can't be read as a manifest: {visible(problem)}.")
+    return manifest
+
+
+def parse_probe(content: bytes, where: str) -> dict[str, Any]:
+    """Parse and check a `probe.json`. Raises DataError where it is none."""
+    return _parse(content, Probe, where, "probe's result")
+
+
+def _parse(content: bytes, shape: Any, where: str, what: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = msgspec.json.decode(content)
+        msgspec.convert(found, shape)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else visible(str(error))[:300]
+        raise DataError(f"{visible(where)} can't be read as a {what}: {why}. Publish again.") from None
+    return found
+
+
+def _path_problem(paths: Iterable[str]) -> str | None:
+    """What is wrong with the first path that is not one of a file inside the snapshot's folder."""
+    seen: set[str] = set()
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        shown = repr(path[:80])
+        if not parts or path.startswith("/") or ".." in parts or "\x00" in path or "/".join(parts) != path:
+            return f"{shown} is outside of its folder"
+        if any(len(part.encode()) > _NAME_BYTES for part in parts):
+            return f"{shown} is too long for a file system"
+        if path in seen:
+            return f"{shown} is listed twice"
+        seen.add(path)
+    return None
+
+
+def _city_problem(manifest: dict[str, Any]) -> str | None:
+    """The first file of events or triples whose folder belongs to no city."""
+    for entry in manifest["files"]:
+        kind, *folders = entry["path"].split("/")[:-1] or [""]
+        if kind in {"events", "triples"} and (not folders or folders[-1] not in manifest["cities"]):
+            return f"{entry['path'][:80]!r} is in the folder of no city"
+    return None
