@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl import __version__, answers, commands, looking, notices, terminal
+from etl import __version__, answers, commands, looking, notices, streams, terminal
 from etl import options as opt
 from etl.address import Discreet, secrets_in
 from etl.config import DEFAULT_FILE, file_named
@@ -419,8 +419,10 @@ def main() -> None:
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
     secrets = secrets_in(sys.argv[1:], os.environ)
+    streams.open_closed()  # before anything else takes their numbers
     with notices.as_log_lines():
-        sys.stdout, sys.stderr = Discreet(sys.stdout, secrets), Discreet(sys.stderr, secrets)
+        out, err = streams.standard()
+        sys.stdout, sys.stderr = Discreet(out, secrets), Discreet(err, secrets)
         sys.exit(commands.call(app, sys.argv[1:], os.environ))
 
 

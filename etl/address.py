@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -300,11 +302,18 @@ def _obstacles(parts: Mapping[str, str], environ: Mapping[str, str]) -> Iterator
     yield from (f"the URL sets {name}" for name in sorted(set(parts) - _CONNECTORX_UNDERSTANDS - _HARMLESS))
     yield from (f"{v} is set in the environment" for name, v in _LIBPQ.items() if environ.get(v) and name not in parts)
     yield from (f"the URL leaves the {name} to libpq" for name in ("user", "host", "dbname") if name not in parts)
-    home = Path(environ.get("HOME") or "~").expanduser()
-    if "password" not in parts and (home / ".pgpass").exists():
+    home = _home(environ)
+    if "password" not in parts and home and os.access(home / ".pgpass", os.F_OK):
         yield "the password may come from .pgpass"
-    if (home / ".postgresql").is_dir():
+    if home and os.access(home / ".postgresql", os.F_OK):
         yield "libpq finds certificates in ~/.postgresql"
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """The home folder, as libpq finds it; None in a container that has neither HOME nor an entry in /etc/passwd."""
+    with suppress(RuntimeError):
+        return Path(environ.get("HOME") or "~").expanduser()
+    return None
 
 
 def _connectorx(parts: Mapping[str, str]) -> str:

@@ -70,7 +70,6 @@ class Shelf:
         self._folder = folder
         self._empty = empty
         self._held: list[pl.DataFrame] = []
-        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def put(self, frame: pl.DataFrame, bucket: pl.Series) -> None:
         """Put rows down, each in the bucket that `bucket` says; within a bucket they keep their order."""
@@ -86,30 +85,26 @@ class Shelf:
             self._held.append(frame)
             return
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        if bucket not in self._writers:
-            self._writers[bucket] = pa.ipc.new_stream(self._path(bucket), table.schema, options=_WRITE)
-        self._writers[bucket].write_table(table)
+        # A stream of its own each time: a file that stayed open for every bucket could be more than a process may have.
+        with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, table.schema, options=_WRITE) as stream:
+            stream.write_table(table)
 
     def take(self, bucket: int) -> pl.DataFrame:
-        """All rows of a bucket, in the order in which they were put down. Nothing can be put down after that."""
+        """All rows of a bucket, in the order in which they were put down."""
         if self.buckets == 1:
             self._held = [pl.concat([self._empty, *self._held], rechunk=True)]
             return self._held[0]
-        self.close()
         path = self._path(bucket)
         if not path.exists():
             return self._empty
+        frames = [self._empty]
         with pa.OSFile(str(path)) as file:
-            return pl.concat([self._empty, pl.DataFrame(pa.ipc.open_stream(file).read_all())], rechunk=True)
-
-    def close(self) -> None:
-        """End the files."""
-        while self._writers:
-            self._writers.popitem()[1].close()
+            while file.tell() < file.size():
+                frames.append(pl.DataFrame(pa.ipc.open_stream(file).read_all()))
+        return pl.concat(frames, rechunk=True)
 
     def clear(self) -> None:
         """Give back the memory and the disk."""
-        self.close()
         self._held = []
         for bucket in range(self.buckets):
             self._path(bucket).unlink(missing_ok=True)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from etl.errors import SettingsError
 from etl.numbers import short
+from etl.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +65,7 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.8,
     "path.simplify": True,
 }
+_CACHE = "MPLCONFIGDIR"
 _POINTS = 90  # of a curve over ranks
 _NUMBER = re.compile(r"(?<![\w#.])-?\d+\.\d+")
 
@@ -95,16 +101,39 @@ class Chart:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """The look of all charts, for the length of a block; nobody else's matplotlib is touched."""
+def drawing(folder: Path) -> Iterator[None]:
+    """The look of all charts, for the length of a block; nobody else's matplotlib is touched.
+
+    Matplotlib needs a folder for its cache, and takes a temporary one where HOME can't be written. Where the machine has no
+    place for temporary files, it gets one in `folder` for the length of the block. Raises OSError where that can't be made.
+    """
     # Where it keeps its fonts' cache, and that it builds one, is nothing that a night need tell.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib import rc_context, rcdefaults  # noqa: PLC0415
+    with ExitStack() as stack:
+        try:
+            temporary_folder()
+        except SettingsError:
+            stack.enter_context(_cache_in(folder))
+        import matplotlib as mpl  # noqa: PLC0415
 
-    with rc_context():
-        rcdefaults()  # whatever a matplotlibrc says
-        with rc_context(_STYLE):
+        stack.enter_context(mpl.rc_context())
+        mpl.rcdefaults()  # whatever a matplotlibrc says
+        stack.enter_context(mpl.rc_context(_STYLE))
+        yield
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """A folder for matplotlib's cache for the length of a block; it can be told by the environment alone."""
+    with TemporaryDirectory(prefix=".staging-", dir=folder) as cache:
+        before = os.environ.get(_CACHE)
+        os.environ[_CACHE] = cache
+        try:
             yield
+        finally:
+            del os.environ[_CACHE]
+            if before is not None:
+                os.environ[_CACHE] = before
 
 
 def _tidied(svg: str, name: str) -> str:

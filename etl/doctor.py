@@ -13,12 +13,14 @@ from packaging.utils import canonicalize_name
 
 from etl.address import parts_of
 from etl.config import Settings, variable_of
-from etl.doctor_check import Check, failed, guarded, ok
+from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.doctor_database import database_checks
 from etl.doctor_store import store_checks
 from etl.errors import SettingsError
 from etl.resources import tested_versions
 from etl.stopping import Stop
+from etl.store import is_url
+from etl.temporary import temporary_folder
 
 _NAME = "bpr-etl"
 
@@ -35,6 +37,7 @@ def examine(settings: Settings, clock: Clock, stop: Stop | None = None) -> Itera
     else:
         yield Check("connection", "skipped", "there is no address")
     yield from store_checks(settings, clock)
+    yield _temporary(settings)
 
 
 def _address(settings: Settings) -> Iterator[Check]:
@@ -48,6 +51,16 @@ def _address(settings: Settings) -> Iterator[Check]:
     host = parts.get("host", "(libpq's default host)")
     place = f"{user}{host}{port}, database {parts.get('dbname', '(the role' + chr(39) + 's name)')}"
     yield ok("address", f"{place}, schema {settings.schema_in(address)}; {where}")
+
+
+def _temporary(settings: Settings) -> Check:
+    """Whether there is a folder for temporary files, which a run with a local --out can do without."""
+    try:
+        return ok("temporary files", f"{temporary_folder()} can be written to")
+    except SettingsError as error:
+        if is_url(settings.out) or settings.engine != "local":
+            return failed("temporary files", SettingsError, str(error))
+        return warning("temporary files", str(error), "A run works without; --dry-run, object stores and Ray do not.")
 
 
 def machine_checks() -> Iterator[Check]:

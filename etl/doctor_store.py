@@ -17,8 +17,8 @@ from etl.doctor_check import Check, failed, guarded, ok, warning
 from etl.doctor_database import skewed
 from etl.errors import ConnectError, LockedError
 from etl.numbers import size
-from etl.snapshot import SNAPSHOTS
-from etl.store import LocalStore, Store, reading, require_publishable
+from etl.snapshot import SNAPSHOTS, STAGING
+from etl.store import LocalStore, Store, flocked, reading, require_publishable
 
 _OLD_HOURS = 48.0
 _ROOM = 2.0
@@ -38,7 +38,7 @@ def _checks(settings: Settings, clock: Clock) -> Iterator[Check]:
     store = reading(settings.out, settings.environ)
     if isinstance(store, LocalStore):
         place = list(guarded("store", partial(_folder, store.root)))
-        place += guarded("store's lock", partial(_folder_lock, store.root))
+        place += guarded("store's lock", partial(_folder_lock, store.root, can_be_written=place[0].state == "ok"))
     else:
         place = list(guarded("store", partial(_objects, store, clock)))
     yield from place
@@ -73,8 +73,18 @@ def _nearest(root: Path) -> Path:
     return root if root.exists() else next(each for each in place.parents if each.exists())
 
 
-def _folder_lock(root: Path) -> Iterator[Check]:
-    """Looked up, not tried: to hold it for a moment could turn a run away. Linux says who holds what."""
+def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
+    """Looked up, not tried: to hold it for a moment could turn a run away. Linux says who holds what.
+
+    That there are locks is tried on a folder of our own.
+    """
+    if can_be_written:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=_nearest(root), ignore_cleanup_errors=True) as folder:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                flocked(handle, root)
+            finally:
+                os.close(handle)
     try:
         locks, found = Path("/proc/locks").read_text(encoding="ascii"), root.stat()
     except OSError:

@@ -402,7 +402,7 @@ def _plain_sentences(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SettingsError(
-            f"The data folder {data_dir} can't be used ({error.strerror}: {error.filename}): "
+            f"The data folder {data_dir} can't be used ({error.strerror}: {error.filename or 'its lock'}): "
             "choose another with --data-dir."
         ) from error
 
@@ -451,7 +451,10 @@ def _private_folder(folder: Path, account: _Account) -> None:
     except FileNotFoundError:
         if made.returncode == 0 or "File exists" in made.stdout:  # it was there a moment ago: see `_locked`
             raise
-        raise ConnectError(f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}.") from None
+        raise ConnectError(
+            f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}. "
+            f"The embedded PostgreSQL needs {_SOCKETS}: make it writable for everybody (chmod 1777), or give --database-url."
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConnectError(
             f"The socket's folder {folder} is not a folder that belongs to {account.name} alone (mode 0700): "

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from etl.lease import LOCK, Lease, Tag, holder, owner
 from etl.snapshot import LATEST, MANIFEST, SNAPSHOTS
 from etl.stopping import Stop
 from etl.store import Store, clear, flocked, lying, other_files, staging_in, taken_by_another
+from etl.temporary import temporary_folder
 
 PART = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload; a file of one part is put at once."""
@@ -262,7 +262,7 @@ def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
     It is always the same, so that the next run clears what a killed one left, and knows that its lock is dead.
     """
     name = f"bpr-etl-{os.getuid()}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    place = Path(tempfile.gettempdir()) / name
+    place = temporary_folder() / name
     try:
         with suppress(FileExistsError):
             place.mkdir(mode=0o700)
@@ -277,7 +277,7 @@ def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
             raise SettingsError(
                 f"{place}, where what is to be uploaded is staged, is not this user's alone: {why}. Set TMPDIR."
             )
-        yield place, lambda: flocked(handle)
+        yield place, lambda: flocked(handle, place)
     finally:
         os.close(handle)
 

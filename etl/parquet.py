@@ -8,6 +8,7 @@ a time, and the rows of a partition arrive in pieces of any size: neither shows 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import IO, Generic, Protocol, Self, TypeVar
+from typing import IO, Any, Generic, Protocol, Self, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -183,11 +184,37 @@ def _copy(file: Written, path: Path) -> None:
         raise DataError(f"{file.path} is not what its manifest says. Publish the snapshot again.")
 
 
+class _Tail(io.RawIOBase):
+    """What a writer adds to a file, until it is put there: between two row groups the file is closed.
+
+    There are as many files on their way as partitions, which can be more than a process may have open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting = io.BytesIO()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Take in the next bytes."""
+        return self._waiting.write(content)
+
+    def put(self) -> None:
+        """Put them into the file."""
+        with self._path.open("ab") as file:
+            file.write(self._waiting.getbuffer())
+        self._waiting = io.BytesIO()
+
+
 class _Part:
     """One file on its way: each step waits for the one before, whichever thread does it."""
 
     def __init__(self, path: Path, schema: pa.Schema, crew: Crew) -> None:
         self._path, self._schema, self._crew = path, schema, crew
+        self._tail = _Tail(path)
         self._writer: pq.ParquetWriter | None = None
         self._last: Future[None] | None = None
         self._rows = 0
@@ -202,8 +229,9 @@ class _Part:
             if before is not None:
                 before.result()
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path.absolute(), self._schema, **_OPTIONS)
+                self._writer = pq.ParquetWriter(self._tail, self._schema, **_OPTIONS)
             self._writer.write_table(table, row_group_size=ROW_GROUP)
+            self._tail.put()
 
         self._last = self._crew.submit(work)
 
@@ -216,6 +244,7 @@ class _Part:
                 before.result()
             if self._writer is not None:
                 self._writer.close()
+                self._tail.put()
             self._written = as_written(self._path, self._rows)
 
         self._last = self._crew.submit(work)

@@ -20,11 +20,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from etl.engine import Engine, Held, Step, require_same, versions
 from etl.errors import ConnectError, EtlError, SettingsError
 from etl.stopping import POLL, Stop
+from etl.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +207,9 @@ def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _SHORT else "/tmp"  # noqa: S108 - mkdtemp's, below
+        place = temporary_folder()
+        if len(str(place)) > _SHORT:
+            place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
         private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
         folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
         try:

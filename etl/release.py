@@ -33,6 +33,7 @@ from etl.stage import StageOptions, stage
 from etl.staged import Staged
 from etl.stopping import Stop
 from etl.store import Store, reading
+from etl.temporary import temporary_folder
 from etl.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
         with open_store(settings.out, settings.patience, stop, settings.environ) as store:
             yield store
         return
-    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-") as folder, open_store(folder) as store:
+    place = temporary_folder()
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-", dir=place) as folder, open_store(folder) as store:
         yield store
 
 

@@ -5,6 +5,7 @@ The same snapshot and the same nights before it give the same bytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -48,6 +49,8 @@ _TRENDS = ("triples", "ranking events", "positives", "users", "left out: positiv
 _BESIDE = "AUC of popularity"
 
 Manifest = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,12 @@ def page(
         probe,
         list(nights)[-(NIGHTS - 1) :],
     )
-    with charts.drawing():
-        drawn = _drawn(manifest, shown) | _drawn_probe(probe) | _drawn_trends(manifest, shown.nights)
+    drawn: dict[str, str] = {}
+    try:
+        with charts.drawing(folder):
+            drawn = _drawn(manifest, shown) | _drawn_probe(probe) | _drawn_trends(manifest, shown.nights)
+    except OSError as error:
+        log.warning("The report has no charts: %s. Set MPLCONFIGDIR to a folder that can be written.", error)
     return str(_environment().get_template("page.html").render(_context(manifest, shown, drawn)))
 
 

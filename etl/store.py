@@ -5,6 +5,7 @@ What differs is how a file is put there, and who holds the place: `LocalStore` h
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -35,6 +36,7 @@ from etl.snapshot import (
     read_small,
 )
 from etl.stopping import Stop
+from etl.temporary import temporary_folder
 
 OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
 """How we name snapshots."""
@@ -175,7 +177,7 @@ class LocalStore(Store):
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if not self._stop.wait_for(lambda: flocked(handle), wait):
+            if not self._stop.wait_for(lambda: flocked(handle, self.root), wait):
                 raise taken_by_another(self.location, wait)
             with writing(self.location):
                 clear(self.root)
@@ -251,12 +253,17 @@ def clear(root: Path) -> None:
                 litter.unlink()
 
 
-def flocked(handle: int) -> bool:
-    """Take the lock of an open folder if nobody has it."""
+def flocked(handle: int, folder: Path) -> bool:
+    """Take the lock of an open folder if nobody has it. Raises ConnectError where its file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise ConnectError(
+            f"{folder} can't be locked ({error.strerror}), and without a lock two runs could write there at once. "
+            "Use a folder on a file system that knows flock, or mount this one with locks."
+        ) from None
     return True
 
 
@@ -292,9 +299,9 @@ def writing(out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConnectError(
-            f"Cannot write to {out}: {error.strerror or error}. Check the path, its rights and the disk."
-        ) from error
+        few = error.errno in (errno.EMFILE, errno.ENFILE)
+        remedy = "Raise the limit of open files (ulimit -n)." if few else "Check the path, its rights and the disk."
+        raise ConnectError(f"Cannot write to {out}: {error.strerror or error}. {remedy}") from error
 
 
 def _sync(path: Path) -> None:
@@ -350,7 +357,7 @@ def at_hand(
             f"{location} has no {LATEST}: nothing was published there. Give an --out, or a snapshot in it."
         )
     content = store.manifest(found)
-    with tempfile.TemporaryDirectory(prefix="bpr-etl-snapshot-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-snapshot-", dir=temporary_folder()) as folder:
         (Path(folder) / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
         wanted = [
             entry["path"] for entry in content["files"] if kinds is None or entry["path"].startswith(tuple(kinds))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
 import logging
 import os
@@ -87,6 +89,7 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
         _print_json({"ok": said.exit_code in (0, NothingToDo.exit_code), "exit_code": said.exit_code, **said.facts})
     elif said.asked_for or not settings.quiet:
         _show(said.shown)
+    _tell_of_loss(every=settings.json)
     raise typer.Exit(said.exit_code)
 
 
@@ -179,8 +182,21 @@ def _end_by(number: int) -> None:
 
 def _print_json(answer: dict[str, Any]) -> None:
     """Print one object on one line. What a terminal might obey is escaped, as JSON itself allows."""
-    text = json.dumps(answer, ensure_ascii=False, default=str)
+    # Where the locale's encoding is another, what it lacks would be escaped in a way that JSON does not know.
+    plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    text = json.dumps(answer, ensure_ascii=plain, default=str)
     typer.echo("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
+
+
+def _tell_of_loss(*, every: bool) -> None:
+    """Say on stderr that the answer could not be printed. Who left or closed it hears that only if `every` loss counts."""
+    sys.stdout.flush()
+    lost: OSError | None = getattr(sys.stdout, "lost", None)
+    if lost and (every or lost.errno not in (errno.EPIPE, errno.EBADF)):
+        log.warning(
+            "What this command has to say could not be printed on stdout (%s). It ends with its own exit code all the same.",
+            lost.strerror,
+        )
 
 
 def _show(shown: list[RenderableType | str]) -> None:

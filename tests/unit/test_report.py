@@ -272,8 +272,8 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
     assert "City 2900 " not in read
 
 
-def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics():
-    with charts.drawing(), warnings.catch_warnings():
+def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics(tmp_path):
+    with charts.drawing(tmp_path), warnings.catch_warnings():
         warnings.simplefilter("error")
         svg = charts.bars("x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<')
     assert ">$\\frac{</text>" in svg
@@ -285,8 +285,8 @@ def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics()
     assert "font-family" not in svg
 
 
-def test_numbers_in_the_text_of_a_chart_stay_as_they_are():
-    with charts.drawing():
+def test_numbers_in_the_text_of_a_chart_stay_as_they_are(tmp_path):
+    with charts.drawing(tmp_path):
         svg = charts.intervals("x", [("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
     assert ">0.668</text>" in svg
 
