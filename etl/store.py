@@ -181,6 +181,7 @@ class LocalStore(Store):
                 raise taken_by_another(self.location, wait)
             with writing(self.location):
                 clear(self.root)
+                clear(self.root / SNAPSHOTS)
                 with suppress(FileExistsError):
                     (self.root / SNAPSHOTS).mkdir()
                 require_publishable(self.root)
