@@ -825,7 +825,9 @@ def _state_of(first: str) -> str:
 def _first_words(text: str) -> str:
     """The libpq message itself: no status word, no query, no row, one line."""
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
-    text = re.sub(r"^([A-Z_]+: )?(Failed to [a-z ]+: )?((FATAL|ERROR):  )?", "", text)
+    text = re.sub(
+        r"^([A-Z_]+: )?(Failed to ([a-z ]+|\w+ query '.*?'): )?((FATAL|ERROR):  )?", "", text, flags=re.DOTALL
+    )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A name may stand for several hosts and addresses: one that answered, and said no, tells more than one where nobody was.
     answered = [line for line in lines if re.search(r"FATAL:|SSL|certificate|encryption", line)]

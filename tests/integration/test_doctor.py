@@ -253,3 +253,22 @@ def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_
     assert found["RankingEvent"] == f"{events} rows"
     assert found["BehavioralSignal"] == "0 rows"
     assert found["PersonaDimension"] == ("rows not counted yet (ANALYZE does)" if known < 0 else f"{personas} rows")
+
+
+def test_a_table_that_a_publication_keeps_from_being_changed(world, tmp_path):
+    table = 'ALTER TABLE "RankingEvent" REPLICA IDENTITY'
+    do = f"{table} NOTHING; CREATE PUBLICATION everything FOR ALL TABLES"
+    with changed(world, do, f"{table} DEFAULT; DROP PUBLICATION everything"):
+        checks = examined(world, tmp_path)
+    assert (exit_code(checks), bad(checks)) == (4, {"schema": "failed"})
+    found = next(each for each in of(checks, "schema") if each.state == "failed")
+    assert f'{table.replace("TABLE ", """TABLE "public".""")} FULL' in found.found
+    assert "schema apply" not in found.remedy
+
+
+def test_a_lock_timeout_is_short_only_where_it_would_end_a_run(world, tmp_path):
+    alter = f"ALTER DATABASE {urlsplit(world).path[1:]}"
+    with changed(world, f"{alter} SET lock_timeout = '10s'", f"{alter} RESET ALL"):
+        assert bad(examined(world, tmp_path)) == {}
+    with changed(world, f"{alter} SET lock_timeout = '100ms'", f"{alter} RESET ALL"):
+        assert bad(examined(world, tmp_path)) == {"time limits": "warning"}

@@ -272,7 +272,7 @@ def test_a_foreign_key_that_points_at_our_tables(applied, settings_for, referenc
     assert (finding.kind, finding.severity) == ("foreign_key", "advice")
     assert finding.detail.startswith('Rows of app."Some" refer to "public"."')
     assert said in finding.detail
-    report = pipeline.run(settings_for(applied))
+    report = pipeline.run(settings_for(applied, allow_empty=True))
     assert report.committed
     assert report.notes == []
 
@@ -341,3 +341,85 @@ def test_a_rule_that_on_conflict_can_t_do_with_stops_a_run(applied, settings_for
         pipeline.run(settings_for(applied))
     execute(applied, 'DROP RULE r ON "ModelRegistry"')
     assert pipeline.run(settings_for(applied, allow_empty=True)).committed
+
+
+CHANGES = (
+    'DELETE FROM "PersonaDimension"',
+    'DELETE FROM "RankingEvent"',
+    """UPDATE "BehavioralSignal" SET "modelVersion" = ''""",
+)
+NO_IDENTITY = 'ALTER TABLE "RankingEvent" REPLICA IDENTITY NOTHING'
+NO_KEY = 'ALTER TABLE "RankingEvent" DROP CONSTRAINT "RankingEvent_pkey"'
+EVERYTHING = "CREATE PUBLICATION everything FOR ALL TABLES"
+PARTITIONED = (
+    'ALTER TABLE "RankingEvent" RENAME TO old',
+    'CREATE TABLE "RankingEvent" (LIKE old) PARTITION BY RANGE ("createdAt")',
+    """CREATE TABLE "Before" PARTITION OF "RankingEvent" FOR VALUES FROM (MINVALUE) TO ('2020-01-01')""",
+    'CREATE TABLE "Since" PARTITION OF "RankingEvent" DEFAULT',
+    'ALTER TABLE "Since" ADD PRIMARY KEY ("id")',
+)
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        ([EVERYTHING], ""),
+        (
+            [NO_IDENTITY, EVERYTHING],
+            'ALTER TABLE "public"."RankingEvent" REPLICA IDENTITY FULL, or give it a primary key',
+        ),
+        ([NO_IDENTITY, f"{EVERYTHING} WITH (publish = 'insert, update')"], ""),
+        ([NO_IDENTITY, 'CREATE PUBLICATION p FOR TABLE "RankingEvent"'], 'publication "p" sends deletes'),
+        ([NO_IDENTITY, 'CREATE PUBLICATION p FOR TABLE "Trip"'], ""),
+        ([NO_IDENTITY, "CREATE PUBLICATION p FOR TABLES IN SCHEMA public"], "no replica identity"),
+        ([NO_KEY, EVERYTHING], "no replica identity"),
+        ([NO_KEY, 'ALTER TABLE "RankingEvent" ADD PRIMARY KEY (id) DEFERRABLE', EVERYTHING], "no replica identity"),
+        (
+            [
+                NO_KEY,
+                'CREATE UNIQUE INDEX one ON "RankingEvent"("id")',
+                'ALTER TABLE "RankingEvent" REPLICA IDENTITY USING INDEX one',
+                EVERYTHING,
+            ],
+            "",
+        ),
+        (['ALTER TABLE "RankingEvent" SET UNLOGGED', NO_IDENTITY, EVERYTHING], ""),
+        (
+            ['ALTER TABLE "BehavioralSignal" REPLICA IDENTITY NOTHING', EVERYTHING],
+            'updates of "public"."BehavioralSignal"',
+        ),
+        (['CREATE PUBLICATION p FOR TABLE "RankingEvent" ("surface")'], "not all columns of its replica identity"),
+        (['CREATE PUBLICATION p FOR TABLE "RankingEvent" ("surface", "id")'], ""),
+        (
+            [
+                'ALTER TABLE "RankingEvent" REPLICA IDENTITY FULL',
+                'CREATE PUBLICATION p FOR TABLE "RankingEvent" ("surface", "id")',
+            ],
+            "Drop the column list",
+        ),
+        (["""CREATE PUBLICATION p FOR TABLE "RankingEvent" WHERE ("surface" = 'id')"""], 'filtered by "surface"'),
+        (["""CREATE PUBLICATION p FOR TABLE "RankingEvent" WHERE ("id" <> '"surface')"""], ""),
+        ([*PARTITIONED, EVERYTHING], 'ALTER TABLE "public"."Before" REPLICA IDENTITY FULL'),
+        (
+            [*PARTITIONED, 'CREATE PUBLICATION p FOR TABLE "RankingEvent" WITH (publish_via_partition_root)'],
+            '"public"."Before"',
+        ),
+        ([*PARTITIONED, 'CREATE PUBLICATION p FOR TABLE "Since"'], ""),
+    ],
+)
+def test_what_a_publication_forbids_is_found_exactly_where_the_server_refuses(applied, settings_for, statements, said):
+    with psycopg.connect(applied, autocommit=True) as connection:
+        try:
+            for each in statements:
+                connection.execute(each)
+        except psycopg.errors.SyntaxError:
+            pytest.skip("this server's publications have no filters")
+        refused = 0
+        for each in CHANGES:
+            try:
+                connection.execute(each)
+            except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidColumnReference):
+                refused += 1
+    found = [each.detail for each in pipeline.schema_check(settings_for(applied)) if each.kind == "publication"]
+    assert len(found) == refused == bool(said)
+    assert said in "".join(found)
