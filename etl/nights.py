@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from math import isnan, nan, sqrt
+from math import isfinite, nan, sqrt
 from statistics import median
 from typing import Any
 
@@ -17,9 +17,9 @@ REMEMBERED = 29
 """How many earlier runs are looked at, four of each weekday: with this one they are the 30 that the report shows."""
 
 FEWEST = 5
-"""From so many earlier runs on there is an expected range: with fewer, one odd run would be a third of them."""
+"""From so many earlier runs on there is an expected range: with fewer, one odd run would be a quarter of them."""
 
-_WEEK, _TWO_WEEKS, _OF_A_WEEKDAY = 7, 14, 3
+_WEEK, _TWO_WEEKS, _FEW = 7, 14, 3
 _LEAST, _MOST, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 
 WATCHED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
@@ -113,7 +113,7 @@ def expected(
     weeks 30 %, since most weekdays are not known), and up by the same factor. A count's range is at least three of its
     standard deviations (the root of it) either way. A single bad run moves none of these medians.
     """
-    known = [(_day(moment), value) for moment, value in earlier if not isnan(value)]
+    known = [(_day(moment), value) for moment, value in earlier if isfinite(value)]
     if len(known) < FEWEST:
         return None
     shares = list(_shares_of_level(known))
@@ -139,7 +139,7 @@ def _level(earlier: _Series) -> float:
 
 def _shares_of_level(earlier: _Series) -> Iterator[tuple[float, float]]:
     """What each run came to as a share of the level before it, where three runs at least tell that."""
-    for place in range(FEWEST - 2, len(earlier)):
+    for place in range(_FEW, len(earlier)):
         if level := _level(earlier[:place]):
             yield earlier[place][0], earlier[place][1] / level
 
@@ -150,7 +150,7 @@ def _typical(day: float, shares: _Series) -> list[float]:
     Days of one weekday are whole weeks apart, give or take half a day: a job at midnight is now before it, now after.
     """
     same = [share for other, share in shares if abs((day - other + 0.5) % _WEEK - 0.5) <= 0.5]  # never of nan
-    return [median(same)] if len(same) >= _OF_A_WEEKDAY else [1.0, *same]
+    return [median(same)] if len(same) >= _FEW else [1.0, *same]
 
 
 def _tolerance(shares: _Series) -> float:

@@ -78,7 +78,9 @@ class Release:
 
     def __post_init__(self) -> None:
         now = self.clock()
-        with looked_at(self.settings, self.out) as store:
+        with suppress(ConnectError):  # no reason not to publish, and where there is one, that will be said
+            # A dry run looks at those where it would publish.
+            store = reading(self.settings.out, self.settings.environ) if self.settings.dry_run else self.out
             self.report.nights = nights(store, published(store, now))
             if odd := misdated(store, now):
                 self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
@@ -189,16 +191,6 @@ class Release:
                 rows(len(prune(self.out, keep, self.clock()).removed))
         except (OSError, EtlError) as error:
             self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
-
-
-@contextmanager
-def looked_at(settings: Settings, out: Store) -> Iterator[Store]:
-    """The --out whose earlier snapshots are looked at: the one that is held; a dry run's is where it would publish.
-
-    What can't be read is left out: it is no reason not to publish, and where there is one, that will be said.
-    """
-    with suppress(ConnectError):
-        yield reading(settings.out, settings.environ) if settings.dry_run else out
 
 
 def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:

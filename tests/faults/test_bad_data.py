@@ -378,7 +378,9 @@ def test_arrays_of_any_shape_are_read_element_by_element(databases, tmp_path):
                 "candidateIds", "rankedIds", "selectedIds") VALUES (%s, %s, %s, %s, 'm', '1', 's', {array}, {array}, {array})""",
                 (f"e{day}", user, trip, day),
             )
-    report = pipeline.export(resolve({"database_url": url, "out": str(tmp_path), "audience": "real"}, {}))
+    report = pipeline.export(
+        resolve({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
+    )
     events = pl.read_parquet(Path(report.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
     for name in ("candidate_ids", "ranked_ids", "selected_ids"):
         assert events.sort("day_number")[name].to_list() == list(OTHER_ARRAYS.values())
@@ -405,7 +407,9 @@ def test_what_others_wrote_of_a_persona_is_published_as_far_as_it_is_one(make_da
                 VALUES (%s, %s, %s, %s, %s, 'hand', now())""",
                 (f"p{number}", *row),
             )
-    report = pipeline.export(resolve({"database_url": url, "out": str(tmp_path), "audience": "real"}, {}))
+    report = pipeline.export(
+        resolve({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
+    )
     assert report.counts["set_aside"]["personas"] == {"primary_key": 2}
     users = {row["user_id"]: row for row in pl.read_parquet(Path(report.snapshot) / "users.parquet").to_dicts()}
     assert (users[twice]["pace_preference"], users[twice]["social_mode"]) == (None, "solo")
@@ -444,12 +448,14 @@ def test_what_others_say_of_the_client_s_encoding_changes_nothing(databases, tmp
     """A role, a database, PGCLIENTENCODING and the URL can ask for another than UTF-8; the driver takes bytes for UTF-8."""
     url = databases.holding(accented())
     name = urlsplit(url).path[1:]
-    plain = pipeline.run(resolve({"database_url": url, "out": str(tmp_path / "a"), "min_catalog": 1}, {}))
+    plain = pipeline.run(
+        resolve({"database_url": url, "out": str(tmp_path / "a"), "min_catalog": 1, "allow_empty": True}, {})
+    )
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE \"{name}\" SET client_encoding = 'LATIN1'")
     try:
         url += ("&" if "?" in url else "?") + "client_encoding=LATIN1"
-        options = {"database_url": url, "out": str(tmp_path / "b"), "min_catalog": 1}
+        options = {"database_url": url, "out": str(tmp_path / "b"), "min_catalog": 1, "allow_empty": True}
         ran = pipeline.run(resolve(options, {"PGOPTIONS": "-c client_encoding=LATIN1"}))
         exported = pipeline.export(resolve(options, {}))
     finally:
@@ -477,7 +483,7 @@ def test_a_database_in_another_encoding_is_refused_before_anything_is_read(serve
 
 def test_a_database_without_encoding_is_read_as_far_as_it_holds_utf_8(server_url, tmp_path):
     url = encoded_database(server_url, "SQL_ASCII")
-    options = {"database_url": url, "out": str(tmp_path / "out"), "min_catalog": 1}
+    options = {"database_url": url, "out": str(tmp_path / "out"), "min_catalog": 1, "allow_empty": True}
     try:
         with psycopg.connect(url) as connection:
             store(connection, accented())
@@ -521,7 +527,9 @@ def test_a_user_with_very_many_slots(databases, tmp_path, effort):
             FROM generate_series(1, %(slots)s) n""",
             {"day": full_day, "slots": slots},
         )
-    settings = resolve({"database_url": url, "out": str(tmp_path / "out"), "buckets": 7, "min_catalog": 1}, {})
+    settings = resolve(
+        {"database_url": url, "out": str(tmp_path / "out"), "buckets": 7, "min_catalog": 1, "allow_empty": True}, {}
+    )
     report = pipeline.run(settings)
     assert report.counts["source_rows"]["slots"] == slots
     assert report.counts["ranking_events"] == 401

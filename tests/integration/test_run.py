@@ -161,7 +161,7 @@ def test_the_validation_query_without_rows_is_a_finding(database_url, settings_f
     assert broken == ["the design's validation query returns rows"]
 
 
-def test_an_empty_database_publishes_an_empty_snapshot(database_url, settings_for):
+def test_an_empty_database_publishes_an_empty_snapshot_where_that_is_meant(database_url, settings_for):
     pipeline.schema_apply(settings_for(database_url))
     report = pipeline.run(settings_for(database_url, allow_empty=True))
     assert report.counts["ranking_events"] == 0

@@ -35,6 +35,7 @@ CHOSEN = ("seed", "min_catalog", "small_catalog", "audience", "shadow_prefix", "
 def as_given(options: oracle.Settings) -> dict:
     """The oracle's settings as a person gives them."""
     chosen = {name: getattr(options, name) for name in CHOSEN} | {"negatives": list(options.negatives)}
+    chosen["allow_empty"] = True  # most worlds are small, and some have nobody
     if options.catalog_alpha is not None:
         chosen["catalog_alpha"] = options.catalog_alpha
     if options.city_weight:
@@ -149,11 +150,26 @@ def files_are_the_oracle_s(published: Published) -> None:
         if published.options.ids != "string":
             assert found.select(INDEXES).rows() == oracle.indexes(expected, published.users, published.items)
         assert found.select(TRIPLE_COLUMNS[3:]).rows() == [astuple(triple)[3:] for triple in expected]
-    for kind, made in (("events", published.made.events), ("triples", published.made.triples)):
+    without_rows = parts_without_triples(published)
+    for partition in without_rows:
+        found = rows_in(published, "triples", partition)
+        assert (found.height, found.columns) == (0, triple_columns(published.options.ids))
+    for kind, made in (("events", published.made.events), ("triples", {*published.made.triples, *without_rows})):
         top = published.snapshot / kind
         assert {str(path.parent.relative_to(top)) for path in top.rglob("*.parquet")} == set(
             map(published.folder, made)
         )
+
+
+def parts_without_triples(published: Published) -> list[oracle_training.Partition]:
+    """A part of the split that has no triples has one file without rows, in the folder of the first city that has an event."""
+    rule, full = published.options.split, {split for split, _ in published.made.triples}
+    if rule == "none":
+        parts = [next(iter(full), "train")]
+    else:
+        parts = ["train", "test"] if rule.startswith("time:") and "," not in rule else ["train", "valid", "test"]
+    city = min((city for _, city in published.made.events), key=str.encode, default="")
+    return [(part, city) for part in parts if part not in full]
 
 
 TRIPLE_COLUMNS = [column.name for column in fields(oracle.Triple)]
