@@ -722,6 +722,7 @@ _MALFORMED = re.compile(
     r"(?:in|invalid) URI|percent-encoded|unexpected spaces|connection option|invalid port number|invalid \S+ value|"
     r"could not match \d+ |definition of service|service file"
 )
+_NAMELESS = re.compile(r"local user with ID \d+ does not exist")
 _NO_DATABASE = re.compile(r"database .* does not exist")
 
 
@@ -733,6 +734,11 @@ def _without_state(state: str, first: str) -> tuple[type[EtlError], str]:
         return _BY_CLASS["28"]
     if _NO_DATABASE.search(first):
         return _BY_CLASS["3D"]
+    if _NAMELESS.search(first):
+        return (
+            SettingsError,
+            "The database URL names no user, and this process has no name to take: {first}. Name one in it.",
+        )
     if _MALFORMED.search(first) and "FATAL:" not in first:
         # Without the value: where an address can be read in two ways, it may be a piece of a password.
         said = (
