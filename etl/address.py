@@ -138,6 +138,7 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
             raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
         words = _require_words(url)
         reason = "its address is a list of libpq's key=value words"
+        url += "".join(f" {name}={value}" for name, value in _without_home(words, environ).items())
         return Address(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
@@ -161,6 +162,7 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
         raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
     obstacle = _obstacle(parts, environ)
+    libpq |= _without_home(parts, environ)
     return Address(
         libpq=f"postgresql://{_for_libpq(authority)}" + (f"?{_query(libpq)}" if libpq else ""),
         connectorx=None if obstacle else _connectorx(parts),
@@ -314,6 +316,23 @@ def _home(environ: Mapping[str, str]) -> Path | None:
     with suppress(RuntimeError):
         return Path(environ.get("HOME") or "~").expanduser()
     return None
+
+
+def _without_home(parts: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """What libpq must be told where it may not look into the home folder: that there is no client certificate.
+
+    Else it fails with TLS instead of going on without, as it does where there is no such folder.
+    """
+    home = _home(environ)
+    if home is None or any(name in parts or environ.get(_LIBPQ[name]) for name in ("sslcert", "sslcertmode")):
+        return {}
+    try:
+        (home / ".postgresql" / "postgresql.crt").stat()
+    except PermissionError:
+        return {"sslcertmode": "disable"}
+    except OSError:
+        pass
+    return {}
 
 
 def _connectorx(parts: Mapping[str, str]) -> str:

@@ -64,7 +64,7 @@ def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
         environ.get("AWS_SHARED_CREDENTIALS_FILE") or folder / "credentials",
         environ.get("AWS_CONFIG_FILE") or folder / "config",
     )
-    if not environ.get("AWS_PROFILE") and not any(Path(file).is_file() for file in files):
+    if not environ.get("AWS_PROFILE") and not any(map(os.path.isfile, files)):
         return {}
     try:
         import boto3  # noqa: PLC0415 - half a second that only profiles need

@@ -712,6 +712,10 @@ _PLAIN = {
         ConnectError,
         "No encrypted connection comes about: {first}. Check sslmode, sslrootcert and the server's TLS.",
     ),
+    "NAMELESS": (
+        SettingsError,
+        "The database URL names no user, and this process has no name to take: {first}. Name one in it.",
+    ),
     "URI": (SettingsError, "The database's address is wrong: {first}. Correct it."),
     "08001": (ConnectError, "Cannot reach the database: {first}. Check that the server runs, and the URL."),
     "53100": (ConnectError, "The server's disk is full: {first}. Make room there."),
@@ -789,6 +793,7 @@ def _decoded(text: str | bytes) -> str:
 _STATES = tuple(
     (re.compile(words), state)
     for words, state in (
+        (r"local user with ID \d+ does not exist", "NAMELESS"),
         (r"statement timeout", "57014"),
         (r"lock timeout", "55P03"),
         (r"idle-in-transaction timeout", "25P03"),

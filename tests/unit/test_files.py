@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +17,7 @@ from etl import parquet, stage
 from etl.compact import CODED
 from etl.errors import ConnectError, DataError
 from etl.event_files import Vocabularies, _batches
-from etl.parquet import Copies, as_written, crew, file_sha256, write_file
+from etl.parquet import Copies, Parts, as_written, crew, file_sha256, write_file, write_pieces
 from etl.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.store import LocalStore
 from etl.validate import _as_listed
@@ -69,6 +71,42 @@ def test_a_failure_while_frames_are_made_leaves_no_file_open(tmp_path):
 def _refused(why: str):
     raise DataError(why)
     yield  # a generator that gives nothing
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Rows of one column."""
+
+    values: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, which: slice) -> Numbers:
+        return Numbers(self.values[which])
+
+
+def test_however_many_partitions_are_on_their_way_none_of_their_files_stays_open(monkeypatch, tmp_path):
+    monkeypatch.setattr(parquet, "ROW_GROUP", 4)
+    schema = pa.schema([pa.field("number", pa.int64())])
+
+    def columns(pieces: Sequence[Numbers]) -> list[pa.Array]:
+        return [pa.array([value for piece in pieces for value in piece.values], pa.int64())]
+
+    def opened() -> int:
+        return sum(path.resolve().suffix == ".parquet" for path in Path("/proc/self/fd").iterdir())
+
+    with crew(2) as two:
+        parts = [Parts(tmp_path / str(place), schema, 100, columns, two) for place in range(40)]
+        for start in (0, 6, 12):  # a whole row group each time, and rows that wait
+            for each in parts:
+                each.add(Numbers(tuple(range(start, start + 6))))
+        assert opened() <= 2
+        for each in parts:
+            each.end()
+        written = [file for each in parts for file in each.written()]
+    write_pieces(tmp_path / "whole.parquet", schema, [Numbers(tuple(range(18)))], columns)
+    assert {file.sha256 for file in written} == {file_sha256(tmp_path / "whole.parquet")}
 
 
 def test_a_file_that_holds_other_rows_than_were_written_is_not_published(file):
