@@ -393,8 +393,8 @@ def _publication_findings(connection: Queries, naming: Naming) -> Iterator[Findi
             yield Finding(
                 "publication",
                 models[each.root],
-                f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: PostgreSQL "
-                f"refuses every {verb.upper()} of it. {why[1]}.",
+                f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: "
+                f"PostgreSQL refuses every {verb.upper()} of it. {why[1]}.",
             )
 
 
