@@ -383,16 +383,15 @@ def _unique_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Itera
 
 def _publication_findings(connection: Queries, naming: Naming) -> Iterator[Finding]:
     """Tables whose rows PostgreSQL won't let a run change, since a publication sends the change and can't tell the row."""
-    models = {naming.table(model): model for model in _CHANGED}
     told = set()
-    for each in _published(connection, models):
-        verb = _CHANGED[models[each.root]]
+    for each in _published(connection, naming):
+        verb = _CHANGED[each.model]
         why = each.unidentified() if each.sends[verb] and each.table not in told else None
         if why:
             told.add(each.table)
             yield Finding(
                 "publication",
-                models[each.root],
+                each.model,
                 f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: "
                 f"PostgreSQL refuses every {verb.upper()} of it. {why[1]}.",
             )
@@ -400,13 +399,13 @@ def _publication_findings(connection: Queries, naming: Naming) -> Iterator[Findi
 
 @dataclass(frozen=True)
 class _Published:
-    """A table that holds rows of `root`, and a publication of it, as PostgreSQL expands it: of all, of a schema, of a root.
+    """A table that holds rows of a model, and a publication of it, as PostgreSQL expands it: of all, of a schema, of a root.
 
     `key` are the columns of the replica identity (all of them for a full one), none where there is none; `sent` those that
     the publication sends, None for all; `rows` is its row filter.
     """
 
-    root: str
+    model: str
     table: str
     key: list[str]
     columns: list[str]
@@ -438,8 +437,7 @@ def _names_in(expression: str) -> set[str]:
     return quoted | set(re.findall(r"\w+", re.sub(r'"(?:[^"]|"")*"', " ", bare)))
 
 
-def _published(connection: Queries, tables: Iterable[str]) -> Iterator[_Published]:
-    names = ", ".join(f"({quote_literal(name)})" for name in tables)
+def _published(connection: Queries, naming: Naming) -> Iterator[_Published]:
     identity = (  # as the server has it: an index that is not valid, or that may be broken until COMMIT, is none
         "SELECT i.indkey::int2[] FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate "
         "AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END"
@@ -449,13 +447,13 @@ def _published(connection: Queries, tables: Iterable[str]) -> Iterator[_Publishe
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
     )
     rows = connection.rows(
-        "WITH RECURSIVE part(root, oid) AS ("
-        f"SELECT v.name, to_regclass(v.name)::oid FROM (VALUES {names}) v(name) UNION "
-        "SELECT part.root, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
+        "WITH RECURSIVE part(model, oid) AS ("
+        f"SELECT ours.model, ours.oid FROM {_tables_of(naming, _CHANGED)} UNION "
+        "SELECT part.model, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
         "up(oid, above) AS (SELECT oid, oid FROM part UNION "
         "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
         "JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.above) "
-        "SELECT part.root, n.nspname::text, c.relname::text, "
+        "SELECT part.model, n.nspname::text, c.relname::text, "
         f"({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[]))), ({columns}), p.pubname::text, "
         # The columns and the row filter are there since PostgreSQL 15.
         "p.pubupdate, p.pubdelete, (to_jsonb(t)->'attnames')::text, COALESCE(to_jsonb(t)->>'rowfilter', '') "
@@ -465,9 +463,9 @@ def _published(connection: Queries, tables: Iterable[str]) -> Iterator[_Publishe
         "JOIN pg_catalog.pg_publication_tables t ON t.schemaname = s.nspname AND t.tablename = o.relname "
         "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 3, 6"
     )
-    for root, schema, table, key, every, publication, updates, deletes, sent, condition in rows:
+    for model, schema, table, key, every, publication, updates, deletes, sent, condition in rows:
         yield _Published(
-            root,
+            model,
             f"{quote_identifier(schema)}.{quote_identifier(table)}",
             json.loads(key),
             json.loads(every),
@@ -545,14 +543,19 @@ def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]
 
 def _side_effects(connection: Queries, naming: Naming) -> Iterator[Finding]:
     """Foreign keys that point at the tables that a run writes, and what fires on its writes. Those of partitions come once."""
-    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.bare(model))})" for model in _FIRED_BY)
-    ours = (
-        "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"
-    )
+    ours = _tables_of(naming, _FIRED_BY)
     yield from _foreign_keys(connection, naming, ours)
     yield from _triggers(connection, ours)
     yield from _rules(connection, naming, ours)
+
+
+def _tables_of(naming: Naming, models: Iterable[str]) -> str:
+    """SQL of `ours(model, oid)`: not by `to_regclass`, which a role that may not use the schema is refused."""
+    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.bare(model))})" for model in models)
+    return (
+        "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"
+    )
 
 
 def _foreign_keys(connection: Queries, naming: Naming, ours: str) -> Iterator[Finding]:
