@@ -18,7 +18,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -538,6 +538,21 @@ def require_unmoved(connection: Connection, tables: Iterable[str]) -> None:
             f"{', '.join(name for (name,) in moved)} {'was' if len(moved) == 1 else 'were'} rewritten, emptied or replaced in "
             "the middle of this run (by a migration?)."
         )
+
+
+@contextmanager
+def judged_unmoved(connection: Connection, tables: Sequence[str]) -> Iterator[None]:
+    """Raise ConflictError in place of the block's DataError where one of the tables was rewritten: it looked empty then."""
+    try:
+        yield
+    except DataError:
+        try:
+            require_unmoved(connection, tables)
+        except ConflictError:
+            raise
+        except EtlError:  # the transaction has failed on the server: nothing can be asked of it
+            log.debug("Whether tables were rewritten could not be asked.", exc_info=True)
+        raise
 
 
 def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tuple[T, int]:

@@ -29,6 +29,7 @@ from etl.database import (
     Connection,
     behind,
     connect,
+    judged_unmoved,
     locked,
     require_lock,
     require_unmoved,
@@ -175,12 +176,13 @@ def run(
         engine = stack.enter_context(opened(settings.engine, settings.environ, stop))
         out = stack.enter_context(output(settings, stop))
         lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
+        tables = [scope.naming.table(model) for model in MODELS]
 
         def attempt() -> RunResult:
             report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, watcher=watcher)
             with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
                 release = Release(settings, report, out, staged, scratch, clock, progress, engine)
-                with transaction(connection, keep=not settings.dry_run):
+                with transaction(connection, keep=not settings.dry_run), judged_unmoved(connection, tables):
                     require_lock(connection, lock)
                     name = _night(connection, scope, earlier, release)
                 report.committed = not settings.dry_run

@@ -112,7 +112,7 @@ def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
 
 def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
     """It begins when the first one has let go: its snapshot is taken then, not before the wait."""
-    settings = settings_for(small_world, wait_lock=True)
+    settings = settings_for(small_world, wait_lock=True, allow_empty=True)
     with connect(settings.address()) as holder:
         done: list[pipeline.RunResult] = []
         with locked(holder, "public"):

@@ -441,7 +441,7 @@ def test_a_bucket_that_is_not_there_is_told_from_an_empty_place(bucket, small_wo
 
 def test_other_urls_are_refused(small_world, settings_for):
     for url in ("ftp://host/out", "file:///tmp/out", "s3://"):
-        with pytest.raises(SettingsError, match="no place for snapshots"):
+        with pytest.raises(SettingsError, match="--out must be a local folder, or one of s3:"):
             pipeline.run(settings_for(small_world, out=url))
 
 
