@@ -245,6 +245,11 @@ class Connection:
         except adbc_errors.Error as error:
             self.stop.check()  # it was cancelled
             raise _translate(error, self.address, table) from None
+        except (pa.ArrowException, OSError) as error:  # rows that are being fetched fail with what Arrow makes of it
+            self.stop.check()
+            if "[libpq]" not in str(error):
+                raise
+            raise _translate(error, self.address, table) from None
 
 
 _PATH = ("pg_catalog", "pg_temp")
@@ -773,16 +778,19 @@ _RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run agai
 _REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
 
-def _translate(error: adbc_errors.Error, address: Address, table: str | None = None) -> EtlError:
+def _translate(error: Exception, address: Address, table: str | None = None) -> EtlError:
     """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out.
 
     `table` is the one that was written to, where the server does not name it.
     """
-    details = {_decoded(key): _decoded(value) for key, value in (error.details or [])}
+    details = {_decoded(key): _decoded(value) for key, value in getattr(error, "details", None) or []}
     if table is not None:
         details.setdefault("PG_DIAG_TABLE_NAME", table)
     first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
-    state = error.sqlstate or _state_of(first)
+    # Arrow has no SQLSTATE for what the server said while rows were fetched.
+    state = getattr(error, "sqlstate", None) or _state_of(
+        first, "08001" if isinstance(error, adbc_errors.Error) else "XX000"
+    )
     if state in {"40001", "40P01"}:
         return ConflictError(f"Somebody else changed the same rows at the same time ({first}).")
     place = "".join(
@@ -835,18 +843,21 @@ _MALFORMED = re.compile(
 )
 
 
-def _state_of(first: str) -> str:
+def _state_of(first: str, otherwise: str) -> str:
     """The SQLSTATE that words stand for: libpq gives none where a connection or a transaction does not come about."""
     if _MALFORMED.search(first) and "FATAL:" not in first:
         return "URI"
-    return next((state for words, state in _STATES if words.search(first)), "08001")
+    return next((state for words, state in _STATES if words.search(first)), otherwise)
 
 
 def _first_words(text: str) -> str:
     """The libpq message itself: no status word, no query, no row, one line."""
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
     text = re.sub(
-        r"^([A-Z_]+: )?(Failed to ([a-z ]+|\w+ query '.*?'): )?((FATAL|ERROR):  )?", "", text, flags=re.DOTALL
+        r"^([A-Z_]+: )?(Failed to ([a-z ]+|\w+ query '.*?'): )?(Execution error \[\w+\]: )?((FATAL|ERROR):  )?",
+        "",
+        text,
+        flags=re.DOTALL,
     )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A name may stand for several hosts and addresses: one that answered, and said no, tells more than one where nobody was.

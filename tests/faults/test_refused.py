@@ -13,7 +13,7 @@ from adbc_driver_manager import dbapi as adbc_errors
 from etl import database, pipeline
 from etl.address import parse_address
 from etl.config import resolve
-from etl.database import connect, require_supported
+from etl.database import connect, require_supported, transaction
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
 from tests.faults.tls_server import tls_server
 from tests.states import database_state, folder_state
@@ -188,6 +188,20 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         ran = pipeline.run(settings)
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
         assert pipeline.validate(settings).broken == []
+
+
+def test_what_the_server_says_while_rows_are_fetched(database_url):
+    """Arrow knows no SQLSTATE: the words must do, and where they are not known it is the server that failed, not the disk."""
+    address = parse_address(database_url, {})
+    late = "SELECT 1 / (100000 - n) AS x FROM generate_series(1, 200000) n"
+    says = r"The server failed \(SQLSTATE XX000\): division by zero\. Run again"
+    with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
+        list(connection.stream(late))
+    slow = "SELECT pg_catalog.pg_sleep(0.0001) AS x FROM generate_series(1, 200000) n"
+    says = "Raise statement_timeout"
+    with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
+        connection.rows("SELECT set_config('statement_timeout', '100', true)")
+        list(connection.stream(slow))
 
 
 def test_a_server_that_is_too_old_is_named():
