@@ -197,10 +197,10 @@ def test_what_the_server_says_while_rows_are_fetched(database_url):
     says = r"The server failed \(SQLSTATE XX000\): division by zero\. Run again"
     with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
         list(connection.stream(late))
+    setting(database_url, "statement_timeout = 200")
     slow = "SELECT pg_catalog.pg_sleep(0.0001) AS x FROM generate_series(1, 200000) n"
     says = "Raise statement_timeout"
     with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
-        connection.rows("SELECT set_config('statement_timeout', '100', true)")
         list(connection.stream(slow))
 
 
