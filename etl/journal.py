@@ -138,7 +138,15 @@ class RunResult:
             self.watcher.step_ends(step, seconds)
 
     def facts_for_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """What `--json` prints: `positives` are those that have a triple, as on the terminal.
+
+        All that ranking events select, which the manifest counts as `positives`, are `positives_selected`.
+        """
+        counts = dict(self.counts)
+        if "positives" in counts:
+            counts["positives_selected"] = counts.pop("positives")
+        if "published" in counts:
+            counts["positives"] = counts["published"]["positives"]
         return {
             "run_id": self.run_id,
             "snapshot": self.snapshot,
@@ -147,7 +155,7 @@ class RunResult:
             "notes": self.notes,
             "warnings": self.warnings,
             **self.timings(),
-            **self.counts,
+            **counts,
         }
 
     def timings(self) -> dict[str, Any]:

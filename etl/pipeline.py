@@ -558,6 +558,6 @@ def _counts(
         "openness_dropped": made.openness_dropped,
         "ranking_events": ranked.events,
         "days_without_event": ranked.skipped,
-        "selected_places": ranked.positives,
+        "positives": ranked.positives,
         "positives_outside_candidates": ranked.positives_outside_candidates,
     }

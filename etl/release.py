@@ -101,7 +101,6 @@ class Release:
             watch = Watch(dataset, affinity_model().unknown)
             account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
             report.counts["published"] = account.counts(dataset)
-            report.counts["positives"] = report.counts["published"]["positives"]
             rows(sum(report.counts["published"]["triples"].values()))
         published = report.counts["published"]
         triples = account.triples_of(parse_split(settings.split).parts)

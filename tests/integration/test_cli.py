@@ -56,7 +56,7 @@ def test_json_is_one_object(small_world, tmp_path):
     answer = json.loads(done.stdout)
     assert answer["ok"] is True
     assert answer["positives"] == answer["published"]["positives"]  # as the terminal has it
-    assert answer["selected_places"] == answer["positives"] + sum(answer["published"]["positives_left_out"].values())
+    assert answer["positives_selected"] == answer["positives"] + sum(answer["published"]["positives_left_out"].values())
     assert Path(answer["snapshot"]).is_dir()
     validated = call("validate", "--json", "--database-url", small_world)
     assert validated.returncode == 0

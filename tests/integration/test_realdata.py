@@ -81,7 +81,7 @@ def test_perth_comes_out_as_counted_by_hand(database_url: str, settings_for: Cal
     days = {day: nodes for day, nodes in counted.days.items() if owner[day[0]] not in counted.loners}
     assert report.counts["shadow_users_without_persona"] == len(counted.loners) > 0
     assert report.counts["days_without_event"]["user_without_persona"] == len(counted.days) - len(days)
-    assert report.counts["selected_places"] == sum(map(len, days.values()))
+    assert report.counts["positives"] == sum(map(len, days.values()))
     assert report.counts["signals_backfilled"] == counted.visits
     assert report.counts["set_aside"] == {}
 

@@ -60,7 +60,7 @@ def test_the_report_says_what_the_night_counted(night):
     _, _, report = night
     said, counts = text_of(page_of(report)), report.counts
     published = counts["published"]
-    triples, selected = sum(published["triples"].values()), counts["selected_places"]
+    triples, selected = sum(published["triples"].values()), counts["positives"]
     assert f"{triples:,} triples from {counts['ranking_events']:,} ranking events in 3 cities" in said
     assert f"{published['positives']:,} of {selected:,} stand in the triples" in said
     assert f"{counts['positives_outside_candidates']:,} of {selected:,}" in said

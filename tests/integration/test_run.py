@@ -100,10 +100,10 @@ def test_export_gives_what_run_published(small_world, settings_for, audience):
 def test_the_manifest_accounts_for_every_positive(small_world, settings_for):
     report = pipeline.run(settings_for(small_world, min_catalog=73))
     published = report.counts["published"]
-    assert published["positives"] + sum(published["positives_left_out"].values()) == report.counts["selected_places"]
+    assert published["positives"] + sum(published["positives_left_out"].values()) == report.counts["positives"]
     assert published["positives_left_out"]["small_catalog"] > 0
     events = pl.read_parquet(Path(report.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
-    assert events["selected_ids"].list.len().sum() == report.counts["selected_places"]
+    assert events["selected_ids"].list.len().sum() == report.counts["positives"]
 
 
 def test_a_damaged_snapshot_is_found_out(small_world, settings_for):

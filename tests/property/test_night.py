@@ -262,7 +262,7 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
     assert counts["openness_dropped"] == {"not_a_finite_number": persona_counts["openness_not_a_number"]}
     assert counts["ranking_events"] == event_counts["events"]
     assert counts["days_without_event"] == {reason: event_counts[reason] for reason in oracle.SKIP_REASONS}
-    assert counts["selected_places"] == event_counts["positives"]
+    assert counts["positives"] == event_counts["positives"]
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
 
