@@ -276,7 +276,7 @@ def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:
 def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> Iterator[Check]:
     domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
     shadow, users = sum(number for _, number in domains), connection.number(queries.user_count(scope))
-    if not shadow:
+    if not shadow and not settings.may_be_empty:
         at = f" and ends with @{scope.domain}" if scope.domain else ""
         yield failed(
             "shadow users",
@@ -286,7 +286,7 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         )
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
-    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / users:.1%}); domains: {shown}"
+    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
     limits(settings).require_users(shadow, users)
     if several_domains(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")

@@ -124,6 +124,7 @@ def test_no_shadow_users_and_more_than_allowed(world, tmp_path):
     checks = examined(world, tmp_path, shadow_prefix="nobody-")
     assert exit_code(checks) == 5
     assert bad(checks) == {"shadow users": "failed"}
+    assert bad(examined(world, tmp_path, shadow_prefix="nobody-", expect_users="0")) == {}
     assert exit_code(examined(world, tmp_path, expect_users="3")) == 5
     two = "UPDATE \"User\" SET email = replace(email, '{}.test', '{}.test') WHERE id = (SELECT max(id) FROM \"User\" WHERE email LIKE 'shadow-%')"
     with changed(world, two.format("@overplanned", "@evil"), two.format("@evil", "@overplanned")):
