@@ -13,7 +13,7 @@ import pytest
 
 from etl import database, pipeline
 from etl.config import resolve
-from etl.errors import ConnectError, DataError
+from etl.errors import DataError
 from tests.states import data_files
 
 
@@ -100,14 +100,6 @@ def test_no_character_of_the_prefix_is_a_wildcard(small_world, settings_for, pre
         everybody = connection.execute('SELECT count(*) FROM "User"').fetchone()[0]
     report = pipeline.run(settings_for(small_world, shadow_prefix=prefix, allow_empty=True))
     assert report.counts["shadow_users"] == expected < everybody
-
-
-def test_a_standby_or_read_only_role_is_told_so(small_world, settings_for):
-    name = urlsplit(small_world).path[1:]
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-    with pytest.raises(ConnectError, match="takes no writes"):
-        pipeline.run(settings_for(small_world))
 
 
 def test_orphans_are_nobody_s(small_world, settings_for):
