@@ -724,7 +724,16 @@ _POOLERS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 """What poolers say in their own name; they have no SQLSTATEs of their own."""
 
+_REFERENCED = (
+    DataError,
+    (
+        "The database refused a row{place}: {first}. Nothing was written. `bpr-etl schema check` lists the foreign keys "
+        "that point at the tables which a run writes."
+    ),
+)
 _PLAIN = {
+    "23001": _REFERENCED,
+    "23503": _REFERENCED,
     "26000": (ConnectError, _TRANSACTION_POOLER),
     "42P05": (ConnectError, _TRANSACTION_POOLER),
     "42501": (ConnectError, "The role lacks a privilege: {first}. Grant it, or connect as another role."),

@@ -63,7 +63,7 @@ def refused(settings, kind: type[EtlError]) -> str:
         ([RAISES.format("USING ERRCODE = '0A000'"), DELETES], "(SQLSTATE 0A000): kept for audit. Nothing was written."),
         ([RAISES.format("USING ERRCODE = '23514'"), DELETES], "The database refused a row"),
         ([RAISES.format(""), DEFERRED], "refused: kept for audit. Nothing was written."),
-        ([FEEDBACK, REFERS], "(table Feedback)"),
+        ([FEEDBACK, REFERS], "lists the foreign keys that point at the tables which a run writes"),
     ],
 )
 def test_what_a_trigger_or_a_constraint_refuses_is_no_bug_and_no_reason_to_run_again(
