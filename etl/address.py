@@ -154,6 +154,10 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
         "@" in query and ":" in authority and not {"@", "/"} & set(authority)
     ):  # u:12?user=34@host: whose password ends where?
         raise SettingsError(f"The database URL can be read in two ways. {_ENCODE}")
+    if "?" in query:  # what follows it would be dropped with a parameter of Prisma's, an sslmode, perhaps
+        raise SettingsError(
+            "The database URL has a second ?: parameters are joined by &, and a ? in one is written %3F."
+        )
     parameters = _parameters(query) if question else []
     _refuse_unknown([name for name, _ in parameters], repeat="@" not in query)
     prisma = {name: value for name, value in parameters if name in _PRISMA}

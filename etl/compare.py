@@ -106,6 +106,8 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
             _cities(before, after),
             [each for each in _drifts(before, after) if each is not None],
         )
+    except PermissionError:  # no fault of the snapshot's
+        raise
     except (pl.exceptions.PolarsError, OSError, KeyError) as error:
         raise DataError(
             f"The snapshots can't be compared ({error}). `bpr-etl validate --snapshot` says whether each is whole."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.errors import EtlError
+from etl.errors import ConnectError, EtlError, unreadable
 from etl.stopping import StoppedError
 
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -49,6 +49,8 @@ def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         raise
     except EtlError as error:
         yield Check(name, "failed", str(error), exit_code=error.exit_code)
+    except PermissionError as error:
+        yield failed(name, ConnectError, unreadable(error))
 
 
 def exit_code(checks: list[Check]) -> int:

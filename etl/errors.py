@@ -12,6 +12,12 @@ def visible(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def unreadable(error: OSError) -> str:
+    """What is said of a file or folder that this user may not enter, read or write."""
+    where = f"{error.filename} can't be used" if error.filename else "A file or folder can't be used"
+    return f"{visible(where)}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
+
+
 class EtlError(Exception):
     """Something that a caller can understand and act on; anything else that is raised is a bug (exit code 1)."""
 

@@ -155,6 +155,8 @@ def _batches(
             raise DataError(
                 f"{path} names an id that users, items or trips don't have. Publish the snapshot again."
             ) from None
+        except PermissionError:  # no fault of the file's
+            raise
         except (pa.ArrowException, OSError, KeyError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
 

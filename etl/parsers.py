@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ def place(value: Any) -> str:
     word = filled(value)
     scheme, after, rest = word.partition("://")
     if not after:
+        if re.match(r"~|(s3|gs|az|https?|file)(:|//)", word, re.IGNORECASE):
+            raise SettingsError(
+                "must be a folder, written out where it begins with ~, or a URL with :// in it; a folder of such a name is "
+                "written ./~ or ./s3:"
+            )
         return word
     if scheme not in SCHEMES or not rest.strip("/"):
         raise SettingsError(

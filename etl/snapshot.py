@@ -258,6 +258,8 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
         frame = pl.read_parquet(path.absolute(), columns=columns, hive_partitioning=False, glob=False)
     except FileNotFoundError:
         raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise damaged(path, error) from None
     return require_columns(frame, path)

@@ -28,7 +28,7 @@ from etl.config import (
     wants_json,
     wants_json_log,
 )
-from etl.errors import EtlError, NothingToDo, visible
+from etl.errors import ConnectError, EtlError, NothingToDo, unreadable, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
         settings = _settings(given, environ)
         measured.begin(settings)
         said = interruptible(lambda stop: work(settings, stop))
-    except EtlError as error:
+    except (EtlError, PermissionError) as raised:
+        error = ConnectError(unreadable(raised)) if isinstance(raised, PermissionError) else raised
         measured.write(error.exit_code)
         refuse(str(error), error.exit_code, type(error).__name__, given, environ)
         if isinstance(error, StoppedError):
@@ -87,8 +88,8 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
     measured.write(said.exit_code, said.facts)
     if settings.json:
         _print_json({"ok": said.exit_code in (0, NothingToDo.exit_code), "exit_code": said.exit_code, **said.facts})
-    elif said.asked_for or not settings.quiet:
-        _show(said.shown)
+    elif said.asked_for or not settings.quiet or said.exit_code not in (0, NothingToDo.exit_code):
+        _show(said.shown)  # where it failed, that is the error, which --quiet shows
     _tell_of_loss(every=settings.json)
     raise typer.Exit(said.exit_code)
 

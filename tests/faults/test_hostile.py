@@ -281,3 +281,31 @@ def other_file_system(here: Path) -> Path:
     if not there.is_dir() or there.stat().st_dev == here.stat().st_dev:
         pytest.skip("There is no second file system to be had here.")
     return Path(tempfile.mkdtemp(dir=there))
+
+
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Take root's rights away for the length of a test, which else may enter and read everything."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65_534)
+    yield
+    os.seteuid(mine)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("what", ["a file", "a folder"])
+def test_what_may_not_be_read_is_no_bug_and_no_damage(published, tmp_path, capsys, request, command, what):
+    out = Path(tempfile.mkdtemp(dir="/tmp")) / "out"
+    try:
+        shutil.copytree(published, out)
+        out.parent.chmod(0o755)
+        barred = newest(out) / "users.parquet" if what == "a file" else out / "snapshots"
+        barred.chmod(0)
+        request.getfixturevalue("without_rights")
+        # What reads no users.parquet goes on.
+        codes = {0, 3} if (command, what) == ("list", "a file") else {3}
+        assert look(out, command, tmp_path / "elsewhere", capsys) in codes
+    finally:
+        os.seteuid(os.getuid())
+        shutil.rmtree(out.parent, onerror=lambda *_: None)

@@ -223,6 +223,14 @@ def test_the_command(world, tmp_path):
     assert [each["name"] for each in json.loads(done.stdout)["checks"] if each["state"] == "failed"] == ["shadow users"]
 
 
+def test_a_failure_is_shown_with_quiet_too(world, tmp_path):
+    call = ["doctor", "--quiet", "--database-url", world, "--out", str(tmp_path)]
+    assert CliRunner().invoke(cli.app, call).output == ""
+    done = CliRunner().invoke(cli.app, [*call, "--shadow-prefix", "nobody-"])
+    assert done.exit_code == 5
+    assert "FAILED" in done.output
+
+
 def test_one_check_that_failed_and_several(world, tmp_path):
     call = ["doctor", "--database-url", world, "--out", str(tmp_path), "--shadow-prefix", "nobody-"]
     one = CliRunner().invoke(cli.app, call).output

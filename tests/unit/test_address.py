@@ -120,3 +120,9 @@ def test_a_message_is_scrubbed_and_a_repr_holds_no_secret():
 
 def test_ipv6_hosts_keep_their_brackets():
     assert parse_address("postgresql://u@[::1]:5432/app", NO_HOME).connectorx == "postgresql://u@[::1]:5432/app"
+
+
+def test_a_second_question_mark_drops_nothing():
+    """Behind it stood sslmode=verify-full, and Prisma's parameter before it was dropped with all of that."""
+    with pytest.raises(SettingsError, match=r"a second \?: parameters are joined by &"):
+        parse_address("postgresql://u@h/d?connection_limit=5?sslmode=verify-full", {})

@@ -207,3 +207,12 @@ def test_a_secret_is_in_no_repr_and_no_public_settings():
     settings = resolve({"database_url": "postgresql://u:s3cr3t@h/d"}, {"PGPASSWORD": "s3cr3t"})
     assert "s3cr3t" not in repr(settings)
     assert "s3cr3t" not in str(settings.public())
+
+
+@pytest.mark.parametrize("out", ["s3:/bucket/x", "s3//bucket/x", "S3:bucket", "~/bpr", "~", "file:/srv/bpr"])
+def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
+    with pytest.raises(
+        SettingsError, match="--out must be a folder, written out where it begins with ~, or a URL with ://"
+    ):
+        resolve({"out": out}, {})
+    assert resolve({"out": f"./{out}"}, {}).out == f"./{out}"
