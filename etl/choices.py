@@ -194,7 +194,7 @@ def _weight(city: str, value: Any) -> float:
         weight = float(value)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 < weight < math.inf:
+    if not 1e-30 <= weight <= 1e30:  # what a float32 holds, times the weight of a small catalogue
         raise SettingsError(f'must be a city and a number above 0, like "New York=2", not {f"{city}={value}"!r}')
     return weight
 

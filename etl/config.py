@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -183,7 +184,9 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
 def settled(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
     """The settings with other options; without settings, what the options, this process's environment and `config` say."""
     for name, value in options.items():
-        if value is not None and name != "config":
+        if name == "config" and settings is None:
+            continue
+        if value is not None or name not in _OPTIONS:
             _parsed(name, value, _CALL)
     return resolve(options) if settings is None else replace(settings, **options)
 
@@ -252,7 +255,8 @@ def _parsed(name: str, value: Any, where: str) -> Any:
     try:
         return _OPTIONS[name].metadata["parse"](value)
     except SettingsError as error:
-        url = name == "database_url" or "://" in _shown(value)  # what is in it may be a secret, wherever it stands
+        # What is in an address, with its scheme or without, may be a secret, wherever it stands.
+        url = name == "database_url" or re.search(r"://|:\S*@", _shown(value)) is not None
         shown = f" (from {where})" if url else f" ({_shown(value)} from {where})"
         secrets = secrets_in([value if isinstance(value, str) else _shown(value)], {})
         raise SettingsError(scrub(f"{option} {error}{shown}.", secrets)) from None

@@ -15,6 +15,9 @@ _WRITING = ("RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "Acces
 """The locks that a transaction holds until its end on whatever it has written to."""
 
 _RUN_WRITES = ("ModelRegistry", "PersonaDimension", "RankingEvent", "BehavioralSignal")
+_ROUNDS = 10
+"""How often deferred triggers may make others fire."""
+
 _UNCOUNTED = "a foreign table, whose rows are not counted"
 _ALTERED = "emptied, altered or locked exclusively"
 
@@ -87,14 +90,12 @@ class Ledger:
 
         Models that `meant` does not name are meant to stay as they are. Gives warnings: what was written to allowed tables.
         """
-        # What is deferred would else happen in COMMIT, when nobody looks any more.
-        self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        touched = self._settled()
         if self._connection.rows("SELECT current_setting('track_counts')") != [("on",)]:
             raise DataError(
                 "A trigger has switched track_counts off in this run's transaction, so what it wrote was not counted, and "
                 "nothing was kept. See to it first."
             )
-        touched = self._touched()
         self._require_meant(touched, meant)
         others = {oid: each for oid, each in sorted(touched.items(), key=lambda item: item[1].name) if each}
         unmeant = [each for oid, each in others.items() if oid not in self._own.values() and oid not in self._allowed]
@@ -110,6 +111,22 @@ class Ledger:
             for oid, each in others.items()
             if oid in self._allowed
         ]
+
+    def _settled(self) -> dict[int, _Touched]:
+        """What was written, once all deferred triggers have fired, which would else fire in COMMIT.
+
+        A trigger may defer others again. Raises DataError where they go on writing.
+        """
+        touched: dict[int, _Touched] | None = None
+        for _ in range(_ROUNDS):
+            self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            before, touched = touched, self._touched()
+            if touched == before:
+                return touched
+        raise DataError(
+            f"Deferred triggers have gone on writing for {_ROUNDS} rounds, so nothing was kept: each defers another. See to "
+            "the triggers that `bpr-etl schema check` lists."
+        )
 
     def _require_meant(self, touched: Mapping[int, _Touched], meant: Mapping[str, Written]) -> None:
         wrong = []
@@ -130,7 +147,8 @@ class Ledger:
         """
         rows = self._connection.rows(
             "SELECT l.oid::int8, COALESCE(pg_partition_root(l.oid), l.oid)::oid::int8, i.identity, i.type, i.schema, "
-            f"l.altered, {_counts_of('l.oid')} FROM (SELECT relation AS oid, bool_or(mode = 'AccessExclusiveLock') AS altered "
+            f"l.altered, {_counts_of('l.oid')} FROM (SELECT relation AS oid, bool_or(mode IN ('AccessExclusiveLock', "
+            "'ShareRowExclusiveLock')) AS altered "
             "FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
             f"AND mode IN ({', '.join(map(quote_literal, _WRITING))}) GROUP BY 1) l CROSS JOIN LATERAL pg_identify_object("

@@ -106,9 +106,13 @@ class Replacement:
         self._columns: dict[str, pl.DataType] = {}
 
     def delete(self) -> int:
-        """Delete what was there; gives how many rows."""
-        table = self._scope.naming.table(self._model)
-        self._deleted = self._connection.execute(f"DELETE FROM {table} x WHERE {self._scope.owns('x')}")
+        """Delete what was there; returns how many rows that was.
+
+        They are counted before: the server's count of a DELETE would hold what a rule deletes in their place.
+        """
+        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
+        self._deleted = self._connection.number(f"SELECT count(*) {rows}")
+        self._connection.execute(f"DELETE {rows}")
         return self._deleted
 
     @property

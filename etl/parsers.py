@@ -69,6 +69,9 @@ def place(value: Any) -> str:
     return word
 
 
+_MOST = 2**63 - 1
+
+
 def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
     """A whole number from `low` up, or to `high`."""
 
@@ -77,7 +80,7 @@ def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
             number = int(value) if isinstance(value, str) else value
         except ValueError:
             number = None
-        if not isinstance(number, int) or isinstance(number, bool) or number < low or (high and number > high):
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= (high or _MOST):
             raise SettingsError(f"must be a whole number from {low}" + (f" to {high}" if high else " up"))
         return number
 

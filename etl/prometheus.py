@@ -67,8 +67,9 @@ class Outcome:
 def require_writable(path: Path) -> None:
     """Raise SettingsError where the file can't be written: told before a night's work, not after it."""
     folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "it is a folder" if path.is_dir() else f"{folder} is no folder that this user may write to"
+    other = path.exists() and not path.is_file()  # to put a file in a device's or a pipe's place would harm others
+    if other or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "it is not a file" if other else f"{folder} is no folder that this user may write to"
         raise SettingsError(f"--metrics-file {path} can't be written: {why}. Make the folder, or name another file.")
 
 

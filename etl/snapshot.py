@@ -29,6 +29,9 @@ STAGING = ".staging-"
 """How what is not finished begins. Nobody reads it, and who holds the folder may take it away."""
 
 _NAME_BYTES = 255
+_LARGEST = 1 << 30
+"""Bytes of a manifest of some millions of files."""
+
 _TRIP_COLUMNS = ["trip_id", "city", "start_us"]
 _US_PER_DAY = 86_400_000_000
 _NO_EVENTS = pl.DataFrame(
@@ -145,6 +148,10 @@ def read_small(path: Path) -> bytes | None:
     """The content of a small file; None where there is none. Raises DataError where it is no file, ConnectError."""
     try:
         require_regular(path)
+        if path.stat().st_size > _LARGEST:
+            raise DataError(
+                f"{visible(str(path))} has more than {_LARGEST >> 30} GiB: it is not what bpr-etl writes there."
+            )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -370,6 +370,48 @@ def test_a_deferred_trigger_is_seen(real_users, settings_for):
     refused(settings_for(real_users), '"BehavioralSignal": 0 inserted')
 
 
+def test_a_deferred_trigger_that_defers_another_is_seen(real_users, settings_for):
+    """An allowed table's own deferred trigger would else fire in COMMIT."""
+    deferred = "DEFERRABLE INITIALLY DEFERRED"
+    execute(
+        real_users,
+        function("SET CONSTRAINTS ALL DEFERRED; INSERT INTO audit VALUES (1);"),
+        trigger('AFTER INSERT ON "RankingEvent"', "ROW", deferred),
+        function("""DELETE FROM "BehavioralSignal" WHERE "userId" = 'real-1';""", "second"),
+        trigger("AFTER INSERT ON audit", "ROW", deferred, "second"),
+    )
+    refused(settings_for(real_users, allow_side_effects=("audit",)), '"BehavioralSignal": 0 inserted')
+
+
+def test_deferred_triggers_that_never_end_are_refused(real_users, settings_for):
+    execute(
+        real_users,
+        function("SET CONSTRAINTS ALL DEFERRED; INSERT INTO audit VALUES (1);"),
+        trigger('AFTER INSERT ON "RankingEvent"', "ROW", "DEFERRABLE INITIALLY DEFERRED"),
+        trigger("AFTER INSERT ON audit", "ROW", "DEFERRABLE INITIALLY DEFERRED"),
+    )
+    refused(settings_for(real_users, allow_side_effects=("audit",)), "have gone on writing for 10 rounds")
+
+
+def test_a_rule_that_deletes_other_rows_in_place_of_ours(real_users, settings_for):
+    """The server's count of such a DELETE holds the rule's rows: it can't say how many were meant."""
+    execute(
+        real_users,
+        'ALTER TABLE "RankingEvent" RENAME TO old',
+        'CREATE TABLE "RankingEvent" (LIKE old INCLUDING DEFAULTS) PARTITION BY HASH ("id")',
+        'CREATE TABLE part PARTITION OF "RankingEvent" FOR VALUES WITH (MODULUS 1, REMAINDER 0)',
+        'INSERT INTO "RankingEvent" SELECT * FROM old',
+        "DROP TABLE old",
+    )
+    pipeline.run(settings_for(real_users))
+    execute(
+        real_users,
+        """CREATE RULE instead AS ON DELETE TO "RankingEvent" DO INSTEAD
+        DELETE FROM part WHERE "tripId" = OLD."tripId" OR "userId" LIKE 'real-%'""",
+    )
+    refused(settings_for(real_users, seed=5), '"RankingEvent": ')
+
+
 MEDDLED = {
     "another version": ("""NEW."modelVersion" := 'HACK'; RETURN NEW;""", "and 0 have it now"),
     "no version": ("""NEW."modelVersion" := NULL; RETURN NEW;""", "and 0 have it now"),

@@ -216,3 +216,23 @@ def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
     ):
         resolve({"out": out}, {})
     assert resolve({"out": f"./{out}"}, {}).out == f"./{out}"
+
+
+@pytest.mark.parametrize("options", [{"foo": None}, {"foo": 1}, {"config": "x"}])
+def test_a_call_with_an_option_that_does_not_exist(options):
+    with pytest.raises(SettingsError, match="There is no setting"):
+        settled(Settings(), options)
+
+
+@pytest.mark.parametrize(
+    "given", [{"keep": 10**5000}, {"city_weight": {"Rome": 1e308}}, {"city_weight": {"Rome": 1e-60}}]
+)
+def test_numbers_beyond_what_can_be_used(given):
+    with pytest.raises(SettingsError, match=r"--keep|--city-weight"):
+        resolve(given, {})
+
+
+def test_an_address_without_its_scheme_is_not_repeated():
+    with pytest.raises(SettingsError) as raised:
+        resolve({"split": "u:S3cret@host/db"}, {})
+    assert "S3cret" not in str(raised.value)

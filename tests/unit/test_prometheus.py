@@ -195,3 +195,12 @@ def test_the_figures_that_the_alert_for_small_nights_names_are_written(tmp_path)
     (figures,) = set(re.findall(r'figure=~"([^"]+)"', ALERTS.read_text(encoding="utf-8")))
     write(tmp_path / "a.prom", GOOD)
     assert {("bpr_etl_rows", figure) for figure in figures.split("|")} <= set(samples(tmp_path / "a.prom"))
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_what_is_not_a_file_is_not_put_in_a_file_s_place(tmp_path, kind):
+    path = Path("/dev/null") if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(SettingsError, match="it is not a file"):
+        require_writable(path)
