@@ -250,7 +250,6 @@ def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_
 
     with psycopg.connect(original, autocommit=True) as connection:
         (events,) = connection.execute('SELECT count(*) FROM "RankingEvent"').fetchone()
-        (personas,) = connection.execute('SELECT count(*) FROM "PersonaDimension"').fetchone()
         for table in ("PersonaDimension", "BehavioralSignal"):
             connection.execute(f'ALTER TABLE "{table}" SET (autovacuum_enabled = false)')
         connection.execute('ANALYZE "RankingEvent"')
@@ -261,7 +260,7 @@ def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_
     found = said(make_database(original))
     assert found["RankingEvent"] == f"{events} rows"
     assert found["BehavioralSignal"] == "0 rows"
-    assert found["PersonaDimension"] == ("rows not counted yet (ANALYZE does)" if known < 0 else f"{personas} rows")
+    assert found["PersonaDimension"] == ("rows not counted yet (ANALYZE does)" if known < 0 else f"{known:.0f} rows")
 
 
 def test_a_table_that_a_publication_keeps_from_being_changed(world, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from urllib.parse import urlsplit
@@ -76,7 +78,7 @@ from etl import logs, notices
 logs.set_up(as_json=True)
 with notices.as_log_lines():
     os.write(2, b"NOTICE:  one\\nHINT:  of two\\nWARNUNG:  another\\n")
-    subprocess.Popen(["sleep", "20"], stdout=subprocess.DEVNULL)
+    print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
     print("by Python", file=sys.stderr)
     os.write(2, b"a library, without an end")
 print("after", file=sys.stderr)
@@ -90,9 +92,10 @@ def test_what_lives_on_keeps_nobody_waiting_and_the_descriptor_is_given_back():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=300,
         check=True,
     )
+    os.kill(int(started.stdout), signal.SIGKILL)
     *lines, last = started.stderr.splitlines()
     assert [line for line in lines if not line.startswith("{")] == ["by Python", "after"]
     assert [json.loads(line)["event"] for line in lines if line.startswith("{")] == [

@@ -116,7 +116,7 @@ class Published:
     def folder(self, partition: oracle_training.Partition) -> str:
         """`[split=train/]city=New%20York`."""
         split, city = partition
-        place = city_folders(self.exported.cities)[city]
+        place = city_folders({*self.exported.cities, city})[city]  # also of the city of a snapshot without any event
         return place if self.options.split == "none" else f"split={split}/{place}"
 
 
