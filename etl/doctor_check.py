@@ -49,7 +49,7 @@ def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         raise
     except EtlError as error:
         yield Check(name, "failed", str(error), exit_code=error.exit_code)
-    except PermissionError as error:
+    except OSError as error:  # rights, or a working folder that was deleted
         yield failed(name, ConnectError, unreadable(error))
 
 
