@@ -187,6 +187,7 @@ def check(connection: Queries, naming: Naming) -> list[Finding]:
     """What is missing or does not fit, the application's models first; what publications forbid; what else a write does."""
     return [
         *_findings(_read(connection, naming), naming),
+        *_collation_findings(connection, naming),
         *_publication_findings(connection, naming),
         *_side_effects(connection, naming),
     ]
@@ -199,7 +200,7 @@ def require(connection: Queries, naming: Naming, *, writes: bool) -> list[Findin
     statement from working, matter to who `writes`.
     """
     catalogue = _read(connection, naming)
-    findings = list(_findings(catalogue, naming))
+    findings = [*_findings(catalogue, naming), *_collation_findings(connection, naming)]
     if writes and not _blocking(findings):
         _refuse(_publication_findings(connection, naming), naming, "The tables' owner can do that.")
         findings += (each for each in _side_effects(connection, naming) if each.severity == "blocking")
@@ -539,6 +540,22 @@ def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]
         _Index(table, unique, tuple(name for *_, name in group))
         for (_, table, unique), group in groupby(rows, key=lambda row: row[:3])
     ]
+
+
+def _collation_findings(connection: Queries, naming: Naming) -> Iterator[Finding]:
+    """Ids of users that are compared by a nondeterministic collation: another user's id may equal a shadow user's there."""
+    rows = connection.rows(
+        f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'User'))} "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation "
+        "WHERE NOT l.collisdeterministic AND a.attname = CASE ours.model WHEN 'User' THEN 'id' ELSE 'userId' END ORDER BY 1"
+    )
+    for model, column, collation in rows:
+        yield Finding(
+            "type",
+            model,
+            f"Column {quote_identifier(column)} of {naming.table(model)} has the nondeterministic collation "
+            f"{quote_identifier(collation)}, by which two users' ids may be equal: give it a deterministic one.",
+        )
 
 
 def _side_effects(connection: Queries, naming: Naming) -> Iterator[Finding]:

@@ -188,6 +188,9 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         ran = pipeline.run(settings)
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
         assert pipeline.validate(settings).broken == []
+        server.admin('ALTER TABLE "BehavioralSignal" ALTER "userId" TYPE text COLLATE ci')
+        with pytest.raises(SchemaError, match='nondeterministic collation "ci", by which two users. ids may be equal'):
+            pipeline.run(settings)
 
 
 def test_what_the_server_says_while_rows_are_fetched(database_url):
