@@ -189,7 +189,7 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
         assert pipeline.validate(settings).broken == []
         server.admin('ALTER TABLE "BehavioralSignal" ALTER "userId" TYPE text COLLATE ci')
-        with pytest.raises(SchemaError, match='nondeterministic collation "ci", by which two users. ids may be equal'):
+        with pytest.raises(SchemaError, match=r'nondeterministic collation "ci", by which two users. ids may be equal'):
             pipeline.run(settings)
 
 
