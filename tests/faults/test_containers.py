@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.faults.calling import ROOT, call, environment, said
-from tests.faults.tls_server import TlsServer, tls_server
+from tests.faults.tls_server import TlsServer, tls_world
 from tests.integration.test_embedded import clean_away, make_place
 
 NOBODY = ("unshare", "--user", "--map-user=54321")
@@ -40,9 +40,7 @@ NO_TEMPORARY = "Set TMPDIR"
 @pytest.fixture(scope="module")
 def server() -> Iterator[TlsServer]:
     """A server that is reached by TCP and TLS, with a small synthetic world in it."""
-    with tls_server() as started:
-        done = call("synth", "--scale", "0.01", "--database-url", started.url(sslmode="require"))
-        assert done.returncode == 0, said(done)
+    with tls_world() as started:
         yield started
 
 

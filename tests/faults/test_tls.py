@@ -15,7 +15,7 @@ from etl.address import parse_address
 from etl.database import connect
 from etl.errors import EtlError
 from tests.faults.calling import call, said
-from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_server
+from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_world
 
 WRONG = "wr0ng-word"
 TRUSTED = {"sslmode": "verify-full", "sslrootcert": "ca.crt"}
@@ -24,9 +24,7 @@ TRUSTED = {"sslmode": "verify-full", "sslrootcert": "ca.crt"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[TlsServer]:
     """A server that takes TLS alone, with a small synthetic world in it."""
-    with tls_server() as started:
-        done = call("synth", "--scale", "0.01", "--database-url", started.url(sslmode="require"))
-        assert done.returncode == 0, said(done)
+    with tls_world() as started:
         yield started
 
 

@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.faults.calling import call, said
+
 ROLE, PASSWORD, DATABASE = "planner", "p/l@n:n%e?r #1", "planner db"
 CERTIFIED = "certified"
 _VERSIONS = Path("/usr/lib/postgresql")
@@ -200,3 +202,12 @@ def server_databases(server: TlsServer) -> None:
         "-c",
         f'CREATE DATABASE "{DATABASE}" OWNER {ROLE}',
     )
+
+
+@contextmanager
+def tls_world() -> Iterator[TlsServer]:
+    """A server with a small synthetic world in it."""
+    with tls_server() as started:
+        done = call("synth", "--scale", "0.01", "--database-url", started.url(sslmode="require"))
+        assert done.returncode == 0, said(done)
+        yield started
