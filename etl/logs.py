@@ -79,7 +79,7 @@ def _formatter(logs: Logs) -> logging.Formatter:
             **first,
             **({"run_id": run_id if logs.as_json else run_id[:_SHORT]} if run_id else {}),
             **({"step": step} if step else {}),
-            **event,
+            **{name: value for name, value in event.items() if not name.startswith("_ray_")},  # Ray marks every record
         }
 
     def plain(_logger: Any, _method: str, event: Event) -> Event:

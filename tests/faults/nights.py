@@ -65,8 +65,9 @@ class Nights:
         return ("run", "--out", str(self.out), "--seed", str(seed), "--wait-lock", "--max-wait", "20", *more)
 
     def forget_versions(self) -> None:
-        """Give the backfill something to do."""
+        """Give the backfill something to do. It is on disk when this returns: some tests cut the power next."""
         with psycopg.connect(self.url) as connection:
+            connection.execute("SET LOCAL synchronous_commit = on")
             connection.execute(
                 """UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "userId" IN
                 (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
