@@ -137,7 +137,8 @@ class Ledger:
         if wrong:
             raise DataError(
                 f"This run has written rows that it did not mean to write ({'. '.join(wrong)}), so nothing was kept. "
-                "A trigger, a rule or a foreign key on these tables does it: see to it first."
+                "A trigger, a rule or a foreign key on these tables does it, or rows that move to another partition: see to it "
+                "first."
             )
 
     def _touched(self) -> dict[int, _Touched]:

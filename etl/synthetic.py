@@ -13,7 +13,6 @@ The shares and counts are those of `data/world.json`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,6 +65,10 @@ class World:
         ]
 
 
+MAX_SCALE = 1_000
+"""85 million slots, ten times what is measured; far beyond it the plan alone fills the memory."""
+
+
 def generate(*, scale: float = 1.0, seed: int = 0, users_per_chunk: int = 5_000) -> Iterator[World]:
     """Yield the world in chunks: the catalogue with the first, then real users, then shadow users.
 
@@ -73,8 +76,10 @@ def generate(*, scale: float = 1.0, seed: int = 0, users_per_chunk: int = 5_000)
     is at least one user of every kind. `users_per_chunk` bounds the memory, not the outcome: a chunk is a whole number
     of blocks of 1,000 users, at least one. The concatenation of the chunks is the same for all values.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise SettingsError(f"The scale of the synthetic world is {scale}. Say a number above 0, such as 1 or 0.1.")
+    if not 0 < scale <= MAX_SCALE:
+        raise SettingsError(
+            f"The scale of the synthetic world is {scale:g}. Say a number above 0, such as 1 or 0.1, of at most {MAX_SCALE:,}."
+        )
     if seed < 0:
         raise SettingsError(f"The seed of the synthetic world is {seed}. Say 0 or a positive integer.")
     if users_per_chunk < 1:

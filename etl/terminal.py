@@ -28,7 +28,7 @@ from etl.config import (
     wants_json,
     wants_json_log,
 )
-from etl.errors import ConnectError, EtlError, NothingToDo, unreadable, visible
+from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, unreadable, visible
 from etl.stopping import Stop, StoppedError, interruptible
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     at_hand = file_at_hand(given, environ)
     given["config"] = at_hand or given.get("config")
     settings = resolve(given, environ)
+    if (threads := environ.get("POLARS_MAX_THREADS", "")).isdecimal() and not int(threads):
+        raise SettingsError(
+            f"POLARS_MAX_THREADS is {threads}, and polars needs at least 1 thread: raise it, or unset it."
+        )
     given |= {"json": settings.json, "log_format": settings.log_format}
     logs.set_up(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
     if at_hand:

@@ -95,6 +95,12 @@ def test_wrong_settings_exit_2(arguments, said, tmp_path):
     assert "s3cr3t-word" not in done.stdout + done.stderr
 
 
+def test_a_variable_that_polars_dies_of_is_refused():
+    done = call("run", "--database-url", NOWHERE, POLARS_MAX_THREADS="0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: POLARS_MAX_THREADS is 0")
+
+
 def test_an_unreachable_server_exits_3_without_its_password():
     done = call("run", "--json", "--database-url", NOWHERE)
     assert done.returncode == 3

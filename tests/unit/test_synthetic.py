@@ -406,7 +406,15 @@ def test_a_small_world_has_a_user_of_every_kind():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"scale": 0}, {"scale": -1}, {"scale": math.inf}, {"scale": math.nan}, {"seed": -1}, {"users_per_chunk": 0}],
+    [
+        {"scale": 0},
+        {"scale": -1},
+        {"scale": math.inf},
+        {"scale": math.nan},
+        {"scale": 1_001},
+        {"seed": -1},
+        {"users_per_chunk": 0},
+    ],
 )
 def test_settings_that_make_no_world_are_refused_at_once(settings):
     with pytest.raises(SettingsError):
