@@ -90,7 +90,8 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --quiet tests/unit/test_dependencies.py
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/unit/repository/test_dependencies.py
 
 format: $(call with,lint)
 	$(BIN)/ruff check --fix .

@@ -13,10 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from etl import __version__, answers, commands, looking, notices, streams, terminal
-from etl import options as opt
-from etl.address import Discreet, secrets_in
-from etl.config import DEFAULT_FILE, file_named
+from etl.commands import help as commands
+from etl.commands import options as opt
+from etl.commands import publish as answers
+from etl.commands import runner as terminal
+from etl.commands import snapshots as looking
+from etl.commands import streams
+from etl.runtime import notices
+from etl.runtime.version import __version__
+from etl.settings.model import DEFAULT_FILE, file_named
+from etl.settings.redaction import Discreet, secrets_in
 
 NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
 app = commands.App(name="bpr-etl")

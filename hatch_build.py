@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class BundleHook(BuildHookInterface):  # type: ignore[type-arg, misc]
-    """Adds to a standard wheel what `etl.resources` looks for under `etl/_bundled/`."""
+    """Adds to a standard wheel what `etl.runtime.resources` looks for under `etl/_bundled/`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is "standard" or "editable"."""

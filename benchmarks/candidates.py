@@ -27,9 +27,9 @@ import polars as pl
 
 from benchmarks.measure import alone, ratio, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
-from etl import candidates as ours_
-from etl import rankings
-from etl.contracts import Affinities
+from etl.transform import candidates as ours_
+from etl.transform import ranking_events as rankings
+from etl.transform.schemas import Affinities
 
 SIZES = (100, 1_000, 10_000)
 CITIES = ("Here", "There")
@@ -72,7 +72,7 @@ class World:
 
     @cached_property
     def frames(self) -> tuple[pl.DataFrame, dy.DataFrame[Affinities], pl.DataFrame]:
-        """Pairs, affinities and nodes as `etl.candidates` takes them."""
+        """Pairs, affinities and nodes as `etl.transform.candidates` takes them."""
         users, categories = pl.DataFrame({"user_id": self.users}), [f"c{each:02}" for each in range(len(SHARES))]
         ids = pl.Series(self.nodes)
         nodes = {

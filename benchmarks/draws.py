@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.measure import alone, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
-from etl.draws import I64, U64, Flags, Places, Pools, draw, pools, whole_weights
+from etl.transform.arrays import I64, U64, Flags, Places
+from etl.triples.sampling import Pools, draw, pools, whole_weights
 
 WANTED, SEEN, PER_USER = 16, 30, 60
 CHECKED = 200

@@ -25,12 +25,12 @@ from typing import Any
 
 from benchmarks.measure import ratio, side_by_side, timed
 from benchmarks.surroundings import circumstances, fresh_database, keep, line, server, tidy, variant, variants_table
-from etl import pipeline
-from etl.config import resolve
-from etl.engine import RAY
 from etl.errors import EtlError
-from etl.ray_engine import opened
-from etl.stopping import Stop
+from etl.pipeline import run as pipeline
+from etl.runtime.cancellation import Stop
+from etl.runtime.executor import RAY
+from etl.runtime.ray_executor import cluster
+from etl.settings.model import resolve
 
 NODES, STORE = 2, 256 << 20
 BUCKETS = {1.0: 8, 10.0: 16}
@@ -143,7 +143,7 @@ def starting() -> Seconds:
     seconds: Seconds = {f"a cluster of its own: {what}": [] for what in ("start", "first task", "end")}
     for _ in range(3):
         began = time.perf_counter()
-        with opened(None, Stop()) as engine:
+        with cluster(None, Stop()) as engine:
             started = time.perf_counter()
             engine.begin(_nothing, engine.share(None)).result()
             done = time.perf_counter()

@@ -25,16 +25,16 @@ import polars as pl
 from benchmarks.measure import alone, watched
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant
 from benchmarks.worlds import Source, chunks, ranked
-from etl.buckets import bucket_of, buckets_for, shelf
-from etl.compact import CODED, LISTS, Compaction, Vocabulary
-from etl.config import resolve
-from etl.contracts import DIMENSIONS
-from etl.extract import LOGGED_EVENTS
-from etl.journal import RunResult
-from etl.pipeline import utc_now
-from etl.rankings import in_file_order
-from etl.release import Release, output, silently
-from etl.snapshot import LATEST, find_snapshot
+from etl.extract.reader import LOGGED_EVENTS
+from etl.pipeline.publication import Release, output, silently
+from etl.pipeline.run import utc_now
+from etl.runtime.run_record import RunResult
+from etl.settings.model import resolve
+from etl.snapshots.reader import LATEST, find_snapshot
+from etl.transform.buckets import bucket_of, buckets_for, shelf
+from etl.transform.ranking_events import in_file_order
+from etl.transform.schemas import DIMENSIONS
+from etl.triples.dataset import CODED, LISTS, Compaction, Vocabulary
 
 EVENTS = 15_500
 """About how many events the world has for each unit of scale."""

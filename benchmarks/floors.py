@@ -31,13 +31,14 @@ from benchmarks.surroundings import (
     variant,
     variants_table,
 )
-from etl import load, pipeline
-from etl.address import parse_address
-from etl.config import resolve
-from etl.database import connect, transaction
 from etl.errors import EtlError
-from etl.prisma import Naming
-from etl.queries import Scope
+from etl.load import copy as load
+from etl.pipeline import run as pipeline
+from etl.postgres.connection import connect, transaction
+from etl.postgres.ddl import Naming
+from etl.postgres.scope import Scope
+from etl.postgres.url import parse_address
+from etl.settings.model import resolve
 
 SCOPE = Scope(Naming("model"), PREFIX)
 """Whose rows, in the databases that are made here."""

@@ -20,12 +20,12 @@ import polars as pl
 
 from benchmarks.negatives import Row, account, trained
 from benchmarks.surroundings import RESULTS, line
-from etl.choices import LARGE_CATALOGUE
-from etl.compact import CODED, Dataset, EventBuckets
-from etl.heldout import Figures
-from etl.probe import MODEL, POPULARITY
-from etl.question import about, expanded
-from etl.training import TrainingOptions, prepare
+from etl.evaluation.holdout import Figures
+from etl.evaluation.probe import MODEL, POPULARITY
+from etl.evaluation.task import about, expanded
+from etl.settings.values import LARGE_CATALOGUE
+from etl.triples.dataset import CODED, Dataset, EventBuckets
+from etl.triples.partitions import TrainingOptions, prepare
 
 SIZES = (300, 1_000, 3_000, 5_000)
 ALPHAS = (0.0, 0.5)

@@ -30,19 +30,19 @@ import polars as pl
 
 from benchmarks import realdata
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
-from etl import pipeline
-from etl.affinity import affinity_model
-from etl.compact import Dataset
-from etl.config import resolve
 from etl.errors import EtlError
-from etl.heldout import Figures
-from etl.metrics import Interval, bootstrap
-from etl.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
-from etl.question import Question, Triples, about, partitions, table
-from etl.sign import sign
-from etl.snapshot import open_snapshot, read_dataset
-from etl.synthetic import generate
-from etl.training import Partition, Training, TrainingOptions, prepare
+from etl.evaluation.holdout import Figures
+from etl.evaluation.metrics import Interval, bootstrap
+from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
+from etl.evaluation.task import Question, Triples, about, partitions, table
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
+from etl.snapshots.reader import open_snapshot, read_dataset
+from etl.synthetic.world import generate
+from etl.transform.affinity import affinity_model
+from etl.triples.bias import sign
+from etl.triples.dataset import Dataset
+from etl.triples.partitions import Partition, Training, TrainingOptions, prepare
 
 SYNTHETIC, POOLED = "synthetic", "real, pooled"
 FIGURES = ("auc", "ndcg", "recall")
@@ -186,7 +186,7 @@ def _silent(_what: str, _done: int, _of: int) -> None:
 
 
 def _triples(training: Training, part: str, change: Change, signs: dict[str, float | None]) -> Triples:
-    """The part's triples; of train also each city's sign (`etl.sign`)."""
+    """The part's triples; of train also each city's sign (`etl.triples.bias`)."""
     nodes, frames = training.dataset.items.height, []
     for partition in partitions(training, part):
         triples = change(table(partition), partition, training.dataset)

@@ -41,9 +41,9 @@ from benchmarks.surroundings import (
     variant,
     variants_table,
 )
-from etl import pipeline
-from etl.config import resolve
 from etl.errors import EtlError
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
 
 OURS, SQL, FLOORS = "ours", "pure SQL", "UPDATE + COPY floors"
 FIRST = "first night: "

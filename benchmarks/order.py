@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
-from etl import pipeline
-from etl.config import resolve
 from etl.errors import EtlError
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "consumers.md"
 BATCHES = (256, 8)

@@ -15,9 +15,9 @@ from datetime import date, datetime
 from typing import Any
 
 from benchmarks.surroundings import SEED
-from etl.affinity import affinity_model
-from etl.candidates import TOP
-from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
+from etl.transform.affinity import affinity_model
+from etl.transform.candidates import TOP
+from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")
 _64_BITS = 2**64 - 1

@@ -20,11 +20,11 @@ from benchmarks.surroundings import (
     SEED,
     SHADOW,
 )
-from etl.affinity import affinity_model
-from etl.candidates import TOP
-from etl.load import REGISTRY
-from etl.prisma import quote_literal
-from etl.rankings import MODEL_NAME, MODEL_VERSION, SURFACE
+from etl.load.copy import REGISTRY
+from etl.postgres.ddl import quote_literal
+from etl.transform.affinity import affinity_model
+from etl.transform.candidates import TOP
+from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _MODEL = quote_literal(json.dumps(affinity_model().raw)) + "::jsonb"
 _AXES = {

@@ -22,11 +22,13 @@ import polars as pl
 
 from benchmarks.measure import Alone, alone, side_by_side
 from benchmarks.surroundings import PREFIX, circumstances, fresh_database, keep, line, server, variant
-from etl import pipeline, queries
-from etl.address import parse_address
-from etl.config import resolve
 from etl.errors import EtlError
-from etl.prisma import Naming
+from etl.extract import queries
+from etl.pipeline import run as pipeline
+from etl.postgres.ddl import Naming
+from etl.postgres.scope import Scope
+from etl.postgres.url import parse_address
+from etl.settings.model import resolve
 
 NOTHING = "nothing read"
 BATCH_ROWS = 65_536
@@ -40,7 +42,7 @@ VARIANTS = (
     "ADBC, streamed",
 )
 
-_SLOTS = queries.slots(queries.Scope(Naming("model"), PREFIX), "shadow")
+_SLOTS = queries.slots(Scope(Naming("model"), PREFIX), "shadow")
 
 
 def read(url: str, name: str, *, check: bool) -> dict[str, Any]:

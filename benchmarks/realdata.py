@@ -31,17 +31,18 @@ from typing import Any, Literal
 import polars as pl
 
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
-from etl import load, pipeline, schema
-from etl.address import parse_address
-from etl.affinity import affinity_model
-from etl.config import Settings, resolve
-from etl.database import connect, transaction
 from etl.errors import EtlError
-from etl.journal import RunResult
-from etl.queries import Scope
-from etl.snapshot import MANIFEST
-from etl.synthetic import World
-from etl.synthetic_tables import SCHEMAS
+from etl.pipeline import run as pipeline
+from etl.postgres import catalog as schema
+from etl.postgres.connection import connect, transaction
+from etl.postgres.scope import Scope
+from etl.postgres.url import parse_address
+from etl.runtime.run_record import RunResult
+from etl.settings.model import Settings, resolve
+from etl.snapshots.reader import MANIFEST
+from etl.synthetic.tables import SCHEMAS
+from etl.synthetic.world import World, copy_world
+from etl.transform.affinity import affinity_model
 
 Kind = Literal["model", "mapped"]
 
@@ -246,7 +247,7 @@ def fill(url: str, kind: Kind, world: World) -> dict[str, int]:
     with connect(parse_address(url, {})) as connection, transaction(connection):
         naming = schema.naming_for_apply(connection, "public", kind)
         schema.apply(connection, naming)
-        return load.copy_world(connection, Scope(naming, PREFIX), [world])
+        return copy_world(connection, Scope(naming, PREFIX), [world])
 
 
 def settings_for(url: str, out: Path) -> Settings:

@@ -22,7 +22,7 @@ from benchmarks.plainly import events, hash64, personas, ranked, row_id
 from benchmarks.surroundings import (
     SHADOW,
 )
-from etl.load import BACKFILLED, REGISTRY
+from etl.load.copy import BACKFILLED, REGISTRY
 
 Statement = tuple[str, tuple[Any, ...]]
 Script = Generator[Statement, list[Any], None]

@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.measure import Watched, watched
 from benchmarks.surroundings import circumstances, fresh_database, keep, line, server, target, targets_table, variant
-from etl.address import parse_address
-from etl.database import connect
 from etl.errors import EtlError
+from etl.postgres.connection import connect
+from etl.postgres.url import parse_address
 
 NIGHTS = ("first night", "further night")
 MOST_EXPONENT, MOST_MIB = 1.05, 2048

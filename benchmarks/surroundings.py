@@ -13,12 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from etl import __version__, embedded
-from etl.address import parse_address
-from etl.database import connect, transaction
 from etl.errors import SettingsError
-from etl.journal import LIBRARIES
-from etl.prisma import quote_identifier
+from etl.postgres import embedded
+from etl.postgres.connection import connect, transaction
+from etl.postgres.ddl import quote_identifier
+from etl.postgres.url import parse_address
+from etl.runtime.run_record import LIBRARIES
+from etl.runtime.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

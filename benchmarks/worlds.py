@@ -16,12 +16,12 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 
-from etl.affinity import affinity_model
-from etl.config import resolve
-from etl.contracts import Affinities, Nodes, Slots, Trips
-from etl.pipeline import expand
-from etl.rankings import rank
-from etl.synthetic import generate
+from etl.pipeline.run import expand
+from etl.settings.model import resolve
+from etl.synthetic.world import generate
+from etl.transform.affinity import affinity_model
+from etl.transform.ranking_events import rank
+from etl.transform.schemas import Affinities, Nodes, Slots, Trips
 
 PREFIX = "shadow-"
 _DECIMALS = 2

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cli import app  # noqa: E402 - stands at the top of the repository
-from etl.config import Settings  # noqa: E402
-from etl.options import PANELS  # noqa: E402
+from etl.commands.options import PANELS  # noqa: E402
+from etl.settings.model import Settings  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 _HEADING = re.compile("\x08|Examples?:$")  # typer's mark that lines stay lines, and the word above them
@@ -119,8 +119,8 @@ def measured() -> str:
 
 
 def architecture() -> str:
-    """ARCHITECTURE.md without its title."""
-    return (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("\n")[2]
+    """ARCHITECTURE.md without its title, with links that stay in the site."""
+    return (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("\n")[2].replace("](docs/", "](")
 
 
 def _lowered(page: str) -> str:

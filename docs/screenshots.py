@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from etl import embedded, pipeline, resolve
+from etl import resolve
+from etl.pipeline import run as pipeline
+from etl.postgres import embedded
 
 IMAGES = Path(__file__).parent / "images"
 NIGHTS = 7

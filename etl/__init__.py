@@ -8,28 +8,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from etl.config import Settings as Settings
-    from etl.config import resolve as resolve
     from etl.errors import EtlError as EtlError
-    from etl.journal import RunResult as RunResult
-    from etl.pipeline import expand as expand
-    from etl.pipeline import export as export
-    from etl.pipeline import run as run
-    from etl.snapshot import Snapshot as Snapshot
-    from etl.snapshot import open_snapshot as open_snapshot
+    from etl.pipeline.run import expand as expand
+    from etl.pipeline.run import export as export
+    from etl.pipeline.run import run as run
+    from etl.runtime.run_record import RunResult as RunResult
+    from etl.settings.model import Settings as Settings
+    from etl.settings.model import resolve as resolve
+    from etl.snapshots.reader import Snapshot as Snapshot
+    from etl.snapshots.reader import open_snapshot as open_snapshot
 
-__version__ = "0.1.0"
+from etl.runtime.version import __version__ as __version__
 
 _HOMES = {
     "EtlError": "etl.errors",
-    "RunResult": "etl.journal",
-    "Settings": "etl.config",
-    "Snapshot": "etl.snapshot",
-    "expand": "etl.pipeline",
-    "export": "etl.pipeline",
-    "open_snapshot": "etl.snapshot",
-    "resolve": "etl.config",
-    "run": "etl.pipeline",
+    "RunResult": "etl.runtime.run_record",
+    "Settings": "etl.settings.model",
+    "Snapshot": "etl.snapshots.reader",
+    "expand": "etl.pipeline.run",
+    "export": "etl.pipeline.run",
+    "open_snapshot": "etl.snapshots.reader",
+    "resolve": "etl.settings.model",
+    "run": "etl.pipeline.run",
 }
 """Where each public name lives."""
 

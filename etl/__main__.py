@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from etl.resources import bundled_cli
+from etl.runtime.resources import bundled_cli
 
 
 def main() -> None:

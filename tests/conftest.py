@@ -17,8 +17,9 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from etl import embedded, pipeline
-from etl.config import Settings, resolve
+from etl.pipeline import run as pipeline
+from etl.postgres import embedded
+from etl.settings.model import Settings, resolve
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("here")

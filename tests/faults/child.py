@@ -43,7 +43,7 @@ def at_call(n: int, act: Callable[[], None]) -> Callable[[], int]:
 
 def at_step(name: str, edge: str, act: Callable[[], None]) -> None:
     """Act at the first begin or end of a step."""
-    from etl.journal import RunResult
+    from etl.runtime.run_record import RunResult
 
     original, done = RunResult.step, []
 
@@ -66,7 +66,7 @@ def at_copy(n: int, act: Callable[[], None]) -> None:
     """Act when the n-th batch of all COPYs is handed to the driver: the server has the ones before it."""
     import pyarrow as pa
 
-    from etl.database import Connection
+    from etl.postgres.connection import Connection
 
     original, count = Connection.copy, itertools.count(1)
 
@@ -98,7 +98,8 @@ def at_write(n: int, act: Callable[[], None]) -> None:
 
 def at_upload(n: int, act: Callable[[], None]) -> None:
     """Act when the n-th file is sent to an object store; in a folder, when the n-th is put on disk."""
-    from etl import objects, store
+    from etl.snapshots import object_store as objects
+    from etl.snapshots import store
 
     count = itertools.count(1)
 
@@ -116,8 +117,9 @@ def at_upload(n: int, act: Callable[[], None]) -> None:
 
 def at_latest(act: Callable[[], None]) -> None:
     """Act when LATEST is about to be written."""
-    from etl import objects, store
-    from etl.snapshot import LATEST
+    from etl.snapshots import object_store as objects
+    from etl.snapshots import store
+    from etl.snapshots.reader import LATEST
 
     def watched(original: Callable[..., None]) -> Callable[..., None]:
         def write(self: Any, path: str, content: bytes) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psycopg
 
-from etl import pipeline
-from etl.config import resolve
 from etl.errors import EtlError
-from etl.snapshot import LATEST
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
+from etl.snapshots.reader import LATEST
 from tests.states import data_files, database_state
 
 ROOT = Path(__file__).parents[2]

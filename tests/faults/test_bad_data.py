@@ -22,13 +22,13 @@ import polars as pl
 import psycopg
 import pytest
 
-from etl import pipeline
-from etl.config import resolve
-from etl.contracts import Personas
 from etl.errors import DataError, SchemaError
-from etl.personas import read_affinities
-from etl.prisma import Naming, schema_sql
-from etl.validate import validate_snapshot
+from etl.pipeline import run as pipeline
+from etl.postgres.ddl import Naming, schema_sql
+from etl.settings.model import resolve
+from etl.snapshots.validation import validate_snapshot
+from etl.transform.personas import read_affinities
+from etl.transform.schemas import Personas
 from tests.faults import bad_rows
 from tests.faults.bad_data import (
     UNKNOWN_STATUS,

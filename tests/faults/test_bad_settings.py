@@ -15,11 +15,11 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from etl.address import Address, parse_address
-from etl.choices import parse_city_weights, parse_negatives, parse_split
-from etl.config import Settings, resolve
 from etl.errors import SettingsError
-from etl.stage import city_folder
+from etl.postgres.url import Address, parse_address
+from etl.settings.model import Settings, resolve
+from etl.settings.values import parse_city_weights, parse_negatives, parse_split
+from etl.snapshots.writer import city_folder
 from tests.faults.bad_data import ODD_CHARACTERS, nasty_text
 
 SECRET = "s3cr3t"  # noqa: S105 - it is looked for

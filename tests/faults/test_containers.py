@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.calling import ROOT, call, environment, said
 from tests.faults.tls_server import TlsServer, tls_world
-from tests.integration.test_embedded import clean_away, make_place
+from tests.integration.postgres.test_embedded import clean_away, make_place
 
 NOBODY = ("unshare", "--user", "--map-user=54321")
 READ_ONLY = """

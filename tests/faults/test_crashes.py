@@ -11,7 +11,7 @@ from random import Random
 import psycopg
 import pytest
 
-from etl import pipeline
+from etl.pipeline import run as pipeline
 from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, until_it_waits
 
 WAITS = {

@@ -17,10 +17,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from etl.address import Discreet, parse_address, scrub, secrets_in, secrets_of
-from etl.config import Settings, resolve
-from etl.database import connect
 from etl.errors import ConnectError, SettingsError, visible
+from etl.postgres.connection import connect
+from etl.postgres.url import address_of, parse_address
+from etl.settings.model import Settings, resolve
+from etl.settings.redaction import Discreet, scrub, secrets_in, secrets_of
 from tests.faults.calling import ROOT, call, environment
 
 PLAIN = "Zyxxy8Qk3v"
@@ -372,7 +373,7 @@ def test_the_rest_of_a_password_with_a_space_in_it_is_not_repeated_as_a_word_too
 
 BUGS = {
     "a driver's": "raise RuntimeError(f'could not connect to {settings.database_url}')",
-    "in words": "raise RuntimeError('dsn: ' + settings.address().libpq)",
+    "in words": "raise RuntimeError('dsn: ' + address_of(settings).libpq)",
     "the word alone": "raise KeyError(PASSWORD)",
     "a cause": "try:\n        raise OSError(settings.database_url)\n    except OSError as error:\n        raise ValueError from error",
     "in a thread": (
@@ -419,7 +420,7 @@ def test_neither_settings_nor_address_show_it(search):
     url = f"postgresql://u:{quote(ODD, safe='')}@h/d"
     environ = {"DATABASE_URL": url, "PGPASSWORD": ODD, "HOME": "/nonexistent"}
     settings = resolve({}, environ)
-    address = settings.address()
+    address = address_of(settings)
     search(ODD, [repr(settings), str(settings), repr(address), str(address), str(settings.public())])
 
 

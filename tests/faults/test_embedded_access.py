@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import embedded
-from tests.integration.test_embedded import FAST, as_root, as_user, clean_away, make_place, owner
+from etl.postgres import embedded
+from tests.integration.postgres.test_embedded import FAST, as_root, as_user, clean_away, make_place, owner
 
 REPOSITORY = Path(__file__).parents[2]
 BORROW = """

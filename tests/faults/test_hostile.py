@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import cli
-from etl import commands, pipeline
-from etl.config import resolve
+from etl.commands import help as commands
 from etl.errors import ConnectError, DataError
-from etl.manifest import parse_manifest
-from etl.parquet import file_sha256
-from etl.snapshot import MANIFEST
+from etl.pipeline import run as pipeline
+from etl.runtime.files import file_sha256
+from etl.settings.model import resolve
+from etl.snapshots.manifest import parse_manifest
+from etl.snapshots.reader import MANIFEST
 from tests.states import database_state
 
 # What is put in a manifest's place; those in RAW are JSON that Python would not write.

@@ -10,12 +10,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import pipeline
-from etl.database import ConflictError, connect, locked
 from etl.errors import LockedError
-from etl.snapshot import LATEST
-from etl.stopping import Stop, StoppedError
-from etl.validate import validate_snapshot
+from etl.pipeline import run as pipeline
+from etl.postgres.connection import ConflictError, connect, locked
+from etl.postgres.url import address_of
+from etl.runtime.cancellation import Stop, StoppedError
+from etl.snapshots.reader import LATEST
+from etl.snapshots.validation import validate_snapshot
 from tests.faults.application import Application
 from tests.faults.nights import keep_newest
 
@@ -102,7 +103,7 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
 
 def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
     settings = settings_for(small_world)
-    with connect(settings.address()) as holder, locked(holder, "public"):
+    with connect(address_of(settings)) as holder, locked(holder, "public"):
         began = time.monotonic()
         with pytest.raises(LockedError, match="advisory lock"):
             pipeline.run(settings)
@@ -113,7 +114,7 @@ def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
 def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
     """It begins when the first one has let go: its snapshot is taken then, not before the wait."""
     settings = settings_for(small_world, wait_lock=True, allow_empty=True)
-    with connect(settings.address()) as holder:
+    with connect(address_of(settings)) as holder:
         done: list[pipeline.RunResult] = []
         with locked(holder, "public"):
             waiting = threading.Thread(target=lambda: done.append(pipeline.run(settings)))
@@ -131,7 +132,7 @@ def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
 def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
     settings = settings_for(small_world, wait_lock=True, max_wait=0.5)
     with (
-        connect(settings.address()) as holder,
+        connect(address_of(settings)) as holder,
         locked(holder, "public"),
         pytest.raises(LockedError, match=r"for 0\.5 s"),
     ):
@@ -141,7 +142,7 @@ def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
 
 def test_waiting_ends_when_an_end_is_asked_for(small_world, settings_for):
     settings, stop = settings_for(small_world, wait_lock=True), Stop()
-    with connect(settings.address()) as holder, locked(holder, "public"):
+    with connect(address_of(settings)) as holder, locked(holder, "public"):
         threading.Timer(0.3, stop.ask).start()
         with pytest.raises(StoppedError):
             pipeline.run(settings, stop=stop)

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
-from etl import pipeline
 from etl.errors import ConnectError, DataError
-from etl.stage import city_folder
-from etl.validate import validate_snapshot
+from etl.pipeline import run as pipeline
+from etl.snapshots.validation import validate_snapshot
+from etl.snapshots.writer import city_folder
 from tests.faults.calling import ROOT, call, environment, said
 from tests.faults.cities import NAMES, add_trips
 from tests.states import data_files, folder_state

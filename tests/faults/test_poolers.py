@@ -14,10 +14,12 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
-from etl import database, pipeline
-from etl.database import connect, goes_through_transaction_pooler, locked
-from etl.doctor import examine
+from etl.commands.doctor import examine
 from etl.errors import ConnectError, LockedError
+from etl.pipeline import run as pipeline
+from etl.postgres import connection as database
+from etl.postgres.connection import connect, goes_through_transaction_pooler, locked
+from etl.postgres.url import address_of
 from tests.faults.nights import call, start
 from tests.faults.poolers import PGBOUNCER, pgbouncer, transaction_pool
 from tests.faults.proxy import proxy
@@ -138,7 +140,7 @@ def test_a_transaction_pooler_that_nobody_noticed_keeps_no_lock(
     assert pipeline.run(settings_for(url)).committed
     require_clean(small_world, url, 3)
     with (
-        connect(settings_for(small_world).address()) as holder,
+        connect(address_of(settings_for(small_world))) as holder,
         locked(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
@@ -214,7 +216,7 @@ def test_a_run_that_is_killed_leaves_no_lock_on_a_session_pooler(pool, small_wor
 def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world, settings_for, tmp_path):
     url = pool("pgbouncer", {"pool_mode": "session"})
     with (
-        connect(settings_for(small_world).address()) as holder,
+        connect(address_of(settings_for(small_world))) as holder,
         locked(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
@@ -234,7 +236,7 @@ def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world,
 
 def test_a_forwarder_is_no_pooler(small_world, settings_for):
     """A line that only passes on what it gets is as direct as any."""
-    with proxy(small_world) as line, connect(settings_for(line.url(small_world)).address()) as connection:
+    with proxy(small_world) as line, connect(address_of(settings_for(line.url(small_world)))) as connection:
         assert connection.direct
         assert not goes_through_transaction_pooler(connection)
 
@@ -243,6 +245,6 @@ def test_the_url_s_own_options_are_kept(small_world, settings_for):
     sep = "&" if "?" in small_world else "?"
     shown = "SELECT current_setting('work_mem'), current_setting('bpr_etl.other', true)"
     url = f"{small_world}{sep}options=-c%20work_mem%3D7MB%20-c%20bpr_etl.other%3Da%5C%20b"
-    with connect(settings_for(url).address()) as connection:
+    with connect(address_of(settings_for(url))) as connection:
         assert connection.direct
         assert connection.rows(shown) == [("7MB", "a b")]

@@ -11,10 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import embedded, pipeline
-from etl.config import resolve
-from etl.database import connect, transaction
-from etl.snapshot import LATEST
+from etl.pipeline import run as pipeline
+from etl.postgres import embedded
+from etl.postgres.connection import connect, transaction
+from etl.postgres.url import address_of
+from etl.settings.model import resolve
+from etl.snapshots.reader import LATEST
 from tests.faults.test_server import server_processes
 from tests.states import database_state
 
@@ -101,7 +103,7 @@ def test_commit_waits_for_the_disk_whatever_the_role_says(small_world, settings_
             "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON noted DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
             "EXECUTE FUNCTION note()"
         )
-    with connect(settings_for(small_world).address()) as connection:
+    with connect(address_of(settings_for(small_world))) as connection:
         with transaction(connection):
             assert connection.rows(shown) == [(found,)]
             connection.execute("INSERT INTO public.noted VALUES ('')")

@@ -10,11 +10,12 @@ import psycopg
 import pytest
 from adbc_driver_manager import dbapi as adbc_errors
 
-from etl import database, pipeline
-from etl.address import parse_address
-from etl.config import resolve
-from etl.database import connect, require_supported, transaction
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
+from etl.pipeline import run as pipeline
+from etl.postgres import connection as database
+from etl.postgres.connection import connect, require_supported, transaction
+from etl.postgres.url import parse_address
+from etl.settings.model import resolve
 from tests.faults.tls_server import tls_server
 from tests.states import database_state, folder_state
 

@@ -9,13 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from etl import pipeline, privileges
-from etl.config import resolve
-from etl.database import ConflictError, connect
 from etl.errors import ConnectError, DataError, SchemaError, SettingsError
-from etl.prisma import Naming
-from etl.privileges import needed
-from etl.queries import Scope
+from etl.pipeline import run as pipeline
+from etl.postgres import privileges
+from etl.postgres.connection import ConflictError, connect
+from etl.postgres.ddl import Naming
+from etl.postgres.privileges import needed
+from etl.postgres.scope import Scope
+from etl.postgres.url import address_of
+from etl.settings.model import resolve
 from tests.states import database_state, folder_state
 
 EMAILS = (
@@ -73,7 +75,7 @@ def test_a_prefix_and_a_domain_are_plain_characters(database_url, prefix, domain
     }
     scope = Scope(Naming("model", "public"), prefix, domain)
     settings = resolve({"database_url": database_url}, {})
-    with connect(settings.address()) as connection:
+    with connect(address_of(settings)) as connection:
         found = {row[0] for row in connection.rows(scope.shadow_ids())}
     assert found == meant
     tally("emails judged against a prefix or a domain", len(EMAILS))

@@ -7,9 +7,10 @@ import itertools
 import psycopg
 import pytest
 
-from etl import pipeline
-from etl.database import connect, transaction
-from etl.doctor import examine
+from etl.commands.doctor import examine
+from etl.pipeline import run as pipeline
+from etl.postgres.connection import connect, transaction
+from etl.postgres.url import address_of
 
 TEXTS = ("varchar", "text")
 FUNCTIONS = (
@@ -130,7 +131,7 @@ def test_the_application_s_triggers_find_what_they_name(small_world, settings_fo
 
 def test_only_what_writes_runs_under_the_role_s_own_path(small_world, settings_for):
     shown = "SELECT current_setting('search_path')"
-    with connect(settings_for(small_world).address()) as connection:
+    with connect(address_of(settings_for(small_world))) as connection:
         own = connection.rows(shown)
         with transaction(connection, keep=False):
             assert connection.rows(shown) == [("pg_catalog, pg_temp",)]

@@ -15,11 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl import embedded, pipeline, privileges
-from etl.config import Settings, resolve
 from etl.errors import ConnectError
-from etl.journal import RunResult
-from etl.prisma import Naming
+from etl.pipeline import run as pipeline
+from etl.postgres import embedded, privileges
+from etl.postgres.ddl import Naming
+from etl.runtime.run_record import RunResult
+from etl.settings.model import Settings, resolve
 from tests.conftest import FAST
 from tests.faults.nights import SEEDS, Nights
 from tests.states import database_state, folder_state

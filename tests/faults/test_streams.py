@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.faults.calling import ROOT, call, environment
-from tests.unit.test_prometheus import samples
+from tests.unit.reporting.test_metrics_file import samples
 
 LOST = "could not be printed on stdout"
 FULL, CLOSED, GONE, READ = "full", "closed", "gone", "read"
@@ -106,7 +106,7 @@ def test_every_command_ends_with_its_own_exit_code_whoever_listens(place, name, 
 
 
 def test_a_closed_stderr_is_not_what_the_next_file_or_socket_becomes():
-    look = "import cli, os, sys, etl.streams as s; s.open_closed(); print(*(os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)))"
+    look = "import cli, os, sys, etl.commands.streams as s; s.open_closed(); print(*(os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)))"
     done = subprocess.run(
         ["sh", "-c", '"$@" 0<&- 2>&-', "sh", sys.executable, "-c", look],
         cwd=ROOT,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from etl.address import parse_address
-from etl.database import connect
 from etl.errors import EtlError
+from etl.postgres.connection import connect
+from etl.postgres.url import parse_address
 from tests.faults.calling import call, said
 from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_world
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from etl import pipeline
-from etl.affinity import affinity_model
-from etl.config import resolve
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
+from etl.transform.affinity import affinity_model
 from tests.property import oracle
 from tests.property.in_database import Databases, written
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 
-from etl import pipeline
-from etl.config import resolve
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
 from tests.property.oracle import NO_SEED, EventRow, Moment, PersonaRow, RegistryRow, Signal, World
 
 TABLES = (

@@ -12,11 +12,11 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
-from etl.buckets import Shelf
-from etl.compact import CODED, Compaction, Dataset, Vocabulary
-from etl.contracts import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
-from etl.rankings import in_file_order
-from etl.training import TrainingOptions
+from etl.transform.buckets import Shelf
+from etl.transform.ranking_events import in_file_order
+from etl.transform.schemas import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
+from etl.triples.dataset import CODED, Compaction, Dataset, Vocabulary
+from etl.triples.partitions import TrainingOptions
 from tests.property import oracle
 from tests.property.dense import dense_world
 from tests.property.oracle import DIMENSION_OF_LABEL, World

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl import draws
-from etl.draws import draw, pools, whole_weights
+from etl.triples import sampling as draws
+from etl.triples.sampling import draw, pools, whole_weights
 from tests.property.oracle_training import even_draw, integer_weights, weighted_draw
 
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from etl import pipeline
-from etl.affinity import affinity_model
-from etl.compact import EVENT_COLUMNS
-from etl.config import resolve
-from etl.stage import city_folders
-from etl.validate import validate_snapshot
+from etl.pipeline import run as pipeline
+from etl.settings.model import resolve
+from etl.snapshots.validation import validate_snapshot
+from etl.snapshots.writer import city_folders
+from etl.transform.affinity import affinity_model
+from etl.triples.dataset import EVENT_COLUMNS
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
 from tests.property.in_database import Databases, written

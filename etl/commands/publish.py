@@ -1,0 +1,256 @@
+"""What each command does, and what it has to say: settings in, an `Answer` out. Libraries are imported when they are needed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etl.commands.runner import Answer, watching
+from etl.errors import ConnectError, DataError, NothingToDo, SchemaError, visible
+from etl.runtime.cancellation import Stop
+from etl.settings.model import DEFAULT_FILE, Settings, file_at_hand, file_named
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from etl.runtime.run_record import RunResult, Watcher
+
+log = logging.getLogger("bpr-etl")
+
+
+@contextmanager
+def _step(settings: Settings, stop: Stop, name: str) -> Iterator[tuple[Watcher, Callable[[int], None]]]:
+    """A command's only step, watched: gives what is told of its progress, and what counts its rows."""
+    from etl.pipeline import run as pipeline
+    from etl.runtime.run_record import RunResult
+
+    with watching(settings) as told:
+        account = RunResult("", pipeline.utc_now(), stop=stop, watcher=told)  # not a run, so without an id
+        with account.step(name) as rows:
+            yield told, rows
+
+
+def validate(settings: Settings, stop: Stop) -> Answer:
+    """Check a database, or a published snapshot where one is named."""
+    return _validate_snapshot(settings, stop) if settings.snapshot else _validate_database(settings, stop)
+
+
+def run(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    return _publishing("bpr-etl run", pipeline.run, settings, stop)
+
+
+def export(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    return _publishing("bpr-etl export", pipeline.export, settings, stop)
+
+
+def expand(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    return _publishing("bpr-etl expand", pipeline.expand, settings, stop)
+
+
+def _publishing(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
+    with watching(settings) as told:
+        report = publish(settings, progress=told, stop=stop, watcher=told)
+    from etl.commands import console as summary  # what is shown at the end need not be waited for at the beginning
+
+    _log_outcome(settings, report)
+    lines = summary.styled(map(visible, summary.outcome(title, report, dry_run=settings.dry_run)))
+    nothing = report.snapshot is None and not settings.dry_run
+    return Answer(
+        report.facts_for_json(),
+        [*lines, summary.run_summary(report, profile=settings.profile)],
+        NothingToDo.exit_code if nothing else 0,
+    )
+
+
+def _log_outcome(settings: Settings, report: RunResult) -> None:
+    """What a person reads at the end stands in the log, too, where a person may not read it."""
+    if not (settings.json or settings.quiet or settings.log_format == "json"):
+        return
+    for warning in report.warnings:
+        log.warning("%s", warning)
+    for note in report.notes:
+        log.info("%s", note)
+    facts = {"snapshot": report.snapshot, "committed": report.committed, "retries": report.retries}
+    log.info("Done.", extra={**facts, "seconds": round(report.seconds, 3)})
+
+
+def probe(settings: Settings, stop: Stop) -> Answer:
+    from etl.commands import console as summary
+    from etl.pipeline import run as pipeline
+
+    with _step(settings, stop, "probe") as (told, _):
+        found = pipeline.probe(settings, told, stop)
+    warnings = list(found.warnings())
+    shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
+    return Answer({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
+
+
+def report(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    with _step(settings, stop, "report") as (told, _):
+        place = pipeline.report(settings, told, stop)
+    return Answer({"report": place}, [f"Report: {visible(place)}"])
+
+
+def _validate_database(settings: Settings, stop: Stop) -> Answer:
+    from etl.commands import console as summary
+    from etl.pipeline import run as pipeline
+
+    with _step(settings, stop, "laws") as (told, _):
+        found = pipeline.validate(settings, stop, told)
+    facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
+    shown: list[RenderableType | str] = [
+        summary.rows_table("The design's validation query", found.rows),
+        "",
+        *_findings(summary, found.findings),
+    ]
+    return Answer(facts, shown, DataError.exit_code if found.broken else 0)
+
+
+def _validate_snapshot(settings: Settings, stop: Stop) -> Answer:
+    from etl.commands import console as summary
+    from etl.snapshots import validation as validate
+
+    with _step(settings, stop, "files and their laws"):
+        findings = validate.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
+    broken = any(finding.broken for finding in findings)
+    facts = {"findings": [asdict(finding) for finding in findings]}
+    return Answer(facts, _findings(summary, findings), DataError.exit_code if broken else 0)
+
+
+def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
+    return [summary.findings_table("Laws", ((f.law, f.broken, f.detail) for f in findings))]
+
+
+def synth(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    with _step(settings, stop, "synthetic world") as (_, count):
+        rows = pipeline.synth(settings, stop, count)
+    return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
+
+
+def demo(settings: Settings, stop: Stop) -> Answer:
+    from etl.commands import demo as demonstration
+
+    with ExitStack() as stack:
+        with _step(settings, stop, "PostgreSQL with the synthetic world") as (_, count):
+            prepared = stack.enter_context(demonstration.server(settings, stop, count))
+        log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
+        ran, validated = run(prepared.settings, stop), _validate_database(prepared.settings, stop)
+    return Answer(
+        {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
+        [*ran.shown, "", *validated.shown, "", *prepared.where_to_look(_command())],
+        ran.exit_code or validated.exit_code,
+    )
+
+
+def _command() -> str:
+    """How this program was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
+
+
+def init(_settings: Settings, _stop: Stop, *, path: str) -> Answer:
+    from etl.commands import settings as settings_file
+
+    settings_file.write_template(Path(path))
+    read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
+    return Answer({"path": path}, [f"Wrote {visible(path)}: every setting, at its default ({visible(read)})."])
+
+
+def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) -> Answer:
+    from etl.commands import console as summary
+    from etl.commands import settings as settings_file
+
+    named = given.get("config")
+    at_hand = file_at_hand(given, settings.environ)
+    rows = list(settings_file.shown(settings, {**given, "config": at_hand or named}, settings.environ))
+    file = file_named({"config": at_hand or named}, settings.environ)
+    facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
+    shown: list[RenderableType | str] = [summary.settings_table(rows), "", f"Settings file: {file or 'none'}"]
+    return Answer({"settings": facts, "file": file}, shown, asked_for=True)
+
+
+def schema_print(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+    from etl.postgres import ddl as prisma
+    from etl.postgres import privileges
+
+    try:
+        naming, known = pipeline.naming_to_print(settings, stop)
+    except ConnectError as error:
+        raise ConnectError(
+            f"{error} With --naming model or --naming mapped it is not asked how tables are named."
+        ) from None
+    as_sql = settings.role is not None or settings.format == "sql"
+    if settings.role is not None:
+        text = privileges.grants(naming, settings.role)
+    else:
+        text = (prisma.schema_sql if as_sql else prisma.schema_prisma)(naming, added=not settings.all)
+    if not known:
+        hint = (
+            'For tables named by model ("User"). For mapped ones ("users"), name the database, or say --naming mapped.'
+        )
+        text = f"{'--' if as_sql else '//'} {hint}\n{text}"
+    return Answer({"format": settings.format, "text": text}, [text], asked_for=True)
+
+
+def schema_check(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    findings = pipeline.schema_check(settings, stop)
+    facts = {"findings": [asdict(finding) for finding in findings]}
+    shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
+    return Answer(facts, shown, SchemaError.exit_code if any(each.severity == "blocking" for each in findings) else 0)
+
+
+def schema_apply(settings: Settings, stop: Stop) -> Answer:
+    from etl.pipeline import run as pipeline
+
+    created = pipeline.schema_apply(settings, stop)
+    return Answer({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
+
+
+def _data_dir(settings: Settings) -> Path:
+    from etl.postgres import embedded
+
+    return Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
+
+
+def db_start(settings: Settings, stop: Stop) -> Answer:
+    from etl.postgres import embedded
+
+    with _step(settings, stop, "PostgreSQL"):
+        server = embedded.start(_data_dir(settings))
+    return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], asked_for=True)
+
+
+def db_stop(settings: Settings, _stop: Stop) -> Answer:
+    from etl.postgres import embedded
+
+    stopped = embedded.stop(_data_dir(settings))
+    said = "Stopped." if stopped else "It was not running."
+    return Answer({"stopped": stopped}, [said], 0 if stopped else NothingToDo.exit_code)
+
+
+def db_url(settings: Settings, _stop: Stop) -> Answer:
+    from etl.postgres import embedded
+
+    server = embedded.running(_data_dir(settings))
+    if server is None:
+        raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
+    return Answer({"url": server.url()}, [server.url()], asked_for=True)

@@ -1,0 +1,184 @@
+"""What a probe is asked: a snapshot's triples as a trainer reads them, and what its split holds out.
+
+A snapshot without a split is asked about a `last-trip` split made from its events: the triples of train and valid are then
+drawn anew with the snapshot's own settings, since the published ones have seen the trips that are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.evaluation.holdout import Held, held_out
+from etl.snapshots.encoding import INDEXES
+from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
+from etl.transform.arrays import I64
+from etl.triples.dataset import Dataset, EventBuckets
+from etl.triples.partitions import Partition, Training, TrainingOptions, in_train, prepare, times_named
+
+_COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Triples as codes of the vocabularies, with their weights: four arrays of one length."""
+
+    users: I64
+    positives: I64
+    negatives: I64
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, frames: Iterable[pl.DataFrame]) -> Triples:
+        """From frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
+        every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
+        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
+        return cls(users, positives, negatives, every["weight"].to_numpy())
+
+    def __add__(self, other: Triples) -> Triples:
+        return Triples(
+            np.concatenate([self.users, other.users]),
+            np.concatenate([self.positives, other.positives]),
+            np.concatenate([self.negatives, other.negatives]),
+            np.concatenate([self.weights, other.weights]),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that a probe looks at.
+
+    `train` are the triples before test. Variants are trained on `trial` and judged by `tune`: train and what valid holds out
+    or, without a valid, the same one step earlier, each user's last trip in train (`tuned_on` says which). `popularity`
+    counts the events before test that selected each item, by code; `split` is in words; `unranked` counts the held-out
+    places of test that their city's catalogue hasn't; `negatives` are the strategies that made the triples.
+    """
+
+    dataset: Dataset
+    train: Triples
+    trial: Triples
+    tune: Sequence[Held]
+    tuned_on: str
+    test: Sequence[Held]
+    popularity: I64
+    split: str
+    unranked: int
+    negatives: tuple[str, ...]
+
+
+def question(snapshot: Snapshot) -> Question:
+    """What to ask of a snapshot, published or staged. Raises DataError where its files can't be read."""
+    dataset, options = read_dataset(snapshot), training_options(snapshot)
+    if options.split == "none":
+        training = prepare(dataset, replace(options, split="last-trip"))
+        return about(training, lambda part: expanded(training, part), "last-trip, made from its events")
+    training = prepare(dataset, options)
+    return about(training, lambda part: _published(snapshot, training, part), options.split)
+
+
+def about(training: Training, triples: Callable[[str], Triples], split: str) -> Question:
+    """What to ask of a dataset with a split, given the triples of each part of it."""
+    dataset = training.dataset
+    events = _kept(training)
+    train, valid = triples("train"), triples("valid")
+    tune, _ = held_out(dataset, events, "valid", ["train"])
+    trial, tuned_on = train, "valid"
+    if not tune:
+        trial, tune = _last_of_train(training)
+        tuned_on = "each user's last trip in train"
+    test, unranked = held_out(dataset, events, "test", ["train", "valid"])
+    before = training.events.filter(pl.col("split") != "test")
+    popularity = times_named(before, "selected_idx", dataset.items.height)
+    return Question(
+        dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked, training.options.negatives
+    )
+
+
+def _kept(training: Training) -> pl.DataFrame:
+    """The events of cities that have triples: the others teach nothing and are not asked about."""
+    return training.events.filter(pl.col("city").is_in(training.kept))
+
+
+def _last_of_train(training: Training) -> tuple[Triples, list[Held]]:
+    """Train without each user's last trip in it, and what that trip holds out."""
+    train = in_train(training.events).drop("split")
+    earlier = replace(training.dataset, events=EventBuckets.of(train))
+    inner = prepare(earlier, replace(training.options, split="last-trip"))
+    held, _ = held_out(earlier, _kept(inner), "test", ["train", "valid"])
+    return expanded(inner, "train") + expanded(inner, "valid"), held
+
+
+def expanded(training: Training, part: str) -> Triples:
+    """The triples of a part of the split, made anew."""
+    return Triples.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
+
+
+def partitions(training: Training, part: str) -> Iterator[Partition]:
+    """What a part of the split has of each city that is kept, in the order of its bytes: one after the other, whole."""
+    for partition in training.partitions(training.events):
+        if partition.kept and partition.split == part:
+            yield partition
+
+
+def table(partition: Partition) -> pl.DataFrame:
+    """A partition's triples with `user_idx`, `pos_idx`, `neg_idx`, `weight`, and the `event` that each is of: its row."""
+    blocks = list(partition.expand())
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.zeros(0, np.uint32), *(getattr(block, name) for block in blocks)]).astype(np.uint32)
+
+    event = column("event")
+    users = partition.coded.users[event]
+    rows = {"user_idx": users, "pos_idx": column("positive"), "neg_idx": column("negative")}
+    return pl.DataFrame(rows).with_columns(
+        pl.lit(partition.weight, dtype=pl.Float32).alias("weight"),
+        event=event,
+        among=np.concatenate([np.zeros(0, np.bool_), *(block.among for block in blocks)]),
+    )
+
+
+def training_options(snapshot: Snapshot) -> TrainingOptions:
+    """What decided the snapshot's triples, as its manifest says; of release 0.1 some are not said, and have the defaults."""
+    settings = snapshot.settings
+    found = {f.name: settings[f.name] for f in fields(TrainingOptions) if f.name in settings}
+    if "city_weight" in found:
+        found["city_weight"] = tuple((str(city), float(weight)) for city, weight in found["city_weight"])
+    return TrainingOptions(**(found | {"negatives": tuple(found["negatives"])}))
+
+
+def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
+    """The triples of a part of the split as the files have them, by index or by text."""
+    user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
+    enums = {"user_id": user, "pos_item": item, "neg_item": item}
+    sizes = (training.dataset.users.height, training.dataset.items.height, training.dataset.items.height)
+    frames = []
+    for split, _, path in snapshot.parts("triples"):
+        if split == part:
+            try:
+                rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
+            except (
+                pl.exceptions.PolarsError
+            ) as error:  # an id that the vocabularies don't have, a column that is not there
+                raise damaged(path, error) from None
+            past = [
+                rows.filter(pl.col(name) >= size).height for name, size in zip(INDEXES.values(), sizes, strict=True)
+            ]
+            if any(past):
+                raise damaged(path, "an index is past the end of the users or items")
+            frames.append(rows)
+    return Triples.of(frames)
+
+
+def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
+    """A file's triples as `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
+    if "user_idx" not in rows.columns:
+        texts = rows.cast(enums)  # type: ignore[arg-type]
+        rows = texts.with_columns(
+            texts[text].to_physical().cast(pl.UInt32).alias(index) for text, index in INDEXES.items()
+        )
+    return rows.select(*_COLUMNS)

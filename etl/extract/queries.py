@@ -1,0 +1,192 @@
+"""The SQL that reads and scopes: one function per query, from a naming and a scope to a text.
+
+Every identifier is quoted by `Naming`, every value by `quote_literal`: connectorx can't bind. Enums are cast to text,
+timestamps travel as int8 microseconds (infinity and years beyond 9999 read as garbage or abort the read: DESIGN, trap
+12), and texts are ordered with COLLATE "C", the order of their bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from etl.postgres.ddl import Naming, quote_identifier, quote_literal
+from etl.postgres.scope import Audience, Scope
+
+_SLOT_COLUMNS = (
+    'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
+    's."sortOrder" AS sort_order, s."status"::text AS status'
+)
+_LABELS = ("pace", "budget_tier", "social_mode", "time_orientation", "primary_interest")
+
+
+def shadow_domains(scope: Scope) -> str:
+    """One row per domain of the shadow users' addresses, the most frequent first: domain, users."""
+    return (
+        f'SELECT COALESCE(lower(substring(u."email" COLLATE "C" from \'@([^@]*)$\') COLLATE "C"), \'\') AS domain, count(*) '
+        f"FROM {scope.naming.table('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+
+
+def user_count(scope: Scope) -> str:
+    """How many users there are, shadow or not."""
+    return f"SELECT count(*) FROM {scope.naming.table('User')}"
+
+
+def rows_of_nobody(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
+    """How many rows belong to a user who is gone: nobody can say whether it was a shadow user."""
+    return (
+        f"SELECT count(*) FROM {scope.naming.table(model)} x WHERE NOT EXISTS "
+        f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = x."userId")'
+    )
+
+
+def users(scope: Scope, audience: Audience) -> str:
+    """One row per user of the audience."""
+    return (
+        f'SELECT u."id" AS user_id, {scope.is_shadow("u")} AS is_shadow '
+        f"FROM {scope.naming.table('User')} u WHERE {scope.includes('u', audience)}"
+    )
+
+
+def trips(scope: Scope, audience: Audience) -> str:
+    """One row per trip of the audience's users."""
+    return (
+        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds("t", "startDate")} AS start_us '
+        f"FROM {_trips_of(scope)} WHERE {scope.includes('u', audience)}"
+    )
+
+
+def trip_count(scope: Scope) -> str:
+    """How many trips the shadow users have."""
+    return f"SELECT count(*) FROM {_trips_of(scope)} WHERE {scope.is_shadow('u')}"
+
+
+def event_count(scope: Scope, audience: Audience) -> str:
+    """How many ranking events an audience has."""
+    return (
+        f"SELECT count(*) FROM {scope.naming.table('RankingEvent')} r JOIN {scope.naming.table('User')} u "
+        f'ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+    )
+
+
+def slots(scope: Scope, audience: Audience) -> str:
+    """One row per slot of those trips."""
+    return (
+        f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.table('ItinerarySlot')} s "
+        f'ON s."tripId" = t."id" WHERE {scope.includes("u", audience)}'
+    )
+
+
+def slots_of_events(scope: Scope, audience: Audience) -> str:
+    """One row per slot of the trips that the audience's ranking events name, whoever's trips these are."""
+    named = (
+        f'SELECT r."tripId" FROM {scope.naming.table("RankingEvent")} r '
+        f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+    )
+    return f'{_SLOT_COLUMNS} FROM {scope.naming.table("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
+
+
+def nodes(scope: Scope) -> str:
+    """One row per activity node, of every city and status; a coordinate that is no finite number is null."""
+    return (
+        'SELECT n."id" AS node_id, n."city" AS city, n."category"::text AS category, n."status"::text AS status, '
+        f'n."name" AS name, {_finite("n", "latitude")} AS latitude, {_finite("n", "longitude")} AS longitude '
+        f"FROM {scope.naming.table('ActivityNode')} n"
+    )
+
+
+def seeds(scope: Scope) -> str:
+    """One row per shadow user with a usable seed: what the first trip that has one says, by (createdAt, id).
+
+    The labels; and where `category_affinities` is a JSON object its keys and numbers, as two arrays, null where it isn't or is
+    empty. What is no JSON number is an empty text: connectorx has no null in an array.
+    """
+    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in _LABELS)
+    counts = f'SELECT t."userId" AS user_id, count(*) AS trips FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} GROUP BY 1'
+    return (
+        f"SELECT f.user_id, f.created_us, c.trips, {labels}, "
+        f"CASE jsonb_typeof(f.seed->'cuisine_openness') WHEN 'number' THEN f.seed->>'cuisine_openness' END "
+        f"AS cuisine_openness, a.categories, a.numbers FROM ({_first_seeds(scope)}) f JOIN ({counts}) c USING (user_id) "
+        "LEFT JOIN LATERAL (SELECT array_agg(e.key) AS categories, array_agg("
+        "CASE jsonb_typeof(e.value) WHEN 'number' THEN e.value #>> '{}' ELSE '' END) AS numbers FROM jsonb_each("
+        "CASE jsonb_typeof(f.seed->'category_affinities') WHEN 'object' THEN f.seed->'category_affinities' END) e) a ON true"
+    )
+
+
+def categories(naming: Naming) -> str:
+    """The values of the database's ActivityCategory enum, in its own order."""
+    return (
+        "SELECT e.enumlabel FROM pg_enum e JOIN pg_attribute a ON a.atttypid = e.enumtypid "
+        f"WHERE a.attrelid = {quote_literal(naming.table('ActivityNode'))}::regclass AND a.attname = 'category' "
+        "ORDER BY e.enumsortorder"
+    )
+
+
+def personas(scope: Scope, audience: Audience) -> str:
+    """One row per PersonaDimension row of the audience's users, of the eight dimensions.
+
+    A confidence that is no finite number is null: others may have written anything.
+    """
+    return (
+        'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
+        f'{_finite("p", "confidence")} AS confidence, p."source" AS source '
+        f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
+        f"WHERE {scope.includes('u', audience)}"
+    )
+
+
+def events(scope: Scope, audience: Audience) -> str:
+    """One row per RankingEvent row of the audience's users; `city` null where the trip is gone."""
+    arrays = ", ".join(
+        f"r.{quote_identifier(camel)} AS {snake}"
+        for camel, snake in (
+            ("candidateIds", "candidate_ids"),
+            ("rankedIds", "ranked_ids"),
+            ("selectedIds", "selected_ids"),
+        )
+    )
+    return (
+        'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, t."city" AS city, '
+        f"{_microseconds('t', 'startDate')} AS start_us, "
+        f'r."dayNumber" AS day_number, {_microseconds("r", "createdAt")} AS created_us, r."surface" AS surface, '
+        f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
+        f'FROM {scope.naming.table("RankingEvent")} r JOIN {scope.naming.table("User")} u ON u."id" = r."userId" '
+        f'LEFT JOIN {scope.naming.table("Trip")} t ON t."id" = r."tripId" WHERE {scope.includes("u", audience)}'
+    )
+
+
+def _trips_of(scope: Scope) -> str:
+    return f'{scope.naming.table("Trip")} t JOIN {scope.naming.table("User")} u ON u."id" = t."userId"'
+
+
+def _first_seeds(scope: Scope) -> str:
+    """The seed of a user: of the first trip by (createdAt, id) among those where it is a JSON object.
+
+    A trip whose createdAt is no date that a row can carry stands behind all others; where there is no other, `created_us`
+    is null, and the seed is set aside and counted.
+    """
+    created = _microseconds("t", "createdAt")
+    return (
+        f'SELECT DISTINCT ON (t."userId") t."userId" AS user_id, {created} AS created_us, '
+        f't."personaSeed" AS seed FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} '
+        "AND jsonb_typeof(t.\"personaSeed\") = 'object' "
+        f'ORDER BY t."userId", {created} IS NULL, t."createdAt", t."id" COLLATE "C"'
+    )
+
+
+def _typed(json_type: str, label: str) -> str:
+    key = quote_literal(label)
+    return f"CASE jsonb_typeof(f.seed->{key}) WHEN '{json_type}' THEN f.seed->>{key} END"
+
+
+def _microseconds(table: str, column: str) -> str:
+    """A timestamp as int8 microseconds since 1970; null when it is infinite, or too late for that (the year 294000)."""
+    name = f"{table}.{quote_identifier(column)}"
+    holds = f"isfinite({name}) AND {name} < timestamp '294000-01-01'"
+    return f"CASE WHEN {holds} THEN (extract(epoch FROM {name}) * 1000000)::int8 END"
+
+
+def _finite(table: str, column: str) -> str:
+    """A float8; null where it is NaN or infinite, which a frame's contract would set the whole row aside for."""
+    name = f"{table}.{quote_identifier(column)}"
+    return f"CASE WHEN abs({name}) < 'Infinity' THEN {name} END"

@@ -1,0 +1,185 @@
+"""The laws of CONTRACT, section 2, as SQL: each a sentence, and a query that counts where it is broken.
+
+Written from the contract in another language than the job's own code, so that one can't share the other's mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etl.load.copy import REGISTRY
+from etl.postgres.ddl import quote_literal
+from etl.postgres.scope import Scope
+from etl.transform.candidates import TOP
+from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
+from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
+
+
+@dataclass(frozen=True)
+class Law:
+    """A sentence that holds for every row, and the query (one number) that counts the rows for which it doesn't."""
+
+    name: str
+    sql: str
+
+
+def laws(scope: Scope, unknown: float) -> list[Law]:
+    """The laws for a database and its shadow users. `unknown` is the affinity of a category that a user has no value for."""
+    return [*_registry_and_signals(scope), *_personas(scope), *_days(scope), *_candidates(scope, unknown)]
+
+
+def validation_query(scope: Scope) -> str:
+    """The design's validation query ("Validation"), with the naming in use."""
+    table = scope.naming.table
+    return f"""
+SELECT bs."signalType"::text AS "signalType", bs."modelVersion", pd_pace."value" AS pace, pd_budget."value" AS budget,
+  re."modelName" AS ranking_model, array_length(re."candidateIds", 1) AS candidates_shown
+FROM {table("BehavioralSignal")} bs
+JOIN {table("ItinerarySlot")} isl ON isl."id" = bs."slotId"
+JOIN {table("PersonaDimension")} pd_pace ON pd_pace."userId" = bs."userId" AND pd_pace."dimension" = 'pace_preference'
+JOIN {table("PersonaDimension")} pd_budget
+  ON pd_budget."userId" = bs."userId" AND pd_budget."dimension" = 'budget_sensitivity'
+LEFT JOIN {table("RankingEvent")} re
+  ON re."tripId" = bs."tripId" AND re."userId" = bs."userId" AND re."dayNumber" = isl."dayNumber"
+WHERE bs."userId" IN ({scope.shadow_ids()}) AND bs."slotId" IS NOT NULL
+LIMIT 10"""
+
+
+def _registry_and_signals(scope: Scope) -> list[Law]:
+    table = scope.naming.table
+    models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
+    return [
+        Law(
+            "both models of the design are registered",
+            f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} "
+            f'WHERE ("modelName", "modelVersion") IN ({models})',
+        ),
+        Law(
+            "every shadow signal has a model version",
+            f'SELECT count(*) FROM {table("BehavioralSignal")} WHERE "modelVersion" IS NULL '
+            f'AND "userId" IN ({scope.shadow_ids()})',
+        ),
+    ]
+
+
+def _personas(scope: Scope) -> list[Law]:
+    table = scope.naming.table
+    dimensions = ", ".join(quote_literal(name) for name in DIMENSIONS)
+    return [
+        Law(
+            "a shadow user with a usable seed has the eight dimensions, any other has none",
+            f"""
+SELECT count(*) FROM ({scope.shadow_ids()}) s
+CROSS JOIN LATERAL (SELECT count(*) FROM {table("PersonaDimension")} p WHERE p."userId" = s."id") has(n)
+CROSS JOIN LATERAL (SELECT count(DISTINCT p."dimension") FROM {table("PersonaDimension")} p
+  WHERE p."userId" = s."id" AND p."dimension" IN ({dimensions})) eight(n)
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {table("Trip")} t WHERE t."userId" = s."id"
+  AND jsonb_typeof(t."personaSeed") = 'object' AND isfinite(t."createdAt")
+  AND t."createdAt" < timestamp '294000-01-01')) seed(usable)
+WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n <> eight.n""",
+        ),
+        Law(
+            "a persona's confidence says its source",
+            f'SELECT count(*) FROM {table("PersonaDimension")} WHERE "userId" IN ({scope.shadow_ids()}) '
+            "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
+        ),
+    ]
+
+
+def _days(scope: Scope) -> list[Law]:
+    table = scope.naming.table
+    taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
+    events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
+    constants = (
+        f'r."modelName" = {quote_literal(MODEL_NAME)} AND r."modelVersion" = {quote_literal(MODEL_VERSION)} '
+        f'AND r."surface" = {quote_literal(SURFACE)} AND r."sessionId" IS NULL AND r."shadowModelName" IS NULL '
+        'AND r."shadowModelVersion" IS NULL AND r."shadowRankedIds" IS NULL AND r."latencyMs" BETWEEN 200 AND 800'
+    )
+    return [
+        Law(
+            "every trip-day with a slot has one ranking event, and no other day has one",
+            f"""
+WITH days AS (
+  SELECT DISTINCT t."id" AS trip, s."dayNumber" AS day FROM {table("ItinerarySlot")} s
+  JOIN {table("Trip")} t ON t."id" = s."tripId"
+  WHERE t."userId" IN ({scope.shadow_ids()})
+  AND EXISTS (SELECT FROM {table("PersonaDimension")} p WHERE p."userId" = t."userId")
+  AND EXISTS (SELECT FROM {table("ActivityNode")} n WHERE n."city" = t."city" AND n."status"::text <> 'archived')
+  AND CASE WHEN isfinite(t."startDate") THEN t."startDate"::date - date '1970-01-01' BETWEEN -719162 AND 2932896
+    AND (t."startDate"::date - date '1970-01-01')::int8 + s."dayNumber"::int8 - 1 BETWEEN -719162 AND 2932896 ELSE false END
+), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {events} GROUP BY 1, 2)
+SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DISTINCT FROM 1 OR d.trip IS NULL""",
+        ),
+        Law(
+            "an event carries the bootstrap model's name, and a date that is its trip's day",
+            f"""
+SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
+WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
+  AND extract(epoch FROM r."createdAt") = extract(epoch FROM t."startDate") + (r."dayNumber"::numeric - 1) * 86400, false)""",
+        ),
+        Law(
+            "the selected nodes are the day's confirmed, active and completed ones, in slot order",
+            f"""
+WITH firsts AS (
+  SELECT DISTINCT ON (s."tripId", s."dayNumber", s."activityNodeId"::text)
+    s."tripId" AS trip, s."dayNumber" AS day, s."activityNodeId"::text AS node, s."sortOrder" AS place, s."id" AS slot
+  FROM {table("ItinerarySlot")} s WHERE s."activityNodeId" IS NOT NULL AND s."status"::text IN ({taken})
+  ORDER BY 1, 2, 3, 4, s."id" COLLATE "C"
+), taken AS (SELECT trip, day, array_agg(node ORDER BY place, slot COLLATE "C") AS nodes FROM firsts GROUP BY trip, day)
+SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN taken k ON k.trip = r."tripId" AND k.day = r."dayNumber"
+WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM COALESCE(k.nodes, '{{}}')""",
+        ),
+    ]
+
+
+def _candidates(scope: Scope, unknown: float) -> list[Law]:
+    table = scope.naming.table
+    # Grain: one row per distinct (user, city, ranking), since all days of a user in a city share it.
+    rankings = f"""
+WITH shared AS MATERIALIZED (
+  SELECT r."userId" AS usr, t."city" AS city, r."candidateIds" AS candidates, r."rankedIds" AS ranked, count(*) AS events
+  FROM {table("RankingEvent")} r JOIN {table("Trip")} t ON t."id" = r."tripId"
+  WHERE r."userId" IN ({scope.shadow_ids()}) GROUP BY 1, 2, 3, 4
+), vectors AS MATERIALIZED (
+  SELECT p."userId" AS usr, e.key AS category, e.value::float8 AS affinity FROM {table("PersonaDimension")} p
+  CROSS JOIN LATERAL jsonb_each_text(p."value"::jsonb) e
+  WHERE p."dimension" = 'category_affinities' AND p."userId" IN ({scope.shadow_ids()})
+), offer AS MATERIALIZED (
+  SELECT n."id"::text AS node, n."city" AS city, n."category"::text AS category FROM {table("ActivityNode")} n
+  WHERE n."status"::text <> 'archived'
+), places AS MATERIALIZED (
+  SELECT s.usr, s.city, s.candidates, s.ranked, s.events, o.node, array_position(s.ranked, o.node) AS place,
+    COALESCE(v.affinity, {unknown}) AS affinity
+  FROM shared s JOIN offer o USING (city) LEFT JOIN vectors v ON v.usr = s.usr AND v.category = o.category
+)"""
+    return [
+        Law(
+            f"the candidates are {TOP} distinct eligible nodes of the trip's city, or all, in id order",
+            f"""{rankings}
+SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
+WHERE s.candidates IS DISTINCT FROM ARRAY(
+  SELECT DISTINCT o.node COLLATE "C" FROM offer o WHERE o.city = s.city AND o.node = ANY (s.candidates) ORDER BY 1)
+OR cardinality(s.candidates) <> LEAST({TOP}, (SELECT count(*) FROM offer o WHERE o.city = s.city))""",
+        ),
+        Law(
+            "the ranking holds the candidates and nothing else",
+            f"""{rankings}
+SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
+WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ranked) x ORDER BY 1)""",
+        ),
+        Law(
+            "the ranking falls with affinity, and no node left out is liked better than one inside",
+            f"""{rankings}
+, judged AS (
+  SELECT usr, city, events, place IS NOT NULL
+      AND affinity > lag(affinity) OVER (PARTITION BY usr, city, candidates, ranked ORDER BY place) AS rises,
+    place IS NULL AND affinity > min(affinity) FILTER (WHERE place IS NOT NULL)
+      OVER (PARTITION BY usr, city, candidates, ranked) AS better
+  FROM places)
+SELECT count(*) FROM judged WHERE rises OR better""",
+        ),
+        Law(
+            "a user has one ranking per city",
+            f"{rankings} SELECT count(*) FROM (SELECT FROM shared GROUP BY usr, city HAVING count(*) > 1) several",
+        ),
+    ]

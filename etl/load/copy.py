@@ -1,0 +1,322 @@
+"""Write what the job owes the database, and check inside the transaction that it stands there (CONTRACT, section 2).
+
+DELETE + COPY for the shadow users' rows of two tables, the two rows of the registry, and the backfill. Nothing else is
+written, and nothing of anybody else.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import dataframely as dy
+import polars as pl
+import pyarrow as pa
+
+from etl.errors import DataError, SchemaError, SettingsError
+from etl.load.audit import Written
+from etl.postgres.connection import Connection
+from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.scope import Scope
+from etl.transform.hashing import decimal_text, md5_32, stable_id
+from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION
+from etl.transform.schemas import PersonaRows
+
+if TYPE_CHECKING:  # the job does not need it, and every import is time that a night takes
+    pass
+
+REGISTRY = (
+    (MODEL_NAME, MODEL_VERSION, "production", "llm_ranking", "Claude Sonnet-based ranking, bootstrap phase"),
+    ("bpr", "0.0.0", "staging", "collaborative_filtering", "BPR placeholder, awaiting first training run"),
+)
+"""The two rows of the design (Blocker 3): name, version, stage, type, description."""
+
+COPY_BATCH = 1_000
+"""Rows that the driver writes out at a time."""
+
+BACKFILLED = f"{MODEL_NAME}:{MODEL_VERSION}"
+
+# What goes between the fields, and between the elements of a list, before a row is hashed, and what stands for a null.
+_FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
+
+_OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
+"""SQL that is true for a row that a statement of the open transaction has written, triggers in subtransactions aside."""
+
+# A wrong type of the right width is stored without a word (DESIGN, trap 1): these pairs are known to be right.
+_ARROW_OF = {
+    "text": pa.large_string(),
+    "varchar": pa.large_string(),
+    "enum": pa.large_string(),
+    "int4": pa.int32(),
+    "float8": pa.float64(),
+    "timestamp": pa.timestamp("us"),
+    "_text": pa.large_list(pa.large_string()),
+}
+
+
+def persona_table(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
+    """Persona rows (`PersonaRows`) as the columns of PersonaDimension. `updatedAt` is `createdAt`."""
+    created = pl.from_epoch("created_us", time_unit="us")
+    return rows.select(
+        "id",
+        pl.col("user_id").alias("userId"),
+        pl.col("dimension").cast(pl.String),
+        "value",
+        "confidence",
+        pl.col("source").cast(pl.String),
+        created.alias("updatedAt"),
+        created.alias("createdAt"),
+    )
+
+
+def event_table(events: pl.DataFrame) -> pl.DataFrame:
+    """Ranking events (`Ranked.events`) as the columns of RankingEvent; the session and the shadow model are null."""
+    texts = pl.List(pl.String)
+    return events.select(
+        pl.col("event_id").alias("id"),
+        pl.col("user_id").alias("userId"),
+        pl.col("trip_id").alias("tripId"),
+        pl.lit(None, dtype=pl.String).alias("sessionId"),
+        pl.col("day_number").alias("dayNumber"),
+        pl.col("model_name").alias("modelName"),
+        pl.col("model_version").alias("modelVersion"),
+        pl.col("candidate_ids").cast(texts).alias("candidateIds"),
+        pl.col("ranked_ids").cast(texts).alias("rankedIds"),
+        pl.col("selected_ids").cast(texts).alias("selectedIds"),
+        "surface",
+        pl.lit(None, dtype=pl.String).alias("shadowModelName"),
+        pl.lit(None, dtype=pl.String).alias("shadowModelVersion"),
+        pl.lit(None, dtype=texts).alias("shadowRankedIds"),
+        pl.col("latency_ms").alias("latencyMs"),
+        pl.from_epoch("created_us", time_unit="us").alias("createdAt"),
+    )
+
+
+class Replacement:
+    """The shadow users' rows of a table, replaced: DELETE, COPY piece by piece, and a look at what stands there then.
+
+    Raises SchemaError where a column's type would take the bytes for something else, DataError where the server refuses a row
+    or what stands there is not what was sent.
+    """
+
+    def __init__(self, connection: Connection, scope: Scope, model: str) -> None:
+        self._connection, self._scope, self._model = connection, scope, model
+        self._rows = self._checksum = self._deleted = 0
+        self._columns: dict[str, pl.DataType] = {}
+
+    def delete(self) -> int:
+        """Delete what was there; returns how many rows that was.
+
+        They are counted before: the server's count of a DELETE would hold what a rule deletes in their place.
+        """
+        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
+        self._deleted = self._connection.number(f"SELECT count(*) {rows}")
+        self._connection.execute(f"DELETE {rows}")
+        return self._deleted
+
+    @property
+    def written(self) -> Written:
+        """What the table has been through so far."""
+        return Written(inserted=self._rows, deleted=self._deleted)
+
+    def copy(self, rows: pl.DataFrame) -> None:
+        """COPY some rows. Their checksum is made meanwhile: it is the server that works on the COPY."""
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as aside:
+            # A clone: Polars locks up when two threads use one frame object, and one of them turns it into Arrow.
+            checksum = aside.submit(_checksum, rows.clone())
+            copy_rows(self._connection, self._scope, self._model, rows)
+            self._checksum += checksum.result()
+        self._rows += rows.height
+        self._columns = dict(rows.schema)
+
+    def check(self) -> None:
+        """Compare count and checksum of what stands in the table with what was sent, every column of every row."""
+        name = self._scope.naming.table(self._model)
+        # Where nothing was copied, nothing may stand there: then the count is enough.
+        texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
+        found = self._connection.rows(
+            f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
+            f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
+            f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
+        )[0]
+        # All of them are new: else one that a trigger kept could make up, in number, for one that it gave to somebody else.
+        sent = (self._rows, self._checksum, self._rows)
+        if found != sent:
+            raise DataError(
+                f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, of them {found[2]} new, checksum "
+                f"{found[1]} for {sent[1]}. Nothing was kept. A trigger or a rule on the table may have changed the rows."
+            )
+
+
+def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
+    """COPY a frame, whose columns have the table's names, after a look at the table's types."""
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
+    # In small batches, so that the server works on one while the driver writes out the next.
+    batches = table.to_reader(max_chunksize=COPY_BATCH)
+    sent = connection.copy(scope.naming.schema, scope.naming.bare(model), batches) if rows.height else 0
+    if sent != rows.height:
+        raise DataError(
+            f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
+        )
+
+
+def require_empty(connection: Connection, naming: Naming) -> None:
+    """Raise SettingsError, with the counts, where a table that the synthetic world fills holds rows already."""
+    there = (model for model in MODELS if model != "ModelRegistry" and _exists(connection, naming.table(model)))
+    counts = {model: connection.number(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
+    filled = ", ".join(f"{count:,} in {naming.table(model)}" for model, count in counts.items() if count)
+    if filled:
+        database = connection.rows("SELECT current_database()::text")[0][0]
+        raise SettingsError(
+            f"The database {quote_identifier(database)} already holds rows: {filled}. The synthetic world is for an empty "
+            "database; name another one, or say --into-existing to add its made-up users and places to these."
+        )
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return bool(connection.number(f"SELECT (to_regclass({quote_literal(table)}) IS NOT NULL)::int"))
+
+
+def register_models(connection: Connection, scope: Scope, seed: int) -> int:
+    """The two rows of ModelRegistry, where (modelName, modelVersion) is not there yet; gives how many were added.
+
+    Their dates are that of the shadow users' first trip, since when the bootstrap model is taken to be in production: a
+    function of the source rows and not of the clock. Raises DataError where other rows stand there then.
+    """
+    table = scope.naming.table("ModelRegistry")
+    since = (
+        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND {scope.owns("t")})'
+    )
+    keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
+    ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
+    values = ", ".join(
+        f"({', '.join(quote_literal(text) for text in (key, *row))}, {since}, {since})"
+        for key, row in zip(ids, REGISTRY, strict=True)
+    )
+    names = ("id", "modelName", "modelVersion", "stage", "modelType", "description", "createdAt", "updatedAt")
+    columns = ", ".join(map(quote_identifier, names))
+    added = connection.execute(
+        f'INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
+    )
+    same = " AND ".join(
+        # A column of another precision has rounded.
+        f"abs(extract(epoch FROM m.{name} - v.{name})) < 1" if name.endswith('At"') else f"m.{name}::text = v.{name}"
+        for name in map(quote_identifier, names)
+    )
+    found = connection.rows(
+        f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {table} m JOIN (VALUES {values}) v({columns}) "
+        'USING ("modelName", "modelVersion")'
+    )[0]
+    if found != (len(REGISTRY), added):
+        raise DataError(
+            f"Of the {len(REGISTRY)} models that {table} is to have, {found[0]} stand there, and of {added} that were inserted "
+            f"{found[1]} are as they were sent. Nothing was kept. A trigger on the table has changed them: see to it first."
+        )
+    return added
+
+
+def backfill(connection: Connection, scope: Scope) -> int:
+    """The single UPDATE of the design (Blocker 3): a model version for the shadow users' signals that have none.
+
+    Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want. Raises DataError
+    where these rows, read back, differ from before in more than the version, in any column that the role may read.
+    """
+    table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILLED)
+    columns = _kept_columns(connection, table)
+    before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
+    if not before[0]:
+        return 0
+    updated = connection.execute(
+        f'UPDATE {table} x SET "modelVersion" = {version} WHERE {scope.owns("x")} AND x."modelVersion" IS NULL'
+    )
+    after = _fingerprint(
+        connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" = {version} AND x.{_OURS}'
+    )
+    if not before[0] == updated == after[0]:
+        raise DataError(
+            f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
+            "it now, so nothing was kept. A trigger or a rule on the table skips rows, writes another version, or gives them "
+            "to somebody else: see to it first."
+        )
+    if changed := [name for name, was, now in zip(columns, before[1:], after[1:], strict=True) if was != now]:
+        raise DataError(
+            f"With the modelVersion of {updated:,} rows of {table} something else was changed, so nothing was kept: column "
+            f"{', '.join(map(quote_identifier, changed))}. A trigger on the table does it: see to it first."
+        )
+    return updated
+
+
+def _kept_columns(connection: Connection, table: str) -> list[str]:
+    """The columns of BehavioralSignal that a run leaves alone and may read, but for generated ones, which follow others."""
+    rows = connection.rows(
+        f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
+        "AND NOT attisdropped AND attgenerated = '' AND attname <> 'modelVersion' "
+        "AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum"
+    )
+    return [name for (name,) in rows]
+
+
+def _fingerprint(connection: Connection, table: str, columns: list[str], where: str) -> tuple[Any, ...]:
+    """How many rows, and for each column a sum of hashes, which tells of each value in which row it stands."""
+    sums = ", ".join(
+        f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(_NULL)}) COLLATE "C", '
+        f'hashtext("id"::text COLLATE "C"))), 0)::text'
+        for name in columns
+    )
+    return connection.rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
+
+
+def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
+    """The table's columns and their types by PostgreSQL's own names, `enum` for any enum."""
+    return dict(
+        connection.rows(
+            "SELECT a.attname::text, CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname::text END FROM pg_attribute a "
+            f"JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = {quote_literal(scope.naming.table(model))}::regclass "
+            "AND a.attnum > 0 AND NOT a.attisdropped"
+        )
+    )
+
+
+def _check_types(table: pa.Table, columns: dict[str, str], name: str) -> None:
+    for field in table.schema:
+        if field.name not in columns:
+            raise SchemaError(f"Table {name} has no column {field.name!r}. See `bpr-etl schema check`.")
+        wanted = _ARROW_OF.get(columns[field.name])
+        if wanted != field.type and not (pa.types.is_timestamp(field.type) and columns[field.name] == "timestamp"):
+            raise SchemaError(
+                f"Column {field.name!r} of table {name} has type {columns[field.name]}, which can't take {field.type}. "
+                "See `bpr-etl schema check`."
+            )
+
+
+def _checksum(rows: pl.DataFrame) -> int:
+    """The sum of 32 bits of each row's MD5, every column as `_sql_text` has it."""
+    line = pl.concat_str([_text(column, dtype) for column, dtype in rows.schema.items()], separator=_FIELD)
+    return int(rows.select(md5_32(line).sum()).item() or 0)
+
+
+def _text(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column's values as the text that `_sql_text` gives in the database."""
+    value = pl.col(column)
+    if dtype == pl.Float64:
+        text = decimal_text(value)
+    elif isinstance(dtype, pl.Datetime):
+        text = value.dt.epoch("us").cast(pl.String)
+    elif isinstance(dtype, pl.List):
+        text = value.list.join(_ELEMENT)
+    else:
+        text = value.cast(pl.String)
+    return text.fill_null(_NULL)
+
+
+def _sql_text(column: str, dtype: pl.DataType) -> str:
+    name = quote_identifier(column)
+    if isinstance(dtype, pl.Datetime):
+        text = f"(extract(epoch FROM {name}) * 1000000)::int8::text"
+    elif isinstance(dtype, pl.List):
+        text = f"array_to_string({name}, {quote_literal(_ELEMENT)})"
+    else:
+        text = f"{name}::text"
+    return f"COALESCE({text}, {quote_literal(_NULL)})"

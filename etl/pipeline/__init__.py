@@ -1,0 +1,1 @@
+"""run, export and expand: which steps, in which order, and what may stop them."""

@@ -1,0 +1,248 @@
+"""From a dataset to a published snapshot: staged, checked, probed if that is asked for, named, and made the newest.
+
+What every command that publishes has in common; the database has no part in it but that its transaction ends between
+`finish` and `switch`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etl.errors import ConnectError, DataError, EtlError
+from etl.pipeline.guards import not_compared, require_triples, require_usual
+from etl.reporting.collector import Watch
+from etl.reporting.history import beside, compare, figures
+from etl.reporting.listing import misdated, nights, prune, published
+from etl.runtime.cancellation import Stop
+from etl.runtime.executor import HERE, Engine
+from etl.runtime.run_record import Progress, RunResult
+from etl.runtime.temporary import temporary_folder
+from etl.settings.model import Settings
+from etl.settings.values import advice, parse_split
+from etl.snapshots.locations import reading
+from etl.snapshots.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
+from etl.snapshots.reader import REPORT, Snapshot
+from etl.snapshots.staged import Staged
+from etl.snapshots.store import Store
+from etl.snapshots.writer import StageOptions, stage
+from etl.transform.affinity import affinity_model
+from etl.triples.bias import DOUBTFUL
+from etl.triples.dataset import Dataset
+from etl.triples.partitions import TrainingOptions
+
+if TYPE_CHECKING:
+    from etl.evaluation.probe import Probed
+
+Clock = Callable[[], datetime]
+
+_MISDATED = (
+    "This machine's clock is wrong, or another's was. No run is compared with them once another is "
+    "the newest, and --keep takes them away first; remove them when nobody reads them any more."
+)
+
+
+def silently(_what: str, _done: int, _of: int) -> None:
+    """Progress that nobody watches."""
+
+
+@contextmanager
+def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
+    """The output folder, held; for a dry run a folder of its own, which goes with the run."""
+    if not settings.dry_run:
+        with open_store(settings.out, settings.patience, stop, settings.environ) as store:
+            yield store
+        return
+    place = temporary_folder()
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-", dir=place) as folder, open_store(folder) as store:
+        yield store
+
+
+@dataclass(frozen=True)
+class Release:
+    """One snapshot on its way: what it is made with, where it is staged, and the account that is kept of it."""
+
+    settings: Settings
+    report: RunResult
+    out: Store
+    staged: Path
+    scratch: Path
+    clock: Clock
+    progress: Progress
+    engine: Engine = HERE
+
+    def __post_init__(self) -> None:
+        now = self.clock()
+        with suppress(ConnectError):  # no reason not to publish, and where there is one, that will be said
+            # A dry run looks at those where it would publish.
+            store = reading(self.settings.out, self.settings.environ) if self.settings.dry_run else self.out
+            self.report.nights = nights(store, published(store, now))
+            if odd := misdated(store, now):
+                self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
+
+    def publish(self, dataset: Dataset) -> None:
+        """All of it, where no database has to agree first."""
+        self.switch(self.finish(self.stage(dataset)))
+
+    def stage(self, dataset: Dataset) -> Staged:
+        """Write and check the snapshot's data files, take over their account, and probe them if that is asked for.
+
+        Raises DataError where they are not what was meant, where there are no triples to train on, or where the probe's AUC is
+        below `fail_below`.
+        """
+        settings, report = self.settings, self.report
+        options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
+        with report.step("stage files") as rows:
+            watch = Watch(dataset, affinity_model().unknown)
+            account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
+            report.counts["published"] = account.counts(dataset)
+            rows(sum(report.counts["published"]["triples"].values()))
+        published = report.counts["published"]
+        triples = account.triples_of(parse_split(settings.split).parts)
+        report.warnings += require_triples(triples, settings.split, published, allowed=settings.may_be_empty)
+        report.warnings += [*_unknown_cities(settings, account), *_doubts(settings, account)]
+        self._compare()
+        if settings.probe or settings.fail_below is not None:
+            self._probe(account)
+        self._secure(account, watch)
+        return account
+
+    def _compare(self) -> None:
+        """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
+        settings, report = self.settings, self.report
+        report.figures = beside(report.nights, settings.public(), figures(report.counts), self.clock())
+        if settings.max_change is None:
+            return
+        compared = compare(report.nights, settings.public(), report.figures, settings.max_change)
+        report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
+        report.notes += not_compared(compared)
+
+    def _probe(self, account: Staged) -> None:
+        with self.report.step("probe"):
+            files = [asdict(entry) for entry in account.files]
+            manifest = {"settings": self.settings.public(), "cities": account.folders, "files": files}
+            found = probed(Snapshot(self.staged, manifest), self.settings, self.progress)
+        require_auc(found, self.settings, "Nothing was committed or published.")
+        account.beside.append(write_probe(self.staged, found.facts))
+        self.report.counts["probe"] = found.line()
+        self.report.warnings += found.warnings()
+
+    def _secure(self, account: Staged, watch: Watch) -> None:
+        """Name the snapshot, make its report, and have its files where they can't be lost; no name where nothing has changed.
+
+        Before the backfill locks rows that the application may want: to an object store, this is the upload.
+        """
+        latest = self.out.latest() if self.settings.skip_unchanged else None
+        if latest and latest.get("content_sha256") == account.content_sha256:
+            return
+        now = self.clock()
+        account.name = snapshot_name(account, now)
+        with self.report.step("report"):
+            manifest = draft_manifest(account.name, self.report.facts(self.settings, now), account)
+            page = watch.page(manifest, self.staged, self.report.nights)
+            if page is not None:
+                account.beside.append(write_beside(self.staged, REPORT, page.encode()))
+        if watch.failure is not None:
+            self.report.warnings.append(
+                f"{REPORT} could not be made ({type(watch.failure).__name__}, a bug); all else is whole. "
+                "`bpr-etl report SNAPSHOT` tries again."
+            )
+        with self.report.step("secure files"):
+            self.out.secure(self.staged, account.name)
+
+    def finish(self, account: Staged) -> str | None:
+        """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
+        if account.name is not None:
+            write_manifest(self.staged, account.name, self.report.facts(self.settings, self.clock()), account)
+        return account.name
+
+    def switch(self, name: str | None) -> None:
+        """Make the staged snapshot the newest, now that the database has what it says. Nothing stops it from here on."""
+        self.report.stop.shield()
+        if self.settings.dry_run:
+            self.report.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
+        elif name is None:
+            self.report.notes.append("The data are those of the newest snapshot, byte by byte: nothing was published.")
+        else:
+            try:
+                with self.report.step("switch"):
+                    self.out.publish(self.staged, name)
+                self.report.snapshot = self.out.at(name)
+            except (OSError, ConnectError) as error:
+                written = "The database has been written, and the next run publishes what it holds."
+                why = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
+                raise ConnectError(
+                    f"The snapshot could not be put in place in {self.settings.out}: {why}. "
+                    f"{written if self.report.committed else 'Run again.'}"
+                ) from error
+            if self.settings.keep is not None:
+                self._prune(self.settings.keep)
+
+    def _prune(self, keep: int) -> None:
+        """Take the oldest snapshots away. That fails no night: what was to be done is done."""
+        try:
+            with self.report.step("prune") as rows:
+                rows(len(prune(self.out, keep, self.clock()).removed))
+        except (OSError, EtlError) as error:
+            self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
+
+
+def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
+    """What a probe of a snapshot finds. Raises DataError where its split holds nothing out, or has nothing to train on."""
+    from etl.evaluation.probe import probe  # noqa: PLC0415 - a night without a probe need not wait for it
+    from etl.evaluation.task import question  # noqa: PLC0415
+
+    asked = question(snapshot)
+    if not asked.test:
+        raise DataError(
+            f"The split {asked.split} holds no place out: no user has a trip in it that can be ranked, so the triples "
+            "can't be probed. Say another --split, or leave the probe out."
+        )
+    if not len(asked.train.users):
+        raise DataError(
+            f"Before the test part of the split {asked.split} there are no triples, so there is nothing to probe. Say another "
+            "--split, or leave the probe out."
+        )
+    return probe(asked, affinity_model().unknown, settings.seed, progress)
+
+
+def require_auc(found: Probed, settings: Settings, after: str) -> None:
+    """Raise DataError where the model's AUC is below `fail_below`; `after` says what has become of the snapshot."""
+    ours, popularity = found.auc
+    if settings.fail_below is not None and not ours >= settings.fail_below:
+        raise DataError(
+            f"A model trained on these triples has AUC {ours:.3f}, and --fail-below asks for "
+            f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} {found.advice}"
+        )
+
+
+def training_options(settings: Settings) -> TrainingOptions:
+    """What decides the triples, of all the settings."""
+    return TrainingOptions(**{f.name: getattr(settings, f.name) for f in fields(TrainingOptions)})
+
+
+def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
+    """A weight for a city without events does nothing: said, since it may be a slip of the pen."""
+    cities = sorted(account.folders.values())
+    for city, _ in settings.city_weight:
+        if city not in cities:
+            near = difflib.get_close_matches(city, cities, 1)
+            yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
+
+
+def _doubts(settings: Settings, account: Staged) -> Iterator[str]:
+    """The cities whose triples are likely to teach badly, by the sign that needs no training."""
+    low = {city: value for city, value in account.signs.items() if value is not None and value < DOUBTFUL}
+    if low:
+        named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
+        yield (
+            f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
+            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). {advice(settings.negatives)} "
+            "`bpr-etl probe` measures it; docs/negatives.md explains."
+        )

@@ -1,0 +1,568 @@
+"""The composition root: names the steps in order. No data logic lives here.
+
+read ─► personas ─► COPY ─► read back ─► rankings ─┬─► COPY, check ──┬─► backfill ─► COMMIT ─► switch LATEST
+                                                   └─► stage, check ─┘
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dataframely as dy
+import polars as pl
+
+from etl.errors import DataError, SettingsError
+from etl.extract import queries
+from etl.extract.reader import (
+    CODED_SLOTS,
+    LOGGED_EVENTS,
+    SetAside,
+    Source,
+    extract_logged,
+    extract_source,
+    read_personas,
+    seed_affinities,
+)
+from etl.load import copy as load
+from etl.load.audit import Ledger, Written
+from etl.load.checks import Validated, validate_database
+from etl.pipeline.guards import bad_shares, limits, require_scope
+from etl.pipeline.publication import Clock, Release, output, probed, require_auc, silently
+from etl.postgres import catalog as schema
+from etl.postgres.connection import (
+    Behind,
+    Connection,
+    behind,
+    connect,
+    judged_unmoved,
+    locked,
+    require_lock,
+    require_unmoved,
+    transaction,
+    with_retries,
+)
+from etl.postgres.ddl import MODELS, Naming
+from etl.postgres.scope import Scope, find_scope
+from etl.postgres.url import address_of, schema_of
+from etl.reporting.collector import NEEDED, rebuilt
+from etl.reporting.listing import nights
+from etl.runtime.cancellation import Stop
+from etl.runtime.executor import in_order
+from etl.runtime.ray_executor import opened
+from etl.runtime.run_record import Progress, RunResult, Watcher
+from etl.settings.model import Settings, settled
+from etl.snapshots.locations import at_hand, reading
+from etl.snapshots.publish import add_beside, add_probe, place_of
+from etl.snapshots.reader import REPORT, Snapshot, read_dataset, read_vocabulary
+from etl.snapshots.store import writing
+from etl.synthetic.world import copy_world
+from etl.transform.affinity import affinity_model
+from etl.transform.buckets import buckets_for, by_bucket, shelf
+from etl.transform.personas import Materialised, PersonaTally, materialise
+from etl.transform.ranking_events import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
+from etl.transform.schemas import Personas, Seeds, Slots, Trips
+from etl.triples.dataset import CODED, Compaction, Dataset, Vocabulary
+
+EVENTS_PER_TRIP = 6
+"""About how many days a trip has: how many events are to come, before they are there."""
+
+USERS_AT_A_TIME = 20_000
+"""How many users' personas are worked out at a time."""
+
+if TYPE_CHECKING:
+    from etl.evaluation.probe import Probed
+
+_FOR_OTHER_TRIPLES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
+_OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
+
+
+def utc_now() -> datetime:
+    """The clock of a run that is not told another."""
+    return datetime.now(UTC)
+
+
+def validate(settings: Settings, stop: Stop | None = None, progress: Progress = silently) -> Validated:
+    """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
+    address = address_of(settings)
+    with connect(address, stop) as connection:
+        scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
+        with transaction(connection, read_only=True, keep=False):
+            return validate_database(connection, scope, progress)
+
+
+def synth(
+    settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
+) -> dict[str, int]:
+    """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
+
+    Raises SettingsError where its tables hold rows, unless `into_existing` says that they may.
+    `rows` is called with so many more as they are written.
+    """
+    from etl.synthetic.world import generate  # noqa: PLC0415 - the job does not need it
+
+    address = address_of(settings)
+    name = schema_of(settings, address)
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
+        naming = schema.naming_for_apply(connection, name, settings.naming)
+        if not settings.into_existing:
+            load.require_empty(connection, naming)
+        schema.apply(connection, naming)
+        worlds = generate(scale=settings.scale, seed=settings.seed)
+        return copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
+
+
+def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
+    """What is missing in the database, or does not fit."""
+    address = address_of(settings)
+    with connect(address, stop) as connection, transaction(connection, read_only=True, keep=False):
+        naming = schema.detect_naming(connection, schema_of(settings, address), settings.naming)
+        return schema.check(connection, naming)
+
+
+def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Naming, bool]:
+    """The naming for `schema print`, and whether it is known: asked for, or found in the database that is named.
+
+    Where no database is named either, it is the naming by model.
+    """
+    address = address_of(settings) if settings.database_url else None
+    name = schema_of(settings, address) if address else settings.schema or "public"
+    if settings.naming != "auto" or address is None:
+        return Naming("mapped" if settings.naming == "mapped" else "model", name), settings.naming != "auto"
+    with connect(address, stop) as connection:
+        return schema.naming_for_apply(connection, name, settings.naming), True
+
+
+def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
+    """Create what is missing, in one transaction; gives the names of what was created."""
+    address = address_of(settings)
+    name = schema_of(settings, address)
+    with (
+        connect(address, stop) as connection,
+        locked(connection, name, settings.patience) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
+        return schema.apply(connection, schema.naming_for_apply(connection, name, settings.naming))
+
+
+def run(
+    settings: Settings | None = None,
+    clock: Clock = utc_now,
+    progress: Progress = silently,
+    stop: Stop | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> RunResult:
+    """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
+
+    `options` are settings by name; without `settings`, what they do not say the environment says. Raises a kind of EtlError;
+    StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays
+    None.
+    """
+    settings = settled(settings, options)
+    stop, watcher = stop or Stop(), watcher or Watcher()
+    progress = _heard(progress, stop)
+    earlier = _earlier_vocabulary(settings)
+    address = address_of(settings)
+    with connect(address, stop) as connection, ExitStack() as stack:
+        scope, advice = find_scope(connection, settings, schema_of(settings, address), writes=True)
+        engine = stack.enter_context(opened(settings.engine, settings.environ, stop))
+        out = stack.enter_context(output(settings, stop))
+        lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
+        tables = [scope.naming.table(model) for model in MODELS]
+
+        def attempt() -> RunResult:
+            report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, watcher=watcher)
+            with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
+                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
+                with transaction(connection, keep=not settings.dry_run), judged_unmoved(connection, tables):
+                    require_lock(connection, lock)
+                    name = _night(connection, scope, earlier, release)
+                report.committed = not settings.dry_run
+                release.switch(name)
+            return report
+
+        done, retries = with_retries(attempt, stop.pause)
+    done.retries = retries
+    return done
+
+
+def export(
+    settings: Settings | None = None,
+    clock: Clock = utc_now,
+    progress: Progress = silently,
+    stop: Stop | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> RunResult:
+    """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
+
+    `options` as in `run`. Raises a kind of EtlError, StoppedError.
+    """
+    settings = settled(settings, options)
+    stop, watcher = stop or Stop(), watcher or Watcher()
+    progress = _heard(progress, stop)
+    earlier = _earlier_vocabulary(settings)
+    address = address_of(settings)
+    with (
+        opened(settings.engine, settings.environ, stop) as engine,
+        connect(address, stop) as connection,
+        output(settings, stop) as out,
+        writing(settings.out),
+    ):
+        scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
+
+        def attempt() -> RunResult:
+            report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher), SetAside()
+            with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
+                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
+                with transaction(connection, read_only=True, keep=False):
+                    require_scope(connection, scope, settings, report)
+                    dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
+                    require_unmoved(connection, map(scope.naming.table, MODELS))
+                report.counts["source_rows"] = rows_read
+                limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
+                release.publish(dataset)
+            return report
+
+        done, retries = with_retries(attempt, stop.pause)
+    done.retries = retries
+    return done
+
+
+def expand(
+    settings: Settings | None = None,
+    clock: Clock = utc_now,
+    progress: Progress = silently,
+    stop: Stop | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> RunResult:
+    """Publish other triples of an old snapshot's events, with other options: no database is needed.
+
+    `options` as in `run`. Raises ConnectError or DataError where it can't be read, StoppedError.
+    """
+    settings = settled(settings, options)
+    stop, watcher = stop or Stop(), watcher or Watcher()
+    progress = _heard(progress, stop)
+    report = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher)
+    with at_hand(settings.snapshot or settings.out, settings.environ, _FOR_OTHER_TRIPLES, stop) as old:
+        with report.step("read") as rows:
+            dataset = read_dataset(old, settings.buckets)
+            rows(dataset.events.height)
+        report.counts["expanded_from"] = old.manifest["snapshot"]
+        # What decided the events stays what it was: only the triples' own options are ours.
+        settings = _of_the_events(settings, old)
+        with (
+            opened(settings.engine, settings.environ, stop) as engine,
+            output(settings, stop) as out,
+            writing(settings.out),
+            out.staging(report.run_id) as (staged, scratch),
+        ):
+            Release(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
+    return report
+
+
+def _of_the_events(settings: Settings, old: Snapshot) -> Settings:
+    """The settings with those of a snapshot that decided its events. Raises DataError where they are none."""
+    try:
+        return replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+    except SettingsError as error:
+        raise DataError(f"The manifest of {old.url or old.folder} has settings that are none: {error}") from None
+
+
+def probe(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> Probed:
+    """Train a small model on a published snapshot's triples, and write what was found beside them.
+
+    Raises ConnectError or DataError where the snapshot can't be read, DataError where nothing is held out, or where the AUC
+    is below `fail_below`; then what was found is written all the same.
+    """
+    stop = stop or Stop()
+    with at_hand(settings.snapshot or settings.out, settings.environ, stop=stop) as snapshot:
+        found = probed(snapshot, settings, _heard(progress, stop))
+        _add_report(
+            add_probe(snapshot, found.facts, found.line(), settings.environ),
+            settings,
+            _heard(progress, stop),
+            found.facts,
+        )
+    require_auc(found, settings, "It was published all the same.")
+    return found
+
+
+def report(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> str:
+    """Make the report of a published snapshot anew, with the nights before it as they are now; gives where it is.
+
+    Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its place.
+    """
+    stop = stop or Stop()
+    with at_hand(settings.snapshot or settings.out, settings.environ, NEEDED, stop) as snapshot:
+        _add_report(snapshot, settings, _heard(progress, stop))
+        return f"{snapshot.url or snapshot.folder}/{REPORT}"
+
+
+def _add_report(
+    snapshot: Snapshot, settings: Settings, progress: Progress, probe: Mapping[str, Any] | None = None
+) -> None:
+    """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
+    place = place_of(snapshot)
+    before = []
+    if place is not None:
+        store = reading(place[0], settings.environ)
+        before = nights(store, [name for name in store.folders() if name < place[1]])
+    page = rebuilt(snapshot, before, affinity_model().unknown, progress, probe)
+    add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
+
+
+def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: Release) -> str | None:
+    """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
+    settings, report = release.settings, release.report
+    aside = SetAside()
+    with ExitStack() as stack:
+        require_scope(connection, scope, settings, report)
+        ledger = Ledger(connection, scope, settings.allow_side_effects)
+        buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
+        slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
+        with report.step("read") as rows:
+            source = extract_source(connection, scope, slots, aside, rows)
+        writer = stack.enter_context(behind())
+        personas = load.Replacement(connection, scope, "PersonaDimension")
+        events = load.Replacement(connection, scope, "RankingEvent")
+        _begin(release, connection, scope, writer, personas)
+        made, persona_rows = _write_personas(connection, scope, release, source, aside, writer, personas)
+        compaction = None
+        if settings.audience == "shadow":
+            compaction = Compaction(stack.enter_context(shelf(release.scratch, buckets, CODED)))
+        ranked = _write_events(release, source, persona_rows, writer, events, compaction)
+        report.counts |= _counts(source, made, ranked, persona_rows, aside)
+        limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
+        if compaction is not None:
+            with report.step("compact"):
+                dataset = compaction.dataset(source.users, persona_rows, source.nodes, earlier)
+            report.counts["events_left_out"] = {}
+        else:
+            writer.wait()
+            dataset, _ = _logged(connection, scope, earlier, release, aside, stack)
+        staged = release.stage(dataset)
+        writer.wait()
+    with report.step("backfill") as rows:
+        report.counts["signals_backfilled"] = load.backfill(connection, scope)
+        rows(report.counts["signals_backfilled"])
+    with report.step("check"):
+        meant = {
+            "ModelRegistry": Written(inserted=report.entry("registry").rows or 0),
+            "PersonaDimension": personas.written,
+            "RankingEvent": events.written,
+            "BehavioralSignal": Written(updated=report.counts["signals_backfilled"]),
+        }
+        report.warnings += ledger.require(meant)
+        require_unmoved(connection, map(scope.naming.table, MODELS))
+    return release.finish(staged)
+
+
+def _heard(progress: Progress, stop: Stop) -> Progress:
+    """Progress that also listens: whoever tells it hears that an end was asked for."""
+
+    def tell(what: str, done: int, of: int) -> None:
+        stop.check()
+        progress(what, done, of)
+
+    return tell
+
+
+def _earlier_vocabulary(settings: Settings) -> Vocabulary:
+    """The vocabulary whose indexes are kept. An --out folder's first night has none yet."""
+    if settings.vocab_from is None:
+        return Vocabulary()
+    here = Path(settings.vocab_from) == Path(settings.out)
+    if here and reading(settings.out, settings.environ).latest_name() is None:
+        return Vocabulary()
+    with at_hand(settings.vocab_from, settings.environ, ("users.parquet", "items.parquet")) as snapshot:
+        return read_vocabulary(snapshot.folder)
+
+
+def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:
+    """Register the models, and delete the persona rows that are to be replaced."""
+    report, seed = release.report, release.settings.seed
+
+    def register() -> None:
+        with report.step("registry") as rows:
+            rows(load.register_models(connection, scope, seed))
+
+    report.entry("registry")
+    writer.do(register)
+    _delete(report, writer, personas)
+
+
+def _delete(report: RunResult, writer: Behind, replacement: load.Replacement) -> None:
+    """Delete what is to be replaced."""
+
+    def work() -> None:
+        with report.step("delete") as rows:
+            rows(replacement.delete())
+
+    report.entry("delete")
+    writer.do(work)
+
+
+def _write_personas(
+    connection: Connection,
+    scope: Scope,
+    release: Release,
+    source: Source,
+    aside: SetAside,
+    writer: Behind,
+    replacement: load.Replacement,
+) -> tuple[PersonaTally, dy.DataFrame[Personas]]:
+    """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
+    report, seed = release.report, release.settings.seed
+
+    def write(made: Materialised) -> None:
+        with report.step("write personas") as rows:
+            replacement.copy(load.persona_table(made.rows))
+            rows(made.rows.height)
+
+    def read_back() -> dy.DataFrame[Personas]:
+        with report.step("write personas"):
+            replacement.check()
+        with report.step("read back") as rows:
+            personas = read_personas(connection, scope, "shadow", aside)
+            rows(personas.height)
+        return personas
+
+    total = PersonaTally()
+    for seeds in source.seeds.iter_slices(USERS_AT_A_TIME):
+        with report.step("personas") as rows:
+            vectors = source.vectors.join(seeds, on="user_id", how="semi")
+            of_seeds = seed_affinities(vectors, aside)
+            made = materialise(Seeds.cast(seeds), of_seeds, source.categories, affinity_model(), seed)
+            rows(made.rows.height)
+        total += made.tally
+        report.entry("write personas")
+        writer.do(partial(write, made))
+    return total, writer.do(read_back).result()
+
+
+def _write_events(
+    release: Release,
+    source: Source,
+    personas: dy.DataFrame[Personas],
+    writer: Behind,
+    replacement: load.Replacement,
+    compaction: Compaction | None,
+) -> RankedTally:
+    """Ranking events, bucket by bucket: candidates by the affinities read back, and what each day's slots hold.
+
+    The server takes one bucket's rows while the next is worked out. What is to be published goes into `compaction`, too.
+    """
+    report, progress, buckets = release.report, release.progress, source.slots.buckets
+
+    def write(events: pl.DataFrame) -> None:
+        with report.step("write events") as rows:
+            replacement.copy(load.event_table(events))
+            rows(events.height)
+
+    def check() -> None:
+        with report.step("write events"):
+            replacement.check()
+
+    _delete(report, writer, replacement)
+    ranking = Ranking(source.nodes, source.categories, affinity_model().unknown, release.settings.seed)
+    calls = _bucket_by_bucket(source, personas, progress)
+    tasks = in_order(release.engine, rank_bucket, release.engine.share(ranking), calls)
+    total, before = RankedTally(), None
+    while True:
+        with report.step("rankings") as rows:
+            task = next(tasks, None)
+            if task is None:
+                break
+            bucket, ranked = task.result()
+            rows(ranked.events.height)
+        if before is not None:
+            before.result()  # one bucket waits for the server at the most
+        report.entry("write events")
+        before = writer.do(partial(write, ranked.events.clone()))  # a frame object belongs to one thread
+        if compaction is not None:
+            with report.step("compact"):
+                compaction.add(bucket, ranked.events)
+        total += ranked.tally
+    writer.do(check)
+    progress("rankings", buckets, buckets)
+    return total
+
+
+def _bucket_by_bucket(
+    source: Source, personas: dy.DataFrame[Personas], progress: Progress
+) -> Iterator[tuple[int, dy.DataFrame[Trips], dy.DataFrame[Slots], dy.DataFrame[Personas]]]:
+    """What each bucket is ranked from, one bucket after the other."""
+    buckets = source.slots.buckets
+    of_buckets = by_bucket(personas, buckets)
+    for bucket in range(buckets):
+        progress("rankings", bucket, buckets)
+        slots = source.slots_of(bucket)
+        if slots.is_empty() and bucket < buckets - 1:  # nobody's days; the last one stands for all where there are none
+            continue
+        yield bucket, source.trips_of(bucket), slots, Personas.cast(of_buckets.get(bucket, Personas.create_empty()))
+
+
+def _logged(
+    connection: Connection,
+    scope: Scope,
+    earlier: Vocabulary,
+    release: Release,
+    aside: SetAside,
+    shelves: ExitStack,
+) -> tuple[Dataset, dict[str, int]]:
+    """The dataset of the ranking events that the database has of an audience, and how many rows were read."""
+    settings, report = release.settings, release.report
+    with report.step("read events" if "read" in {step.name for step in report.steps} else "read") as rows:
+        count = connection.number(queries.event_count(scope, settings.audience))
+        buckets = settings.buckets or buckets_for(count)
+        events, slots, compacted = (
+            shelves.enter_context(shelf(release.scratch, buckets, empty))
+            for empty in (LOGGED_EVENTS, CODED_SLOTS, CODED)
+        )
+        compaction = Compaction(compacted)
+        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.coded, rows)
+    report.counts |= {"set_aside": aside.counts, "events_left_out": logged.left_out}
+    with report.step("compact"):
+        for bucket in range(buckets):
+            of_bucket = logged.events.take(bucket)
+            if of_bucket.height:
+                ordered = in_slot_order(logged.slots.take(bucket))
+                compaction.add(bucket, with_shown(in_file_order(of_bucket), ordered))
+        dataset = compaction.dataset(logged.users, logged.personas, logged.nodes, earlier)
+    return dataset, logged.rows_read
+
+
+def _counts(
+    source: Source, made: PersonaTally, ranked: RankedTally, personas: pl.DataFrame, aside: SetAside
+) -> dict[str, Any]:
+    shadow_users = source.users.height
+    with_persona = personas["user_id"].n_unique()
+    return {
+        "source_rows": source.rows_read,
+        "set_aside": aside.counts,
+        "shadow_users": shadow_users,
+        "shadow_users_without_persona": shadow_users - with_persona,
+        "persona_rows": made.rows,
+        "persona_values_by_source": made.values_by_source,
+        "affinities_dropped": made.affinities_dropped,
+        "openness_dropped": made.openness_dropped,
+        "ranking_events": ranked.events,
+        "days_without_event": ranked.skipped,
+        "positives": ranked.positives,
+        "positives_outside_candidates": ranked.positives_outside_candidates,
+    }

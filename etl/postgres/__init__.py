@@ -1,0 +1,1 @@
+"""PostgreSQL: URL, connection, transaction, catalog, DDL, privileges, shadow-user scope, embedded server."""

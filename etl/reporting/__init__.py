@@ -1,0 +1,1 @@
+"""What a run came to beside earlier runs: history, comparison, HTML report, metrics file."""

@@ -1,0 +1,86 @@
+"""A snapshot's report: made while a night is under way, or anew for a snapshot that is published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from etl.errors import EtlError
+from etl.reporting.event_stats import Tally
+from etl.reporting.history import Night
+from etl.runtime.run_record import Progress
+from etl.snapshots.reader import Snapshot, read_dataset
+from etl.triples.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+NEEDED = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")
+"""What of a snapshot a report is made from."""
+
+_WANTED = ("candidate_idx", "selected_idx")
+
+
+class Watch:
+    """Looks at a night's events as they pass by, and makes the report of them in the end.
+
+    A report is for people: where it can't be made, the night goes on without, and `failure` says what happened.
+    """
+
+    def __init__(self, dataset: Dataset, unknown: float) -> None:
+        self.failure: Exception | None = None
+        self._trips = dataset.trips.height
+        try:
+            self._tally = Tally.of(dataset, unknown)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def see(self, events: pl.DataFrame) -> None:
+        """Count a bucket's events."""
+        if self.failure is None:
+            try:
+                self._tally.add(events)
+            except Exception as error:  # noqa: BLE001
+                self._fail(error)
+
+    def page(self, manifest: Mapping[str, Any], folder: Path, nights: Sequence[Night]) -> str | None:
+        """The page; None where it could not be made. Raises EtlError and OSError: a disk that fails is no fault of a report."""
+        if self.failure is not None:
+            return None
+        from etl.reporting.page import page  # noqa: PLC0415 - charts take a third of a second to load
+
+        try:
+            return page(manifest, folder, self._tally, self._trips, nights)
+        except (EtlError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return None
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        log.debug("The report failed.", exc_info=error)
+
+
+def rebuilt(
+    snapshot: Snapshot,
+    nights: Sequence[Night],
+    unknown: float,
+    progress: Progress,
+    probe: Mapping[str, Any] | None = None,
+) -> str:
+    """The page of a published snapshot, from its files, with the nights before it, and what a probe found if that is given.
+
+    Raises ConnectError or DataError where they can't be read.
+    """
+    from etl.reporting.page import page  # noqa: PLC0415
+
+    dataset = read_dataset(snapshot)
+    tally = Tally.of(dataset, unknown)
+    for number, events in enumerate(dataset.events.only(_WANTED)):
+        progress("read events", number, dataset.events.buckets)
+        tally.add(events)
+    return page(snapshot.manifest, snapshot.folder, tally, dataset.trips.height, nights, probe)

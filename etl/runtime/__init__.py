@@ -1,0 +1,1 @@
+"""What any long-running program needs: cancellation, executors, run record, logging, progress, resources."""

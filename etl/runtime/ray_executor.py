@@ -1,0 +1,324 @@
+"""Steps done by the workers of a Ray cluster (https://docs.ray.io, Ray Core): the only file that imports ray.
+
+A call is a Ray task. Its arguments and what it keeps lie in Ray's object store, which spills to disk by itself; what all
+calls share travels once to each machine, and is unpacked once by each worker. A task that is lost with its worker or its
+machine is done again by Ray, together with what was lost that it needs; one that keeps everybody waiting is done a second
+time beside the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etl.errors import ConnectError, EtlError, SettingsError
+from etl.runtime.cancellation import POLL, Stop
+from etl.runtime.executor import HERE, LOCAL, RAY, Engine, Held, Step, require_same, versions
+from etl.runtime.temporary import temporary_folder
+
+log = logging.getLogger(__name__)
+
+RETRIES = 8
+"""How often a task is done again whose worker was lost; what a worker loses for want of memory Ray counts apart."""
+
+SLOW = 60.0
+"""Seconds that everybody waits for one task, at the least, before a second one is begun beside it."""
+
+OBJECT_STORE = 1 << 30
+"""Bytes of shared memory that a cluster of our own has for objects. What is more lies on disk."""
+
+THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""A task has one core: many of them fill a machine, and not one of them."""
+
+_LOOPBACK, _REACH = "127.0.0.1", 5.0
+_SHORT = 24
+"""Letters of the temporary folder at the most: a socket's path has 107, and what we and Ray add to the folder's up to 83."""
+
+_SMALL = (int, float, str, bytes, type(None))
+_unpacked: dict[str, Any] = {}
+"""In a worker: what is shared, by its key."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something that all calls of a step are given, where Ray keeps it, and with which versions it was made."""
+
+    key: str
+    place: Any
+    versions: dict[str, str]
+
+    def value(self) -> Any:
+        """It, in a worker. Raises ConnectError where the worker has other versions than the driver."""
+        if self.key not in _unpacked:
+            require_same(self.versions)
+            import ray  # noqa: PLC0415
+
+            while len(_unpacked) > 1:  # a run shares one thing after the other
+                _unpacked.pop(next(iter(_unpacked)))
+            _unpacked[self.key] = ray.get(self.place)
+        return _unpacked[self.key]
+
+
+def _call(step: Step, shared: Shared, keeps: int, *arguments: Any) -> Any:
+    """In a worker: a call of a step, and the seconds that it took."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    pa.set_cpu_count(1)
+    began = time.perf_counter()
+    answer = step(shared.value(), *arguments)
+    result, kept = answer if keeps else (answer, [])
+    seconds = time.perf_counter() - began
+    return ((result, seconds), *kept) if keeps else (result, seconds)
+
+
+class RayTask:
+    """A call under way in the cluster, maybe twice."""
+
+    def __init__(self, engine: RayEngine, step: Step, shared: Shared, arguments: Sequence[Any], keeps: int) -> None:
+        self._engine, self._step, self._shared, self._arguments = engine, step, shared, arguments
+        self._returns = 1 + keeps
+        self._copies = [self._begin()]
+        self.kept: Sequence[Held] = ()
+
+    def _begin(self) -> list[Any]:
+        call = self._engine.call.options(num_returns=self._returns)
+        refs = call.remote(self._step, self._shared, self._returns - 1, *self._arguments)
+        refs = refs if isinstance(refs, list) else [refs]
+        self._engine.under_way[refs[0]] = self
+        return refs
+
+    def result(self) -> Any:
+        """See Task."""
+        ray, engine, began = self._engine.ray, self._engine, time.monotonic()
+        while True:
+            engine.stop.check()
+            ready, _ = ray.wait([refs[0] for refs in self._copies], num_returns=1, timeout=POLL)
+            if ready:
+                break
+            waited = time.monotonic() - began
+            if len(self._copies) == 1 and waited > max(SLOW, 4 * engine.longest):
+                log.info("A task has kept everybody waiting for %.0f s: it is begun a second time.", waited)
+                self._copies.append(self._begin())
+        done = next(refs for refs in self._copies if refs[0] == ready[0])
+        result, seconds = engine.get(done[0])
+        engine.longest = max(engine.longest, seconds)
+        self.kept = done[1:]
+        self._leave(done)
+        return result
+
+    def _leave(self, done: list[Any] | None = None) -> None:
+        """Have what is not wanted any more stopped, and hold on to nothing."""
+        for refs in self._copies:
+            self._engine.under_way.pop(refs[0], None)
+            if refs is not done:
+                with suppress(Exception):
+                    self._engine.ray.cancel(refs[0], force=True)
+        self._copies, self._arguments = [], ()
+
+    cancel = _leave
+
+
+class RayEngine(Engine):
+    """The workers of a cluster. See `opened`."""
+
+    apart = True
+
+    def __init__(self, ray: Any, stop: Stop) -> None:
+        self.ray, self.stop, self.longest = ray, stop, 0.0
+        self.under_way: dict[Any, RayTask] = {}
+        self.call = ray.remote(max_retries=RETRIES, num_cpus=1, runtime_env={"env_vars": THREADS})(_call)
+
+    @property
+    def ahead(self) -> int:
+        """Two for each core of the cluster: one that works, and one that waits to."""
+        return max(2, 2 * int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def share(self, value: Any) -> Shared:
+        """See Engine."""
+        return Shared(uuid.uuid4().hex, self.ray.put(value), versions())
+
+    def begin(self, step: Step, shared: Shared, *arguments: Any, keeps: int = 0) -> RayTask:
+        """See Engine."""
+        self.stop.check()
+        direct = (*_SMALL, self.ray.ObjectRef)
+        placed = [each if isinstance(each, direct) else self.ray.put(each) for each in arguments]
+        return RayTask(self, step, shared, placed, keeps)
+
+    def fetch(self, held: Held) -> Any:
+        """See Engine."""
+        return self.get(held)
+
+    def get(self, ref: Any) -> Any:
+        """An object's value. Raises what the task raised that should have made it; ConnectError where it can't be had."""
+        errors = self.ray.exceptions
+        try:
+            while True:
+                self.stop.check()
+                with suppress(errors.GetTimeoutError):
+                    return self.ray.get(ref, timeout=5 * POLL)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, EtlError):
+                raise error.cause from None
+            raise
+        except errors.RayError as error:
+            raise ConnectError(
+                f"The Ray cluster lost a task for good ({_first_line(error)}). Nothing was committed or published; see to the "
+                "cluster and run again."
+            ) from None
+
+    def close(self) -> None:
+        """Stop what is under way."""
+        for task in set(self.under_way.values()):
+            task.cancel()
+
+
+@contextmanager
+def cluster(
+    address: str | None, stop: Stop, cores: int | None = None, store: int = OBJECT_STORE
+) -> Iterator[RayEngine]:
+    """An engine for the length of a block: of the cluster at an address, or of a cluster of our own, which ends with the block.
+
+    One of our own has `cores` workers, all of the machine's by default, and `store` bytes for objects. Where this process has a
+    Ray session already, the engine is of that one, which stays. Raises SettingsError where Ray is not installed,
+    ConnectError where the cluster can't be reached.
+    """
+    with _connected(address, {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}) as ray:
+        engine = RayEngine(ray, stop)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
+    with _told(alone=address is None):
+        ray = _ray()
+        if ray.is_initialized():
+            yield ray
+            return
+        place = temporary_folder()
+        if len(str(place)) > _SHORT:
+            place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
+        private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
+        folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
+        try:
+            _hush(ray, alone=address is None)
+            with _own_signals():
+                _begin_session(ray, address, own | {"_temp_dir": folder})
+            yield ray
+        finally:
+            ray.shutdown()
+            shutil.rmtree(private, ignore_errors=True)
+
+
+def _ray() -> Any:
+    factory = logging.getLogRecordFactory()
+    try:
+        import ray  # noqa: PLC0415 - it takes a second, and need not be there
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise SettingsError("--engine ray needs Ray, which is not installed: pip install 'bpr-etl[ray]'.") from None
+    logging.setLogRecordFactory(factory)  # Ray's would add a field to every line of everybody's log
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+@contextmanager
+def _told(*, alone: bool) -> Iterator[None]:
+    """What Ray hears by the environment alone: to report to nobody, and to listen on loopback only where the cluster is ours.
+
+    The last one's name speaks of other systems, where it is the default.
+    """
+    words = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {})
+    before = {name: os.environ.get(name) for name in words}
+    os.environ.update(words)
+    try:
+        yield
+    finally:
+        for name, word in before.items():
+            os.environ.pop(name, None) if word is None else os.environ.update({name: word})
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself where it can, on the main thread: it is given back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _hush(ray: Any, *, alone: bool) -> None:
+    """What no setting says, or none that is heard any more: nothing on our stdout; loopback where ray was imported before."""
+    with suppress(AttributeError):
+        ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = not alone  # noqa: SLF001
+
+
+def _begin_session(ray: Any, address: str | None, own: dict[str, Any]) -> None:
+    """Join the cluster at an address, or start one of our own. Nothing of it comes to our stdout or stderr."""
+    quiet = {"log_to_driver": False, "configure_logging": False}
+    try:
+        if address is not None:
+            _require_reachable(address)
+            ray.init(address=address, **quiet)
+            return
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            _node_ip_address=_LOOPBACK,
+            **own,
+            **quiet,
+        )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        where = f"The Ray cluster at {address} can't be joined" if address else "Ray can't be started on this machine"
+        raise ConnectError(f"{where}: {_first_line(error)}. {_ADVICE if address else ''}".strip()) from None
+
+
+_ADVICE = (
+    "The address is that of the cluster's head, port 6379 by default, and this machine must be part of the cluster: "
+    "`ray start --address HOST:PORT --num-cpus 0`."
+)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+
+
+def _require_reachable(address: str) -> None:
+    """Ray tries for a minute where nobody answers: look first. Raises OSError."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
+
+
+@contextmanager
+def opened(name: str, environ: Mapping[str, str], stop: Stop) -> Iterator[Engine]:
+    """The engine of a setting, for the length of a block: `local`, `ray`, `ray://host:port`.
+
+    `ray` alone is the cluster of RAY_ADDRESS, or else one of this machine, which is ours and ends with the block. Raises
+    SettingsError where Ray is not installed, ConnectError where the cluster can't be reached.
+    """
+    if name == LOCAL:
+        yield HERE
+        return
+    address = name.removeprefix(RAY).removeprefix("://") or environ.get("RAY_ADDRESS") or None
+    with cluster(address, stop) as engine:
+        yield engine

@@ -1,0 +1,1 @@
+"""Settings: option > environment > file > default, parsed once."""

@@ -1,0 +1,153 @@
+"""What is not printed: passwords, keys and signatures, in whatever spelling they stand."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any, TextIO
+from urllib.parse import unquote
+
+_SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+# A password may hold bytes that are no UTF-8: they come back as they were.
+decode = partial(unquote, errors="surrogateescape")
+
+# Also as they stand in a text that was percent-encoded, perhaps twice.
+_COLON, _AT, _EQUALS = r"(?::|%(?:25)*3A)", r"(?:@|%(?:25)*40)", r"(?:\s*=\s*|%(?:25)*3D)"
+_IN_QUERY = r"(?:(?<=[?&;])|(?<=%26)|(?<=%3F)|(?<=%2526)|(?<=%253F))"
+# Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word. One slash is
+# left of two where an address was taken for a path.
+_IN_URL = re.compile(rf"({_COLON}(?:\\*/|%(?:25)*2F){{1,3}}[^\s:/?#@]*?{_COLON})[^\s\"]*{_AT}", re.IGNORECASE)
+# How a parameter, a variable or a field is called, or ends to be called, that holds a secret: libpq's, the clouds', anybody's.
+_SECRET_NAME = (
+    r"(?:passw(?:or)?d|pwd|secret|token|signature|credential|sas_key)[\w-]*"
+    rf"|(?:api|account|access|private|client|server)[_-]?key\w*|(?:\b|{_IN_QUERY})sig|{_IN_QUERY}key"
+)
+_IN_WORDS = re.compile(
+    rf"""((?:{_SECRET_NAME})(?:{_EQUALS}|\\*["']\s*:\s*(?=\\*["'])))"""
+    r"""((\\+["']).*?\3|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?:\\+[^\s"'\\]|[^\s&'"\\])+)""",
+    re.IGNORECASE | re.DOTALL,
+)
+_NAMES_ONLY = r"(?!\w*_(?:ID|FILE|PATH)$)"
+_SECRET_VARIABLE = re.compile(
+    rf"PGPASSWORD|(?:AWS|AZURE|GOOGLE)_\w*(?:PASSWORD|SECRET|TOKEN|KEY|SAS|CONNECTION_STRING){_NAMES_ONLY}\w*"
+)
+
+
+def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without the secrets, however they are written, and without whatever else stands where an address has one.
+
+    A secret that is too short or too plain to be told from other words (`_telling`) is hidden in addresses alone.
+    """
+    known = _pattern(tuple(secrets))
+    text = known.sub("***", text) if known else text
+    return _IN_WORDS.sub(_emptied, _IN_URL.sub(r"\1***@", text))
+
+
+def _emptied(found: re.Match[str]) -> str:
+    """`name=***`; quotes stay, so that JSON stays JSON."""
+    mark = found[3] or (found[2][0] if found[2][0] in "\"'" else "")
+    return f"{found[1]}{mark}***{mark}"
+
+
+class Discreet:
+    """A text stream that puts out no password, whoever writes to it: a log, a traceback, a library with a complaint."""
+
+    def __init__(self, stream: TextIO, secrets: Iterable[str] = ()) -> None:
+        self._stream, self._secrets = stream, tuple(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Put out these no longer, either."""
+        self._secrets = _longest_first({*self._secrets, *secrets})
+
+    def write(self, text: str) -> int:
+        """Write the text without secrets."""
+        self._stream.write(scrub(text, self._secrets))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write lines without secrets."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The secrets of whatever may be an address among the words of a command line and the values of an environment."""
+    addresses = ["", *words, *(value for value in environ.values() if "://" in value)]
+    return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
+
+
+def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Every secret of an address and of the environment, as it was given and decoded, the longest first. Raises nothing."""
+    variables = [value for name, value in environ.items() if _SECRET_VARIABLE.fullmatch(name)]
+    texts = [url, *(part for value in variables for part in value.split(";"))]  # Azure's connection string has several
+    raw = [*variables, *(found[2].strip("'\"") for text in texts for found in _IN_WORDS.finditer(text))]
+    _, after, rest = url.strip().partition("://")
+    if after:  # where its credentials end can be read in two ways: both
+        authority, _, query = rest.partition("?")
+        raw += [each.rpartition("@")[0].partition(":")[2] for each in (authority, rest)]
+        raw += [word.partition("=")[2] for word in query.split("&") if decode(word.partition("=")[0]) in _SECRET]
+    raw += [value for name, value in words_of(url) if name in _SECRET]
+    return _longest_first({form for each in raw for form in (each, decode(each), decode(decode(each))) if form})
+
+
+def _longest_first(secrets: set[str]) -> tuple[str, ...]:
+    """So that none is cut in two by another that it begins with."""
+    return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
+
+
+@lru_cache(maxsize=16)
+def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What finds the secrets, in every spelling; None where there are none that can be told from other words."""
+    found = [pattern for secret in secrets if (pattern := _telling(secret))]
+    return re.compile("|".join(found), re.IGNORECASE) if found else None
+
+
+def _telling(secret: str) -> str | None:
+    """What finds a secret in any text; None for what is also an ordinary word or number: all texts would be full of ***.
+
+    Letters alone must be six, digits alone eight, anything else four. Fewer than twelve letters are found as a whole word,
+    so that the password `postgres` leaves postgresql as it is.
+    """
+    letters, digits = secret.isascii() and secret.isalpha(), secret.isascii() and secret.isdigit()
+    if len(secret) < (6 if letters else 8 if digits else 4):
+        return None
+    spelt = "".join(map(_spelt, secret))
+    if letters and len(secret) < 12:
+        return rf"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{{2}})|(?<=\\[nrt])){spelt}(?!\w)"
+    return spelt
+
+
+def _spelt(character: str) -> str:
+    """A pattern of all that one character of a secret may have become: percent-encoded, once or twice, quoted, escaped."""
+    if character.isascii() and character.isalnum():
+        return character
+    encoded = "".join(rf"%(?:25)*{byte:02X}" for byte in character.encode(errors="surrogateescape"))
+    escaped = {json.dumps(character)[1:-1], character.encode("unicode_escape").decode(), f"\\u{ord(character):04x}"}
+    ways = [r"\\+" if character == "\\" else rf"\\*{re.escape(character)}", encoded]
+    ways += [re.escape(each).replace(r"\\", r"\\+") for each in sorted(escaped) if len(each) > 2]
+    ways += {"\n": [r"\\+n"], "\r": [r"\\+r"], "\t": [r"\\+t"], " ": [r"\+"]}.get(character, [])
+    ways += [re.escape(html.escape(character))] if html.escape(character) != character else []
+    ways += ["\ufffd+"] if "\ud800" <= character <= "\udfff" else []  # how bytes are shown that are no text
+    return f"(?:{'|'.join(ways)})"
+
+
+_WORD = re.compile(
+    r"\s*([^\s=]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|\Z)", re.DOTALL
+)
+
+
+def words_of(text: str) -> Iterator[tuple[str, str]]:
+    """Names and values of libpq's `name=value name='quoted value'`, as far as they can be told apart."""
+    place = 0
+    while match := _WORD.match(text, place):
+        name, quoted, plain = match.groups()
+        yield name, re.sub(r"\\(.)", r"\1", quoted if quoted is not None else plain or "", flags=re.DOTALL)
+        place = match.end()
+    if text[place:].strip():
+        yield "", text[place:]

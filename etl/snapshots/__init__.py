@@ -1,0 +1,1 @@
+"""Published snapshots: Parquet, manifest, stores, publishing, reading, validation."""

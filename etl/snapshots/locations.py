@@ -1,0 +1,70 @@
+"""From where snapshots lie, as a person says it, to the store that is there and to one snapshot of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from etl.errors import ConnectError, SettingsError
+from etl.runtime.cancellation import Stop
+from etl.runtime.temporary import temporary_folder
+from etl.settings.parsers import place
+from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot, open_snapshot
+from etl.snapshots.store import LocalStore, Store
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is an object store's. Raises SettingsError for what is no place for snapshots."""
+    try:
+        return "://" in place(location)
+    except SettingsError as error:
+        raise SettingsError(f"Where snapshots lie {error}.") from None
+
+
+def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | None = None) -> Store:
+    """The store at `out`, to read from it; `publish.open_store` holds it for writing.
+
+    `environ` says which credentials are at hand. Raises SettingsError for what is no place for snapshots.
+    """
+    if is_url(out):
+        from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - a night with a local folder needs no object store
+
+        return ObjectStore(out, environ or {}, stop)
+    return LocalStore(Path(out), stop)
+
+
+@contextmanager
+def at_hand(
+    location: str,
+    environ: Mapping[str, str] | None = None,
+    kinds: Sequence[str] | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Snapshot]:
+    """The snapshot at a location, or the newest of an --out, as files of this machine for the length of the block.
+
+    What lies in an object store is fetched, those files whose path begins with one of `kinds` (all by default).
+    Raises ConnectError when there is none, DataError when its manifest can't be read.
+    """
+    if not is_url(location):
+        yield open_snapshot(Path(location))
+        return
+    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+
+    root, separator, name = location.rstrip("/").rpartition(f"/{SNAPSHOTS}/")
+    store = ObjectStore(root if separator else location, environ or {}, stop)
+    found = name if separator else store.latest_name()
+    if not found:
+        raise ConnectError(
+            f"{location} has no {LATEST}: nothing was published there. Give an --out, or a snapshot in it."
+        )
+    content = store.manifest(found)
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-snapshot-", dir=temporary_folder()) as folder:
+        (Path(folder) / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+        wanted = [
+            entry["path"] for entry in content["files"] if kinds is None or entry["path"].startswith(tuple(kinds))
+        ]
+        store.fetch(f"{SNAPSHOTS}/{found}", wanted, Path(folder))
+        yield Snapshot(Path(folder), content, store.at(found))

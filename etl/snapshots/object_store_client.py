@@ -1,0 +1,106 @@
+"""How an object store is reached: with the credentials that its own tools use, and with errors in plain words."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from etl.errors import ConnectError, SettingsError, visible
+from etl.settings.redaction import scrub
+
+_SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
+_RETRY = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+}
+_CLIENT = {"allow_http": True, "connect_timeout": "5s", "timeout": "120s"}
+_OTHER_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+_NO_PLACE = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingAccount", "Account must be specified")
+_REASONS = (r"<Message>([^<]*)", r'message: "([^"]+)"', r"(failed to lookup address information)", r" error: ([^\n]+)")
+_REFUSED = ("403 ", "401 ", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied")
+
+
+def reach(url: str, environ: Mapping[str, str]) -> Any:
+    """Obstore's store for a URL: nothing is asked of it yet."""
+    options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
+    with plainly(url):
+        return from_url(url, **options, **_credentials(url, environ))
+
+
+def servers() -> str:
+    """Where the environment says that stores are, without secrets: one URL is another place at each.
+
+    That of the process, which is where obstore looks.
+    """
+    found = sorted((name, value.rstrip("/")) for name, value in os.environ.items() if _SERVERS.fullmatch(name))
+    return "".join(f"\0{name}={value}" for name, value in found)
+
+
+@contextmanager
+def plainly(location: str) -> Iterator[None]:
+    """Turns what the store's library raises into ConnectError: one sentence, no Debug, no XML."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise ConnectError(_said(location, str(error))) from None
+
+
+def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Those of a profile (~/.aws, AWS_PROFILE, sign-on), which only Amazon's own library reads; else obstore finds them."""
+    if not url.startswith("s3://") or any(environ.get(name) for name in _OTHER_CREDENTIALS):
+        return {}
+    folder = Path(environ.get("HOME") or "/") / ".aws"
+    files = (
+        environ.get("AWS_SHARED_CREDENTIALS_FILE") or folder / "credentials",
+        environ.get("AWS_CONFIG_FILE") or folder / "config",
+    )
+    if not environ.get("AWS_PROFILE") and not any(map(os.path.isfile, files)):
+        return {}
+    try:
+        import boto3  # noqa: PLC0415 - half a second that only profiles need
+        from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
+    except ImportError:
+        raise SettingsError(
+            "The credentials of an AWS profile need boto3: pip install 'bpr-etl[aws]'. Or set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY."
+        ) from None
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        return {}
+    return {"credential_provider": Boto3CredentialProvider(session)}
+
+
+def only_the_object(error: FileNotFoundError) -> None:
+    """Raise it again where not only the object is missing but all of the place."""
+    if any(word in str(error) for word in _NO_PLACE):
+        raise error
+
+
+def _said(location: str, text: str) -> str:
+    """An error of the store's library in one sentence: what, why as the store says it, what to do."""
+    text = scrub(text)  # a request that failed may be told with its signature
+    code = re.search(r"<Code>([^<]*)", text)
+    found = next((match for match in (re.search(pattern, text) for pattern in _REASONS) if match), None)
+    why = found[1] if found else text.partition("\n")[0] or "no reason given"
+    why = visible(why)[:200].rstrip(". ")
+    if any(word in text for word in _NO_PLACE):
+        return f"{location} cannot be used: there is no such bucket ({why}). Create it, or correct --out."
+    if any(word in text for word in _NO_CREDENTIALS):
+        return (
+            f"{location} cannot be used: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE (docs/recipes.md has those of other stores)."
+        )
+    if any(word in text for word in _REFUSED):
+        named = f"{visible(code[1])}: {why}" if code else why
+        return f"{location} refused us ({named}). Check the credentials, and that they may list, read, write and delete there."
+    return f"{location} cannot be reached ({why}). Check the URL, the endpoint and the network."

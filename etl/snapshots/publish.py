@@ -1,0 +1,140 @@
+"""Publish what was staged as a snapshot: its manifest, and the switch of LATEST (CONTRACT, section 3).
+
+Staged in a folder of its own, checked as it lies on disk, then put in its place and named in LATEST: a reader sees the snapshot
+before or the one after. `etl.snapshots.store` says how that is done in a folder and in an object store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from etl.errors import DataError
+from etl.runtime.cancellation import Stop
+from etl.snapshots.locations import reading
+from etl.snapshots.reader import MANIFEST, PROBE, SNAPSHOTS, Snapshot
+from etl.snapshots.staged import FileEntry, Staged
+from etl.snapshots.store import LocalStore, Store, lying, other_files, writing
+
+FORMAT = 1
+
+
+@contextmanager
+def open_store(
+    out: str, wait: float = 0.0, stop: Stop | None = None, environ: Mapping[str, str] | None = None
+) -> Iterator[Store]:
+    """Hold `out` for writing: made when it isn't there, cleared of what a killed run left.
+
+    Raises LockedError when another run writes there, and does so for longer than `wait` seconds; SettingsError for what is no
+    place for snapshots, ConnectError where it can't be reached, StoppedError.
+    """
+    store = reading(out, environ, stop)
+    with store.hold(wait):
+        yield store
+
+
+def snapshot_name(account: Staged, now: datetime) -> str:
+    """`<UTC time>-<short content hash>`."""
+    return f"{now:%Y%m%dT%H%M%S%f}Z-{account.content_sha256[:12]}"
+
+
+def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: Staged) -> None:
+    """Write the manifest, last in the snapshot, and put it on disk. Raises DataError where not what it lists lies there."""
+    if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.beside]]):
+        raise DataError(
+            f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
+        )
+    LocalStore(staged).write(MANIFEST, _json(draft_manifest(name, facts, account)))
+
+
+def draft_manifest(name: str, facts: Mapping[str, Any], account: Staged) -> dict[str, Any]:
+    """A snapshot's manifest, as far as its account is known."""
+    return {
+        "format": FORMAT,
+        "snapshot": name,
+        "content_sha256": account.content_sha256,
+        **facts,
+        "cities": account.folders,
+        "files": [asdict(entry) for entry in [*account.files, *account.beside]],
+    }
+
+
+def write_beside(folder: Path, name: str, content: bytes) -> FileEntry:
+    """Write a small file beside the data of a staged snapshot; gives its entry in the manifest."""
+    LocalStore(folder).write(name, content)
+    return _entry(name, content)
+
+
+def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
+    """Write what a probe found beside the data of a staged snapshot; gives its entry in the manifest."""
+    return write_beside(folder, PROBE, _json(facts))
+
+
+def add_probe(
+    snapshot: Snapshot, facts: Mapping[str, Any], line: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Snapshot:
+    """Write what a probe found into a published snapshot, and its line into the manifest. Its data stay as they are.
+
+    Gives the snapshot as it is then.
+    """
+    return add_beside(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
+
+
+def add_beside(
+    snapshot: Snapshot,
+    files: Mapping[str, bytes],
+    facts: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+) -> Snapshot:
+    """Write files about its data into a published snapshot, and facts into its manifest; both replace what was there.
+
+    Gives the snapshot as it is then. The manifest first forgets the earlier ones: whenever the power goes, what it lists is
+    what lies there.
+    Raises LockedError when a run writes to the place that the snapshot is in.
+    """
+    with _held(snapshot, environ) as (store, folder):
+        others = [each for each in snapshot.manifest["files"] if each["path"] not in files]
+        without = {name: value for name, value in snapshot.manifest.items() if name not in facts} | {"files": others}
+        if without != snapshot.manifest:
+            store.write(f"{folder}{MANIFEST}", _json(without))
+        for name, content in files.items():
+            store.write(f"{folder}{name}", content)
+        entries = [asdict(_entry(name, content)) for name, content in files.items()]
+        manifest = {**without, **facts, "files": [*others, *entries]}
+        store.write(f"{folder}{MANIFEST}", _json(manifest))
+    return replace(snapshot, manifest=manifest)
+
+
+def place_of(snapshot: Snapshot) -> tuple[str, str] | None:
+    """The --out that a snapshot lies in, and its name there; None for a copy elsewhere."""
+    where = snapshot.url or str(snapshot.folder.resolve())
+    root, separator, name = where.rpartition(f"{os.sep}{SNAPSHOTS}{os.sep}")
+    return (root or os.sep, name) if separator else None
+
+
+@contextmanager
+def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tuple[Store, str]]:
+    """The store that a snapshot is in, held, and the folder there; a copy elsewhere is nobody's to hold."""
+    place = place_of(snapshot)
+    with writing(snapshot.url or str(snapshot.folder)):
+        if place is None:
+            yield LocalStore(snapshot.folder), ""
+            return
+        root, name = place
+        with open_store(root, environ=environ) as store:
+            yield store, f"{SNAPSHOTS}/{name}/"
+
+
+def _entry(name: str, content: bytes) -> FileEntry:
+    return FileEntry(name, 0, len(content), sha256(content).hexdigest())
+
+
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,344 @@
+"""Stage a snapshot: its data files in a folder of their own, checked as they lie there (CONTRACT, section 3).
+
+This room and `publish` alone write files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+
+from etl.errors import DataError
+from etl.runtime.executor import HERE, Engine, Held
+from etl.runtime.files import Written
+from etl.runtime.run_record import Progress
+from etl.settings.values import SPLITS, parse_split
+from etl.snapshots.apart import PartsApart, Writers, buckets, plan
+from etl.snapshots.encoding import EVENT_SCHEMA, Ids, Texts, event_columns, triple_columns, triple_schema
+from etl.snapshots.parquet import Copies, Crew, Parts, as_written, crew, write_file, write_pieces
+from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
+from etl.snapshots.staged import FileEntry, PartitionEntry, Staged
+from etl.transform.arrays import I64
+from etl.transform.buckets import ahead
+from etl.triples.bias import sign
+from etl.triples.dataset import Dataset, Published
+from etl.triples.expansion import BucketTally, Key, PartitionTally, Totals, expand_bucket
+from etl.triples.generate import SOURCES, EventPiece, TriplePiece
+from etl.triples.partitions import Partition, Training, TrainingOptions, prepare
+from etl.triples.shuffle import Shuffle
+
+_FOLDER_BYTES, _PREFIX_BYTES = 255, 200
+_HASHED = re.compile(r"~[0-9a-f]{16}\.*\Z", re.IGNORECASE)
+_RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What decides the published bytes, besides the dataset."""
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    ids: Ids = "string"
+    rows_per_file: int = 1_000_000
+
+
+def stage(
+    dataset: Dataset,
+    options: StageOptions,
+    folder: Path,
+    scratch: Path,
+    progress: Progress,
+    see: Callable[[pl.DataFrame], object] = lambda _: None,
+    engine: Engine = HERE,
+) -> Staged:
+    """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
+
+    `engine` says who does it, which shows in no byte. `see` is shown every bucket's events on their way: of their lists,
+    candidates and selected are there for sure.
+
+    Raises DataError where a footer doesn't count the rows that were written, or two cities would share a folder.
+    """
+    published = dataset.events.published
+    if options.training.split != "none" or published is None or published.rows_per_file != options.rows_per_file:
+        published = None
+    else:  # the events' own files are copied: what only stands there need not be read
+        needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
+        dataset = replace(dataset, events=dataset.events.only(needed))
+    training = prepare(dataset, options.training)
+    with _Staging(training, options, (folder, scratch), published, engine) as staging:
+        (staging.apart if engine.apart else staging.here)(progress, see)
+        progress("stage files", dataset.events.buckets, dataset.events.buckets)
+        return staging.end()
+
+
+class _Output:
+    """What a (split, city) has come to so far: its files and its account."""
+
+    def __init__(self, staging: _Staging, tally: PartitionTally) -> None:
+        self.tally = tally
+        self.split, self.city = tally.key
+        self.place = partition_folder(self.split, staging.places[self.city])
+        self.events = _event_parts(staging, self.city, self.place)
+        self.files = _triple_parts(staging, self.place, tally.weight)
+        self.shuffle = Shuffle(staging.scratch) if staging.options.training.shuffle else None
+
+    def add(self, piece: TriplePiece) -> None:
+        """Take in the next triples."""
+        if self.shuffle is not None:
+            self.shuffle.add(piece)
+        elif isinstance(self.files, Parts):
+            self.files.add(piece)
+
+    def hold(self, engine: Engine, tally: PartitionTally, events: Held, triples: Held) -> None:
+        """Take in what an engine keeps of the next bucket."""
+        if isinstance(self.events, PartsApart):
+            self.events.add(events, tally.events)
+        if isinstance(self.files, PartsApart):
+            self.files.add(triples, tally.triples)
+        elif tally.triples:  # to be shuffled, which needs all of them in one place
+            self.add(engine.fetch(triples))
+
+    def end(self) -> None:
+        """Write what waits."""
+        if self.shuffle is not None and isinstance(self.files, Parts):
+            for piece in self.shuffle.pieces():
+                self.files.add(piece)
+        self.events.end()
+        self.files.end()
+
+    def entry(self) -> PartitionEntry:
+        """The manifest's line."""
+        weight, events = self.tally.weight if self.tally.kept else 0.0, self.tally.events
+        return PartitionEntry(
+            self.place, self.split, self.city, events, self.tally.positives, self.tally.triples, weight
+        )
+
+
+def _event_parts(staging: _Staging, city: str, place: str) -> Parts[EventPiece] | PartsApart | Copies:
+    folder, rows = staging.folder / "events" / place, staging.options.rows_per_file
+    if staging.published is not None:
+        return Copies(folder, staging.published.files[city], staging.crew)
+    if staging.writers is not None:
+        return PartsApart("events", folder, rows, staging.writers)
+    return Parts[EventPiece](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
+
+
+def _triple_parts(staging: _Staging, place: str, weight: float) -> Parts[TriplePiece] | PartsApart:
+    folder, rows = staging.folder / "triples" / place, staging.options.rows_per_file
+    if staging.writers is not None and not staging.options.training.shuffle:
+        return PartsApart("triples", folder, rows, staging.writers, weight)
+    schema = triple_schema(staging.options.ids)
+    columns = partial(triple_columns, texts=staging.texts, schema=schema, weight=weight)
+    return Parts[TriplePiece](folder, schema, rows, columns, staging.crew)
+
+
+class _Staging(AbstractContextManager["_Staging"]):
+    """A snapshot's data files on their way, and the account of them."""
+
+    def __init__(
+        self,
+        training: Training,
+        options: StageOptions,
+        folders: tuple[Path, Path],
+        published: Published | None,
+        engine: Engine,
+    ) -> None:
+        self.training, self.dataset = training, training.dataset
+        self.options, self.published, self.engine = options, published, engine
+        self.folder, self.scratch = folders
+        self.texts = Texts.of(self.dataset)
+        rule = options.training.split
+        self.places = city_folders(self.dataset.events.cities)
+        self.account = Staged(
+            folders={folder: city for city, folder in self.places.items()},
+            split={"rule": rule, "lets_in": parse_split(rule).lets_in},
+        )
+        self.totals = Totals(self.dataset.users.height, self.dataset.items.height)
+        self.outputs: dict[Key, _Output] = {}
+        self.through: set[int] = set()
+        self.sources = np.zeros(len(SOURCES), np.int64)
+        self.writers = Writers.of(engine, self.texts, options.ids, self.scratch) if engine.apart else None
+        self._crew = crew()
+        self.crew: Crew = self._crew.__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        self._crew.__exit__(None, None, None)
+
+    def here(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
+        """Write the events and triples of all buckets in this process, as they come."""
+        for number, events in enumerate(ahead(self.training.buckets())):
+            progress("stage files", number, self.dataset.events.buckets)
+            if events.height:
+                self._take(expand_bucket(self.training, events, self))
+                see(events)
+
+    def apart(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
+        """Have them written by an engine's workers."""
+
+        def seen() -> Iterator[pl.DataFrame]:
+            for events in ahead(iter(self.dataset.events)):
+                if events.height:
+                    see(events)
+                yield events
+
+        whole = plan(self.engine, self.training, events=self.published is None)
+        for number, (tally, kept) in enumerate(buckets(self.engine, whole, seen())):
+            progress("stage files", number, self.dataset.events.buckets)
+            for own in tally.partitions:
+                self._output(own).hold(self.engine, own, *kept[own.key])
+            self._take(tally)
+
+    def begin(self, partition: Partition) -> None:
+        """See Sink."""
+        output = self._output(PartitionTally.of(partition))
+        if isinstance(output.events, Parts):
+            output.events.add(EventPiece(partition.events.clone()))  # a frame object belongs to one thread
+
+    def piece(self, partition: Partition, piece: TriplePiece) -> None:
+        """See Sink."""
+        self.outputs[partition.split, partition.city].add(piece)
+
+    def _output(self, tally: PartitionTally) -> _Output:
+        if tally.key not in self.outputs:
+            self.outputs[tally.key] = _Output(self, tally.nothing())
+        return self.outputs[tally.key]
+
+    def _take(self, tally: BucketTally) -> None:
+        """Add a bucket's account to that of all."""
+        for own in tally.partitions:
+            self.outputs[own.key].tally.add(own)
+        for reason, positives in tally.left_out.items():
+            self.account.positives_left_out[reason] += positives
+        self.through |= tally.through
+        self.sources += tally.sources
+        self.totals.add(tally)
+
+    def end(self) -> Staged:
+        """End all files, write the vocabularies, and give the account."""
+        outputs = sorted(self.outputs.values(), key=_order)
+        for output in outputs:
+            output.end()
+        if self.writers is not None:
+            self.writers.end()
+        written = [file for output in outputs for own in (output.events, output.files) for file in own.written()]
+        account = self.account
+        full = {output.split for output in outputs if output.tally.triples}
+        parts = parse_split(self.options.training.split).parts or (None,)
+        written += [self._without_rows(part) for part in parts if part not in full]
+        account.partitions = [output.entry() for output in outputs]
+        account.users_through = len(self.through)
+        account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
+        self._by_city(outputs)
+        written += [
+            write_file(self.folder / f"{name}.parquet", frames) for name, frames in self._vocabularies().items()
+        ]
+        account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
+        return account
+
+    def _without_rows(self, split: str | None) -> Written:
+        """The file of a part of the split without triples, in its first city's folder: readers find the columns and no row."""
+        city = next(iter(self.dataset.events.cities), "")
+        of_city = self.places.get(city) or city_folder(city)
+        self.account.folders.setdefault(of_city, city)
+        folder = self.folder / "triples" / partition_folder(split, of_city)
+        folder.mkdir(parents=True, exist_ok=True)
+        no_pieces: list[TriplePiece] = []
+        path = folder / "part-00000.parquet"
+        return as_written(path, write_pieces(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
+
+    def _by_city(self, outputs: list[_Output]) -> None:
+        """What the account says of each city, train before valid before test."""
+        for output in outputs:
+            tally = output.tally
+            if not tally.kept:
+                reason = f"{tally.nodes} eligible nodes, fewer than {self.options.training.min_catalog}"
+                self.account.cities_left_out[output.city] = reason
+                continue
+            self.account.negatives[output.city] = tally.words
+            self.account.signs.setdefault(output.city, None)
+            if tally.informs:
+                popularity = self.totals.items["selected"][tally.codes]
+                self.account.signs[output.city] = sign(tally.positive, tally.negative, popularity)
+
+    def _vocabularies(self) -> dict[str, Iterator[pl.DataFrame]]:
+        """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
+        totals = self.totals
+        of_items = tuple(totals.items[name] for name in ("candidate", "selected", "positive", "negative"))
+        of_users = tuple(totals.users[name] for name in ("trips", "events", "selections", "triples"))
+        return {
+            "users": _with_counts(self.dataset.profiles(), USER_COUNTS, of_users),
+            "items": _with_counts(iter([self.dataset.items]), ITEM_COUNTS, of_items),
+            "trips": iter([self.dataset.trips]),
+        }
+
+
+def _with_counts(
+    vocabulary: Iterator[pl.DataFrame], names: tuple[str, ...], counts: tuple[I64, ...]
+) -> Iterator[pl.DataFrame]:
+    start = 0
+    for rows in vocabulary:
+        end = start + rows.height
+        yield rows.with_columns(pl.Series(n, values[start:end]) for n, values in zip(names, counts, strict=True))
+        start = end
+
+
+def _order(output: _Output) -> tuple[int, bytes]:
+    return SPLITS.index(output.split or "train"), output.city.encode()
+
+
+def partition_folder(split: str | None, folder: str) -> str:
+    """The folder of a (split, city), inside of its kind's; `folder` is the city's."""
+    return folder if split is None else f"split={split}/{folder}"
+
+
+def city_folders(cities: Iterable[str]) -> dict[str, str]:
+    """The folder of each city's partition, also where the file system sees no case: {city: folder}.
+
+    Of cities whose folders differ in case alone, the first in the order of their bytes has its own, and the others have a hash.
+    Raises DataError when two would share a folder all the same.
+    """
+    folders: dict[str, str] = {}
+    taken: set[str] = set()
+    for city in sorted(cities, key=str.encode):
+        folder = city_folder(city)
+        if folded(folder) in taken:
+            folder = _hashed_folder(city)
+        if folded(folder) in taken:
+            raise DataError(f"Two cities would share the folder {folder}. Rename one of them.")
+        taken.add(folded(folder))
+        folders[city] = folder
+    return folders
+
+
+def city_folder(city: str) -> str:
+    """The folder of a city that no other is like: `city=` and the percent-encoded name.
+
+    Nothing in it can leave the folder. A name too long for a folder, reserved (empty, Hive's name for null), or made to look
+    like another's hash, becomes a prefix and a hash; the manifest maps folders to cities.
+    """
+    folder = f"city={quote(city, safe='')}"
+    if len(folder) <= _FOLDER_BYTES and city not in _RESERVED and not _HASHED.search(city):
+        return folder
+    return _hashed_folder(city)
+
+
+def _hashed_folder(city: str) -> str:
+    digest = hashlib.sha256(city.encode()).hexdigest()[:16]
+    prefix = ""
+    for character in city:  # never half of one: readers decode the name, and pyarrow refuses the whole folder then
+        if len(prefix + quote(character, safe="")) > _PREFIX_BYTES:
+            break
+        prefix += quote(character, safe="")
+    return f"city={prefix.strip('_')}~{digest}"
+
+
+def _entry(folder: Path, file: Written) -> FileEntry:
+    return FileEntry(file.path.relative_to(folder).as_posix(), file.rows, file.bytes, file.sha256)

@@ -1,0 +1,1 @@
+"""The synthetic world that the demo and the tests run on."""

@@ -1,0 +1,1 @@
+"""Pure functions from frames to frames: personas, candidates, ranking events."""

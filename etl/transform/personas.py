@@ -1,0 +1,222 @@
+"""Materialise personas: from the seeds of trips to PersonaDimension rows (design, Blocker 2; CONTRACT, section 2.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import dataframely as dy
+import polars as pl
+
+from etl.transform.affinity import AffinityModel, additive
+from etl.transform.arrays import added
+from etl.transform.hashing import decimal_text, millionths_text, round_to_millionths, stable_id
+from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
+
+CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
+"""How far a value is to be believed, by where it comes from. A rebuilt vector lacks the user's own jitter."""
+
+_SEED_FIELDS = {
+    "pace_preference": "pace",
+    "budget_sensitivity": "budget_tier",
+    "social_mode": "social_mode",
+    "time_orientation": "time_orientation",
+    "primary_interest": "primary_interest",
+}
+
+
+_NO_NUMBER = "not_a_finite_number"
+DROPPED = ("unknown_category", _NO_NUMBER)
+"""Why a number of a seed's `category_affinities` is not used."""
+
+
+@dataclass(frozen=True)
+class PersonaTally:
+    """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
+
+    `affinities_dropped` counts the keys of `category_affinities` that were not usable, `openness_dropped` the numbers of
+    `cuisine_openness`, by reason.
+    """
+
+    rows: int = 0
+    values_by_source: dict[str, int] = field(default_factory=dict)
+    affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
+    openness_dropped: dict[str, int] = field(default_factory=lambda: {_NO_NUMBER: 0})
+
+    def __add__(self, other: PersonaTally) -> PersonaTally:
+        return PersonaTally(
+            self.rows + other.rows,
+            added(self.values_by_source, other.values_by_source),
+            added(self.affinities_dropped, other.affinities_dropped),
+            added(self.openness_dropped, other.openness_dropped),
+        )
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """Persona rows, and the tally of them."""
+
+    rows: dy.DataFrame[PersonaRows]
+    tally: PersonaTally
+
+
+def materialise(
+    seeds: dy.DataFrame[Seeds],
+    seed_affinities: dy.DataFrame[SeedAffinities],
+    categories: Sequence[str],
+    model: AffinityModel,
+    seed: int,
+) -> Materialised:
+    """Eight persona rows for each seed, ordered by (user_id, dimension).
+
+    `categories` are the values of the database's ActivityCategory. Never a null: what a seed lacks is the model's
+    default, and says so in `source` (provenance is honest).
+    """
+    usable, dropped = usable_affinities(seed_affinities, categories)
+    values = pl.concat(
+        [
+            *(_label(seeds, dimension, field, model) for dimension, field in _SEED_FIELDS.items()),
+            _cuisine_openness(seeds, model),
+            _trip_count(seeds),
+            _category_affinities(seeds, usable, categories, model),
+        ]
+    )
+    rows = (
+        values.join(seeds.select("user_id", "created_us"), on="user_id")
+        .with_columns(confidence=pl.col("source").replace_strict(CONFIDENCE, return_dtype=pl.Float64))
+        .with_columns(id=stable_id("persona_dimension", seed, "user_id", "dimension"))
+        .sort("user_id", "dimension")
+    )
+    by_source = dict(rows.group_by("source").len().sort("source").iter_rows())
+    checked = PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True)
+    too_large = seeds.filter(pl.col("cuisine_openness").is_not_null() & ~_usable(_OPENNESS)).height
+    return Materialised(checked, PersonaTally(checked.height, by_source, dropped, {_NO_NUMBER: too_large}))
+
+
+def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The usable numbers of the seeds' vectors, clipped to [0, 1] and in whole millionths, and what was dropped by reason.
+
+    Gives one row per (user_id, category) with `millionths`. Dropped are keys that the enum does not have, and values
+    that are not finite JSON numbers.
+    """
+    judged = affinities.with_columns(
+        number=pl.col("number").cast(pl.Float64, strict=False), known=pl.col("category").is_in(list(categories))
+    ).with_columns(finite=_usable(pl.col("number")))
+    usable = judged.filter("known", "finite").select(
+        "user_id", "category", millionths=round_to_millionths(pl.col("number").clip(0.0, 1.0))
+    )
+    unknown = judged.filter(~pl.col("known")).height
+    no_number = judged.filter(pl.col("known") & ~pl.col("finite")).height
+    return usable, dict(zip(DROPPED, (unknown, no_number), strict=True))
+
+
+def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str]) -> dy.DataFrame[Affinities]:
+    """The affinities that PersonaDimension holds, one row per (user, category), from rows read back from the database.
+
+    A category that a user has no value for has no row. Values are canonical JSON: objects of finite numbers.
+    """
+    fields = pl.Struct(dict.fromkeys(categories, pl.Float64))
+    vectors = personas.filter(dimension="category_affinities").select(
+        "user_id", vector=pl.col("value").str.json_decode(fields)
+    )
+    if not categories:  # an enum without values has no vectors
+        return Affinities.create_empty()
+    # By place and not by name: a category may be called "user_id", or "*", or what reads as a regular expression.
+    columns = vectors["vector"].struct.unnest().get_columns()
+    long = pl.concat(
+        vectors.select("user_id", category=pl.lit(category), affinity=column)
+        for category, column in zip(categories, columns, strict=True)
+    ).drop_nulls("affinity")
+    return Affinities.validate(long.select(Affinities.column_names()), cast=True)
+
+
+def _label(seeds: pl.DataFrame, dimension: str, field: str, model: AffinityModel) -> pl.DataFrame:
+    return seeds.select(
+        "user_id",
+        dimension=pl.lit(dimension),
+        value=pl.col(field).fill_null(pl.lit(model.default(field))),
+        source=_source(pl.col(field).is_not_null()),
+    )
+
+
+_OPENNESS = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
+
+
+def _usable(number: pl.Expr) -> pl.Expr:
+    """Whether it is a finite float64. One too large for that has no decimal that gives it back: it counts as missing."""
+    return number.is_finite().fill_null(value=False)
+
+
+def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
+    found = _usable(_OPENNESS)
+    return seeds.select(
+        "user_id",
+        dimension=pl.lit("cuisine_openness"),
+        value=decimal_text(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
+        source=_source(found),
+    )
+
+
+def _trip_count(seeds: pl.DataFrame) -> pl.DataFrame:
+    trips = pl.col("trips")
+    value = (
+        pl.when(trips == 1)
+        .then(pl.lit("first_trip"))
+        .when(trips <= 3)
+        .then(pl.lit("returning"))
+        .otherwise(pl.lit("frequent"))
+    )
+    return seeds.select("user_id", dimension=pl.lit("trip_count"), value=value, source=pl.lit("onboarding"))
+
+
+def _category_affinities(
+    seeds: pl.DataFrame, usable: pl.DataFrame, categories: Sequence[str], model: AffinityModel
+) -> pl.DataFrame:
+    unseeded = seeds.join(usable, on="user_id", how="anti")
+    rebuilt = (
+        additive(unseeded, model)
+        .filter(pl.col("category").is_in(list(categories)))
+        .select("user_id", "category", millionths=round_to_millionths(pl.col("affinity")))
+    )
+    vectors = pl.concat(
+        [usable.with_columns(source=pl.lit("onboarding")), rebuilt.with_columns(source=pl.lit("reconstructed"))]
+    )
+    # An enum that has none of the model's categories rebuilds to nothing: an empty object, not a missing row.
+    written = _json_objects(vectors, categories)
+    return (
+        unseeded.select(
+            "user_id", dimension=pl.lit("category_affinities"), value=pl.lit("{}"), source=pl.lit("reconstructed")
+        )
+        .join(written, on="user_id", how="anti")
+        .vstack(written)
+    )
+
+
+def _json_objects(vectors: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
+    """One JSON object per user: keys in the order of their bytes, one space after each colon and comma."""
+    keys = {category: json.dumps(category, ensure_ascii=False) for category in categories}
+    return (
+        vectors.sort("user_id", "category")
+        .with_columns(
+            pair=pl.concat_str(
+                [
+                    pl.col("category").replace_strict(keys, return_dtype=pl.String),
+                    millionths_text(pl.col("millionths")),
+                ],
+                separator=": ",
+            )
+        )
+        .group_by("user_id", maintain_order=True)
+        .agg("pair", pl.col("source").first())
+        .select(
+            "user_id",
+            dimension=pl.lit("category_affinities"),
+            value="{" + pl.col("pair").list.join(", ") + "}",
+            source="source",
+        )
+    )
+
+
+def _source(found: pl.Expr) -> pl.Expr:
+    return pl.when(found).then(pl.lit("onboarding")).otherwise(pl.lit("default"))

@@ -1,0 +1,205 @@
+"""Candidates and ranking events: what a model would have offered, and what the user took (design, Blocker 1; CONTRACT, 2.4).
+
+Everything here is a pure function from frame to frame. Nodes are `pl.Enum` columns whose values stand in the order of
+their UTF-8 bytes, so sorting by a node sorts by its id without touching a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import dataframely as dy
+import polars as pl
+
+from etl.transform.arrays import added
+from etl.transform.candidates import candidates
+from etl.transform.hashing import sha256_hex, stable_id
+from etl.transform.personas import read_affinities
+from etl.transform.schemas import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Personas, Slots, Trips
+
+MODEL_NAME = "llm_ranker"
+MODEL_VERSION = "0.1.0"
+SURFACE = "itinerary"
+
+_US_PER_DAY = 86_400_000_000
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
+
+SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range")
+"""Why a (trip, day) gets no event; where several hold, the first of this order is the one that counts."""
+
+
+@dataclass(frozen=True)
+class RankedTally:
+    """What a person wants to know of ranking events: how many; (trip, day) pairs without one, by reason; positives."""
+
+    events: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
+    positives: int = 0
+    positives_outside_candidates: int = 0
+
+    def __add__(self, other: RankedTally) -> RankedTally:
+        return RankedTally(
+            self.events + other.events,
+            added(self.skipped, other.skipped),
+            self.positives + other.positives,
+            self.positives_outside_candidates + other.positives_outside_candidates,
+        )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranking events of the shadow users, and the tally of them.
+
+    `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day): the columns of `Events`
+    with nodes as Enum, `shown_ids` and `latency_ms`.
+    """
+
+    events: pl.DataFrame
+    tally: RankedTally
+
+
+def node_type(*ids: pl.Series) -> pl.Enum:
+    """The Enum of all the node ids given, in the order of their bytes. Nulls are left out."""
+    every = pl.concat([series.cast(pl.String) for series in ids]) if ids else pl.Series(dtype=pl.String)
+    return pl.Enum(every.drop_nulls().unique().sort())
+
+
+def eligible(nodes: pl.DataFrame) -> pl.DataFrame:
+    """The nodes that can be offered: all but the archived."""
+    return nodes.filter(pl.col("status") != ARCHIVED)
+
+
+def in_slot_order(slots: pl.DataFrame) -> pl.DataFrame:
+    """The slots that hold a node, day by day, by (sortOrder, id)."""
+    return slots.filter(pl.col("node_id").is_not_null()).sort("trip_id", "day_number", "sort_order", "slot_id")
+
+
+def day_nodes(ordered: pl.DataFrame) -> pl.DataFrame:
+    """The distinct nodes of each day, one row per (trip, day, node) at its first slot, from slots in slot order."""
+    return ordered.unique(["trip_id", "day_number", "node_id"], keep="first", maintain_order=True)
+
+
+def selected(ordered: pl.DataFrame) -> pl.DataFrame:
+    """What the user took: one row per (trip, day) with any, `selected_ids` distinct and in slot order."""
+    taken = day_nodes(ordered.filter(pl.col("status").is_in(SELECTED_STATUSES)))
+    return taken.group_by("trip_id", "day_number", maintain_order=True).agg(selected_ids="node_id")
+
+
+def with_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
+    """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null.
+
+    `ordered` has the slots of the events' trips, in slot order.
+    """
+    keys = ["trip_id", "day_number"]
+    day = events.select("event_id", *keys).join(day_nodes(ordered), on=keys, maintain_order="left_right")
+    taken = events.select("event_id", node_id="selected_ids").explode("node_id", empty_as_null=False, keep_nulls=False)
+    shown = (
+        day.join(taken, on=["event_id", "node_id"], how="anti", maintain_order="left")
+        .group_by("event_id", maintain_order=True)
+        .agg(shown_ids="node_id")
+    )
+    return events.join(shown, on="event_id", how="left", maintain_order="left").with_columns(
+        pl.col("shown_ids").fill_null(pl.lit([], dtype=events.schema["selected_ids"]))
+    )
+
+
+def rank(
+    trips: dy.DataFrame[Trips],
+    slots: dy.DataFrame[Slots],
+    nodes: dy.DataFrame[Nodes],
+    persona_users: pl.Series,
+    affinities: dy.DataFrame[Affinities],
+    unknown: float,
+    seed: int,
+) -> Ranked:
+    """One ranking event per (trip, day) that has a slot, for the users of `persona_users`.
+
+    Skipped, with the reason: users without persona rows, cities without eligible nodes, days that leave the years 1 to
+    9999. `selected_ids` may be empty, and may hold nodes that are no candidates; the latter are counted.
+    """
+    ids = node_type(nodes["node_id"], slots["node_id"])
+    slots_ = slots.with_columns(pl.col("node_id").cast(ids))
+    offer = eligible(nodes).with_columns(pl.col("node_id").cast(ids))
+    days = _judged_days(trips, slots_, persona_users, offer["city"].unique())
+    good = days.filter(pl.col("skipped").is_null())
+    top = candidates(good.select("user_id", "city").unique(), affinities, offer, unknown, seed)
+    keys, ordered = ["trip_id", "day_number"], in_slot_order(slots_)
+    events = (
+        good.join(top, on=["user_id", "city"])
+        .join(selected(ordered), on=keys, how="left")
+        .with_columns(pl.col("selected_ids").fill_null(pl.lit([], dtype=pl.List(ids))))
+    )
+    events = with_shown(in_file_order(_with_constants(events, seed)), ordered)
+    taken = events.select("candidate_ids", "selected_ids").explode("selected_ids", empty_as_null=False)
+    outside = taken.filter(~pl.col("selected_ids").is_in(pl.col("candidate_ids"))).height
+    counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
+    skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
+    return Ranked(events, RankedTally(events.height, skipped, taken.height, outside))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What all buckets are ranked with: the catalogue, the database's categories, the affinity of an unknown one, the seed."""
+
+    nodes: dy.DataFrame[Nodes]
+    categories: Sequence[str]
+    unknown: float
+    seed: int
+
+
+def rank_bucket(
+    ranking: Ranking,
+    bucket: int,
+    trips: dy.DataFrame[Trips],
+    slots: dy.DataFrame[Slots],
+    personas: dy.DataFrame[Personas],
+) -> tuple[int, Ranked]:
+    """A step for an engine: a bucket's trips, slots and personas to its ranking events; gives the bucket, too."""
+    affinities = read_affinities(personas, ranking.categories)
+    users = personas["user_id"].unique()
+    return bucket, rank(trips, slots, ranking.nodes, users, affinities, ranking.unknown, ranking.seed)
+
+
+def in_file_order(
+    events: pl.DataFrame, within: Sequence[str] = ("created_us", "trip_id", "day_number", "event_id")
+) -> pl.DataFrame:
+    """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event); equals stay in order.
+
+    The hash comes first so that a bucket of users, a range of hashes, is a range of rows, however many buckets there
+    are; PostgreSQL can compute it too. A stranger's rows are spread over the file, which SGD likes.
+    """
+    users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
+    joined = events.join(users, on="user_id", how="left", maintain_order="left")
+    return joined.sort("user_hash", "user_id", *within, maintain_order=True).drop("user_hash")
+
+
+def _judged_days(trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series) -> pl.DataFrame:
+    """One row per (trip, day) with a slot, its `created_us`, and in `skipped` why it gets no event (null: it does)."""
+    days = slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
+    # In days and not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap without a word.
+    start_day = pl.col("start_us").floordiv(_US_PER_DAY)
+    day = start_day + pl.col("day_number").cast(pl.Int64) - 1
+    in_years = start_day.is_between(_FIRST_DAY, _LAST_DAY) & day.is_between(_FIRST_DAY, _LAST_DAY)
+    return days.with_columns(
+        created_us=pl.when(in_years).then(day * _US_PER_DAY + pl.col("start_us") - start_day * _US_PER_DAY),
+        skipped=pl.when(~pl.col("user_id").is_in(persona_users.implode()))
+        .then(pl.lit("user_without_persona"))
+        .when(~pl.col("city").is_in(cities.implode()))
+        .then(pl.lit("city_without_nodes"))
+        .when(~in_years.fill_null(value=False))
+        .then(pl.lit("date_out_of_range")),
+    )
+
+
+def _with_constants(events: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Adds what every seeded event has: its id, the model it is ascribed to, and a latency of 200 to 800 ms."""
+    return events.with_columns(event_id=stable_id("ranking_event", seed, "trip_id", "day_number")).with_columns(
+        surface=pl.lit(SURFACE),
+        model_name=pl.lit(MODEL_NAME),
+        model_version=pl.lit(MODEL_VERSION),
+        # From the id, so that it depends on the row's key and the seed alone.
+        latency_ms=(200 + pl.col("event_id").str.slice(-8).str.to_integer(base=16, dtype=pl.Int64) % 601).cast(
+            pl.Int32
+        ),
+    )

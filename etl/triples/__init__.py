@@ -1,0 +1,1 @@
+"""Pure: ranking events -> dataset, splits, negative samples, triples."""

@@ -1,0 +1,357 @@
+"""Do the triples teach: said without training at every publish, measured by the probe, and a night stopped by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psycopg
+import pytest
+
+from etl.errors import ConnectError, DataError
+from etl.evaluation import holdout as heldout
+from etl.evaluation.task import question
+from etl.pipeline import run as pipeline
+from etl.runtime.files import file_sha256
+from etl.runtime.run_record import RunResult
+from etl.settings.model import resolve
+from etl.snapshots.reader import open_snapshot
+from etl.snapshots.validation import validate_snapshot
+from etl.triples.bias import DOUBTFUL
+from tests.states import data_files, database_state, folder_state
+
+ROOT = Path(__file__).parents[3]
+RANKINGS = {"model", "random", "popularity", "own_history", "affinity"}
+
+
+@pytest.fixture(scope="module")
+def night(make_database, small_world_template, tmp_path_factory):
+    """A night with the design's negatives, and the database that it ran on."""
+    url = make_database(small_world_template)
+    out = tmp_path_factory.mktemp("teaching") / "out"
+    return url, out, pipeline.run(resolve({"database_url": url, "out": str(out)}, {}))
+
+
+def manifest_of(report: RunResult) -> dict:
+    return json.loads((Path(report.snapshot) / "manifest.json").read_text())
+
+
+def test_the_design_s_negatives_are_doubted_without_any_training(night):
+    _, _, report = night
+    signs = report.counts["published"]["signs"]
+    assert set(signs) == {"Mexico City", "New York"}
+    assert max(signs.values()) < DOUBTFUL
+    (warning,) = report.warnings
+    assert "may teach the opposite" in warning
+    assert f"New York {signs['New York']:.2f}" in warning
+    assert "--negatives recommended" in warning
+    assert manifest_of(report)["warnings"] == [warning]
+
+
+def test_recommended_negatives_are_not_doubted_and_are_written_out(night, tmp_path):
+    url, _, _ = night
+    given = {"database_url": url, "out": str(tmp_path / "out"), "negatives": ["recommended"]}
+    report = pipeline.export(resolve(given, {}))
+    assert min(report.counts["published"]["signs"].values()) > DOUBTFUL
+    assert report.warnings == []
+    assert manifest_of(report)["settings"]["negatives"] == ["recommended"]
+    written_out = {"negatives": ["catalog:16"], "catalog_alpha": 0.0}
+    assert report.counts["published"]["negatives"] == {"Mexico City": written_out, "New York": written_out}
+
+
+def test_the_probe_tells_the_design_s_negatives_from_recommended_ones(night, tmp_path):
+    _, out, _ = night
+    found = {}
+    for name in ("ranking", "recommended"):
+        given = {"snapshot": str(out), "negatives": [name], "split": "last-trip", "out": str(tmp_path / name)}
+        expanded = pipeline.expand(resolve(given, {}))
+        found[name] = pipeline.probe(resolve({"snapshot": expanded.snapshot}, {}))
+    assert found["ranking"].mean("model") < 0.5 < found["recommended"].mean("model")
+    (warning,) = found["ranking"].warnings()
+    assert "teach the opposite" in warning
+    assert f"AUC {found['ranking'].mean('model'):.3f}" in warning
+    assert set(found["ranking"].facts["rankings"]) == RANKINGS
+    # What needs no training is the same, whatever the triples.
+    for ranking in RANKINGS - {"model"}:
+        assert found["ranking"].facts["rankings"][ranking] == found["recommended"].facts["rankings"][ranking]
+    for scope in ("all", "new"):
+        assert found["ranking"].mean("random", "auc", scope) == 0.5
+
+
+def test_a_published_snapshot_gets_probe_json_and_a_line_in_its_manifest(night):
+    url, out, _ = night
+    report = pipeline.export(resolve({"database_url": url, "out": str(out / "published")}, {}))
+    before, data = manifest_of(report), data_files(report.snapshot)
+    first = pipeline.probe(resolve({"snapshot": report.snapshot}, {}))
+    again = pipeline.probe(resolve({"snapshot": report.snapshot}, {}))
+    assert first.facts == again.facts == json.loads((Path(report.snapshot) / "probe.json").read_text())
+    after = manifest_of(report)
+    assert after["probe"] == first.line()
+    assert after["content_sha256"] == before["content_sha256"]
+    assert [entry["path"] for entry in after["files"]].count("probe.json") == 1
+    assert data_files(report.snapshot) == data
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+
+
+def test_a_snapshot_without_a_split_is_probed_as_its_expansion_with_one(night, tmp_path):
+    """The split made from its events is the one that would have been published."""
+    _, out, report = night
+    unsplit = pipeline.probe(resolve({"snapshot": report.snapshot}, {}))
+    given = {"snapshot": str(out), "split": "last-trip", "out": str(tmp_path / "out"), "ids": "index"}
+    expanded = pipeline.expand(resolve(given, {}))
+    split = pipeline.probe(resolve({"snapshot": expanded.snapshot}, {}))
+    assert unsplit.facts["split"] == "last-trip, made from its events"
+    assert split.facts["split"] == "last-trip"
+    assert "other users" in manifest_of(expanded)["published"]["split"]["lets_in"]
+    assert {k: v for k, v in unsplit.facts.items() if k != "split"} == {
+        k: v for k, v in split.facts.items() if k != "split"
+    }
+
+
+def test_run_with_a_probe_warns_with_figures_and_keeps_them(small_world, settings_for):
+    report = pipeline.run(settings_for(small_world, probe=True))
+    auc = report.counts["probe"]["auc"]["mean"]
+    assert auc < 0.5
+    assert any(f"AUC {auc:.3f}" in warning for warning in report.warnings)
+    manifest = manifest_of(report)
+    assert manifest["probe"] == report.counts["probe"]
+    assert (Path(report.snapshot) / "probe.json").is_file()
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+    # The probe is about the data, not part of them: the same night without one is the same snapshot.
+    again = pipeline.run(settings_for(small_world, skip_unchanged=True))
+    assert again.snapshot is None
+
+
+def test_a_night_that_teaches_too_little_leaves_all_as_it_was(small_world, tmp_path):
+    out = tmp_path / "out"
+    before = database_state(small_world)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "run", "--fail-below", "0.6", "--out", str(out), "--json"],
+        env={"PATH": "", "HOME": str(tmp_path), "BPR_ETL_DATABASE_URL": small_world},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == 5
+    assert "--fail-below asks for 0.6" in answer["message"]
+    assert "Nothing was committed or published" in answer["message"]
+    assert database_state(small_world) == before
+    assert folder_state(out) == {}
+
+
+def test_a_split_that_holds_nothing_out_can_t_be_probed(small_world, settings_for):
+    before = database_state(small_world)
+    with pytest.raises(DataError, match="holds no place out"):
+        pipeline.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
+    assert database_state(small_world) == before
+
+
+def test_a_city_s_weight_is_on_its_triples_and_a_slip_of_the_pen_is_said(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "out": str(tmp_path / "out"), "city_weight": ["New York=2.5", "Mexico Cty=3"]}
+    report = pipeline.expand(resolve(given, {}))
+    triples = pl.read_parquet(f"{report.snapshot}/triples/**/*.parquet", hive_partitioning=True)
+    assert dict(triples.group_by("city").agg(pl.col("weight").unique().first()).iter_rows()) == {
+        "New York": 2.5,
+        "Mexico City": 1.0,
+    }
+    assert any("did you mean 'Mexico City'" in warning for warning in report.warnings)
+
+
+def copied(snapshot: str, folder: Path) -> Path:
+    shutil.copytree(snapshot, folder)
+    return folder
+
+
+@pytest.mark.parametrize("buckets", [None, 5])
+def test_events_are_copied_where_they_would_be_written_the_same(night, tmp_path, buckets):
+    """Also from a snapshot of other libraries, whose files are written anew; and every bucket gives the same bytes."""
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    other = copied(first, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["libraries"]["pyarrow"] = "0.1"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    for snapshot in (first, other):
+        out = str(tmp_path / f"out-{snapshot.name}")
+        again = pipeline.expand(resolve({"snapshot": str(snapshot), "out": out, "buckets": buckets}, {}))
+        assert data_files(again.snapshot) == data_files(str(first))
+
+
+def test_a_file_of_events_that_was_changed_is_not_passed_on(night, tmp_path):
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    part = next((first / "events").rglob("*.parquet"))
+    events = pl.read_parquet(part, hive_partitioning=False)
+    events.write_parquet(part)  # the same rows, and other bytes
+    with pytest.raises(DataError, match="not what its manifest says"):
+        pipeline.expand(resolve({"snapshot": str(first), "out": str(tmp_path / "out")}, {}))
+    assert not (tmp_path / "out" / "LATEST").exists()
+
+
+def test_events_out_of_order_are_refused(night, tmp_path):
+    """Buckets rely on the order that files have: what another tool has sorted anew can't be read."""
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    for part in (first / "events").rglob("*.parquet"):
+        pl.read_parquet(part, hive_partitioning=False).reverse().write_parquet(part)
+    given = {"snapshot": str(first), "out": str(tmp_path / "out"), "split": "last-trip", "buckets": 8}
+    with pytest.raises(DataError, match="not in the order"):
+        pipeline.expand(resolve(given, {}))
+
+
+def test_an_id_that_no_vocabulary_has_is_refused(night, tmp_path):
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    items = pl.read_parquet(first / "items.parquet")
+    items[:-5].write_parquet(first / "items.parquet")
+    with pytest.raises(DataError, match="names an id"):
+        pipeline.expand(resolve({"snapshot": str(first), "out": str(tmp_path / "out")}, {}))
+
+
+def test_expand_needs_a_snapshot(tmp_path):
+    with pytest.raises(ConnectError, match="no snapshot"):
+        pipeline.expand(resolve({"snapshot": str(tmp_path), "out": str(tmp_path / "out")}, {}))
+
+
+def test_expanding_a_snapshot_of_the_first_release_works_without_trips(night, tmp_path):
+    """Those have no trips.parquet and no counts: starts come from the events' days, and the bytes are the same."""
+    url, _, _ = night
+    first = Path(pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "first")}, {})).snapshot)
+    (first / "trips.parquet").unlink()
+    for name, columns in (("users", 10), ("items", 8)):
+        frame = pl.read_parquet(first / f"{name}.parquet")
+        frame[:, :columns].write_parquet(first / f"{name}.parquet")
+    manifest = json.loads((first / "manifest.json").read_text())
+    for name in ("reject", "catalog_alpha", "city_weight", "shuffle", "vocab_from"):
+        del manifest["settings"][name]
+    (first / "manifest.json").write_text(json.dumps(manifest))
+    options = {"negatives": ["catalog:4"], "split": "last-trip", "seed": 3}
+    expanded = pipeline.expand(resolve({"snapshot": str(first), "out": str(tmp_path / "a"), **options}, {}))
+    direct = pipeline.export(resolve({"database_url": url, "out": str(tmp_path / "b"), **options}, {}))
+    ours, theirs = (
+        {k: v for k, v in data_files(report.snapshot).items() if k.startswith("triples/")}
+        for report in (expanded, direct)
+    )
+    assert len(ours) == 6
+    assert ours == theirs
+    assert "affinity" not in pipeline.probe(resolve({"snapshot": str(first)}, {})).facts["rankings"]
+
+
+def test_indexes_stay_from_night_to_night(small_world, settings_for, tmp_path):
+    """Ids keep their rows; a user and a place that are gone keep theirs, too; new ones follow in id order."""
+    out = str(tmp_path / "out")
+    first = Path(pipeline.run(settings_for(small_world, vocab_from=out)).snapshot)  # the first night: nothing to keep
+    users, items = (pl.read_parquet(first / f"{name}.parquet") for name in ("users", "items"))
+    gone = users["user_id"][2]
+    with psycopg.connect(small_world) as connection:
+        connection.execute("""UPDATE "User" SET "email" = 'real@x.test' WHERE "id" = %s""", (gone,))
+        connection.execute("""INSERT INTO "User" ("id", "email") VALUES ('0', 'shadow-new@x.test')""")
+        connection.execute(
+            """INSERT INTO "ActivityNode" ("id", "city", "category", "status", "name", "latitude", "longitude")
+            VALUES ('!', 'New York', 'dining', 'approved', 'new', 0, 0), ('"', 'New York', 'dining', 'approved', 'n', 0, 0)"""
+        )
+    second = Path(
+        pipeline.run(settings_for(small_world, vocab_from=out, ids="both", negatives=["recommended"])).snapshot
+    )
+    users2, items2 = (pl.read_parquet(second / f"{name}.parquet") for name in ("users", "items"))
+    assert users2["user_id"].to_list() == [*users["user_id"], "0"]
+    assert items2["item_id"].to_list() == [*items["item_id"], "!", '"']
+    assert users2["user_idx"].to_list() == list(range(users2.height))
+    assert users2.filter(status="gone")["user_id"].to_list() == [gone]
+    assert users2.filter(user_id=gone)["pace_preference"].to_list() == [None]
+    triples = pl.read_parquet(f"{second}/triples/**/*.parquet", hive_partitioning=False)
+    assert users2["user_id"].gather(triples["user_idx"]).equals(triples["user_id"], check_names=False)
+    assert items2["item_id"].gather(triples["neg_idx"]).equals(triples["neg_item"], check_names=False)
+    # What is drawn depends on ids alone, not on their indexes.
+    fresh = Path(pipeline.export(settings_for(small_world, ids="both", negatives=["recommended"])).snapshot)
+    other = pl.read_parquet(f"{fresh}/triples/**/*.parquet", hive_partitioning=False)
+    texts = ["user_id", "pos_item", "neg_item", "event_id", "weight"]
+    assert other.select(texts).equals(triples.select(texts))
+    assert [finding for finding in validate_snapshot(second) if finding.broken] == []
+
+
+def forged(snapshot: Path, change) -> list[str]:
+    """The laws that a snapshot breaks once its triples of one part are rewritten, and its manifest with them."""
+    manifest = json.loads((snapshot / "manifest.json").read_text())
+    entry = next(each for each in manifest["files"] if each["path"].startswith("triples/split=train"))
+    path = snapshot / entry["path"]
+    change(pl.read_parquet(path, hive_partitioning=False)).write_parquet(path)
+    rows = pl.read_parquet(path, hive_partitioning=False).height
+    entry |= {"rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (snapshot / "manifest.json").write_text(json.dumps(manifest))
+    return [finding.law for finding in validate_snapshot(snapshot) if finding.broken]
+
+
+@pytest.mark.parametrize("ids", ["string", "index"])
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        (lambda t, p, _: t.with_columns(pl.col(p).reverse()), "every triple's positive is one that its event selected"),
+        (lambda t, p, n: t.with_columns(pl.col(p).alias(n)), "no negative is a positive of its event"),
+        (lambda t, *_: pl.concat([t, t.head(1)]), "no (event, positive, negative) stands twice"),
+        (lambda t, *_: t.filter(pl.col("event_id") != t["event_id"][0]), "every positive is in the triples or counted"),
+    ],
+)
+def test_validate_finds_triples_that_break_a_law(night, tmp_path, ids, change, broken):
+    _, out, _ = night
+    given = {
+        "snapshot": str(out),
+        "split": "last-trip",
+        "ids": ids,
+        "out": str(tmp_path / "out"),
+        "negatives": ["shown"],
+    }
+    snapshot = Path(pipeline.expand(resolve(given, {})).snapshot)
+    assert [finding for finding in validate_snapshot(snapshot) if finding.broken] == []
+    names = ("pos_item", "neg_item") if ids == "string" else ("pos_idx", "neg_idx")
+    assert any(law.startswith(broken) for law in forged(snapshot, lambda triples: change(triples, *names)))
+
+
+def test_too_many_users_to_rank_everything_for_are_judged_in_part(night, monkeypatch):
+    _, _, report = night
+    whole = question(open_snapshot(Path(report.snapshot)))
+    monkeypatch.setattr(heldout, "MOST_CELLS", 300)
+    part = question(open_snapshot(Path(report.snapshot)))
+    for every, some in zip(whole.test, part.test, strict=True):
+        assert every.passed_over == 0
+        assert len(some.users) * len(some.items) <= 300
+        assert len(some.users) + some.passed_over == len(every.users)
+        kept = np.isin(every.users, some.users)
+        assert np.array_equal(every.taken[kept], some.taken)
+        assert np.array_equal(every.before[kept], some.before)
+
+
+def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
+    _, _, report = night
+    shutil.copytree(report.snapshot, tmp_path / "copy")
+    found = pipeline.probe(resolve({"snapshot": str(tmp_path / "copy")}, {}))
+    assert json.loads((tmp_path / "copy" / "manifest.json").read_text())["probe"] == found.line()
+    assert [finding for finding in validate_snapshot(tmp_path / "copy") if finding.broken] == []
+
+
+@pytest.mark.parametrize(("split", "tuned_on"), [("last-trip", "valid"), ("time", "each user's last trip in train")])
+def test_variants_are_tuned_before_what_is_held_out(night, tmp_path, split, tuned_on):
+    """Without a valid part one step earlier, inside train; never on test."""
+    _, out, report = night
+    dated = pl.read_parquet(f"{report.snapshot}/events/**/*.parquet", hive_partitioning=False)["timestamp"]
+    cut = datetime.fromtimestamp(int(dated.quantile(0.6)), UTC).date()
+    given = {"snapshot": str(out), "out": str(tmp_path / "out"), "negatives": ["recommended"]}
+    expanded = pipeline.expand(resolve({**given, "split": f"time:{cut}" if split == "time" else split}, {}))
+    asked = question(open_snapshot(Path(expanded.snapshot)))
+    assert asked.tuned_on == tuned_on
+    assert asked.tune
+    published = manifest_of(expanded)["published"]["partitions"]
+    assert len(asked.train.users) == sum(part["triples"] for part in published if part["split"] != "test")
+    assert 0 < len(asked.trial.users) < len(asked.train.users)
+    found = pipeline.probe(resolve({"snapshot": expanded.snapshot}, {}))
+    assert found.facts["tuned_on"] == tuned_on
+    assert len(found.facts["variants"]) == 4

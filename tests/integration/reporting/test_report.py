@@ -1,0 +1,159 @@
+"""report.html on a real server: published with every snapshot, made anew by command, and never the reason that a night fails."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from etl.errors import LockedError
+from etl.pipeline import run as pipeline
+from etl.reporting import collector as reporting
+from etl.runtime.files import file_sha256
+from etl.settings.model import resolve
+from etl.snapshots.publish import open_store
+from etl.snapshots.validation import validate_snapshot
+from tests.states import data_files, folder_state
+
+
+def page_of(report) -> str:
+    return (Path(report.snapshot) / "report.html").read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a person reads, in one line."""
+    words: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = words.append
+    parser.feed(page)
+    return " ".join(" ".join(words).split())
+
+
+@pytest.fixture(scope="module")
+def night(make_database, small_world_template, tmp_path_factory):
+    """A night that was published, and the database that it ran on."""
+    url = make_database(small_world_template)
+    out = str(tmp_path_factory.mktemp("report") / "out")
+    return url, out, pipeline.run(resolve({"database_url": url, "out": out}, {}))
+
+
+def test_a_night_s_report_is_listed_beside_its_data_and_made_anew_with_the_same_bytes(night):
+    _, out, report = night
+    folder = Path(report.snapshot)
+    manifest, data = json.loads((folder / "manifest.json").read_text()), data_files(folder)
+    (entry,) = [each for each in manifest["files"] if each["path"] == "report.html"]
+    page = (folder / "report.html").read_bytes()
+    assert (entry["rows"], entry["bytes"], entry["sha256"]) == (0, len(page), file_sha256(folder / "report.html"))
+    assert [finding for finding in validate_snapshot(folder) if finding.broken] == []
+    assert [step.name for step in report.steps].index("report") < [step.name for step in report.steps].index("backfill")
+    (folder / "report.html").write_text("something else")
+    assert pipeline.report(resolve({"snapshot": out}, {})) == str(folder / "report.html")
+    assert (folder / "report.html").read_bytes() == page
+    assert data_files(folder) == data
+    assert json.loads((folder / "manifest.json").read_text())["content_sha256"] == manifest["content_sha256"]
+    assert [finding for finding in validate_snapshot(folder) if finding.broken] == []
+
+
+def test_the_report_says_what_the_night_counted(night):
+    _, _, report = night
+    said, counts = text_of(page_of(report)), report.counts
+    published = counts["published"]
+    triples, selected = sum(published["triples"].values()), counts["positives"]
+    assert f"{triples:,} triples from {counts['ranking_events']:,} ranking events in 3 cities" in said
+    assert f"{published['positives']:,} of {selected:,} stand in the triples" in said
+    assert f"{counts['positives_outside_candidates']:,} of {selected:,}" in said
+    assert "first snapshot of this place" in said
+    assert "Yes, with a warning" in said  # the design's negatives are doubted
+    for city, number in published["triples"].items():
+        assert f"{city} {number:,}" in said
+
+
+def test_a_probe_and_the_nights_before_show_in_the_report(night):
+    url, out, _ = night
+    given = {"database_url": url, "out": out, "split": "last-trip", "negatives": ["recommended"]}
+    report = pipeline.export(resolve(given, {}))
+    before = page_of(report)
+    assert "It was not measured" in before
+    assert "2 snapshots of this place" in before
+    assert "negatives ranking recommended" in text_of(before)  # settings that are not the last night's
+    found = pipeline.probe(resolve({"snapshot": report.snapshot}, {}))
+    after = text_of(page_of(report))
+    auc = found.facts["rankings"]["model"]["all"]["auc"]
+    assert f"{auc['mean']:.3f} ({auc['low']:.3f}\N{EN DASH}{auc['high']:.3f})" in after
+    assert "It was not measured" not in after
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+    again = (Path(report.snapshot) / "report.html").read_bytes()
+    pipeline.report(resolve({"snapshot": report.snapshot}, {}))
+    assert (Path(report.snapshot) / "report.html").read_bytes() == again
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"split": "time:2024-10-01,2025-04-01", "ids": "index"},
+        {"negatives": ["shown", "catalog:4"], "small_catalog": "weight", "shuffle": True},
+        {"min_catalog": 10_000, "allow_empty": True},
+    ],
+    ids=["time split, indexes", "all sources, small cities", "no city left"],
+)
+def test_other_options_and_no_counts_of_personas_make_a_sensible_page(night, tmp_path, options):
+    _, _, first = night
+    report = pipeline.expand(resolve({"snapshot": first.snapshot, "out": str(tmp_path / "out"), **options}, {}))
+    said = text_of(page_of(report))
+    triples = sum(report.counts["published"]["triples"].values())
+    assert f"{triples:,} triples from" in said
+    assert "Expanded from" in said
+    assert ("there is no triple" in said) == (triples == 0)
+    assert not [warning for warning in report.warnings if "report" in warning]
+
+
+def test_a_night_without_events_makes_a_sensible_page(small_world, settings_for):
+    report = pipeline.export(settings_for(small_world, allow_empty=True))  # before any run: no shadow user has one
+    said = text_of(page_of(report))
+    assert "0 triples from 0 ranking events in 0 cities" in said
+    assert "Yes, but there is no triple" in said
+    assert "There is no event." in said
+    assert "No event names a place." in said
+    assert [warning.partition(":")[0] for warning in report.warnings] == ["There are no triples"]
+
+
+def test_real_users_events_make_a_sensible_page_and_names_are_only_text(small_world, settings_for):
+    with psycopg.connect(small_world) as connection:
+        connection.execute("""UPDATE "ActivityNode" SET "name" = '<b>$x$</b>'""")
+    report = pipeline.export(settings_for(small_world, audience="real"))
+    page = page_of(report)
+    said = text_of(page)
+    assert "Audience real users" in said
+    assert f"{sum(report.counts['published']['triples'].values()):,} triples from" in said
+    assert "<b>$x$</b>" not in page
+    assert "&lt;b&gt;$x$&lt;/b&gt;" in page
+    assert [warning for warning in report.warnings if "report" in warning] == []
+
+
+def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(small_world, settings_for, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reporting.Tally, "add", broken)
+    report = pipeline.run(settings_for(small_world))
+    assert report.committed
+    (warning,) = [each for each in report.warnings if "report.html" in each]
+    assert "ZeroDivisionError" in warning
+    assert "`bpr-etl report SNAPSHOT`" in warning
+    assert not (Path(report.snapshot) / "report.html").exists()
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+    monkeypatch.undo()
+    pipeline.report(resolve({"snapshot": report.snapshot}, {}))
+    assert "triples from" in page_of(report)
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
+
+
+def test_a_report_is_not_made_anew_while_a_run_writes_there(night):
+    _, out, _ = night
+    before = folder_state(Path(out))
+    with open_store(out), pytest.raises(LockedError):
+        pipeline.report(resolve({"snapshot": out}, {}))
+    assert folder_state(Path(out)) == before

@@ -1,0 +1,204 @@
+"""What a person reads at the end: tables with every figure, and nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from rich.console import Console, RenderableType
+
+from etl.commands.console import findings_table, outcome, probe_tables, rows_table, run_summary
+from etl.reporting.history import Figure, Night, beside, figures
+from etl.runtime.run_record import RunResult, Step
+
+RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " "))
+
+
+def read(what: RenderableType) -> list[str]:
+    """The lines that a person sees: without the rules between columns, spaces drawn together."""
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(what)
+    plain = (" ".join(line.translate(RULES).split()) for line in captured.get().splitlines())
+    return [line for line in plain if line]
+
+
+def report(**counts: object) -> RunResult:
+    steps = [Step("read", 2.0, 5_000, 120.4), Step("stage", 0.0, 7, 130.0), Step("COMMIT", 0.5, None, 131.6)]
+    return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), steps, counts)
+
+
+def nights(*triples: int) -> list[Night]:
+    return [Night(str(number), {}, {"triples": each}) for number, each in enumerate(triples)]
+
+
+def test_the_first_lines_say_whether_it_worked():
+    night = report()
+    night.snapshot, night.committed, night.retries = "out/snapshots/1", True, 2
+    night.warnings, night.notes = ["Odd."], ["An index is missing.", "Dry."]
+    first, second, *others = outcome("Night", night)
+    assert first == "Night: did it work?"
+    assert second.startswith("Yes: a snapshot was published, the database was written and committed; ")
+    assert second.endswith(" s, 2 retries, 1 warning, 2 notes.")
+    assert others == ["Snapshot: out/snapshots/1", "Warning: Odd.", "Note: An index is missing.", "Note: Dry."]
+
+
+@pytest.mark.parametrize(
+    ("committed", "dry_run", "said"),
+    [
+        (False, True, "Yes, as a dry run: all of it was done and rolled back, nothing was published; "),
+        (
+            True,
+            False,
+            "Nothing to do: the newest snapshot has these data already; the database was written all the same",
+        ),
+        (False, False, "Nothing to do: the newest snapshot has these data already; the database was only read; "),
+    ],
+)
+def test_a_night_that_published_nothing_says_why(committed, dry_run, said):
+    night = report()
+    night.committed = committed
+    assert outcome("Night", night, dry_run=dry_run)[1].startswith(said)
+
+
+def test_a_run_without_figures_shows_its_steps_and_says_that_nothing_was_left_out():
+    lines = read(run_summary(report(), profile=False))
+    assert lines[:3] == ["Nothing was left out.", "Steps", "step rows seconds"]
+    assert lines[3:6] == ["read 5,000 2.00", "stage 7 0.00", "COMMIT 0.50"]
+    assert not any("published" in line or "Probe" in line or "usual" in line for line in lines)
+
+
+def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
+    lines = read(run_summary(report(), profile=True))
+    assert lines[2] == "step rows seconds rows/s peak MiB"
+    assert lines[3:6] == ["read 5,000 2.00 2,500 120", "stage 7 0.00 130", "COMMIT 0.50 132"]
+
+
+@pytest.mark.parametrize(
+    ("before", "verdict", "row"),
+    [
+        ([], "Not known yet: 0 of 5 nights.", "triples 900 - - -"),
+        ([1_000], "Not known yet: 1 of 5 nights.", "triples 900 1,000 -10.0% -"),
+        ([0], "Not known yet: 1 of 5 nights.", "triples 900 0 - -"),
+        ([900], "Not known yet: 1 of 5 nights.", "triples 900 900 none -"),
+        (
+            [1_500, 1_501, 1_499, 1_500, 1_500],
+            "No: 1 of 3 figures left their range.",
+            "triples 900 1,500 -40.0% 1,050 to 2,143 less than usual",
+        ),
+        ([890, 905, 899, 902, 901], "Yes, in every figure.", "triples 900 901 -0.1% 631 to 1,287"),
+        (
+            [10, 10, 11, 9, 9],
+            "No: 1 of 3 figures left their range.",
+            "triples 900 9 +9900.0% 1 to 19 more than usual",
+        ),
+    ],
+)
+def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
+    night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
+    night.figures = beside(nights(*before), {}, figures(night.counts), None)
+    lines = read(run_summary(night, profile=False))
+    assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
+    assert [line for line in lines if line.startswith("triples")] == [row]
+
+
+def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
+    night = report()
+    night.figures = [Figure("triples", 9, 9, "1", 5, (8, 10)), Figure("left out: positives", 90, 9, "1", 5, (0, 18))]
+    lines = read(run_summary(night, profile=False))
+    assert lines[0] == "Is it the usual amount? Yes, but 1 of 2 figures left their range."
+    assert "left out: positives 90 9 +900.0% 0 to 18 more than usual" in lines
+
+
+def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
+    published = {
+        "events": {"Rome": 1_200, "Village": 30},
+        "triples": {"Rome": 24_000},
+        "signs": {"Rome": 0.25},
+        "cities_left_out": {"Village": "3 nodes, and --min-catalog is 50"},
+        "positives_left_out": {"no_negatives": 4, "whole_catalog_seen": 0},
+    }
+    counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
+    night = report(published=published, **counts)
+    night.figures = beside([], {}, figures(night.counts), None)
+    lines = read(run_summary(night, profile=False))
+    assert "Rome 1,200 24,000 0.25" in lines
+    assert "Village 30 left out" in lines
+    assert "all 1,230 24,000" in lines
+    assert "events of Village no triples: 3 nodes, and --min-catalog is 50 30" in lines
+    assert "rows of slots broke the rule day_number nullability 3" in lines
+    assert "trip-days city has no eligible node 2" in lines
+    assert "positives event has no negative to stand against 4" in lines
+    assert not any("whole catalogue" in line for line in lines)
+    asked = [
+        lines.index(title) for title in lines if title.startswith(("Is it", "What was left", "What was pub", "Steps"))
+    ]
+    assert asked == sorted(asked)
+    assert len(asked) == 4
+
+
+def test_of_many_cities_the_largest_are_shown_and_the_others_counted():
+    events = {f"city {number}": number for number in range(100)}
+    left_out = dict.fromkeys(events, "too small")
+    published = {"events": events, "triples": {}, "signs": {}, "cities_left_out": left_out}
+    lines = read(run_summary(report(published=published), profile=False))
+    assert "city 99 99 left out" in lines
+    assert "city 60 60 left out" in lines
+    assert "city 59 59 left out" not in lines
+    assert "(60 cities with fewer events)" in lines
+    assert f"events of 60 more cities no triples, for such reasons {sum(range(40, 100)):,}" in lines
+
+
+def test_the_summary_fits_a_mail_of_100_columns():
+    names = {f"{'Llanfairpwllgwyngyll' * 4}{number}": 10**9 for number in range(3)}
+    published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
+    night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
+    before = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
+    night.figures = beside(before, {}, figures(night.counts), None)
+    console = Console(width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(run_summary(night, profile=True))
+    assert max(map(len, captured.get().splitlines())) <= 100
+    assert "…" not in captured.get()
+
+
+def interval(mean: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": None if mean is None else mean - 0.01, "high": None if mean is None else mean + 0.01}
+
+
+def test_a_probe_is_one_line_of_a_run_s_summary():
+    probe = {"split": "last-trip", "users": 1_234, "auc": interval(0.7), "ndcg_at_10": interval(0.125)}
+    lines = read(run_summary(report(probe=probe | {"auc_of_popularity": interval(0.6)}), profile=False))
+    (told,) = [line for line in lines if line.startswith("Probe")]
+    assert told == (
+        "Probe (last-trip, 1,234 users): AUC 0.700 (0.690-0.710), popularity 0.600 (0.590-0.610), "
+        "NDCG@10 0.125 (0.115-0.135)"
+    )
+
+
+def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobody_could_be_judged():
+    figures = {"auc": interval(0.7), "ndcg_at_10": interval(0.2), "recall_at_10": interval(0.3)}
+    nobody = dict.fromkeys(figures, interval(None))
+    rankings = {"random": {"all": figures, "new": nobody}, "model": {"all": figures, "new": figures}}
+    facts = {"split": "time:2026-01-01", "users": 1_000, "users_with_new_places": 0, "rankings": rankings}
+    lines = read(probe_tables(facts))
+    assert lines[0] == "Held out by time:2026-01-01: 1,000 users, mean and interval of 95%"
+    row = "0.700 (0.690-0.710) 0.200 (0.190-0.210) 0.300 (0.290-0.310)"
+    assert [line for line in lines if line.startswith("BPR on these triples")] == [f"BPR on these triples {row}"] * 2
+    assert [line for line in lines if line.startswith("chance")] == [f"chance {row}", "chance - - -"]
+    assert "Places new to the user: 0 users" in lines
+    assert not any(line.startswith("popularity") for line in lines)
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "ok"), (12_000, "12,000 broken")])
+def test_a_law_is_ok_or_says_how_many_rows_break_it(broken, verdict):
+    lines = read(findings_table("Laws", [("no row is twice", broken, ""), ("none is \x1b[31mred", broken, "e1, e2")]))
+    assert lines[-2] == f"no row is twice {verdict}"
+    assert lines[-1].endswith(f": e1, e2 {verdict}")
+    assert "\x1b" not in lines[-1]
+
+
+def test_a_frame_is_shown_as_it_is_and_a_null_is_empty():
+    lines = read(rows_table("Rows", pl.DataFrame({"a": ["x", None], "b": [None, 2.5]})))
+    assert (lines[0], lines[1], lines[2:]) == ("Rows", "a b", ["x", "2.5"])

@@ -1,0 +1,151 @@
+"""The command line's manners: help by panels with examples, wrong words in one line, words that a shell completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from typer.main import get_command
+
+import cli
+from etl.commands import help as commands
+from etl.commands import options
+from etl.settings.model import Settings, choices_of
+
+
+def every_command(group: object = None, path: str = "bpr-etl") -> Iterator[tuple[str, object]]:
+    """Every command there is, by how it is called."""
+    for name, command in (group or get_command(cli.app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+EVERY = dict(every_command())
+
+
+def say(*words: str, environ: dict[str, str] | None = None) -> int:
+    return commands.call(cli.app, words, environ or {})
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_every_command_has_help_with_examples_and_the_options_that_all_have(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert say(*path.split()[1:], "--help") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n  Examples?:\n    \S", said)
+    last = said[said.index("\nOutput and settings:\n") :]
+    for option in ("--config", "--json", "--log-format console|json", "--quiet", "--verbose", "--help"):
+        assert option in last
+    if path != "bpr-etl init":
+        assert said.count("--config FILE") == 1
+
+
+def test_examples_stand_on_lines_of_their_own_however_narrow_the_terminal_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert say("run", "--help") == 0
+    assert (
+        "\n    bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_options_and_commands_stand_in_panels_in_a_fixed_order(capsys):
+    assert say("run", "--help") == 0
+    titles = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["Database", "What is published", "Limits", "How it is done", "Output and settings"]
+    assert say("--help") == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"^(\S.*):$", said, re.MULTILINE)[0] == "Options"
+    assert "Commands:" not in said  # every command is in a panel with a name
+    assert "..." not in said.partition("Every night:")[2]  # no sentence is cut
+
+
+def test_every_setting_is_an_option_with_help_in_a_panel_that_is_known():
+    said = {name: (panel, text) for panel, names in options.panels().items() for name, text in names.items()}
+    assert set(said) == {each for each, field in Settings.__dataclass_fields__.items() if "parse" in field.metadata}
+    for name, (panel, text) in said.items():
+        assert panel in options.PANELS, name
+        assert f"[env: BPR_ETL_{name.upper()}]" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "--negativs", "x"], "No such option --negativs; did you mean --negatives? See `bpr-etl run --help`."),
+        (["run", "--nothing-like-it"], "No such option --nothing-like-it. See `bpr-etl run --help`."),
+        (["runn"], "No such command 'runn'; did you mean 'run'? See `bpr-etl --help`."),
+        (["xyzzy"], "No such command 'xyzzy'. See `bpr-etl --help`."),
+        (["schema", "chek"], "No such command 'chek'; did you mean 'check'? See `bpr-etl schema --help`."),
+        (["run", "more"], "Got unexpected extra argument(s) (more). See `bpr-etl run --help`."),
+        (["run", "--out"], "Option '--out' requires an argument."),
+        (["run", "--\x1b[31mred"], "No such option --\\x1b[31mred. See `bpr-etl run --help`."),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line_with_what_was_meant(words, told, capsys):
+    assert say(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    # How the program is called is pytest's own here, or xdist's.
+    assert re.sub(r"`.*?(( run| schema)? --help`)", r"`bpr-etl\1", err) == f"Error: {told}\n"
+
+
+def test_a_wrong_word_is_json_where_json_is_asked_for(capsys):
+    for words, environ in ((["--json"], {}), ([], {"BPR_ETL_JSON": "1"})):
+        assert say("run", "--sede", "1", *words, environ=environ) == 2
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["ok"], answer["exit_code"], answer["error"]) == (False, 2, "UsageError")
+        assert "did you mean" in answer["message"]
+
+
+def test_no_word_at_all_is_answered_with_help(capsys):
+    assert say() == 2
+    assert "Every night:" in capsys.readouterr().err
+
+
+def completed(words: str) -> list[str]:
+    """What a shell is offered, asked as bash asks: the installed command's own answer."""
+    command = os.path.join(os.path.dirname(sys.executable), "bpr-etl")  # noqa: PTH118, PTH120
+    asked = {"_BPR_ETL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    environ = {"PATH": os.environ["PATH"], **asked}
+    done = subprocess.run([command], env=environ, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_their_words():
+    assert completed("bpr-etl pro") == ["probe"]
+    assert completed("bpr-etl run --nam") == ["--naming"]
+    assert completed("bpr-etl run --naming ") == ["auto", "model", "mapped"]
+    assert completed("bpr-etl run --negatives re") == ["recommended"]
+
+
+def test_each_choice_is_offered_to_the_shell_and_shown_in_help():
+    choices = {name: choices_of(name) for name in Settings.__dataclass_fields__ if choices_of(name)}
+    found = {name: option for _, names in options.panels().items() for name, option in names.items() if name in choices}
+    assert set(found) == set(choices) >= {"naming", "ids", "audience", "log_format"}
+    for command in EVERY.values():
+        for parameter in command.params:
+            if words := choices.get(parameter.name.rstrip("_")):
+                assert parameter.metavar == "|".join(words)
+                assert [each.value for each in parameter.shell_complete(None, "")] == list(words)
+
+
+def test_the_script_that_a_shell_is_given_is_a_script_of_that_shell():
+    command = os.path.join(os.path.dirname(sys.executable), "bpr-etl")  # noqa: PTH118, PTH120
+    script = subprocess.run(
+        [command],
+        env={"PATH": os.environ["PATH"], "_BPR_ETL_COMPLETE": "source_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    asks = f"{script}\nCOMP_WORDS=(bpr-etl db st); COMP_CWORD=2; _bpr_etl_completion {command}; echo ${{COMPREPLY[*]}}"
+    done = subprocess.run(["bash", "--norc", "-c", asks], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "start stop\n"

@@ -1,0 +1,61 @@
+"""A probe's verdict in words: when a person is warned, and when a night ends with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from etl.errors import DataError
+from etl.evaluation import bpr
+from etl.evaluation.probe import MODEL, POPULARITY, Probed, probe
+from etl.pipeline.publication import require_auc
+from etl.settings.model import resolve
+
+
+def found(ours: float | None, theirs: float | None) -> Probed:
+    def interval(mean: float | None) -> dict:
+        return {"mean": mean, "low": mean, "high": mean}
+
+    rankings = {name: {"all": {"auc": interval(mean)}} for name, mean in ((MODEL, ours), (POPULARITY, theirs))}
+    difference = None if ours is None or theirs is None else ours - theirs
+    against = {POPULARITY: {"all": {"auc": interval(difference)}}}
+    return Probed({"rankings": rankings, "model_against": against}, bpr.Options(), {})
+
+
+def test_a_model_that_is_better_than_popularity_is_no_warning():
+    assert list(found(0.71, 0.7).warnings()) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (0.7, 0.7, "teach nothing about people: a model trained on them ranks the held-out places no better than"),
+        (0.6, 0.7, "teach nothing about people"),
+        (0.4, 0.7, "teach the opposite of what people like: a model trained on them ranks the held-out places below"),
+        (0.4, 0.3, None),
+    ],
+)
+def test_a_model_that_is_no_better_is_one_and_says_how_bad_it_is(ours, theirs, said):
+    warnings = list(found(ours, theirs).warnings())
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "fail_below", "fails"),
+    [(0.6, None, False), (0.6, 0.6, False), (0.59, 0.6, True), (None, 0.6, True), (None, None, False)],
+)
+def test_fail_below_ends_a_night_whose_model_is_worse_or_could_not_be_judged(ours, fail_below, fails):
+    settings = replace(resolve({"database_url": "postgresql://h/d"}, {}), fail_below=fail_below)
+    if not fails:
+        require_auc(found(ours, 0.5), settings, "After.")
+        return
+    with pytest.raises(DataError, match=r"--fail-below asks for 0.6 \(popularity has 0.500\). After. Try"):
+        require_auc(found(ours, 0.5), settings, "After.")
+
+
+def test_nothing_held_out_is_nothing_to_judge():
+    with pytest.raises(ValueError, match=r"No place is held out."):
+        probe(SimpleNamespace(test=[]), 0.3, 0, lambda *_: None)

@@ -1,0 +1,414 @@
+"""The report without a database: its facts against plain Python over the oracle's worlds, its days, its charts, its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.reporting import charts, numbers
+from etl.reporting.collector import Watch
+from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, CityTally, Tally
+from etl.reporting.history import Night, figures
+from etl.reporting.page_data import cities_of, figures_of, funnel, trends
+from etl.reporting.page_tables import nodes_of, people_of
+from etl.reporting.time_bins import MOST, days_of
+from etl.reporting.wording import losses
+from etl.runtime.run_record import RunResult
+from etl.settings.model import resolve
+from etl.snapshots.publish import draft_manifest, snapshot_name
+from etl.snapshots.writer import StageOptions, stage
+from etl.transform.affinity import affinity_model
+from tests.property import oracle
+from tests.property.dense import both_settings
+from tests.property.in_memory import WORLDS, dataset_of, training_options
+
+MODEL = affinity_model()
+NOW = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
+EVIL = '</text><script>alert("1")</script>$x^2$ {{ 7*7 }} &amp; \u202e東京🗼 مدينة\x1b[31m'
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.ids: Counter[str] = Counter()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids.update(value for name, value in attrs if name == "id" and value)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def staged(folder: Path, make, number, other=0, **changes):
+    """A world's night, staged in memory: the events that the oracle exports, the dataset's watch, the snapshot's manifest."""
+    world, options = make(number), both_settings(number)[other]
+    after = oracle.after_run(world, options, MODEL.raw)
+    exported = oracle.exported(after, options)
+    dataset = dataset_of(after, exported, options)
+    watch = Watch(dataset, MODEL.unknown)
+    out, scratch = folder / "staged", folder / "scratch"
+    out.mkdir()
+    scratch.mkdir()
+    account = stage(dataset, StageOptions(training_options(options)), out, scratch, lambda *_: None, watch.see)
+    report = RunResult("run", NOW)
+    report.counts["published"] = account.counts(dataset)
+    settings = resolve({"split": options.split, "negatives": list(options.negatives), "audience": "all", **changes}, {})
+    manifest = draft_manifest(snapshot_name(account, NOW), report.facts(settings, NOW), account)
+    events = [(city, event) for city, events in exported.cities.items() for event in events]
+    return dataset, events, watch, out, manifest
+
+
+@pytest.mark.parametrize(("make", "number"), WORLDS[::2])
+def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
+    dataset, events, watch, _, _ = staged(tmp_path, make, number)
+    users = {row["user_id"]: row for row in dataset.users.iter_rows(named=True)}
+    categories = dict(dataset.items.select("item_id", "category").iter_rows())
+    offered, taken, per_city, days = Counter(), Counter(), {}, Counter()
+    liked = {name: Counter() for name in (OFFERED, TAKEN, TAKEN_OUTSIDE)}
+    for city, event in events:
+        candidates, selected = event.candidate_ids, event.selected_ids
+        offered.update(candidates)
+        taken.update(selected)
+        outside = [node for node in selected if node not in candidates]
+        total = per_city.setdefault(city, [0, 0, 0, 0])
+        for place, more in enumerate((1, not selected, len(selected), len(outside))):
+            total[place] += more
+        days[event.created_at.toordinal() - date(1970, 1, 1).toordinal()] += 1
+        affinities = {name: v for name, v in users[event.user_id].items() if name.startswith("affinity_")}
+        if all(value is None for value in affinities.values()):
+            continue
+        for name, nodes in (
+            (OFFERED, candidates),
+            (TAKEN, [node for node in selected if node in candidates]),
+            (TAKEN_OUTSIDE, outside),
+        ):
+            values = [affinities.get(f"affinity_{categories[node]}") for node in nodes]
+            known = (MODEL.unknown if value is None else min(max(value, 0.0), 1.0) for value in values)
+            liked[name].update(round(value * UNIT) for value in known)
+    tally = watch._tally
+    assert watch.failure is None
+    items = dataset.items["item_id"]
+    assert dict(zip(items, tally.candidate.tolist(), strict=True)) == {node: offered[node] for node in items}
+    assert dict(zip(items, tally.selected.tolist(), strict=True)) == {node: taken[node] for node in items}
+    assert {name: list(asdict(city).values()) for name, city in tally.cities.items()} == per_city
+    assert tally.days == days
+    assert set(dataset.users["user_id"].filter(pl.Series(tally.met))) == {event.user_id for _, event in events}
+    for name, times in liked.items():
+        assert {
+            int(place): int(tally.affinities[name][place]) for place in np.flatnonzero(tally.affinities[name])
+        } == +times
+
+
+@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
+def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_path, make, number):
+    dataset, events, watch, out, manifest = staged(tmp_path, make, number, other=1)
+    people = people_of(out)
+    steps = funnel(manifest, watch._tally, dataset.trips.height, people.users)
+    for step in steps:
+        assert step.kept + sum(loss.rows for loss in step.lost) == step.came, step
+        assert all(loss.rows > 0 for loss in step.lost), step
+    assert [step.what for step in steps] == ["users", "trips", "events", "ranking events", "positives"]
+    assert steps[-1].came == sum(len(event.selected_ids) for _, event in events)
+    assert steps[-2].kept == sum(bool(event.selected_ids) for _, event in events)
+    cities = cities_of(manifest, watch._tally)
+    assert {city.name: city.all_triples for city in cities if city.all_triples} == {
+        name: number for name, number in manifest["published"]["triples"].items() if number
+    }
+    assert [city.all_triples for city in cities] == sorted((city.all_triples for city in cities), reverse=True)
+
+
+@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
+def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
+    dataset, events, watch, out, _ = staged(tmp_path, make, number)
+    nodes, people = nodes_of(out, watch._tally), people_of(out)
+    offered = set(dataset.offered()["item_id"])
+    named = {node for _, event in events for node in (*event.candidate_ids, *event.selected_ids)}
+    assert (nodes.offered, nodes.never) == (len(offered), len(offered - named))
+    assert len(nodes.never_listed) == min(50, nodes.never)
+    chosen = {node for _, event in events for node in event.selected_ids}
+    unoffered = replace(watch._tally, candidate=np.zeros_like(watch._tally.candidate))
+    assert nodes_of(out, unoffered).never == len(offered - chosen)
+    triples = pl.read_parquet(out / "items.parquet")
+    for role in ("positive", "negative"):
+        assert nodes.counts[role].tolist() == sorted((n for n in triples[f"n_{role}"] if n), reverse=True)
+    users = pl.read_parquet(out / "users.parquet")
+    assert people.users == users.height
+    for dimension in people.dimensions:
+        sources = Counter(users[f"{dimension.name}_source"].drop_nulls())
+        assert dimension.sources == sources
+        if dimension.name in ("pace_preference", "social_mode"):
+            assert dict(dimension.values) == Counter(users[dimension.name].drop_nulls())
+            assert dimension.without == users[dimension.name].null_count()
+
+
+def nights_of(manifest: dict, number: int) -> list[Night]:
+    return [
+        Night(f"202611{day + 1:02}T030000000000Z-0123456789ab", manifest["settings"], figures(manifest))
+        for day in range(number)
+    ]
+
+
+@pytest.mark.parametrize(("make", "number", "nights"), [(*WORLDS[1], 0), (*WORLDS[6], 1), (*WORLDS[11], 7)])
+def test_a_page_is_the_same_bytes_again_asks_nobody_and_has_each_id_once(tmp_path, make, number, nights):
+    _, _, watch, out, manifest = staged(tmp_path, make, number)
+    before = nights_of(manifest, nights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = watch.page(manifest, out, before)
+    assert watch.failure is None
+    assert page == watch.page(manifest, out, before)
+    read = Page(page)
+    assert not [(tag, name, value) for tag, names in read.tags for name, value in names.items() if fetches(name, value)]
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert [each for each, times in read.ids.items() if times > 1] == []
+    named = set(re.findall(r"(?:url\(#|href=\"#)([\w-]+)", page))
+    assert named <= set(read.ids)
+    assert len(page.encode()) < 400_000
+    for section in (
+        "published",
+        "funnel",
+        "cities",
+        "places",
+        "affinity",
+        "outside",
+        "days",
+        "people",
+        "probe",
+        "trend",
+    ):
+        assert read.ids[section] == 1
+    assert ("first snapshot of this place" in page) == (nights == 0)
+
+
+def fetches(name: str, value: str | None) -> bool:
+    """Whether an attribute makes a browser ask somebody for something."""
+    return name in ("src", "href", "xlink:href", "srcset", "data", "action") and not str(value).startswith(
+        ("#", "data:,")
+    )
+
+
+def renamed(manifest: dict, watch: Watch, out: Path) -> None:
+    """Give a city, its places and their categories a name that means harm."""
+    published = manifest["published"]
+    victim = published["partitions"][0]["city"]
+    for entry in published["partitions"]:
+        entry["city"] = EVIL if entry["city"] == victim else entry["city"]
+    for group in ("events", "triples", "signs", "cities_left_out"):
+        published[group] = {EVIL if city == victim else city: value for city, value in published[group].items()}
+    watch._tally.cities[EVIL] = watch._tally.cities.pop(victim)
+    items = pl.read_parquet(out / "items.parquet")
+    items.with_columns(pl.lit(EVIL).alias(name) for name in ("city", "name", "category")).write_parquet(
+        out / "items.parquet"
+    )
+    users = pl.read_parquet(out / "users.parquet")
+    first = next(name for name in users.columns if name.startswith("affinity_"))
+    harm = [pl.lit(EVIL).alias(name) for name in ("pace_preference", "pace_preference_source")]
+    users.with_columns(*harm, pl.lit(0.5).alias(first)).rename({first: f"affinity_{EVIL}"}).write_parquet(
+        out / "users.parquet"
+    )
+    manifest["warnings"] = [EVIL]
+    manifest["settings"]["shadow_prefix"] = EVIL
+
+
+@pytest.mark.parametrize(("make", "number"), WORLDS[:2])
+def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
+    _, _, watch, out, manifest = staged(tmp_path, make, number)
+    renamed(manifest, watch, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that no font has is one
+        page = watch.page(manifest, out, [])
+    assert watch.failure is None
+    read = Page(page)
+    assert sum(tag == "script" for tag, _ in read.tags) == 1
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    # Where it is cut to fit, too: in the chart's label, as text.
+    assert page.count("&lt;/text&gt;") >= 8
+    assert re.search(r"<text[^>]*>&lt;/text&gt;", page)
+    assert "{{ 7*7 }}" in read.text
+
+
+def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tmp_path):
+    _, _, watch, out, manifest = staged(tmp_path, *WORLDS[1])
+    published = manifest["published"]
+    for group in ("events", "triples", "signs", "cities_left_out", "partitions"):
+        published[group].clear()
+    for number in range(3000):
+        name = f"City {number}"
+        entry = {"folder": f"city={number}", "split": None, "city": name, "events": 2, "positives": 1, "weight": 1.0}
+        published["partitions"].append({**entry, "triples": number + 1})
+        published["triples"][name], published["events"][name] = number + 1, 2
+        watch._tally.cities[name] = CityTally(events=2, selected=1)
+        if number % 2:
+            published["cities_left_out"][name] = "too small"
+    page = watch.page(manifest, out, [])
+    assert watch.failure is None
+    assert len(page.encode()) < 400_000
+    read = " ".join(Page(page).text.split())
+    assert f"and 2,970 more cities, with {sum(range(1, 2971)):,} triples of 5,940 events" in read
+    assert "the 15 cities with most" in read
+    assert "City 2999" in read
+    assert "City 2900 " not in read
+
+
+def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics(tmp_path):
+    with charts.drawing(tmp_path), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = charts.bars("x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<')
+    assert ">$\\frac{</text>" in svg
+    assert "&lt;b&gt;&amp;</text>" in svg
+    assert "東京🗼</text>" in svg
+    assert 'aria-label="a&quot;&lt;"' in svg
+    assert "LABEL" not in svg
+    assert "#0101" not in svg
+    assert "font-family" not in svg
+
+
+def test_numbers_in_the_text_of_a_chart_stay_as_they_are(tmp_path):
+    with charts.drawing(tmp_path):
+        svg = charts.intervals("x", [("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
+    assert ">0.668</text>" in svg
+
+
+DAYS = st.dictionaries(st.integers(-719_162, 2_932_896), st.integers(1, 1000), min_size=1, max_size=60)
+
+
+@given(DAYS)
+def test_events_by_day_fit_into_a_chart_and_none_is_lost(counts):
+    days = days_of(counts)
+    assert sum(days.values) + days.stray == sum(counts.values())
+    assert len(days.values) == len(days.starts) <= MOST
+    assert days.starts == sorted(set(days.starts))
+    assert days.stray <= 2 * 0.0005 * sum(counts.values())
+    assert days.starts[0] <= days.first <= days.last
+    assert days.busiest[1] == max(days.values)
+    assert 1 <= len(days.labels) <= 4
+    assert len(set(days.labels.values())) == len(days.labels)
+
+
+@pytest.mark.parametrize(
+    ("span", "unit"),
+    [(1, "day"), (120, "day"), (121, "week"), (800, "week"), (1000, "month"), (4000, "year"), (60_000, "decade")],
+)
+def test_columns_are_as_fine_as_a_chart_can_show(span, unit):
+    assert days_of(dict.fromkeys(range(20_000, 20_000 + span), 1)).unit == unit
+
+
+def test_a_few_events_of_another_age_don_t_crowd_the_rest_together():
+    days = days_of({-700_000: 1, **dict.fromkeys(range(20_000, 20_100), 100), 2_900_000: 2})
+    assert (days.unit, days.stray, len(days.values)) == ("day", 3, 100)
+
+
+def test_no_event_has_no_days():
+    assert days_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (numbers.thousands(680207), "680,207"),
+        (numbers.thousands(0.66789), "0.668"),
+        (numbers.thousands(None), "\N{EN DASH}"),
+        (numbers.short(680207), "680k"),
+        (numbers.short(0.65), "0.65"),
+        (numbers.share(9547, 46953), "20.3%"),
+        (numbers.share(1, 100_000), "< 0.1%"),
+        (numbers.share(99_999, 100_000), "> 99.9%"),
+        (numbers.share(0, 5), "0%"),
+        (numbers.share(5, 5), "100%"),
+        (numbers.share(1, 0), "\N{EN DASH}"),
+        (numbers.change(0.0123), "+1.2%"),
+        (numbers.change(-0.53), "\N{MINUS SIGN}53%"),
+        (numbers.change(0), "±0%"),
+        (numbers.change(0.0003), "+0.03%"),
+        (numbers.size(395_776), "395.8 kB"),
+        (numbers.size(12), "12 B"),
+        (numbers.seconds(3.31), "3.3 s"),
+        (numbers.seconds(7300), "2.0 h"),
+        (numbers.between((-3.0, 17.4), whole=True), "0 to 17"),
+        (numbers.between((0.66123, 0.674), whole=False), "0.661 to 0.674"),
+        (numbers.clock(NOW), "25 Nov 2026, 03:00 UTC"),
+    ],
+)
+def test_numbers_are_written_with_their_units(written, expected):
+    assert written == expected
+
+
+def manifest_of(triples: int) -> dict:
+    published = {"triples": {"Rome": triples}, "events": {"Rome": 10}, "positives": 5}
+    return {"settings": {}, "published": published}
+
+
+def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
+    nights = [
+        Night(str(day), {}, figures(manifest_of(number)))
+        for day, number in enumerate([100, 101, 99, 100, 101, 40, 100])
+    ]
+    (trend,) = [trend for trend in trends(manifest_of(300), nights) if trend.name == "triples"]
+    assert trend.values == [100, 101, 99, 100, 101, 40, 100, 300]
+    assert trend.odd == [False] * 5 + [True, False, True]
+    assert trend.usual[:5] == [None] * 5
+    found = {each.name: each for each in figures_of(manifest_of(300), nights)}
+    assert found["triples"].odd
+    assert found["triples"].change == 2.0
+    assert not found["ranking events"].odd
+
+
+def test_what_is_usual_is_so_among_nights_of_the_same_settings():
+    shown = [Night(f"shown {day}", {"negatives": ["shown"]}, figures(manifest_of(9))) for day in range(5)]
+    ours = [Night(f"ours {day}", {}, figures(manifest_of(100))) for day in range(5)]
+    mixed = [night for pair in zip(shown, ours, strict=True) for night in pair]
+    (trend,) = [trend for trend in trends(manifest_of(100), [*mixed, shown[0]]) if trend.name == "triples"]
+    assert trend.usual[-1] == pytest.approx((70, 100 / 0.7))
+    found = {each.name: each for each in figures_of(manifest_of(100), [*mixed, shown[0]])}
+    assert (found["triples"].before, found["triples"].runs, found["triples"].odd) == (100, 5, False)
+
+
+def test_a_night_s_losses_have_words_for_every_reason_of_the_manifest():
+    reasons = ["user_without_persona", "city_without_nodes", "date_out_of_range", "trip_gone", "small_catalog"]
+    found = list(losses({"days_without_event": dict.fromkeys(reasons, 1)}))
+    assert not [loss.why for loss in found if "_" in loss.why]
+
+
+def test_what_goes_wrong_costs_the_report_and_no_more(tmp_path):
+    _, _, watch, out, manifest = staged(tmp_path, *WORLDS[0])
+    del manifest["published"]["signs"]
+    assert watch.page(manifest, out, []) is None
+    assert isinstance(watch.failure, KeyError)
+
+
+def test_a_dataset_that_can_t_be_tallied_costs_the_report_and_no_more(tmp_path):
+    dataset, _, _, out, manifest = staged(tmp_path, *WORLDS[0])
+    watch = Watch(dataset, MODEL.unknown)
+    watch.see(pl.DataFrame({"nothing": [1]}))
+    assert watch.failure is not None
+    assert watch.page(manifest, out, []) is None
+
+
+def test_a_tally_of_no_event_is_all_nought(tmp_path):
+    dataset, *_ = staged(tmp_path, *WORLDS[0])
+    tally = Tally.of(dataset, MODEL.unknown)
+    tally.add(dataset.events.whole()[:0])
+    assert tally.candidate.sum() == tally.selected.sum() == len(tally.days) == len(tally.cities) == 0
+    assert json.dumps({name: int(times.sum()) for name, times in tally.affinities.items()})

@@ -1,0 +1,194 @@
+"""The recipes of docs/recipes.md, as far as they can be looked at without the programs that they are for.
+
+`make check-recipes` has those programs look at them, where they are installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from cli import app
+from etl.postgres.url import address_of
+from etl.reporting.metrics_file import METRICS
+from etl.settings.model import ENVIRONMENT_PREFIX, Settings, resolve
+
+DOCS = Path(__file__).parents[3] / "docs"
+RECIPES = DOCS / "recipes"
+FILES = sorted(path for path in RECIPES.iterdir() if path.is_file())
+NO_RETRY, RETRY, FINE = {"1", "2", "4", "5"}, {"3", "6"}, {"0", "99"}
+
+
+def read(name: str) -> str:
+    return (RECIPES / name).read_text(encoding="utf-8")
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(read(name))
+    return parser
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_options_and_variables_that_are_named_are_there(path):
+    text = path.read_text(encoding="utf-8")
+    options = {option for command in get_command(app).commands["run"].params for option in command.opts}
+    for call in re.findall(r"bpr-etl run([^\n\"|&>;]*)", text):
+        assert set(re.findall(r"--[a-z-]+", call)) <= options
+    named = {name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in re.findall(r"\bBPR_ETL_[A-Z_]+", text)}
+    of_the_script = {"env", "pauses"}
+    assert named - of_the_script <= set(Settings.__dataclass_fields__)
+
+
+def test_the_settings_file_of_the_environment_is_taken_and_said_the_same_by_a_shell_and_by_systemd():
+    lines = [line for line in read("env").splitlines() if line and not line.startswith("#")]
+    of_systemd = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+    shell = subprocess.run(
+        ["sh", "-c", f"set -a; . {RECIPES / 'env'}; env"], capture_output=True, text=True, check=True, env={}
+    ).stdout
+    of_shell = dict(line.split("=", 1) for line in shell.splitlines())
+    assert of_systemd.items() <= of_shell.items()
+    settings = resolve({}, of_shell)
+    assert address_of(settings)
+    assert (settings.negatives, settings.split, settings.skip_unchanged) == (("recommended",), "last-trip", True)
+    assert settings.fail_on_change
+
+
+@pytest.fixture
+def night(tmp_path):
+    """Run the script of cron with a bpr-etl that ends with these codes, one after the other, and says something each time.
+
+    How it ends, what it prints, and how often it called.
+    """
+
+    def run(*codes: int, says: str = "") -> tuple[int, str, int]:
+        called = tmp_path / "called"
+        called.unlink(missing_ok=True)
+        fake = tmp_path / "bpr-etl"
+        fake.write_text(
+            f'#!/bin/sh\n[ "$*" = "run --quiet" ] || exit 77\necho x >> {called}\nprintf "{says}" >&2\n'
+            f"set -- {' '.join(map(str, codes))}\nshift $(($(wc -l < {called}) - 1))\nexit $1\n"
+        )
+        fake.chmod(0o755)
+        environ = {
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "BPR_ETL_ENV": str(RECIPES / "env"),
+            "BPR_ETL_PAUSES": "0.01 0.01 0.01",
+        }
+        done = subprocess.run(
+            ["sh", RECIPES / "bpr-etl-night"], capture_output=True, text=True, check=False, env=environ
+        )
+        return done.returncode, done.stdout, len(called.read_text().splitlines())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "calls"),
+    [
+        ((0,), 0, 1),
+        ((99,), 0, 1),
+        ((5,), 5, 1),
+        ((2,), 2, 1),
+        ((3, 6, 0), 0, 3),
+        ((3, 4), 4, 2),
+        ((6, 6, 6, 6), 6, 4),
+    ],
+)
+def test_cron_s_script_tries_again_what_may_be_over_and_prints_what_it_was_told(night, codes, ends, calls):
+    for says in ("", "a warning\\n"):
+        code, said, called = night(*codes, says=says)
+        assert (code, called) == (ends, calls)
+        first = "" if ends == 0 else f"bpr-etl run ended with exit code {ends}:\n"
+        assert said == first + says.replace("\\n", "\n")
+
+
+def test_cron_s_line_has_a_user_and_what_it_calls_is_there():
+    lines = [line for line in read("bpr-etl.cron").splitlines() if re.match(r"[\d*]", line)]
+    assert [line.split()[5:] for line in lines] == [["bpr-etl", "bpr-etl-night"]]
+    assert (RECIPES / "bpr-etl-night").stat().st_mode & 0o111
+
+
+def test_systemd_s_unit_says_the_same_of_exit_codes():
+    service = unit("bpr-etl.service")["Service"]
+    assert service["SuccessExitStatus"] == "99"
+    assert set(service["RestartPreventExitStatus"].split()) == NO_RETRY
+    assert service["Restart"] == "on-failure"
+    assert service["ExecStart"].endswith("/bpr-etl run")
+    assert unit("bpr-etl.timer")["Timer"]["OnCalendar"] == "*-*-* 03:17"
+
+
+def test_airflow_s_dag_says_the_same_of_exit_codes():
+    tree = ast.parse(read("airflow_dag.py"))
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert {str(code) for code in constants["WORTH_A_RETRY"]} == RETRY
+    assert "skip_on_exit_code=99" in read("airflow_dag.py")
+    assert "run --skip-unchanged --fail-on-change --json" in read("airflow_dag.py")
+
+
+def test_github_s_workflow_loads_and_its_scripts_are_ones():
+    flow = yaml.safe_load(read("github-actions.yml"))
+    assert flow["concurrency"] == {"group": "bpr-etl", "cancel-in-progress": False}
+    scripts = [step["run"] for step in flow["jobs"]["night"]["steps"] if "run" in step]
+    assert len(scripts) == 2
+    for script in scripts:
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+    assert set(re.findall(r"^ +(\d[\d |]*)\)", scripts[1], re.MULTILINE)) == {"0", "99", "3 | 6"}
+    assert flow["jobs"]["night"]["env"]["BPR_ETL_FAIL_ON_CHANGE"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("night", "code", "annotations", "summary"),
+    [
+        ({"snapshot": "/out/s", "warnings": []}, 0, [], ["/out/s"]),
+        ({"snapshot": "/out/s", "warnings": ["Odd.", "Odder."]}, 0, ["Odd.", "Odder."], ["/out/s", "Odd.", "Odder."]),
+        ({"message": "Half of them are gone."}, 5, [], ["Half of them are gone."]),
+    ],
+)
+def test_github_s_script_shows_warnings_of_a_night_that_went_well(tmp_path, night, code, annotations, summary):
+    script = yaml.safe_load(read("github-actions.yml"))["jobs"]["night"]["steps"][-1]["run"]
+    fake = tmp_path / "bpr-etl"
+    fake.write_text(f"#!/bin/sh\necho '{json.dumps(night)}'\nexit {code}\n")
+    fake.chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert [line for line in done.stdout.splitlines() if line] == [f"::warning::{each}" for each in annotations]
+    assert (tmp_path / "summary").read_text() == "\n\n".join(summary) + "\n"
+
+
+def test_alerts_ask_for_metrics_that_are_written():
+    rules = yaml.safe_load((DOCS / "alerts" / "bpr-etl.rules.yml").read_text(encoding="utf-8"))
+    asked = {
+        metric
+        for group in rules["groups"]
+        for rule in group["rules"]
+        for metric in re.findall(r"\bbpr_etl_\w+", rule["expr"])
+    }
+    assert asked
+    assert asked <= set(METRICS)
+
+
+def test_exit_codes_of_the_page_are_sorted_as_the_recipes_sort_them():
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\d, ]+) \| (.+) \|$", page, re.MULTILINE))
+    again = {code for codes, what in rows.items() if what.startswith("try again") for code in codes.split(", ")}
+    fine = {code for codes, what in rows.items() if what.startswith("go on") for code in codes.split(", ")}
+    assert (again, fine) == (RETRY, FINE)

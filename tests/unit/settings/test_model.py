@@ -1,0 +1,238 @@
+"""Where a setting comes from, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from etl.errors import SettingsError
+from etl.settings.model import Settings, resolve, settled, unknown_variables
+
+
+def test_option_environment_file_default(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('seed = 1\nout = "file"\nmin-catalog = 7\nids = "both"\n')
+    settings = resolve(
+        {"seed": 3, "config": str(file), "out": None}, {"BPR_ETL_SEED": "2", "BPR_ETL_OUT": "environment"}
+    )
+    assert (settings.seed, settings.out, settings.min_catalog, settings.ids) == (3, "environment", 7, "both")
+    assert settings.rows_per_file == 1_000_000
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path):
+    (tmp_path / "own.toml").write_text("seed = 4")
+    assert resolve({}, {"BPR_ETL_CONFIG": str(tmp_path / "own.toml")}).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"DATABASE_URL": "c"}, "c"),
+        ({"DATABASE_URL": "c", "DIRECT_URL": "b"}, "b"),
+        ({"DATABASE_URL": "c", "DIRECT_URL": "b", "BPR_ETL_DATABASE_URL": "a"}, "a"),
+        ({"DATABASE_URL": "c", "DIRECT_URL": ""}, "c"),
+    ],
+)
+def test_the_url_s_variables_in_their_order(variables, expected):
+    assert resolve({}, variables).database_url == expected
+    assert resolve({"database_url": "option"}, variables).database_url == "option"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": -1}, "--seed must be a whole number"),
+        ({"seed": "x"}, "--seed must be a whole number"),
+        ({"ids": "Both"}, "did you mean 'both'"),
+        ({"scale": 0}, "above 0"),
+        ({"shadow_prefix": ""}, "must not be empty"),
+        ({"negatives": ["catalogue:16"]}, "must be ranking, shown, catalog:N"),
+        ({"negatives": ["catalog:0"]}, "catalog:N"),
+        ({"negatives": ["catalog:4", "recommended"]}, "once"),
+        ({"split": "last"}, "must be none, last-trip, time:"),
+        ({"split": "last_trip"}, "did you mean 'last-trip'"),
+        ({"split": "time:2026-02-01,2026-01-01"}, "the second is later"),
+        ({"split": "time:yesterday"}, "dates like"),
+        ({"catalog_alpha": -1}, "from 0 to 10"),
+        ({"city_weight": ["New York"]}, "New York=2"),
+        ({"city_weight": ["New York=0"]}, "above 0"),
+        ({"city_weight": ["a=1", "a=2"]}, "each city once"),
+        ({"fail_below": 1.5}, "from 0 to 1"),
+        *(
+            ({"allow_side_effects": names}, "must be the names of tables")
+            for names in ("", "a,", "a.b.c", 'a"b', '"a', "a b", '""', '"a,b', 7, [7.5])
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(given, said):
+    with pytest.raises(SettingsError, match="from the command line") as refused:
+        resolve(given, {})
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["seed = ", "seed = true", "sede = 1", 'dry_run = "perhaps"'])
+def test_a_wrong_file_is_refused_with_its_name(content, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=r"own\.toml"):
+        resolve({"config": str(file)}, {})
+
+
+def test_a_flag_can_be_said_everywhere(tmp_path):
+    (tmp_path / "own.toml").write_text("dry-run = true")
+    given = {"config": str(tmp_path / "own.toml")}
+    assert resolve(given, {}).dry_run
+    assert not resolve(given, {"BPR_ETL_DRY_RUN": "off"}).dry_run
+    assert resolve(given | {"dry_run": True}, {"BPR_ETL_DRY_RUN": "0"}).dry_run
+
+
+WRONG = [
+    ({"negatives": "nonsense"}, "must be ranking, shown, catalog:N"),
+    ({"negatives": "rankin"}, "did you mean 'ranking'"),
+    ({"audience": "bar"}, "audience must be one of shadow, real, all ('bar' from the call)"),
+    ({"audience": None}, "audience must be one of"),
+    ({"audience": "shadwo"}, "did you mean 'shadow'"),
+    ({"ids": "Both"}, "did you mean 'both'"),
+    ({"seed": "x"}, "whole number"),
+    ({"seed": True}, "whole number"),
+    ({"keep": 0}, "whole number from 1"),
+    ({"min_catalog": -1}, "whole number"),
+    ({"shuffle": "perhaps"}, "true or false"),
+    ({"out": ""}, "out must not be empty"),
+    ({"out": " \t"}, "out must not be empty"),
+    ({"out": 7}, "out must be a text"),
+    ({"schema": ""}, "schema must not be empty"),
+    ({"snapshot": ""}, "snapshot must not be empty"),
+    ({"vocab_from": "s4://bucket/x"}, "must be a local folder, or one of s3://bucket/path"),
+    ({"split": "last_trip"}, "did you mean 'last-trip'"),
+    ({"city_weight": [("Rome", 0)]}, "above 0"),
+    ({"engine": "spark"}, "must be local, ray"),
+    ({"quiet": True, "verbose": True}, "contradict"),
+    ({"fail_on_change": True, "max_change": "off"}, "no limit to go by"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), WRONG, ids=map(str, range(len(WRONG))))
+def test_settings_are_checked_where_they_are_made(values, said):
+    for make in (lambda: Settings(**values), lambda: replace(Settings(), **values)):
+        with pytest.raises(SettingsError) as refused:
+            make()
+        assert said in str(refused.value)
+
+
+def test_settings_that_were_checked_are_taken_as_they_are():
+    said = {
+        "negatives": "ranking,catalog:4",
+        "split": "time:2026-01-01",
+        "city_weight": "Rome=2,Washington, DC=0.5",
+        "max_change": "20%",
+        "max_bad": "1%",
+        "expect_users": 747,
+        "shadow_domain": "@x.test",
+        "seed": "7",
+        "shuffle": "on",
+        "out": Path("somewhere"),
+        "keep": "3",
+        "max_wait": "5",
+        "fail_below": "0.5",
+    }
+    made, resolved = Settings(**said), resolve(said, {})
+    assert (
+        made == resolved == replace(made) == Settings(**{each.name: getattr(made, each.name) for each in fields(made)})
+    )
+    assert (made.city_weight, made.max_change, made.out) == ((("Rome", 2.0), ("Washington, DC", 0.5)), 0.2, "somewhere")
+    assert Settings(max_change="off").max_change is Settings(max_change=None).max_change is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("BPR_ETL_OUTT", "BPR_ETL_OUT"),
+        ("BPR_ETL_NEGATIVE", "BPR_ETL_NEGATIVES"),
+        ("BPR_ETL_Seed", "BPR_ETL_SEED"),
+        ("BPR_ETL_DATABASE", "BPR_ETL_DATABASE_URL"),
+        ("BPR_ETL_CONFG", "BPR_ETL_CONFIG"),
+        ("BPR_ETL_SHADOW-PREFIX", "BPR_ETL_SHADOW_PREFIX"),
+        ("BPR_ETL_FAIL_ON_CHANGES", "BPR_ETL_FAIL_ON_CHANGE"),
+    ],
+)
+def test_a_mistyped_variable_is_named_and_what_was_meant(variable, meant):
+    with pytest.raises(SettingsError, match=rf"{variable} .*did you mean {meant}\?"):
+        resolve({}, {variable: "x"})
+
+
+def test_a_variable_that_resembles_no_option_is_somebody_else_s_and_is_warned_of():
+    """Kubernetes gives every pod some for a service that is called bpr-etl."""
+    of_kubernetes = ["BPR_ETL_PORT", "BPR_ETL_PORT_80_TCP", "BPR_ETL_PORT_80_TCP_ADDR", "BPR_ETL_SERVICE_HOST"]
+    ours = ["BPR_ETL_TEST_DATABASE_URL", "BPR_ETL_BENCH_DIR", "BPR_ETL_CONFIG", "_BPR_ETL_COMPLETE", "BPR_ETL_SEED"]
+    environ = dict.fromkeys([*of_kubernetes, *ours], "")
+    assert resolve({}, environ) == Settings()
+    assert unknown_variables(environ) == of_kubernetes
+
+
+def test_an_option_that_is_none_is_named_and_what_was_meant():
+    with pytest.raises(SettingsError, match=r"There is no setting .negative.; did you mean .negatives.\?"):
+        resolve({"negative": "shown"}, {})
+
+
+def test_where_to_publish_is_never_empty(tmp_path):
+    (tmp_path / "own.toml").write_text('out = ""')
+    for given, environ in (({"out": ""}, {}), ({}, {"BPR_ETL_OUT": ""}), ({}, {"BPR_ETL_OUT": " "})):
+        with pytest.raises(SettingsError, match="--out must not be empty"):
+            resolve(given, environ)
+    with pytest.raises(SettingsError, match="--out must not be empty"):
+        resolve({"config": str(tmp_path / "own.toml")}, {})
+    assert resolve({}, {"BPR_ETL_SCHEMA": ""}).schema is None  # any other empty variable is none
+
+
+def test_without_an_environment_it_is_this_process_s(monkeypatch):
+    monkeypatch.setenv("BPR_ETL_SEED", "7")
+    assert resolve({}).seed == 7
+    assert resolve({}, {}).seed == 0
+    assert (settled(None, {"out": "x"}).seed, settled(None, {"seed": 1}).seed) == (7, 1)
+    assert settled(Settings(out="x"), {"seed": 1}) == Settings(out="x", seed=1)
+
+
+@pytest.mark.parametrize("settings", [None, Settings()])
+def test_an_option_of_a_call_is_checked_as_such(settings):
+    with pytest.raises(SettingsError, match=r"^negatives must be .*did you mean 'shown'.* from the call"):
+        settled(settings, {"negatives": "show"})
+    with pytest.raises(SettingsError, match="did you mean 'out'"):
+        settled(settings, {"outt": "x"})
+
+
+def test_a_secret_is_in_no_repr_and_no_public_settings():
+    settings = resolve({"database_url": "postgresql://u:s3cr3t@h/d"}, {"PGPASSWORD": "s3cr3t"})
+    assert "s3cr3t" not in repr(settings)
+    assert "s3cr3t" not in str(settings.public())
+
+
+@pytest.mark.parametrize("out", ["s3:/bucket/x", "s3//bucket/x", "S3:bucket", "~/bpr", "~", "file:/srv/bpr"])
+def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
+    with pytest.raises(
+        SettingsError, match="--out must be a folder, written out where it begins with ~, or a URL with ://"
+    ):
+        resolve({"out": out}, {})
+    assert resolve({"out": f"./{out}"}, {}).out == f"./{out}"
+
+
+@pytest.mark.parametrize("options", [{"foo": None}, {"foo": 1}, {"config": "x"}])
+def test_a_call_with_an_option_that_does_not_exist(options):
+    with pytest.raises(SettingsError, match="There is no setting"):
+        settled(Settings(), options)
+
+
+@pytest.mark.parametrize(
+    "given", [{"keep": 10**5000}, {"city_weight": {"Rome": 1e308}}, {"city_weight": {"Rome": 1e-60}}]
+)
+def test_numbers_beyond_what_can_be_used(given):
+    with pytest.raises(SettingsError, match=r"--keep|--city-weight"):
+        resolve(given, {})
+
+
+def test_an_address_without_its_scheme_is_not_repeated():
+    with pytest.raises(SettingsError) as raised:
+        resolve({"split": "u:S3cret@host/db"}, {})
+    assert "S3cret" not in str(raised.value)
