@@ -21,8 +21,8 @@ from etl.commands import snapshots as looking
 from etl.commands import streams
 from etl.runtime import notices
 from etl.runtime.version import __version__
-from etl.settings.model import DEFAULT_FILE, file_named
-from etl.settings.redaction import Discreet, secrets_in
+from etl.settings.model import DEFAULT_FILE, explicit_settings_file
+from etl.settings.redaction import RedactingStream, find_secrets
 
 NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
 app = commands.App(name="bpr-etl")
@@ -33,7 +33,7 @@ db_app = commands.App(help="The embedded PostgreSQL: start it, stop it, print it
 
 def _do(options: dict[str, Any], work: terminal.Work) -> None:
     """Do a command's work. `options` are its `locals()`, so that a parameter's name is its setting's."""
-    terminal.answer({**commands.common(), **options}, os.environ, work)
+    terminal.answer({**commands.common_options(), **options}, os.environ, work)
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
@@ -375,7 +375,7 @@ def schema_apply(
 )
 def init(config: opt.Config = None) -> None:
     """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
-    path = file_named({"config": config}, os.environ) or DEFAULT_FILE
+    path = explicit_settings_file({"config": config}, os.environ) or DEFAULT_FILE
     _do({"config": ""}, partial(answers.init, path=path))
 
 
@@ -385,7 +385,7 @@ def init(config: opt.Config = None) -> None:
 @opt.every
 def config_show(**options: Any) -> None:
     """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
-    _do(options, partial(answers.config_show, given={**commands.common(), **options}))
+    _do(options, partial(answers.config_show, given={**commands.common_options(), **options}))
 
 
 @db_app.command("start", epilog=opt.examples("bpr-etl db start"))
@@ -424,12 +424,12 @@ def main() -> None:
     """Run the command line, in a process that is ours alone."""
     sys.meta_path.insert(0, _WithoutPandas())
     # What a person is told holds no password, whoever tells it: a usage error, a library's log, a traceback.
-    secrets = secrets_in(sys.argv[1:], os.environ)
+    secrets = find_secrets(sys.argv[1:], os.environ)
     streams.open_closed()  # before anything else takes their numbers
     with notices.as_log_lines():
         out, err = streams.standard()
-        sys.stdout, sys.stderr = Discreet(out, secrets), Discreet(err, secrets)
-        sys.exit(commands.call(app, sys.argv[1:], os.environ))
+        sys.stdout, sys.stderr = RedactingStream(out, secrets), RedactingStream(err, secrets)
+        sys.exit(commands.main(app, sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class World:
             sizes = np.bincount(self.category[self.city == city], minlength=len(SHARES))
             # A category is reached when fewer than 20 nodes are of one that the user likes better.
             better = (self.affinity[:, :, None] < self.affinity[:, None, :]) @ sizes
-            total += int(((better < ours_.TOP) * sizes).sum())
+            total += int(((better < ours_.TOP_K) * sizes).sum())
         return total
 
 
@@ -117,7 +117,7 @@ def oracle(world: World, users: int) -> list[list[int]]:
         for city in range(len(CITIES)):
             here = np.flatnonzero(world.city == city)  # ascending by id, which decides last
             order = np.lexsort((here, tie(key, of_nodes[here]), -world.affinity[user, world.category[here]]))
-            found.append(here[order[: ours_.TOP]].tolist())
+            found.append(here[order[: ours_.TOP_K]].tolist())
     return found
 
 
@@ -126,7 +126,7 @@ def ours(world: World) -> Ints:
     pairs, affinities, nodes = world.frames
     found = ours_.candidates(pairs, affinities, nodes, UNKNOWN, SEED)
     ranked = pairs.join(found, on=["user_id", "city"], maintain_order="left")["ranked_ids"]
-    return ranked.explode().to_physical().cast(pl.Int64).to_numpy().reshape(len(pairs), ours_.TOP)
+    return ranked.explode().to_physical().cast(pl.Int64).to_numpy().reshape(len(pairs), ours_.TOP_K)
 
 
 class DuckDB:
@@ -135,12 +135,12 @@ class DuckDB:
     FROM = "FROM pairs JOIN liked USING (usr) JOIN nodes USING (city, category)"
     WAYS: Mapping[str, str] = {
         "DuckDB, max_by": (
-            f"SELECT usr, city, max_by(node, row(affinity, hash(xor(u, v))), {ours_.TOP}) AS top {FROM} GROUP BY ALL"
+            f"SELECT usr, city, max_by(node, row(affinity, hash(xor(u, v))), {ours_.TOP_K}) AS top {FROM} GROUP BY ALL"
         ),
         "DuckDB, row_number": (
             "SELECT usr, city, list(node) AS top FROM (SELECT usr, city, node, row_number() OVER "
             f"(PARTITION BY usr, city ORDER BY affinity DESC, hash(xor(u, v)), node) AS place {FROM} "
-            f"QUALIFY place <= {ours_.TOP}) GROUP BY ALL"
+            f"QUALIFY place <= {ours_.TOP_K}) GROUP BY ALL"
         ),
     }
 

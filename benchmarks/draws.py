@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.measure import alone, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
-from etl.transform.arrays import I64, U64, Flags, Places
-from etl.triples.sampling import Pools, draw, pools, whole_weights
+from etl.transform.arrays import I64, U64, Flags, Positions
+from etl.triples.sampling import SamplingPools, sample, build_pools, integer_weights
 
 WANTED, SEEN, PER_USER = 16, 30, 60
 CHECKED = 200
@@ -44,9 +44,9 @@ class Case:
 
     keys: U64
     groups: I64
-    seen: Places
-    even: Pools
-    weighted: Pools | None
+    seen: Positions
+    even: SamplingPools
+    weighted: SamplingPools | None
 
     @classmethod
     def drawn(cls, draws: int, places: int, alpha: float | None) -> Case:
@@ -61,13 +61,13 @@ class Case:
             keys=rng.integers(0, 2**64, draws, dtype=np.uint64),
             groups=np.arange(draws) // PER_USER,
             seen=seen,
-            even=pools(np.ones(places, np.uint64), *by_group),
-            weighted=None if alpha is None else pools(whole_weights(counts, alpha), *by_group),
+            even=build_pools(np.ones(places, np.uint64), *by_group),
+            weighted=None if alpha is None else build_pools(integer_weights(counts, alpha), *by_group),
         )
 
-    def run(self) -> tuple[Places, Flags]:
+    def run(self) -> tuple[Positions, Flags]:
         """All draws."""
-        return draw(self.keys, self.groups, WANTED, self.even, self.weighted)
+        return sample(self.keys, self.groups, WANTED, self.even, self.weighted)
 
 
 def number(key: int, attempt: int) -> int:

@@ -145,7 +145,7 @@ def starting() -> Seconds:
         began = time.perf_counter()
         with cluster(None, Stop()) as engine:
             started = time.perf_counter()
-            engine.begin(_nothing, engine.share(None)).result()
+            engine.submit(_nothing, engine.broadcast(None)).result()
             done = time.perf_counter()
         moments = (began, started, done, time.perf_counter())
         for each, (first, second) in zip(seconds.values(), pairwise(moments), strict=True):

@@ -31,10 +31,10 @@ from etl.pipeline.run import utc_now
 from etl.runtime.run_record import RunResult
 from etl.settings.model import resolve
 from etl.snapshots.reader import LATEST, find_snapshot
-from etl.transform.buckets import bucket_of, buckets_for, shelf
+from etl.transform.buckets import bucket_expr, bucket_count, open_spill
 from etl.transform.ranking_events import in_file_order
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import CODED, LISTS, Compaction, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, LISTS, DatasetBuilder, Vocabulary
 
 EVENTS = 15_500
 """About how many events the world has for each unit of scale."""
@@ -47,27 +47,27 @@ def made(folder: str, scale: float, seed: int = 0) -> str:
     """Publish the events of the synthetic world of that scale, without triples; gives the snapshot's folder."""
     settings = resolve({"out": folder, "seed": seed, "min_catalog": 1_000_000}, {})
     report = RunResult(uuid.uuid4().hex, utc_now())
-    buckets = buckets_for(round(scale * EVENTS))
+    buckets = bucket_count(round(scale * EVENTS))
     with output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
-        compaction = Compaction(shelves.enter_context(shelf(scratch, buckets, CODED)))
-        waiting = shelves.enter_context(shelf(scratch, buckets, _SHOWN))
+        compaction = DatasetBuilder(shelves.enter_context(open_spill(scratch, buckets, ENCODED_EVENTS)))
+        waiting = shelves.enter_context(open_spill(scratch, buckets, _SHOWN))
         users, personas = [], []
         for source in chunks(scale, seed):
             events = _coded(source, compaction, seed)
-            waiting.put(events, events.select(bucket_of(pl.col("user_id"), buckets)).to_series())
+            waiting.append(events, events.select(bucket_expr(pl.col("user_id"), buckets)).to_series())
             users.append(source.users)
             personas.append(_personas(source))
             nodes = source.nodes
         for bucket in range(buckets):
-            compaction.add(bucket, in_file_order(waiting.take(bucket)))
+            compaction.add(bucket, in_file_order(waiting.read_bucket(bucket)))
         dataset = compaction.dataset(pl.concat(users), pl.concat(personas), nodes, Vocabulary())
         Release(settings, report, out, staged, scratch, utc_now, silently).publish(dataset)
     return str(report.snapshot)
 
 
-def _coded(source: Source, compaction: Compaction, seed: int) -> pl.DataFrame:
+def _coded(source: Source, compaction: DatasetBuilder, seed: int) -> pl.DataFrame:
     events = ranked(source, seed).select(_SHOWN.columns)
-    return events.with_columns(compaction.coded(events[name]) for name in LISTS)
+    return events.with_columns(compaction.encode(events[name]) for name in LISTS)
 
 
 def _personas(source: Source) -> pl.DataFrame:

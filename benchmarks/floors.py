@@ -37,7 +37,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.settings.model import resolve
 
 SCOPE = Scope(Naming("model"), PREFIX)
@@ -59,20 +59,20 @@ FROM "RankingEvent" WHERE "userId" IN ({SHADOW})
 
 def ready_events(url: str) -> pl.DataFrame:
     """The shadow users' ranking events as they stand there, as a frame that COPY takes."""
-    with connect(parse_address(url, {})) as connection:
-        return connection.frame(f'SELECT * FROM "RankingEvent" WHERE "userId" IN ({SHADOW})')
+    with connect(parse_url(url, {})) as connection:
+        return connection.fetch_frame(f'SELECT * FROM "RankingEvent" WHERE "userId" IN ({SHADOW})')
 
 
 def backfill(url: str) -> float:
     """Seconds of the single UPDATE and its COMMIT, with everything to backfill."""
     reset_signals(url)
-    with connect(parse_address(url, {})) as connection:
+    with connect(parse_url(url, {})) as connection:
         return timed(lambda: _in_transaction(connection, lambda: load.backfill(connection, SCOPE)))
 
 
 def copy(url: str, events: pl.DataFrame) -> float:
     """Seconds of COPY BINARY of the ready rows and its COMMIT, into the table emptied of them, with the schema's indexes."""
-    with connect(parse_address(url, {})) as connection:
+    with connect(parse_url(url, {})) as connection:
         connection.execute(_EMPTY)
         tidy(url)
         write = partial(load.copy_rows, connection, SCOPE, "RankingEvent", events)
@@ -82,14 +82,14 @@ def copy(url: str, events: pl.DataFrame) -> float:
 def delete(url: str) -> float:
     """Seconds of the DELETE of a night's events, which is rolled back."""
     tidy(url)
-    with connect(parse_address(url, {})) as connection, transaction(connection, keep=False):
+    with connect(parse_url(url, {})) as connection, transaction(connection, commit=False):
         return timed(lambda: connection.execute(_EMPTY))
 
 
 def checksum(url: str) -> float:
     """Seconds of reading back count and checksum of the events."""
-    with connect(parse_address(url, {})) as connection:
-        return timed(lambda: connection.rows(_CHECKSUM))
+    with connect(parse_url(url, {})) as connection:
+        return timed(lambda: connection.fetch_rows(_CHECKSUM))
 
 
 def _in_transaction(connection: Any, work: Callable[[], object]) -> None:
@@ -109,8 +109,8 @@ def measure(url: str, rounds: int) -> dict[str, Any]:
         },
         rounds,
     )
-    with connect(parse_address(url, {})) as connection:
-        signals = connection.rows(
+    with connect(parse_url(url, {})) as connection:
+        signals = connection.fetch_rows(
             f'SELECT count(*) FROM "BehavioralSignal" WHERE "userId" IN ({SHADOW}) AND "modelVersion" = \'{load.BACKFILLED}\''
         )[0][0]
     if not ready_events(url).sort("id").equals(events.sort("id")):

@@ -24,7 +24,7 @@ from etl.evaluation.holdout import Figures
 from etl.evaluation.probe import MODEL, POPULARITY
 from etl.evaluation.task import about, expanded
 from etl.settings.values import LARGE_CATALOGUE
-from etl.triples.dataset import CODED, Dataset, EventBuckets
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, BucketedEvents
 from etl.triples.partitions import TrainingOptions, prepare
 
 SIZES = (300, 1_000, 3_000, 5_000)
@@ -68,8 +68,8 @@ def simulated(nodes: int, seed: int = 0) -> Dataset:
             event_id=pl.format("u{}-{}", pl.col("trip_idx").cast(pl.String).str.zfill(6), "day_number"),
             timestamp=pl.col("trip_idx") % TRIPS * 8_640_000 + pl.col("day_number") * 86_400,
         )
-        .select(CODED.columns)
-        .cast(CODED.schema)
+        .select(ENCODED_EVENTS.columns)
+        .cast(ENCODED_EVENTS.schema)
     )
     users = pl.DataFrame({"user_id": [f"u{user:05}" for user in range(USERS)]}).with_row_index("user_idx")
     items = pl.DataFrame({"item_id": [f"n{node:05}" for node in range(nodes)]}).with_row_index("item_idx")
@@ -78,7 +78,7 @@ def simulated(nodes: int, seed: int = 0) -> Dataset:
     )
     trips = events.group_by("trip_idx").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
     trips = trips.sort("trip_idx").select("city", "start_us", trip_id=pl.Series(trip_ids))
-    return Dataset(EventBuckets.of(in_user_order(events)), users, items, trips)
+    return Dataset(BucketedEvents.of(in_user_order(events)), users, items, trips)
 
 
 def in_user_order(events: pl.DataFrame) -> pl.DataFrame:

@@ -175,7 +175,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
 
 def trained(asked: Question, seeds: int) -> dict[tuple[str, str], Figures]:
     """Every ranking's figures per user, the model's as the mean over the seeds."""
-    unknown = affinity_model().unknown
+    unknown = affinity_model().default_affinity
     found = probe(asked, unknown, 0, _silent)
     further = [probe(asked, unknown, seed, _silent, (found.options,)) for seed in range(1, seeds)]
     return {key: _mean([each.figures[key] for each in (found, *further)]) for key in found.figures}

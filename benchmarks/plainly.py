@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.surroundings import SEED
 from etl.transform.affinity import affinity_model
-from etl.transform.candidates import TOP
+from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")
@@ -85,9 +85,9 @@ def personas(user: str, trips: Sequence[Any], known: set[str]) -> list[tuple[Any
 
 def ranked(user: str, affinities: Mapping[str, float], nodes: Iterable[tuple[str, str, int]]) -> list[str]:
     """The top 20 of (node, category, hash of the node), by affinity, then by the tie."""
-    unknown, hashed = affinity_model().unknown, hash64(f"{SEED}\x00{user}")
+    unknown, hashed = affinity_model().default_affinity, hash64(f"{SEED}\x00{user}")
     order = sorted((-affinities.get(category, unknown), mix64(hashed ^ h), node) for node, category, h in nodes)
-    return [node for _, _, node in order[:TOP]]
+    return [node for _, _, node in order[:TOP_K]]
 
 
 def events(user: str, trip: tuple[str, datetime], slots: Sequence[Any], top: list[str]) -> Iterator[tuple[Any, ...]]:

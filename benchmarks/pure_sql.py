@@ -23,7 +23,7 @@ from benchmarks.surroundings import (
 from etl.load.copy import REGISTRY
 from etl.postgres.ddl import quote_literal
 from etl.transform.affinity import affinity_model
-from etl.transform.candidates import TOP
+from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _MODEL = quote_literal(json.dumps(affinity_model().raw)) + "::jsonb"
@@ -128,9 +128,9 @@ pair AS MATERIALIZED (SELECT DISTINCT "userId", "city" FROM shadow_trip)
 SELECT p."userId", p."city", t.candidates, t.ranked
 FROM pair p JOIN vector v USING ("userId") CROSS JOIN LATERAL (
   SELECT array_agg(id ORDER BY id) AS candidates, array_agg(id ORDER BY affinity DESC, tie, id) AS ranked FROM (
-    SELECT n.id, COALESCE((v.affinities->>n."category"::text)::float8, {affinity_model().unknown}) AS affinity,
+    SELECT n.id, COALESCE((v.affinities->>n."category"::text)::float8, {affinity_model().default_affinity}) AS affinity,
       hashint8extended(v.h # n.h, 0) AS tie
-    FROM node n WHERE n."city" = p."city" ORDER BY affinity DESC, tie, n.id LIMIT {TOP}
+    FROM node n WHERE n."city" = p."city" ORDER BY affinity DESC, tie, n.id LIMIT {TOP_K}
   ) top
 ) t WHERE t.ranked IS NOT NULL
 """
@@ -214,7 +214,7 @@ WITH vector AS MATERIALIZED (
 )
 SELECT r."userId", r."tripId", r."dayNumber", r."modelName", r."modelVersion", r."surface", r."selectedIds", r."createdAt",
   r."latencyMs" BETWEEN 200 AND 800, r."sessionId", r."shadowModelName", r."shadowModelVersion", r."shadowRankedIds",
-  ARRAY(SELECT COALESCE((v.affinities->>n."category"::text)::float8, {affinity_model().unknown})
+  ARRAY(SELECT COALESCE((v.affinities->>n."category"::text)::float8, {affinity_model().default_affinity})
     FROM unnest(r."rankedIds") WITH ORDINALITY AS o (id, place) JOIN "ActivityNode" n USING (id) ORDER BY place),
   r."candidateIds" = ARRAY(SELECT id COLLATE "C" FROM unnest(r."rankedIds") AS o (id) ORDER BY 1),
   (SELECT count(DISTINCT n."id") FROM unnest(r."rankedIds") AS o (id) JOIN "ActivityNode" n USING (id)

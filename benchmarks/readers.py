@@ -27,7 +27,7 @@ from etl.extract import queries
 from etl.pipeline import run as pipeline
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.settings.model import resolve
 
 NOTHING = "nothing read"
@@ -53,7 +53,7 @@ def read(url: str, name: str, *, check: bool) -> dict[str, Any]:
     import adbc_driver_postgresql.dbapi  # noqa: F401, PLC0415 - each reader is alone in a process
     import connectorx  # noqa: F401, PLC0415
 
-    address = parse_address(url, {})
+    address = parse_url(url, {})
     start, rows, checksum = time.perf_counter(), 0, 0
     for part in _parts(name, str(address.connectorx_url(tls=False, name="bpr-etl-benchmark")), address.libpq):
         rows += part.num_rows

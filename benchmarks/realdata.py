@@ -36,7 +36,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres import catalog as schema
 from etl.postgres.connection import connect, transaction
 from etl.postgres.scope import Scope
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings, resolve
 from etl.snapshots.reader import MANIFEST
@@ -244,7 +244,7 @@ class Outcome:
 
 def fill(url: str, kind: Kind, world: World) -> dict[str, int]:
     """Make the tables of an empty database, named as said, and COPY the world into them; gives the rows per table."""
-    with connect(parse_address(url, {})) as connection, transaction(connection):
+    with connect(parse_url(url, {})) as connection, transaction(connection):
         naming = schema.naming_for_apply(connection, "public", kind)
         schema.apply(connection, naming)
         return copy_world(connection, Scope(naming, PREFIX), [world])

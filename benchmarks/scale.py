@@ -23,7 +23,7 @@ from benchmarks.measure import Watched, watched
 from benchmarks.surroundings import circumstances, fresh_database, keep, line, server, target, targets_table, variant
 from etl.errors import EtlError
 from etl.postgres.connection import connect
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 
 NIGHTS = ("first night", "further night")
 MOST_EXPONENT, MOST_MIB = 1.05, 2048
@@ -36,7 +36,7 @@ def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
     account: dict[str, Any] = {"scale": scale, "synth": _used(filled)}
     contents = set()
     for night in NIGHTS:
-        with connect(parse_address(url, {})) as connection:
+        with connect(parse_url(url, {})) as connection:
             connection.execute("CHECKPOINT")
         out = folder / night.replace(" ", "-")
         done = watched([sys.executable, "cli.py", "run", "--json", "--out", str(out)], environment)
@@ -48,8 +48,8 @@ def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
         account["snapshot_bytes"] = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file())
     if len(contents) != 1:
         raise RuntimeError(f"Two nights at scale {scale:g} published different bytes.")
-    with connect(parse_address(url, {})) as connection:
-        account["database_bytes"] = connection.rows("SELECT pg_database_size(current_database())")[0][0]
+    with connect(parse_url(url, {})) as connection:
+        account["database_bytes"] = connection.fetch_rows("SELECT pg_database_size(current_database())")[0][0]
     return account
 
 

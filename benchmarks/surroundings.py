@@ -17,7 +17,7 @@ from etl.errors import SettingsError
 from etl.postgres import embedded
 from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import quote_identifier
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.runtime.run_record import LIBRARIES
 from etl.runtime.version import __version__
 
@@ -33,7 +33,7 @@ def server(database_url: str | None) -> Iterator[Callable[[str], str]]:
     if database_url is not None:
         yield lambda name: _with_database(database_url, name)
         return
-    with embedded.borrowed(embedded.default_data_dir(os.environ)) as started:
+    with embedded.shared_server(embedded.default_data_dir(os.environ)) as started:
         yield lambda name: started.url(name) if name else started.url()
 
 
@@ -50,7 +50,7 @@ def _with_database(url: str, name: str) -> str:
 def fresh_database(url_of: Callable[[str], str], label: str) -> Iterator[str]:
     """URL of a new database, which goes at the end of the block. Its name is new, so nobody's database is dropped."""
     name = f"rd_bpr_etl_{label}_{uuid.uuid4().hex[:8]}"
-    address = parse_address(url_of(""), {})
+    address = parse_url(url_of(""), {})
     with connect(address) as connection:
         connection.execute(f"CREATE DATABASE {quote_identifier(name)}")
     try:
@@ -79,8 +79,8 @@ def circumstances(url: str | None = None) -> dict[str, Any]:
 
 
 def _server_version(url: str) -> str:
-    with connect(parse_address(url, {})) as connection:
-        return str(connection.rows("SELECT current_setting('server_version')")[0][0])
+    with connect(parse_url(url, {})) as connection:
+        return str(connection.fetch_rows("SELECT current_setting('server_version')")[0][0])
 
 
 def _field(path: str, name: str) -> str | None:
@@ -160,7 +160,7 @@ SHADOW = f'SELECT u."id" FROM "User" u WHERE starts_with(u."email", \'{PREFIX}\'
 
 def tidy(url: str) -> None:
     """What autovacuum does between two nights, and a checkpoint: so that each round finds what the one before it found."""
-    with connect(parse_address(url, {})) as connection:
+    with connect(parse_url(url, {})) as connection:
         connection.execute('VACUUM (ANALYZE) "PersonaDimension", "RankingEvent"')
         connection.execute("CHECKPOINT")
 
@@ -172,13 +172,13 @@ def reset_signals(url: str) -> None:
     indexes so tightly that every page splits, does the UPDATE cost what it costs the first time.
     """
     names = '"id", "userId", "tripId", "slotId", "activityNodeId", "signalType"'
-    with connect(parse_address(url, {})) as connection, transaction(connection):
+    with connect(parse_url(url, {})) as connection, transaction(connection):
         connection.execute(
             f'CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT {names}, CASE WHEN "userId" NOT IN ({SHADOW}) '
             'THEN "modelVersion" END AS "modelVersion" FROM "BehavioralSignal" ORDER BY ctid'
         )
         connection.execute('TRUNCATE "BehavioralSignal"')
         connection.execute(f'INSERT INTO "BehavioralSignal" ({names}, "modelVersion") SELECT * FROM kept')
-    with connect(parse_address(url, {})) as connection:
+    with connect(parse_url(url, {})) as connection:
         connection.execute('VACUUM (ANALYZE) "BehavioralSignal"')
     tidy(url)

@@ -102,7 +102,7 @@ def ranked(world: Source, seed: int) -> pl.DataFrame:
         Nodes.cast(world.nodes),
         world.users["user_id"],
         Affinities.cast(world.affinities),
-        affinity_model().unknown,
+        affinity_model().default_affinity,
         seed,
     ).events
 

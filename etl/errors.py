@@ -7,7 +7,7 @@ what, where (table, column, count), what to do. It never holds a password or a r
 from __future__ import annotations
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """A text that may hold a name which somebody else gave, so that no terminal obeys it and no line of a log is forged."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
@@ -15,7 +15,7 @@ def visible(text: str) -> str:
 def unreadable(error: OSError) -> str:
     """What is said of a file or folder that this user may not enter, read or write."""
     where = f"{error.filename} can't be used" if error.filename else "A file or folder can't be used"
-    return f"{visible(where)}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
+    return f"{escape_control_characters(where)}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
 
 
 class EtlError(Exception):

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etl.errors import visible
+from etl.errors import escape_control_characters
 from etl.reporting.history import FEWEST, Figure
 from etl.reporting.wording import MOST_CITIES, RANKINGS, losses
 from etl.runtime.run_record import RunResult
@@ -65,12 +65,12 @@ def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
 
 def _amounts(report: RunResult) -> RenderableType:
     """Is it the usual amount? Each figure beside the last snapshot's, and the usual range of the nights before."""
-    if not report.figures:
+    if not report.metrics:
         return Text("")
-    unusual = any(each.odd for each in report.figures)
-    title = f"\nIs it the usual amount? {_verdict(report.figures)}"
+    unusual = any(each.odd for each in report.metrics)
+    title = f"\nIs it the usual amount? {_verdict(report.metrics)}"
     table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * unusual)
-    for each in report.figures:
+    for each in report.metrics:
         name, found = each.name, each.usual
         range_ = "-" if found is None else f"{_number(name, max(found[0], 0))} to {_number(name, found[1])}"
         words = [Text(_oddness(each), style="bold yellow")] if unusual else []
@@ -114,7 +114,7 @@ class SafeTable(Table):
 
     def add_row(self, *cells: RenderableType | None, **more: Any) -> None:
         """Add a row; what would not be printed as it stands is escaped."""
-        super().add_row(*(visible(each) if isinstance(each, str) else each for each in cells), **more)
+        super().add_row(*(escape_control_characters(each) if isinstance(each, str) else each for each in cells), **more)
 
 
 def _table(title: str, first: str, *others: str, footer: bool = False) -> Table:

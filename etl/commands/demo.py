@@ -11,7 +11,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect
 from etl.postgres.ddl import quote_identifier
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.runtime.cancellation import Stop
 from etl.settings.model import Settings
 
@@ -19,14 +19,14 @@ DATABASE = "bpr_etl_demo"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DemoDatabase:
     """The server with the synthetic world: its settings, its URL, and where a person looks next."""
 
     settings: Settings
     url: str
     data_dir: Path
 
-    def where_to_look(self, command: str) -> list[str]:
+    def next_steps(self, command: str) -> list[str]:
         """What to try next, one command a line; `command` is how bpr-etl was called."""
         return [
             "Where to look:",
@@ -42,19 +42,19 @@ class Prepared:
 
 
 @contextmanager
-def server(
+def demo_database(
     settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
-) -> Iterator[Prepared]:
+) -> Iterator[DemoDatabase]:
     """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before.
 
     `rows` is called with so many more as they are written.
     """
     data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
-    with embedded.borrowed(data_dir) as started:
-        with connect(parse_address(started.url(), {}), stop) as connection:
+    with embedded.shared_server(data_dir) as started:
+        with connect(parse_url(started.url(), {}), stop) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
         url = started.url(DATABASE)
         own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
         pipeline.synth(own, stop, rows)
-        yield Prepared(own, url, data_dir)
+        yield DemoDatabase(own, url, data_dir)

@@ -11,15 +11,15 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from etl.commands.doctor_check import Check, failed, guarded, ok, warning
+from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
 from etl.commands.doctor_database import database_checks
 from etl.commands.doctor_store import store_checks
 from etl.errors import SettingsError
-from etl.postgres.url import address_of, parts_of, schema_of
+from etl.postgres.url import target_of, connection_parts, schema_of
 from etl.runtime.cancellation import Stop
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
-from etl.settings.model import Settings, variable_of
+from etl.settings.model import Settings, env_variable_for
 from etl.snapshots.locations import is_url
 
 _NAME = "bpr-etl"
@@ -27,10 +27,10 @@ _NAME = "bpr-etl"
 Clock = Callable[[], datetime]
 
 
-def examine(settings: Settings, clock: Clock, stop: Stop | None = None) -> Iterator[Check]:
+def run_checks(settings: Settings, clock: Clock, stop: Stop | None = None) -> Iterator[Check]:
     """Every check in order, each as soon as it is known. Those that need what an earlier one missed are skipped."""
     yield from machine_checks()
-    address = list(guarded("address", lambda: _address(settings)))
+    address = list(catch_errors("address", lambda: _address(settings)))
     yield from address
     if all(check.state == "ok" for check in address):
         yield from database_checks(settings, clock, stop or Stop())
@@ -41,9 +41,9 @@ def examine(settings: Settings, clock: Clock, stop: Stop | None = None) -> Itera
 
 
 def _address(settings: Settings) -> Iterator[Check]:
-    address = address_of(settings)
-    parts = parts_of(settings.database_url or "", settings.environ)
-    variable = variable_of("database_url", settings.environ)
+    address = target_of(settings)
+    parts = connection_parts(settings.database_url or "", settings.environ)
+    variable = env_variable_for("database_url", settings.environ)
     said = variable is not None and settings.environ[variable] == settings.database_url
     where = f"from {variable}" if said else "from --database-url or the settings file"
     user = f"{parts['user']}@" if "user" in parts else ""

@@ -41,7 +41,7 @@ def failed(name: str, kind: type[EtlError], found: str, remedy: str = "") -> Che
     return Check(name, "failed", found, remedy, kind.exit_code)
 
 
-def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def catch_errors(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     """What a look finds; where it fails itself, that is what was found, in the words of the error."""
     try:
         yield from look()

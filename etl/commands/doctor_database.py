@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from etl.commands.doctor_check import Check, failed, guarded, ok, warning
+from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
 from etl.extract import queries
 from etl.load.audit import require_counted
@@ -19,7 +19,7 @@ from etl.postgres.connection import (
     Connection,
     connect,
     goes_through_transaction_pooler,
-    is_lock,
+    lock_predicate,
     lock_key,
     no_writes,
     transaction,
@@ -27,7 +27,7 @@ from etl.postgres.connection import (
 from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.scope import Scope
-from etl.postgres.url import address_of, parts_of, schema_of
+from etl.postgres.url import target_of, connection_parts, schema_of
 from etl.reporting.numbers import counted
 from etl.runtime.cancellation import Stop
 from etl.settings.model import Settings
@@ -65,18 +65,18 @@ Clock = Callable[[], datetime]
 
 def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Check]:
     """All of them; where no connection is to be had, the others are skipped."""
-    address = address_of(settings)
+    address = target_of(settings)
     start = time.perf_counter()
     try:
         with connect(address, stop) as connection:
             seconds = time.perf_counter() - start
-            with transaction(connection, read_only=True, keep=False):
-                user, database = connection.rows("SELECT current_user::text, current_database()::text")[0]
+            with transaction(connection, read_only=True, commit=False):
+                user, database = connection.fetch_rows("SELECT current_user::text, current_database()::text")[0]
             yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
             look = partial(_looked, connection)
             yield from look("server", _server)
             yield from look("TLS", _tls, settings)
-            yield from guarded("pooler", partial(_pooler, connection))
+            yield from catch_errors("pooler", partial(_pooler, connection))
             yield from look("time limits", _time_limits)
             yield from look("clock", _clock, clock)
             yield from look("audit", _audit)
@@ -93,15 +93,15 @@ def _looked(
     """What a look comes to, in a transaction of its own."""
 
     def within() -> Iterator[Check]:
-        with transaction(connection, read_only=True, keep=False):
+        with transaction(connection, read_only=True, commit=False):
             found = list(look(connection, *arguments))
         yield from found
 
-    return guarded(name, within)
+    return catch_errors(name, within)
 
 
 def _server(connection: Connection) -> Iterator[Check]:
-    version, number, encoding, synced = connection.rows(
+    version, number, encoding, synced = connection.fetch_rows(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int8, "
         "current_setting('server_encoding'), current_setting('fsync')::bool"
     )[0]
@@ -118,10 +118,10 @@ def _server(connection: Connection) -> Iterator[Check]:
 
 
 def _tls(connection: Connection, settings: Settings) -> Iterator[Check]:
-    used, version, socket = connection.rows(
+    used, version, socket = connection.fetch_rows(
         "SELECT s.ssl, s.version, inet_server_addr() IS NULL FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()"
     )[0]
-    parts = parts_of(settings.database_url or "", settings.environ)
+    parts = connection_parts(settings.database_url or "", settings.environ)
     host, mode = parts.get("host", ""), parts.get("sslmode")
     said = f"sslmode={mode}" if mode else "no sslmode is said, which means prefer"
     if socket:
@@ -152,7 +152,7 @@ def _pooler(connection: Connection) -> Iterator[Check]:
         yield ok("pooler", "none")
     elif goes_through_transaction_pooler(connection):
         yield failed("pooler", ConnectError, "the connection goes through a transaction pooler", remedy)
-    elif hint := connection.address.pooler:
+    elif hint := connection.address.pooler_hint:
         yield warning("pooler", f"a transaction pooler is suspected: {hint}", remedy)
     else:
         yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
@@ -160,7 +160,7 @@ def _pooler(connection: Connection) -> Iterator[Check]:
 
 def _time_limits(connection: Connection) -> Iterator[Check]:
     """Limits that may end a night: a night's statements and its transaction take as long as there are rows."""
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         f"SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, _SHORT))}) "
         f"AND setting::float8 > 0 ORDER BY name"
     )
@@ -174,13 +174,13 @@ def _time_limits(connection: Connection) -> Iterator[Check]:
 
 def _clock(connection: Connection, clock: Clock) -> Iterator[Check]:
     before = clock()
-    there, zone = connection.rows(
+    there, zone = connection.fetch_rows(
         "SELECT extract(epoch FROM clock_timestamp())::float8, reset_val FROM pg_settings WHERE name = 'TimeZone'"
     )[0]
-    yield skewed("clock", before, clock(), there, "the server", f"; its time zone is {zone}, times are read as UTC")
+    yield clock_skew("clock", before, clock(), there, "the server", f"; its time zone is {zone}, times are read as UTC")
 
 
-def skewed(name: str, before: datetime, after: datetime, there: float, whose: str, more: str = "") -> Check:
+def clock_skew(name: str, before: datetime, after: datetime, there: float, whose: str, more: str = "") -> Check:
     """How two clocks differ: ours before and after the other one was asked, which said `there` (seconds since 1970)."""
     off = max(before.timestamp() - there, there - after.timestamp(), 0.0)
     said = f"{whose}'s clock and this machine's differ by {off:.1f} s"
@@ -194,7 +194,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     """The schema, and what can't be asked where it is not there."""
     name = schema_of(settings, connection.address)
     try:
-        with transaction(connection, read_only=True, keep=False):
+        with transaction(connection, read_only=True, commit=False):
             naming = schema.detect_naming(connection, name, settings.naming)
             findings = schema.check(connection, naming)
     except SchemaError as error:
@@ -203,8 +203,8 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
         yield from (Check(each, "skipped", "the schema is not there") for each in without)
         yield from _looked(connection, "other run", _other_run, name)
         return
-    yield from _fits(naming, findings)
-    yield from _looked(connection, "rights", _rights, naming)
+    yield from _check_schema(naming, findings)
+    yield from _looked(connection, "rights", _check_privileges, naming)
     scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
     missing = {each.model for each in findings if each.severity == "blocking" and each.kind in {"table", "column"}}
     if "User" in missing:
@@ -215,7 +215,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     yield from _looked(connection, "other run", _other_run, name)
 
 
-def _fits(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
+def _check_schema(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
     said = f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({', '.join(map(naming.bare, MODELS))})"
     blocking = [each for each in findings if each.severity == "blocking"]
     if blocking:
@@ -258,7 +258,7 @@ def _audit(connection: Connection) -> Iterator[Check]:
     yield ok("audit", "the server counts the rows that a run writes, by which a run sees what triggers write")
 
 
-def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:
+def _check_privileges(connection: Connection, naming: Naming) -> Iterator[Check]:
     try:
         require_privileges(connection, naming, writes=True)
     except ConnectError as error:
@@ -274,8 +274,8 @@ def _rights(connection: Connection, naming: Naming) -> Iterator[Check]:
 
 
 def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> Iterator[Check]:
-    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
-    shadow, users = sum(number for _, number in domains), connection.number(queries.user_count(scope))
+    domains = [(str(domain), int(users)) for domain, users in connection.fetch_rows(queries.shadow_domains(scope))]
+    shadow, users = sum(number for _, number in domains), connection.fetch_int(queries.user_count(scope))
     if not shadow and not settings.may_be_empty:
         at = f" and ends with @{scope.domain}" if scope.domain else ""
         yield failed(
@@ -298,7 +298,7 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
     """Dead rows of the tables that a night writes: DELETE + COPY leaves as many as there are, until somebody vacuums."""
     written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
     names = ", ".join(quote_literal(naming.bare(model)) for model in written)
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         f"SELECT relname::text, {_ESTIMATE}, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
         "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "
         "(SELECT 'autovacuum_enabled=false' = ANY (c.reloptions) FROM pg_class c WHERE c.oid = relid) "
@@ -318,9 +318,9 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
 
 def _other_run(connection: Connection, name: str) -> Iterator[Check]:
     key = lock_key(name)
-    holders: list[tuple[Any, ...]] = connection.rows(
+    holders: list[tuple[Any, ...]] = connection.fetch_rows(
         "SELECT l.pid, to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') FROM pg_locks l "
-        f"LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.granted AND {is_lock(key)} "
+        f"LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.granted AND {lock_predicate(key)} "
         "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     if holders:
@@ -337,7 +337,7 @@ def _other_run(connection: Connection, name: str) -> Iterator[Check]:
 
 
 def _transactions(connection: Connection) -> Iterator[Check]:
-    count, seconds, pid = connection.rows(
+    count, seconds, pid = connection.fetch_rows(
         "SELECT count(*), COALESCE(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8, "
         "(array_agg(pid ORDER BY xact_start))[1] FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
         f"AND datname = current_database() AND backend_type = 'client backend' "

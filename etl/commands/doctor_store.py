@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from etl.commands.doctor_check import Check, failed, guarded, ok, warning
-from etl.commands.doctor_database import skewed
+from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
+from etl.commands.doctor_database import clock_skew
 from etl.errors import ConnectError, LockedError
 from etl.reporting import listing as history
 from etl.reporting.numbers import size
@@ -32,29 +32,29 @@ Clock = Callable[[], datetime]
 
 def store_checks(settings: Settings, clock: Clock) -> Iterator[Check]:
     """All that is to be said of the place that snapshots are published to."""
-    yield from guarded("store", partial(_checks, settings, clock))
+    yield from catch_errors("store", partial(_checks, settings, clock))
 
 
 def _checks(settings: Settings, clock: Clock) -> Iterator[Check]:
     store = reading(settings.out, settings.environ)
     if isinstance(store, LocalStore):
-        place = list(guarded("store", partial(_folder, store.root)))
-        place += guarded("store's lock", partial(_folder_lock, store.root, can_be_written=place[0].state == "ok"))
+        place = list(catch_errors("store", partial(_folder, store.root)))
+        place += catch_errors("store's lock", partial(_folder_lock, store.root, can_be_written=place[0].state == "ok"))
     else:
-        place = list(guarded("store", partial(_objects, store, clock)))
+        place = list(catch_errors("store", partial(_objects, store, clock)))
     yield from place
     if any(check.name == "store" and check.state == "failed" for check in place):
         yield Check("snapshots", "skipped", "the store can't be used")
         return
-    snapshots = list(guarded("snapshots", partial(_snapshots, store, clock)))
+    snapshots = list(catch_errors("snapshots", partial(_snapshots, store, clock)))
     yield from snapshots
     if isinstance(store, LocalStore) and all(check.state != "failed" for check in snapshots):
-        yield from guarded("disk", partial(_disk, store))
+        yield from catch_errors("disk", partial(_disk, store))
 
 
 def _folder(root: Path) -> Iterator[Check]:
     """Try with a file that has no name, and with an empty folder moved to where snapshots are: both are gone at once."""
-    place = _nearest(root)
+    place = _existing_ancestor(root)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"doctor")
@@ -68,7 +68,7 @@ def _folder(root: Path) -> Iterator[Check]:
     yield ok("store", f"{root} can be written to" + ("" if place == root else ", and is made by the first run"))
 
 
-def _nearest(root: Path) -> Path:
+def _existing_ancestor(root: Path) -> Path:
     """The folder itself, else the one above it that is there."""
     place = root.absolute()
     return root if root.exists() else next(each for each in place.parents if each.exists())
@@ -80,7 +80,7 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
     That there are locks is tried on a folder of our own.
     """
     if can_be_written:
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=_nearest(root), ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True) as folder:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 flocked(handle, root)
@@ -118,7 +118,7 @@ def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     )
     now = written[1].timestamp() if written else before.timestamp()
     # Object stores tell whole seconds.
-    yield skewed("store's clock", before.replace(microsecond=0), clock(), now, "the store")
+    yield clock_skew("store's clock", before.replace(microsecond=0), clock(), now, "the store")
     held = store.state(LOCK)
     if held is not None and now - held[1].timestamp() <= LEASE:
         age = now - held[1].timestamp()
@@ -146,7 +146,7 @@ def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
         yield warning(
             "snapshots", odd, "Set this machine's clock; if another's was wrong, remove them when nobody reads them."
         )
-    if unfinished := history.unfinished(store):
+    if unfinished := history.incomplete(store):
         yield warning(
             "snapshots",
             f"{len(unfinished):,} unfinished folders",
@@ -167,9 +167,9 @@ def _age(store: Store, latest: str, count: int, clock: Clock) -> Check:
 
 
 def _disk(store: LocalStore) -> Iterator[Check]:
-    free = shutil.disk_usage(_nearest(store.root)).free
+    free = shutil.disk_usage(_existing_ancestor(store.root)).free
     latest = store.latest_name()
-    lines = [line for line in history.listing(store) if line.name == latest and line.bytes is not None]
+    lines = [line for line in history.list_snapshots(store) if line.name == latest and line.bytes is not None]
     need = int((lines[-1].bytes or 0) * _ROOM) if lines else _LEAST_FREE
     said = f"{size(free)} free" + (f", the newest snapshot has {size(need / _ROOM)}" if lines else "")
     if free < need / _ROOM:

@@ -16,14 +16,14 @@ from typer.main import get_command
 
 from etl.commands import runner as terminal
 from etl.commands.options import COMMON, PANELS
-from etl.errors import visible
+from etl.errors import escape_control_characters
 
-_said: ContextVar[Mapping[str, Any]] = ContextVar("said")
+_panel_context: ContextVar[Mapping[str, Any]] = ContextVar("said")
 
 
-def common() -> Mapping[str, Any]:
+def common_options() -> Mapping[str, Any]:
     """What was said on the command line for the options in COMMON that the command in hand does not list itself."""
-    return _said.get({})
+    return _panel_context.get({})
 
 
 class Command(TyperCommand):
@@ -106,7 +106,7 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def called(**words: Any) -> None:
-        _said.set({each.name: words.pop(each.name) for each in more})
+        _panel_context.set({each.name: words.pop(each.name) for each in more})
         function(**words)
 
     parameters = [*signature.parameters.values(), *more]
@@ -115,7 +115,7 @@ def _with_common(function: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def call(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:
+def main(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Do what the words say; gives the exit code. A word that is wrong is told in one line, with what was meant, perhaps."""
     try:
         return get_command(app).main(args=list(words), standalone_mode=False) or 0
@@ -125,11 +125,11 @@ def call(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> 
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
         else:
-            terminal.refuse(_wrong(error, words), 2, "UsageError", _as_given(words), environ)
+            terminal.refuse(_usage_error(error, words), 2, "UsageError", _peek_output_options(words), environ)
         return 2
 
 
-def _wrong(error: Any, words: Sequence[str]) -> str:
+def _usage_error(error: Any, words: Sequence[str]) -> str:
     """What is wrong with the words, in plain sentences.
 
     A word too many is not repeated beside an address: it may be the rest of a password with a space in it.
@@ -145,10 +145,10 @@ def _wrong(error: Any, words: Sequence[str]) -> str:
         said = what.rstrip(".") + (f"; did you mean {near_ones.partition(',')[0].rstrip('?')}?" if near_ones else ".")
     said = said if said.endswith((".", "?")) else f"{said}."
     path = error.ctx.command_path if getattr(error, "ctx", None) else ""
-    return visible(f"{said} See `{path} --help`." if path else said)
+    return escape_control_characters(f"{said} See `{path} --help`." if path else said)
 
 
-def _as_given(words: Sequence[str]) -> dict[str, Any]:
+def _peek_output_options(words: Sequence[str]) -> dict[str, Any]:
     """As much of what was given as decides how an error is told, where the words as a whole make no sense."""
     formats = [word.partition("=")[2] for word in words if word.startswith("--log-format=")]
     formats += [after for word, after in pairwise(words) if word == "--log-format"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from etl.settings.model import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings, choices_of
+from etl.settings.model import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings, choices_for
 
 _COMPLETED = {
     "engine": ("local", "ray", "ray://"),
@@ -26,7 +26,7 @@ def _setting(flag: str) -> str:
 
 def _option(flag: str, text: str, panel: str = "Options", **more: Any) -> Any:
     setting = _setting(flag)
-    choices = choices_of(setting)
+    choices = choices_for(setting)
     if choices:
         more.setdefault("metavar", "|".join(choices))
     if words := choices or _COMPLETED.get(setting):

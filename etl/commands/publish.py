@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.commands.runner import Answer, watching
-from etl.errors import ConnectError, DataError, NothingToDo, SchemaError, visible
+from etl.errors import ConnectError, DataError, NothingToDo, SchemaError, escape_control_characters
 from etl.runtime.cancellation import Stop
-from etl.settings.model import DEFAULT_FILE, Settings, file_at_hand, file_named
+from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, explicit_settings_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etl.runtime.run_record import RunResult, Watcher
+    from etl.runtime.run_record import RunResult, RunObserver
 
 log = logging.getLogger("bpr-etl")
 
 
 @contextmanager
-def _step(settings: Settings, stop: Stop, name: str) -> Iterator[tuple[Watcher, Callable[[int], None]]]:
+def _timed_step(settings: Settings, stop: Stop, name: str) -> Iterator[tuple[RunObserver, Callable[[int], None]]]:
     """A command's only step, watched: gives what is told of its progress, and what counts its rows."""
     from etl.pipeline import run as pipeline
     from etl.runtime.run_record import RunResult
 
     with watching(settings) as told:
-        account = RunResult("", pipeline.utc_now(), stop=stop, watcher=told)  # not a run, so without an id
+        account = RunResult("", pipeline.utc_now(), stop=stop, observer=told)  # not a run, so without an id
         with account.step(name) as rows:
             yield told, rows
 
@@ -44,28 +44,28 @@ def validate(settings: Settings, stop: Stop) -> Answer:
 def run(settings: Settings, stop: Stop) -> Answer:
     from etl.pipeline import run as pipeline
 
-    return _publishing("bpr-etl run", pipeline.run, settings, stop)
+    return _run_publish_command("bpr-etl run", pipeline.run, settings, stop)
 
 
 def export(settings: Settings, stop: Stop) -> Answer:
     from etl.pipeline import run as pipeline
 
-    return _publishing("bpr-etl export", pipeline.export, settings, stop)
+    return _run_publish_command("bpr-etl export", pipeline.export, settings, stop)
 
 
 def expand(settings: Settings, stop: Stop) -> Answer:
     from etl.pipeline import run as pipeline
 
-    return _publishing("bpr-etl expand", pipeline.expand, settings, stop)
+    return _run_publish_command("bpr-etl expand", pipeline.expand, settings, stop)
 
 
-def _publishing(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
+def _run_publish_command(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
     with watching(settings) as told:
         report = publish(settings, progress=told, stop=stop, watcher=told)
     from etl.commands import console as summary  # what is shown at the end need not be waited for at the beginning
 
     _log_outcome(settings, report)
-    lines = summary.styled(map(visible, summary.outcome(title, report, dry_run=settings.dry_run)))
+    lines = summary.styled(map(escape_control_characters, summary.outcome(title, report, dry_run=settings.dry_run)))
     nothing = report.snapshot is None and not settings.dry_run
     return Answer(
         report.facts_for_json(),
@@ -90,7 +90,7 @@ def probe(settings: Settings, stop: Stop) -> Answer:
     from etl.commands import console as summary
     from etl.pipeline import run as pipeline
 
-    with _step(settings, stop, "probe") as (told, _):
+    with _timed_step(settings, stop, "probe") as (told, _):
         found = pipeline.probe(settings, told, stop)
     warnings = list(found.warnings())
     shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
@@ -100,16 +100,16 @@ def probe(settings: Settings, stop: Stop) -> Answer:
 def report(settings: Settings, stop: Stop) -> Answer:
     from etl.pipeline import run as pipeline
 
-    with _step(settings, stop, "report") as (told, _):
+    with _timed_step(settings, stop, "report") as (told, _):
         place = pipeline.report(settings, told, stop)
-    return Answer({"report": place}, [f"Report: {visible(place)}"])
+    return Answer({"report": place}, [f"Report: {escape_control_characters(place)}"])
 
 
 def _validate_database(settings: Settings, stop: Stop) -> Answer:
     from etl.commands import console as summary
     from etl.pipeline import run as pipeline
 
-    with _step(settings, stop, "laws") as (told, _):
+    with _timed_step(settings, stop, "laws") as (told, _):
         found = pipeline.validate(settings, stop, told)
     facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
     shown: list[RenderableType | str] = [
@@ -124,7 +124,7 @@ def _validate_snapshot(settings: Settings, stop: Stop) -> Answer:
     from etl.commands import console as summary
     from etl.snapshots import validation as validate
 
-    with _step(settings, stop, "files and their laws"):
+    with _timed_step(settings, stop, "files and their laws"):
         findings = validate.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     broken = any(finding.broken for finding in findings)
     facts = {"findings": [asdict(finding) for finding in findings]}
@@ -138,7 +138,7 @@ def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
 def synth(settings: Settings, stop: Stop) -> Answer:
     from etl.pipeline import run as pipeline
 
-    with _step(settings, stop, "synthetic world") as (_, count):
+    with _timed_step(settings, stop, "synthetic world") as (_, count):
         rows = pipeline.synth(settings, stop, count)
     return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
@@ -147,18 +147,18 @@ def demo(settings: Settings, stop: Stop) -> Answer:
     from etl.commands import demo as demonstration
 
     with ExitStack() as stack:
-        with _step(settings, stop, "PostgreSQL with the synthetic world") as (_, count):
-            prepared = stack.enter_context(demonstration.server(settings, stop, count))
+        with _timed_step(settings, stop, "PostgreSQL with the synthetic world") as (_, count):
+            prepared = stack.enter_context(demonstration.demo_database(settings, stop, count))
         log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
         ran, validated = run(prepared.settings, stop), _validate_database(prepared.settings, stop)
     return Answer(
         {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
-        [*ran.shown, "", *validated.shown, "", *prepared.where_to_look(_command())],
+        [*ran.shown, "", *validated.shown, "", *prepared.next_steps(_program_name())],
         ran.exit_code or validated.exit_code,
     )
 
 
-def _command() -> str:
+def _program_name() -> str:
     """How this program was called, so that what is printed can be pasted."""
     called = Path(sys.argv[0])
     return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
@@ -169,7 +169,7 @@ def init(_settings: Settings, _stop: Stop, *, path: str) -> Answer:
 
     settings_file.write_template(Path(path))
     read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
-    return Answer({"path": path}, [f"Wrote {visible(path)}: every setting, at its default ({visible(read)})."])
+    return Answer({"path": path}, [f"Wrote {escape_control_characters(path)}: every setting, at its default ({escape_control_characters(read)})."])
 
 
 def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) -> Answer:
@@ -177,9 +177,9 @@ def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) ->
     from etl.commands import settings as settings_file
 
     named = given.get("config")
-    at_hand = file_at_hand(given, settings.environ)
+    at_hand = default_settings_file(given, settings.environ)
     rows = list(settings_file.shown(settings, {**given, "config": at_hand or named}, settings.environ))
-    file = file_named({"config": at_hand or named}, settings.environ)
+    file = explicit_settings_file({"config": at_hand or named}, settings.environ)
     facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
     shown: list[RenderableType | str] = [summary.settings_table(rows), "", f"Settings file: {file or 'none'}"]
     return Answer({"settings": facts, "file": file}, shown, asked_for=True)
@@ -234,7 +234,7 @@ def _data_dir(settings: Settings) -> Path:
 def db_start(settings: Settings, stop: Stop) -> Answer:
     from etl.postgres import embedded
 
-    with _step(settings, stop, "PostgreSQL"):
+    with _timed_step(settings, stop, "PostgreSQL"):
         server = embedded.start(_data_dir(settings))
     return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], asked_for=True)
 
@@ -250,7 +250,7 @@ def db_stop(settings: Settings, _stop: Stop) -> Answer:
 def db_url(settings: Settings, _stop: Stop) -> Answer:
     from etl.postgres import embedded
 
-    server = embedded.running(_data_dir(settings))
+    server = embedded.find_running(_data_dir(settings))
     if server is None:
         raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
     return Answer({"url": server.url()}, [server.url()], asked_for=True)

@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, unreadable, visible
+from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, unreadable, escape_control_characters
 from etl.runtime.cancellation import Stop, StoppedError, interruptible
 from etl.settings.model import (
     ENVIRONMENT_PREFIX,
     Settings,
-    file_at_hand,
+    default_settings_file,
     resolve,
     unknown_variables,
     wants_json,
     wants_json_log,
 )
-from etl.settings.redaction import Discreet, secrets_of
+from etl.settings.redaction import RedactingStream, secrets_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etl.runtime.run_record import Watcher
+    from etl.runtime.run_record import RunObserver
 
 log = logging.getLogger("bpr-etl")
 
@@ -98,7 +98,7 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     """The settings; from here on, log lines are as these say. A settings file that nobody named is told of."""
     from etl.runtime import logs
 
-    at_hand = file_at_hand(given, environ)
+    at_hand = default_settings_file(given, environ)
     given["config"] = at_hand or given.get("config")
     settings = resolve(given, environ)
     if (threads := environ.get("POLARS_MAX_THREADS", "")).isdecimal() and not int(threads):
@@ -126,7 +126,7 @@ def refuse(message: str, exit_code: int, kind: str, given: Mapping[str, Any], en
             logs.set_up(as_json=True)
         log.error(message, extra={"exit_code": exit_code, "error": kind})
     else:
-        typer.echo(f"Error: {visible(message)}", err=True)
+        typer.echo(f"Error: {escape_control_characters(message)}", err=True)
 
 
 class _Measured:
@@ -168,8 +168,8 @@ class _Measured:
 def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
     """Know the password wherever it came from, and say so where everybody on the machine can see it."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, Discreet):
-            stream.hide(secrets_of(settings.database_url or "", settings.environ))
+        if isinstance(stream, RedactingStream):
+            stream.add_secrets(secrets_of(settings.database_url or "", settings.environ))
     if secrets_of(given.get("database_url") or "", {}):
         log.warning(
             "The password on the command line can be read by everybody on this machine while this runs (ps): "
@@ -219,13 +219,13 @@ def _show(shown: list[RenderableType | str]) -> None:
 
 
 @contextmanager
-def watching(settings: Settings) -> Iterator[Watcher]:
+def watching(settings: Settings) -> Iterator[RunObserver]:
     """Who watches a command's work: the log, and a person where stderr is a terminal and nobody asked for quiet."""
     from etl.runtime import logs
 
     root = logging.getLogger().handlers
     lines = next((each for each in root if isinstance(each, logs.Logs)), None) or logs.Logs(as_json=False)
-    watchers: list[Watcher] = [logs.Steps(lines)]
+    watchers: list[RunObserver] = [logs.Steps(lines)]
     with ExitStack() as stack:
         if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
             from etl.runtime import progress

@@ -14,8 +14,8 @@ from typing import Any
 
 from etl.commands.options import panels
 from etl.errors import ConnectError, SettingsError
-from etl.settings.model import ENVIRONMENT_PREFIX, Settings, layers, variable_of
-from etl.settings.redaction import scrub, secrets_of
+from etl.settings.model import ENVIRONMENT_PREFIX, Settings, sources, env_variable_for
+from etl.settings.redaction import redact, secrets_of
 
 _HEAD = """\
 # Settings of bpr-etl: https://toml.io, all of them with their defaults.
@@ -114,17 +114,17 @@ class Shown:
 
 def shown(settings: Settings, given: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Shown]:
     """Every setting, by panel. Raises SettingsError."""
-    origins = {name: where for where, layer in layers(given, environ) for name in layer}
+    origins = {name: where for where, layer in sources(given, environ) for name in layer}
     secrets = secrets_of(settings.database_url or "", environ)
     for panel, names in panels().items():
         for name in names:
             origin = origins.get(name, "default")
             if origin == "the environment":
-                origin = f"environment: {variable_of(name, environ)}"
+                origin = f"environment: {env_variable_for(name, environ)}"
             yield Shown(panel, name, _discreet(getattr(settings, name), secrets), origin)
 
 
 def _discreet(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
-        return scrub(value, secrets)
+        return redact(value, secrets)
     return [_discreet(each, secrets) for each in value] if isinstance(value, tuple) else value

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from etl.commands.runner import Answer
-from etl.errors import ConnectError, NothingToDo, SettingsError, visible
+from etl.errors import ConnectError, NothingToDo, SettingsError, escape_control_characters
 from etl.runtime.cancellation import Stop
 from etl.settings.model import Settings
 
@@ -23,11 +23,11 @@ def list_(settings: Settings, _stop: Stop) -> Answer:
     from etl.snapshots import locations
 
     place = locations.reading(settings.out, settings.environ)
-    history.require_place(place)
-    lines, unfinished = history.listing(place), history.unfinished(place)
+    history.require_published(place)
+    lines, unfinished = history.list_snapshots(place), history.incomplete(place)
     shown: list[RenderableType | str] = [tables.wide(tables.list_table(settings.out, lines))]
     if unfinished:
-        shown += ["", f"Unfinished (a run at work, or what a killed one left): {', '.join(map(visible, unfinished))}"]
+        shown += ["", f"Unfinished (a run at work, or what a killed one left): {', '.join(map(escape_control_characters, unfinished))}"]
     facts = {"out": settings.out, "snapshots": [asdict(line) for line in reversed(lines)], "unfinished": unfinished}
     return Answer(facts, shown)
 
@@ -47,7 +47,7 @@ def inspect(settings: Settings, _stop: Stop) -> Answer:
         columns = {kind: _columns(snapshot.folder / first[kind]) for kind in sorted(first)}
     facts = {name: value for name, value in manifest.items() if name != "files"}
     facts |= {"files": manifest["files"], "columns": {kind: dict(pairs) for kind, pairs in columns.items()}}
-    warnings: list[RenderableType | str] = [f"Warning: {visible(each)}" for each in manifest.get("warnings", [])]
+    warnings: list[RenderableType | str] = [f"Warning: {escape_control_characters(each)}" for each in manifest.get("warnings", [])]
     shown = [tables.inspect_tables(manifest), summary.left_out(manifest), *tables.columns_text(columns)]
     return Answer(facts, [*shown, "", *warnings])
 
@@ -75,8 +75,8 @@ def diff(settings: Settings, _stop: Stop, *, newer: str | None = None) -> Answer
 
     older, newer = _pair(settings, newer)
     with (
-        locations.at_hand(older, settings.environ, kinds=compare.NEEDED) as before,
-        locations.at_hand(newer, settings.environ, kinds=compare.NEEDED) as after,
+        locations.at_hand(older, settings.environ, kinds=compare.REQUIRED_FILES) as before,
+        locations.at_hand(newer, settings.environ, kinds=compare.REQUIRED_FILES) as after,
     ):
         found = compare.compare_snapshots(before, after)
     return Answer(found.facts(), [tables.diff_tables(found)])
@@ -109,11 +109,11 @@ def prune(settings: Settings, stop: Stop) -> Answer:
     if settings.keep is None:
         raise SettingsError("How many snapshots are to stay? Say it, like --keep 14.")
     reading = locations.reading(settings.out, settings.environ)
-    history.require_place(reading)  # a mistyped --out is not made by holding it
+    history.require_published(reading)  # a mistyped --out is not made by holding it
     if settings.dry_run:
         found = history.prune(reading, settings.keep, pipeline.utc_now(), dry_run=True)
     else:
-        with publish.open_store(settings.out, settings.patience, stop, settings.environ) as place:
+        with publish.open_store(settings.out, settings.lock_timeout, stop, settings.environ) as place:
             found = history.prune(place, settings.keep, pipeline.utc_now())
     nothing = not found.removed and not found.litter
     return Answer(
@@ -127,8 +127,8 @@ def _pruned(found: Pruned, *, dry_run: bool) -> list[RenderableType | str]:
     from etl.reporting.numbers import size
 
     would = "would be removed" if dry_run else "removed"
-    shown: list[RenderableType | str] = [f"{would}: {visible(name)}" for name in found.removed]
-    shown += [f"{would}: {visible(name)} (no snapshot: it has no manifest)" for name in found.litter]
+    shown: list[RenderableType | str] = [f"{would}: {escape_control_characters(name)}" for name in found.removed]
+    shown += [f"{would}: {escape_control_characters(name)} (no snapshot: it has no manifest)" for name in found.litter]
     if not shown:
         return [f"Nothing to remove: {len(found.kept):,} there, --keep {found.keep:,}."]
     return [*shown, f"Snapshots {would}: {len(found.removed):,} ({size(found.bytes)}); {len(found.kept):,} stay."]
@@ -141,5 +141,5 @@ def doctor(settings: Settings, stop: Stop) -> Answer:
     from etl.commands.doctor_check import exit_code
     from etl.pipeline import run as pipeline
 
-    checks = list(examination.examine(settings, pipeline.utc_now, stop))
+    checks = list(examination.run_checks(settings, pipeline.utc_now, stop))
     return Answer({"checks": [asdict(check) for check in checks]}, [tables.checks_table(checks), ""], exit_code(checks))

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from etl.commands.console import SafeTable
 from etl.commands.doctor_check import Check
-from etl.errors import visible
-from etl.reporting.compare import City, Comparison, Members
+from etl.errors import escape_control_characters
+from etl.reporting.compare import City, Comparison, SetChange
 from etl.reporting.drift import MODERATE, MOVED_MUCH, MUCH, STEADY, Drift
 from etl.reporting.history import Change, figures
-from etl.reporting.listing import Line
+from etl.reporting.listing import SnapshotInfo
 from etl.reporting.numbers import change, counted, size
 
 _CITIES = 12
@@ -54,10 +54,10 @@ def _figure(name: str, value: float) -> str:
 # --- list ------------------------------------------------------------------------------------------------------------
 
 
-def list_table(location: str, lines: Sequence[Line]) -> RenderableType:
+def list_table(location: str, lines: Sequence[SnapshotInfo]) -> RenderableType:
     """One line per snapshot, the newest first."""
     table = _table(
-        f"Snapshots in {visible(location)}",
+        f"Snapshots in {escape_control_characters(location)}",
         *("snapshot", "published (UTC)", ">events", ">triples", ">users", ">AUC", ">size", ""),
     )
     for line in reversed(lines):
@@ -67,7 +67,7 @@ def list_table(location: str, lines: Sequence[Line]) -> RenderableType:
             *map(_number, (line.events, line.triples, line.users)),
             "" if line.auc is None else f"{line.auc:.3f}",
             "" if line.bytes is None else size(line.bytes),
-            Text(visible(line.trouble), style="red") if line.trouble else "LATEST" if line.latest else "",
+            Text(escape_control_characters(line.trouble), style="red") if line.trouble else "LATEST" if line.latest else "",
         )
     return table
 
@@ -79,9 +79,9 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
     """A manifest in words."""
     tool = manifest["tool"]
     head = (
-        f"Snapshot {visible(manifest['snapshot'])}\n"
-        f"published {manifest['ended_at'][:19].replace('T', ' ')} UTC by {visible(tool['name'])} {visible(tool['version'])}, "
-        f"after {manifest['profile']['seconds']:,.1f} s; run {visible(manifest['run_id'])}\n"
+        f"Snapshot {escape_control_characters(manifest['snapshot'])}\n"
+        f"published {manifest['ended_at'][:19].replace('T', ' ')} UTC by {escape_control_characters(tool['name'])} {escape_control_characters(tool['version'])}, "
+        f"after {manifest['profile']['seconds']:,.1f} s; run {escape_control_characters(manifest['run_id'])}\n"
         f"content {manifest['content_sha256']}\n"
     )
     return Group(
@@ -140,7 +140,7 @@ def columns_text(columns: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[R
     """The columns of each kind of file, as (name, type)."""
     for kind, pairs in columns.items():
         named = ", ".join(f"{name} {type_}" for name, type_ in pairs)
-        yield Text(f"\n{visible(f'Columns of {kind}: {named}')}")
+        yield Text(f"\n{escape_control_characters(f'Columns of {kind}: {named}')}")
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def columns_text(columns: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[R
 
 def diff_tables(found: Comparison) -> RenderableType:
     """Two snapshots: whether they are the same, and what differs, the most telling first."""
-    head = f"{visible(found.before)} → {visible(found.after)}"
+    head = f"{escape_control_characters(found.before)} → {escape_control_characters(found.after)}"
     if found.same_data:
         head += "\nThe same data, byte by byte."
     settings = _table("\nSettings that differ", "option", "before", "after")
@@ -175,10 +175,10 @@ def _came_and_went(found: Comparison) -> RenderableType:
         table.add_row(name, *map(_number, _of(members)))
     lines = [f"{n:,} items went from {old} to {new}" for (old, new), n in found.statuses.items()]
     lines += [f"{found.moved_items:,} items have another city or category"] if found.moved_items else []
-    return Group(table, Text(visible("; ".join(lines)) + "." if lines else "No item's status changed."))
+    return Group(table, Text(escape_control_characters("; ".join(lines)) + "." if lines else "No item's status changed."))
 
 
-def _of(members: Members) -> tuple[int, int, int, int]:
+def _of(members: SetChange) -> tuple[int, int, int, int]:
     return members.before, members.after, members.added, members.gone
 
 
@@ -230,9 +230,9 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for check in checks:
         state = "FAILED" if check.state == "failed" else check.state
-        said = Text(visible(check.found))
+        said = Text(escape_control_characters(check.found))
         if check.remedy:
-            said.append(f"\n→ {visible(check.remedy)}", style=_STATES[check.state])
+            said.append(f"\n→ {escape_control_characters(check.remedy)}", style=_STATES[check.state])
         table.add_row(Text(state, style=_STATES[check.state]), check.name, said)
     failures, warnings = (sum(check.state == state for check in checks) for state in ("failed", "warning"))
     if not failures:

@@ -35,7 +35,7 @@ _MOST_PAIRS = 3_000_000
 
 
 @dataclass(frozen=True)
-class Options:
+class BprConfig:
     """How to train. The defaults suit a catalogue of tens to hundreds of items that users come back to.
 
     A penalty is in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them
@@ -63,11 +63,11 @@ class Options:
             raise ValueError(f"Counts begin at 1, other numbers are finite and not below 0: {self}.")
 
 
-CANDIDATES = (
-    Options(),
-    Options(factors=4, spread=0.1, user_penalty=50, item_penalty=100),
-    Options(factors=8, spread=0.1, user_penalty=50, item_penalty=100),
-    Options(factors=16, spread=0.1, user_penalty=50, item_penalty=50),
+VARIANTS = (
+    BprConfig(),
+    BprConfig(factors=4, spread=0.1, user_penalty=50, item_penalty=100),
+    BprConfig(factors=8, spread=0.1, user_penalty=50, item_penalty=100),
+    BprConfig(factors=16, spread=0.1, user_penalty=50, item_penalty=50),
 )
 """What to try on a validation part. The first is the default; `etl.evaluation.metrics.choose` leaves it for good reasons only.
 
@@ -119,7 +119,7 @@ def train(  # noqa: PLR0913 - a triple's columns, how many codes there are, and 
     weights: npt.NDArray[np.floating] | None,
     n_users: int,
     n_items: int,
-    options: Options = Options(),
+    options: BprConfig = BprConfig(),
     *,
     after_epoch: Callable[[Epoch], object] | None = None,
 ) -> Model:
@@ -135,7 +135,7 @@ def train(  # noqa: PLR0913 - a triple's columns, how many codes there are, and 
         nothing = np.zeros((n_users + n_items, options.factors), np.float32)
         return Model(nothing[:n_users], nothing[n_users:], np.zeros(n_items, np.float32))
     rng = np.random.default_rng(options.seed)
-    descent = _Descent(rng, n_users, n_items, options)
+    descent = _Adam(rng, n_users, n_items, options)
     steps, done = _steps(len(triples), options), 0
     for number, epoch in enumerate(_epochs(rng, len(triples), options), 1):
         loss = weight = 0.0
@@ -149,13 +149,13 @@ def train(  # noqa: PLR0913 - a triple's columns, how many codes there are, and 
     return descent.model()
 
 
-def _steps(n_triples: int, options: Options) -> int:
+def _steps(n_triples: int, options: BprConfig) -> int:
     """How many batches an epoch has."""
     met = min(n_triples, options.triples_per_epoch)
     return max(1, min(options.steps, met // options.smallest_batch))
 
 
-def _epochs(rng: np.random.Generator, n_triples: int, options: Options) -> Iterator[list[Ints]]:
+def _epochs(rng: np.random.Generator, n_triples: int, options: BprConfig) -> Iterator[list[Ints]]:
     """For each epoch its batches of row numbers. No row comes again within a pass, and a pass is shuffled anew."""
     met, steps = min(n_triples, options.triples_per_epoch), _steps(n_triples, options)
     order = np.arange(n_triples)
@@ -168,7 +168,7 @@ def _epochs(rng: np.random.Generator, n_triples: int, options: Options) -> Itera
         start += met
 
 
-class _Met(NamedTuple):
+class BatchGradient(NamedTuple):
     """What a batch says: the gradient of its loss, the loss, and the sum of its weights."""
 
     gradient: Parameters
@@ -200,39 +200,39 @@ class _Triples:
         )
         self.shape = shape
         self.weights = None if weights is None else weights.astype(np.float32)
-        self.meet = self._meet_in_matrices if shape[0] * shape[1] <= _MOST_PAIRS else self._meet_in_rows
+        self.meet = self._dense_gradient if shape[0] * shape[1] <= _MOST_PAIRS else self._sparse_gradient
 
     def __len__(self) -> int:
         return len(self.users)
 
-    def _meet_in_matrices(self, parameters: Parameters, batch: Ints) -> _Met:
+    def _dense_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
         """Through matrices of users x items: the scores before, the sum of pulls after; no factors per triple."""
         users, items, biases = parameters
         scores = (users @ items.T + biases).ravel()
         row = self.users[batch].astype(np.int64) * self.shape[1]
         pairs = np.concatenate([row + self.positives[batch], row + self.negatives[batch]])
         positive, negative = np.split(scores[pairs], 2)
-        pull, loss, weight = self._pull(positive - negative, batch)
+        pull, loss, weight = self._loss_gradient(positive - negative, batch)
         summed = np.bincount(pairs, np.concatenate([-pull, pull]), len(scores))
         pulls = summed.astype(np.float32).reshape(self.shape)
-        return _Met(Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0)), loss, weight)
+        return BatchGradient(Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0)), loss, weight)
 
-    def _meet_in_rows(self, parameters: Parameters, batch: Ints) -> _Met:
+    def _sparse_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
         """The same through rows of factors, one per triple: for when there are too many pairs to hold."""
         u, i, j = self.users[batch], self.positives[batch], self.negatives[batch]
         own, apart = parameters.users[u], parameters.items[i] - parameters.items[j]
         lead = np.einsum("tf,tf->t", own, apart) + parameters.biases[i] - parameters.biases[j]
-        pull, loss, weight = self._pull(lead, batch)
+        pull, loss, weight = self._loss_gradient(lead, batch)
         n_users, n_items = self.shape
         pulled = pull[:, None] * own
         gradient = Parameters(
-            _sum_by(u, -pull[:, None] * apart, n_users),
-            _sum_by(j, pulled, n_items) - _sum_by(i, pulled, n_items),
+            _scatter_add(u, -pull[:, None] * apart, n_users),
+            _scatter_add(j, pulled, n_items) - _scatter_add(i, pulled, n_items),
             (np.bincount(j, pull, n_items) - np.bincount(i, pull, n_items)).astype(np.float32),
         )
-        return _Met(gradient, loss, weight)
+        return BatchGradient(gradient, loss, weight)
 
-    def _pull(self, lead: Floats, batch: Ints) -> tuple[Floats, float, float]:
+    def _loss_gradient(self, lead: Floats, batch: Ints) -> tuple[Floats, float, float]:
         """How hard each triple pulls, which is minus the slope of its loss in its lead; their loss and weight."""
         pull = np.float32(0.5) - np.float32(0.5) * np.tanh(np.float32(0.5) * lead)  # sigmoid(-lead), never overflowing
         loss = np.maximum(-lead, 0) + np.log1p(np.exp(-np.abs(lead)))
@@ -247,7 +247,7 @@ def _check_codes(name: str, codes: Ints, count: int) -> None:
         raise ValueError(f"A {name}'s code is not in 0 to {count - 1}: they are {codes.min()} to {codes.max()}.")
 
 
-def _sum_by(codes: Ints, rows: Floats, count: int) -> Floats:
+def _scatter_add(codes: Ints, rows: Floats, count: int) -> Floats:
     """Row c of the outcome: the sum of the rows with code c. Sorted first: `np.add.at` is several times slower."""
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
@@ -257,13 +257,13 @@ def _sum_by(codes: Ints, rows: Floats, count: int) -> Floats:
     return sums
 
 
-class _Descent:
+class _Adam:
     """Where the model is and how it moves: Adam on the batches' gradients and the penalties'."""
 
-    def __init__(self, rng: np.random.Generator, n_users: int, n_items: int, options: Options) -> None:
+    def __init__(self, rng: np.random.Generator, n_users: int, n_items: int, options: BprConfig) -> None:
         # Users at nought: the first that moves one are their own places.
         users = np.zeros((n_users, options.factors), np.float32)
-        items = _right_angled(rng, n_items, options.factors) * np.float32(options.spread)
+        items = _random_orthogonal(rng, n_items, options.factors) * np.float32(options.spread)
         self.parameters = Parameters(users, items, np.zeros(n_items, np.float32))
         self.origins = Parameters(np.zeros_like(users), items.copy(), np.zeros(n_items, np.float32))
         self.penalties = options.user_penalty, options.item_penalty, options.bias_penalty
@@ -288,7 +288,7 @@ class _Descent:
         return Model(*(parameter.copy() for parameter in self.parameters))
 
 
-def _right_angled(rng: np.random.Generator, n: int, factors: int) -> Floats:
+def _random_orthogonal(rng: np.random.Generator, n: int, factors: int) -> Floats:
     """Unit vectors (n, factors) in random directions; of every `factors` in a row, each is orthogonal to the others."""
     squares = np.linalg.qr(rng.standard_normal((-(-n // factors), factors, factors))).Q
     vectors: Floats = squares.reshape(-1, factors)[:n].astype(np.float32)

@@ -17,8 +17,8 @@ from etl.evaluation import metrics
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset
 
-AT = 10
-MOST_CELLS = 5_000_000
+K = 10
+MAX_CELLS = 5_000_000
 """Users x places of a city that are ranked at the most; with more, every second user is judged, or every third, ..."""
 
 Scores = npt.NDArray[np.floating]
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Held:
+class HoldoutGroup:
     """The held-out places of one city: a group per user who selected any of them.
 
     `users` are codes, one per group, ascending; `items` the codes of the city's catalogue, ascending by id. Of shape
@@ -37,16 +37,16 @@ class Held:
     city: str
     users: I64
     items: I64
-    taken: npt.NDArray[np.bool_]
-    before: I64
-    passed_over: int = 0
+    relevant: npt.NDArray[np.bool_]
+    history: I64
+    skipped_users: int = 0
 
 
-Ranker = Callable[[Held], Scores]
+Ranker = Callable[[HoldoutGroup], Scores]
 """Scores of shape (groups, items), higher is better; equal ones are ties."""
 
 
-def held_out(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequence[str]) -> tuple[list[Held], int]:
+def build_holdout(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequence[str]) -> tuple[list[HoldoutGroup], int]:
     """The held-out places of a part of the split, by city in the order of its bytes; and how many can't be ranked.
 
     `events` has `split`. What is counted in the second: (user, place) pairs whose place is not in its trip's city's catalogue.
@@ -56,17 +56,17 @@ def held_out(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequenc
         .explode("node", empty_as_null=False)
         .with_columns(pl.col("user_idx", "node").cast(pl.Int64))
     )
-    offered = dataset.offered().sort("item_id").select("city", node=pl.col("item_idx").cast(pl.Int64))
+    offered = dataset.eligible_items().sort("item_id").select("city", node=pl.col("item_idx").cast(pl.Int64))
     held = long.filter(pl.col("split") == part).join(offered, on=["city", "node"], how="semi")
     past = long.filter(pl.col("split").is_in(list(earlier)))
     groups = []
     for city in held["city"].unique().sort():
         items, here = offered.filter(pl.col("city") == city)["node"], held.filter(pl.col("city") == city)
         every = here["user_idx"].unique().sort()
-        users = every.gather_every(max(1, -(-len(every) * len(items) // MOST_CELLS)))
+        users = every.gather_every(max(1, -(-len(every) * len(items) // MAX_CELLS)))
         taken, before = (_table(rows, users, items) for rows in (here, past))
         passed_over = len(every) - len(users)
-        groups.append(Held(city, users.to_numpy(), items.to_numpy(), taken > 0, before, passed_over))
+        groups.append(HoldoutGroup(city, users.to_numpy(), items.to_numpy(), taken > 0, before, passed_over))
     pairs = long.filter(pl.col("split") == part).select("user_idx", "city", "node").unique().height
     return groups, pairs - held.select("user_idx", "city", "node").unique().height
 
@@ -93,15 +93,15 @@ class Figures:
     recall: Floats
 
 
-def judge(held: Sequence[Held], ranker: Ranker, users: int, *, new: bool) -> Figures:
+def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: bool) -> Figures:
     """AUC, NDCG@10 and Recall@10 of a ranking, per user: the mean of the user's groups.
 
     `new` leaves out what the user had selected before, on either side.
     """
     found = []
     for group in held:
-        candidates = group.before == 0 if new else np.ones(group.taken.shape, np.bool_)
-        found.append(metrics.rank(ranker(group), candidates, group.taken & candidates, AT))
+        candidates = group.history == 0 if new else np.ones(group.relevant.shape, np.bool_)
+        found.append(metrics.rank(ranker(group), candidates, group.relevant & candidates, K))
     owners = np.concatenate([group.users for group in held]) if held else np.zeros(0, np.int64)
     columns = (
         np.concatenate([getattr(each, name) for each in found]) if found else np.zeros(0)
@@ -110,25 +110,25 @@ def judge(held: Sequence[Held], ranker: Ranker, users: int, *, new: bool) -> Fig
     return Figures(*(metrics.mean_of_groups(column, owners, users) for column in columns))
 
 
-def chance(held: Held) -> Scores:
+def random_ranker(held: HoldoutGroup) -> Scores:
     """All equal: ties count what chance would give them."""
-    return np.zeros(held.taken.shape)
+    return np.zeros(held.relevant.shape)
 
 
-def by_popularity(popularity: I64) -> Ranker:
+def popularity_ranker(popularity: I64) -> Ranker:
     """By how many events selected each item, by code."""
-    return lambda held: np.broadcast_to(popularity[held.items].astype(np.float64), held.taken.shape)
+    return lambda held: np.broadcast_to(popularity[held.items].astype(np.float64), held.relevant.shape)
 
 
-def by_own_history(popularity: I64) -> Ranker:
+def history_ranker(popularity: I64) -> Ranker:
     """What the user selected before comes first, the more often the higher; then by popularity."""
     scale = float(popularity.max(initial=0) + 1)
-    return lambda held: held.before + popularity[held.items] / scale
+    return lambda held: held.history + popularity[held.items] / scale
 
 
-def by_affinity(dataset: Dataset, unknown: float) -> Ranker | None:
+def affinity_ranker(dataset: Dataset, unknown: float) -> Ranker | None:
     """By the user's affinity for the item's category, `unknown` where the user has none; None where nobody has any."""
-    known = pl.concat(rows.select(pl.col(r"^affinity_.*$")) for rows in dataset.profiles())
+    known = pl.concat(rows.select(pl.col(r"^affinity_.*$")) for rows in dataset.user_features())
     columns = known.columns
     if not columns or known.select(pl.all_horizontal(pl.all().is_null().all())).item():
         return None

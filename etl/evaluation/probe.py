@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from etl.evaluation import bpr, metrics
-from etl.evaluation.holdout import Figures, Held, Ranker, by_affinity, by_own_history, by_popularity, chance, judge
+from etl.evaluation.holdout import Figures, HoldoutGroup, Ranker, affinity_ranker, history_ranker, popularity_ranker, random_ranker, evaluate
 from etl.evaluation.task import Question, Triples
 from etl.runtime.run_record import Progress
 from etl.settings.values import advice
@@ -34,7 +34,7 @@ class Probed:
     """
 
     facts: dict[str, Any]
-    options: bpr.Options
+    options: bpr.BprConfig
     figures: Mapping[tuple[str, str], Figures]
 
     def mean(self, ranking: str, figure: str = "auc", scope: str = "all") -> float:
@@ -79,7 +79,7 @@ class Probed:
 
 
 def probe(
-    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.Options] = bpr.CANDIDATES
+    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig] = bpr.VARIANTS
 ) -> Probed:
     """Tune before test, train on all before test, judge on test. `unknown` is the affinity of a category without one.
 
@@ -94,7 +94,7 @@ def probe(
         return _probed(question, unknown, seed, progress, [replace(options, seed=seed) for options in variants])
 
 
-def _probed(question: Question, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.Options]) -> Probed:
+def _probed(question: Question, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.BprConfig]) -> Probed:
     tried: list[Figures] = []
     if len(seeded) > 1 and question.tune and len(question.trial.users):
         for number, options in enumerate(seeded, 1):
@@ -115,13 +115,13 @@ def _probed(question: Question, unknown: float, seed: int, progress: Progress, s
         ],
         "options": asdict(best),
         "unranked_places": question.unranked,
-        "users_passed_over": sum(held.passed_over for held in question.test),
+        "users_passed_over": sum(held.skipped_users for held in question.test),
         **_intervals_of(figures, seed),
     }
     return Probed(facts, best, figures)
 
 
-def _trained(question: Question, triples: Triples, options: bpr.Options, progress: Progress, what: str) -> bpr.Model:
+def _trained(question: Question, triples: Triples, options: bpr.BprConfig, progress: Progress, what: str) -> bpr.Model:
     return bpr.train(
         triples.users,
         triples.positives,
@@ -138,18 +138,18 @@ def _by(model: bpr.Model) -> Ranker:
     return lambda held: model.scores(held.users)[:, held.items]
 
 
-def _judge(question: Question, held: Sequence[Held], ranker: Ranker, *, new: bool) -> Figures:
-    return judge(held, ranker, question.dataset.users.height, new=new)
+def _judge(question: Question, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> Figures:
+    return evaluate(held, ranker, question.dataset.users.height, new=new)
 
 
 def _figures(question: Question, model: bpr.Model, unknown: float) -> dict[tuple[str, str], Figures]:
     """Every ranking's figures, over all places and over new ones."""
-    affinity = by_affinity(question.dataset, unknown)
+    affinity = affinity_ranker(question.dataset, unknown)
     rankers: dict[str, Ranker] = {
         MODEL: _by(model),
-        RANDOM: chance,
-        POPULARITY: by_popularity(question.popularity),
-        OWN_HISTORY: by_own_history(question.popularity),
+        RANDOM: random_ranker,
+        POPULARITY: popularity_ranker(question.popularity),
+        OWN_HISTORY: history_ranker(question.popularity),
     } | ({} if affinity is None else {AFFINITY: affinity})
     return {
         (name, scope): _judge(question, question.test, ranker, new=new)

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.evaluation.holdout import Held, held_out
+from etl.evaluation.holdout import HoldoutGroup, build_holdout
 from etl.snapshots.encoding import INDEXES
 from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
-from etl.triples.dataset import Dataset, EventBuckets
+from etl.triples.dataset import Dataset, BucketedEvents
 from etl.triples.partitions import Partition, Training, TrainingOptions, in_train, prepare, times_named
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
@@ -62,9 +62,9 @@ class Question:
     dataset: Dataset
     train: Triples
     trial: Triples
-    tune: Sequence[Held]
+    tune: Sequence[HoldoutGroup]
     tuned_on: str
-    test: Sequence[Held]
+    test: Sequence[HoldoutGroup]
     popularity: I64
     split: str
     unranked: int
@@ -86,12 +86,12 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
     dataset = training.dataset
     events = _kept(training)
     train, valid = triples("train"), triples("valid")
-    tune, _ = held_out(dataset, events, "valid", ["train"])
+    tune, _ = build_holdout(dataset, events, "valid", ["train"])
     trial, tuned_on = train, "valid"
     if not tune:
         trial, tune = _last_of_train(training)
         tuned_on = "each user's last trip in train"
-    test, unranked = held_out(dataset, events, "test", ["train", "valid"])
+    test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")
     popularity = times_named(before, "selected_idx", dataset.items.height)
     return Question(
@@ -104,12 +104,12 @@ def _kept(training: Training) -> pl.DataFrame:
     return training.events.filter(pl.col("city").is_in(training.kept))
 
 
-def _last_of_train(training: Training) -> tuple[Triples, list[Held]]:
+def _last_of_train(training: Training) -> tuple[Triples, list[HoldoutGroup]]:
     """Train without each user's last trip in it, and what that trip holds out."""
     train = in_train(training.events).drop("split")
-    earlier = replace(training.dataset, events=EventBuckets.of(train))
+    earlier = replace(training.dataset, events=BucketedEvents.of(train))
     inner = prepare(earlier, replace(training.options, split="last-trip"))
-    held, _ = held_out(earlier, _kept(inner), "test", ["train", "valid"])
+    held, _ = build_holdout(earlier, _kept(inner), "test", ["train", "valid"])
     return expanded(inner, "train") + expanded(inner, "valid"), held
 
 

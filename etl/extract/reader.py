@@ -10,9 +10,9 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.postgres.connection import Connection, reading
+from etl.postgres.connection import Connection, read_in_background
 from etl.postgres.scope import Audience, Scope
-from etl.transform.buckets import Shelf, bucket_of
+from etl.transform.buckets import BucketSpill, bucket_expr
 from etl.transform.schemas import DIMENSIONS, Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
 
 S = TypeVar("S", bound=dy.Schema)
@@ -21,7 +21,7 @@ _FIRST_US, _END_US = -62_135_596_800_000_000, 253_402_300_800_000_000  # year 1 
 
 
 @dataclass
-class SetAside:
+class RejectedRows:
     """How many rows of each frame broke which rule, and so were not used: `counts` is {frame: {rule: rows}}.
 
     A row may break several rules. `shares` has for each frame the rows that were set aside, and those that were looked at.
@@ -38,7 +38,7 @@ class SetAside:
         self._share(name, frame.height - good.height, frame.height)
         return good
 
-    def unseen(self, name: str, rule: str, rows: int) -> None:
+    def count_unread(self, name: str, rule: str, rows: int) -> None:
         """Count rows of a frame that were not read at all, and why."""
         if rows:
             self._count(name, rule, rows)
@@ -54,7 +54,7 @@ class SetAside:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceData:
     """What the application's tables hold of the shadow users, as far as the job looks: frames as their contracts say.
 
     `slots` lie by user bucket. `vectors` has for each seed the `categories` and `numbers` of its `category_affinities`, as
@@ -67,23 +67,23 @@ class Source:
     seeds: dy.DataFrame[Seeds]
     vectors: pl.DataFrame
     categories: list[str]
-    slots: Shelf
+    slots: BucketSpill
     rows_read: dict[str, int]
 
     def trips_of(self, bucket: int) -> dy.DataFrame[Trips]:
         """The trips of a user bucket."""
         if self.slots.buckets == 1:
             return self.trips
-        return Trips.cast(self.trips.filter(bucket_of(pl.col("user_id"), self.slots.buckets) == bucket))
+        return Trips.cast(self.trips.filter(bucket_expr(pl.col("user_id"), self.slots.buckets) == bucket))
 
     def slots_of(self, bucket: int) -> dy.DataFrame[Slots]:
         """The slots of a user bucket's trips."""
-        return Slots.cast(self.slots.take(bucket))
+        return Slots.cast(self.slots.read_bucket(bucket))
 
 
 def extract_source(
-    connection: Connection, scope: Scope, slots: Shelf, aside: SetAside, told: Callable[[int], object]
-) -> Source:
+    connection: Connection, scope: Scope, slots: BucketSpill, aside: RejectedRows, told: Callable[[int], object]
+) -> SourceData:
     """Read what a run needs of the shadow users, under the open transaction's snapshot; its rows are `told` as they come.
 
     The slots, which are most of it, come through the connection itself, some at a time; the rest meanwhile through others.
@@ -95,18 +95,18 @@ def extract_source(
         "seeds": queries.seeds(scope),
     }
     categories = read_categories(connection, scope)
-    with reading(connection, queries_) as others:
+    with read_in_background(connection, queries_) as others:
         buckets = others.result()["trips"] if slots.buckets > 1 else None
         read_slots = 0
-        for batch in connection.stream(queries.slots(scope, "shadow")):
+        for batch in connection.iter_frames(queries.slots(scope, "shadow")):
             read_slots += batch.height
             told(batch.height)
-            _put(slots, aside.filter(Slots, "slots", batch), buckets)
+            _spill_slots(slots, aside.filter(Slots, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
     told(sum(read[name].height for name in ("users", "trips", "nodes")))
-    aside.unseen("trips", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "Trip")))
-    return Source(
+    aside.count_unread("trips", "user_is_gone", connection.fetch_int(queries.rows_of_nobody(scope, "Trip")))
+    return SourceData(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Trips, "trips", read["trips"]),
         aside.filter(Nodes, "nodes", read["nodes"]),
@@ -118,16 +118,16 @@ def extract_source(
     )
 
 
-def _put(slots: Shelf, rows: pl.DataFrame, trips: pl.DataFrame | None) -> None:
+def _spill_slots(slots: BucketSpill, rows: pl.DataFrame, trips: pl.DataFrame | None) -> None:
     """Put slots into the buckets of their trips' users; `trips` is None where there is one bucket."""
     if trips is None:
-        slots.put_whole(rows, 0)
+        slots.append_bucket(rows, 0)
         return
     owned = rows.join(trips.select("trip_id", "user_id"), on="trip_id")
-    slots.put(owned.drop("user_id"), owned.select(bucket_of(pl.col("user_id"), slots.buckets)).to_series())
+    slots.append(owned.drop("user_id"), owned.select(bucket_expr(pl.col("user_id"), slots.buckets)).to_series())
 
 
-def seed_affinities(vectors: pl.DataFrame, aside: SetAside) -> dy.DataFrame[SeedAffinities]:
+def seed_affinities(vectors: pl.DataFrame, aside: RejectedRows) -> dy.DataFrame[SeedAffinities]:
     """One row per (seed, key of its `category_affinities`), from `Source.vectors`; null for what is no JSON number."""
     long = vectors.explode("categories", "numbers", empty_as_null=False)
     number = pl.when(pl.col("numbers") != "").then(pl.col("numbers"))
@@ -135,7 +135,7 @@ def seed_affinities(vectors: pl.DataFrame, aside: SetAside) -> dy.DataFrame[Seed
 
 
 @dataclass(frozen=True)
-class Logged:
+class LoggedEvents:
     """What an export needs from the application's tables: the ranking events that are there, and what explains them.
 
     Events and the slots of their trips lie by user bucket, nodes as codes. `left_out` counts events by why they are not
@@ -145,13 +145,13 @@ class Logged:
     users: dy.DataFrame[Users]
     nodes: dy.DataFrame[Nodes]
     personas: dy.DataFrame[Personas]
-    events: Shelf
-    slots: Shelf
-    left_out: dict[str, int]
+    events: BucketSpill
+    slots: BucketSpill
+    excluded: dict[str, int]
     rows_read: dict[str, int]
 
 
-Coding = Callable[[pl.Series], pl.Series]
+NodeEncoder = Callable[[pl.Series], pl.Series]
 """From a column of nodes, or of lists of nodes, to the same as codes."""
 
 
@@ -159,11 +159,11 @@ def extract_logged(
     connection: Connection,
     scope: Scope,
     audience: Audience,
-    aside: SetAside,
-    shelves: tuple[Shelf, Shelf],
-    coded: Coding,
+    aside: RejectedRows,
+    shelves: tuple[BucketSpill, BucketSpill],
+    coded: NodeEncoder,
     told: Callable[[int], object],
-) -> Logged:
+) -> LoggedEvents:
     """Read the ranking events of an audience, with users, personas, nodes and slots, under the open snapshot.
 
     Rows are `told` as they come.
@@ -175,29 +175,29 @@ def extract_logged(
     left_out = dict.fromkeys(("trip_gone", "date_out_of_range"), 0)
     read_events = read_slots = 0
     owners = []
-    with reading(connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}) as others:
-        for batch in connection.stream(queries.events(scope, audience)):
+    with read_in_background(connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}) as others:
+        for batch in connection.iter_frames(queries.events(scope, audience)):
             read_events += batch.height
             told(batch.height)
-            rows, without = tidy_events(batch, aside)
+            rows, without = clean_events(batch, aside)
             left_out = {reason: count + without[reason] for reason, count in left_out.items()}
-            bucket = rows.select(bucket_of(pl.col("user_id"), events.buckets)).to_series()
-            events.put(rows.with_columns(coded(rows[name]) for name in _NODE_LISTS), bucket)
+            bucket = rows.select(bucket_expr(pl.col("user_id"), events.buckets)).to_series()
+            events.append(rows.with_columns(coded(rows[name]) for name in _NODE_LISTS), bucket)
             owners.append(rows.select("trip_id", bucket=bucket).unique())
         trips = pl.concat([pl.DataFrame(schema={"trip_id": pl.String, "bucket": pl.UInt32}), *owners]).unique()
-        for batch in connection.stream(queries.slots_of_events(scope, audience)):
+        for batch in connection.iter_frames(queries.slots_of_events(scope, audience)):
             read_slots += batch.height
             told(batch.height)
             good = aside.filter(Slots, "slots", batch)
             nodes = good.with_columns(coded(good["node_id"]))
             named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
-            slots.put(named.drop("bucket"), named["bucket"])
+            slots.append(named.drop("bucket"), named["bucket"])
         personas = read_personas(connection, scope, audience, aside)
-        aside.unseen("events", "user_is_gone", connection.number(queries.rows_of_nobody(scope, "RankingEvent")))
+        aside.count_unread("events", "user_is_gone", connection.fetch_int(queries.rows_of_nobody(scope, "RankingEvent")))
         read = others.result()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     told(read["users"].height + read["nodes"].height + personas.height)
-    return Logged(
+    return LoggedEvents(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Nodes, "nodes", read["nodes"]),
         personas,
@@ -214,18 +214,18 @@ CODED_SLOTS = Slots.create_empty().with_columns(pl.col("node_id").cast(pl.UInt32
 """No rows: what the shelves of `extract_logged` hold."""
 
 
-def read_personas(connection: Connection, scope: Scope, audience: Audience, aside: SetAside) -> dy.DataFrame[Personas]:
+def read_personas(connection: Connection, scope: Scope, audience: Audience, aside: RejectedRows) -> dy.DataFrame[Personas]:
     """The PersonaDimension rows of an audience, on the transaction's own connection: nobody else can see them yet."""
-    rows = connection.frame(queries.personas(scope, audience)).filter(pl.col("dimension").is_in(DIMENSIONS))
+    rows = connection.fetch_frame(queries.personas(scope, audience)).filter(pl.col("dimension").is_in(DIMENSIONS))
     return aside.filter(Personas, "personas", rows)
 
 
 def read_categories(connection: Connection, scope: Scope) -> list[str]:
     """The values of the database's ActivityCategory enum."""
-    return [str(label) for (label,) in connection.rows(queries.categories(scope.naming))]
+    return [str(label) for (label,) in connection.fetch_rows(queries.categories(scope.naming))]
 
 
-def tidy_events(rows: pl.DataFrame, aside: SetAside) -> tuple[dy.DataFrame[Events], dict[str, int]]:
+def clean_events(rows: pl.DataFrame, aside: RejectedRows) -> tuple[dy.DataFrame[Events], dict[str, int]]:
     """Events that can be exported, and how many can't, by reason: the trip is gone, the date leaves the years 1 to 9999.
 
     Arrays come as the application left them: null counts as empty, null elements and repetitions are dropped.

@@ -72,13 +72,13 @@ class Ledger:
         models = ", ".join(
             f"to_regclass({quote_literal(scope.naming.table(model))})::oid::int8" for model in _RUN_WRITES
         )
-        self._own = dict(zip(_RUN_WRITES, connection.rows(f"SELECT {models}")[0], strict=True))
+        self._own = dict(zip(_RUN_WRITES, connection.fetch_rows(f"SELECT {models}")[0], strict=True))
         self._names = {model: scope.naming.table(model) for model in _RUN_WRITES}
         self._allowed = {self._named(name, scope.naming.schema) for name in allowed}
         # Counts of transactions before this one may not have been handed over by the session yet.
         self._before = {
             oid: _Touched(name, Written(*counts))
-            for oid, name, *counts in connection.rows(
+            for oid, name, *counts in connection.fetch_rows(
                 f"SELECT c.oid::int8, format('%I.%I', n.nspname, c.relname), {_counts_of('c.oid')} FROM pg_class c "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'm', 'f') "
                 r"AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
@@ -91,7 +91,7 @@ class Ledger:
         Models that `meant` does not name are meant to stay as they are. Gives warnings: what was written to allowed tables.
         """
         touched = self._settled()
-        if self._connection.rows("SELECT current_setting('track_counts')") != [("on",)]:
+        if self._connection.fetch_rows("SELECT current_setting('track_counts')") != [("on",)]:
             raise DataError(
                 "A trigger has switched track_counts off in this run's transaction, so what it wrote was not counted, and "
                 "nothing was kept. See to it first."
@@ -146,7 +146,7 @@ class Ledger:
 
         Asked of the locks, and named without the snapshot, since the transaction may also write to tables made after it.
         """
-        rows = self._connection.rows(
+        rows = self._connection.fetch_rows(
             "SELECT l.oid::int8, COALESCE(pg_partition_root(l.oid), l.oid)::oid::int8, i.identity, i.type, i.schema, "
             f"l.altered, {_counts_of('l.oid')} FROM (SELECT relation AS oid, bool_or(mode IN ('AccessExclusiveLock', "
             "'ShareRowExclusiveLock')) AS altered "
@@ -172,7 +172,7 @@ class Ledger:
         """The table that a person's name for it means: one of the run's schema, unless the name says another."""
         wanted = parse_table(name)
         tables, schemas = wanted.table, wanted.schema or (schema,)
-        rows = self._connection.rows(
+        rows = self._connection.fetch_rows(
             "SELECT COALESCE(pg_partition_root(c.oid), c.oid)::oid::int8 FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'm', 'f') "
             f"AND c.relname IN ({', '.join(map(quote_literal, tables))}) "
@@ -194,7 +194,7 @@ def require_counted(connection: Connection) -> None:
 
     Without its counts nobody could see that a trigger deleted a row.
     """
-    counts, hiding, role = connection.rows(
+    counts, hiding, role = connection.fetch_rows(
         "SELECT current_setting('track_counts'), (SELECT string_agg(p.oid::regprocedure::text, ', ') FROM pg_proc p "
         "WHERE EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c ILIKE 'track_counts=%')), format('%I', current_user)"
     )[0]
@@ -206,7 +206,7 @@ def require_counted(connection: Connection) -> None:
     if counts == "on":
         return
     try:
-        connection.rows("SELECT set_config('track_counts', 'on', true)")
+        connection.fetch_rows("SELECT set_config('track_counts', 'on', true)")
     except ConnectError:
         raise SchemaError(
             "The server does not count the rows that a transaction writes (track_counts is off), so a run could not see "

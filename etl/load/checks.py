@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from etl.load.constraints import laws, validation_query
+from etl.load.constraints import constraints, validation_query
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.runtime.run_record import Progress
@@ -23,7 +23,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Validated:
+class ValidationReport:
     """All findings, and the rows of the design's validation query."""
 
     findings: list[Finding]
@@ -35,13 +35,13 @@ class Validated:
         return [finding for finding in self.findings if finding.broken]
 
 
-def validate_database(connection: Connection, scope: Scope, progress: Progress) -> Validated:
+def validate_database(connection: Connection, scope: Scope, progress: Progress) -> ValidationReport:
     """Look at every law of section 2, and run the design's validation query, inside the open transaction."""
-    rows = connection.frame(validation_query(scope))
-    to_look_at = list(laws(scope, affinity_model().unknown))
+    rows = connection.fetch_frame(validation_query(scope))
+    to_look_at = list(constraints(scope, affinity_model().default_affinity))
     findings: list[Finding] = []
     for law in to_look_at:
         progress("laws", len(findings), len(to_look_at))
-        findings.append(Finding(law.name, int(connection.rows(law.sql)[0][0])))
+        findings.append(Finding(law.name, int(connection.fetch_rows(law.sql)[0][0])))
     asked = Finding("the design's validation query returns rows", int(rows.height == 0))
-    return Validated([asked, *findings], rows)
+    return ValidationReport([asked, *findings], rows)

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from etl.load.copy import REGISTRY
 from etl.postgres.ddl import quote_literal
 from etl.postgres.scope import Scope
-from etl.transform.candidates import TOP
+from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
 
 
 @dataclass(frozen=True)
-class Law:
+class Constraint:
     """A sentence that holds for every row, and the query (one number) that counts the rows for which it doesn't."""
 
     name: str
     sql: str
 
 
-def laws(scope: Scope, unknown: float) -> list[Law]:
+def constraints(scope: Scope, unknown: float) -> list[Constraint]:
     """The laws for a database and its shadow users. `unknown` is the affinity of a category that a user has no value for."""
     return [*_registry_and_signals(scope), *_personas(scope), *_days(scope), *_candidates(scope, unknown)]
 
@@ -45,16 +45,16 @@ WHERE bs."userId" IN ({scope.shadow_ids()}) AND bs."slotId" IS NOT NULL
 LIMIT 10"""
 
 
-def _registry_and_signals(scope: Scope) -> list[Law]:
+def _registry_and_signals(scope: Scope) -> list[Constraint]:
     table = scope.naming.table
     models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
     return [
-        Law(
+        Constraint(
             "both models of the design are registered",
             f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} "
             f'WHERE ("modelName", "modelVersion") IN ({models})',
         ),
-        Law(
+        Constraint(
             "every shadow signal has a model version",
             f'SELECT count(*) FROM {table("BehavioralSignal")} WHERE "modelVersion" IS NULL '
             f'AND "userId" IN ({scope.shadow_ids()})',
@@ -62,11 +62,11 @@ def _registry_and_signals(scope: Scope) -> list[Law]:
     ]
 
 
-def _personas(scope: Scope) -> list[Law]:
+def _personas(scope: Scope) -> list[Constraint]:
     table = scope.naming.table
     dimensions = ", ".join(quote_literal(name) for name in DIMENSIONS)
     return [
-        Law(
+        Constraint(
             "a shadow user with a usable seed has the eight dimensions, any other has none",
             f"""
 SELECT count(*) FROM ({scope.shadow_ids()}) s
@@ -78,7 +78,7 @@ CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {table("Trip")} t WHERE t."userId
   AND t."createdAt" < timestamp '294000-01-01')) seed(usable)
 WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n <> eight.n""",
         ),
-        Law(
+        Constraint(
             "a persona's confidence says its source",
             f'SELECT count(*) FROM {table("PersonaDimension")} WHERE "userId" IN ({scope.shadow_ids()}) '
             "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
@@ -86,7 +86,7 @@ WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n 
     ]
 
 
-def _days(scope: Scope) -> list[Law]:
+def _days(scope: Scope) -> list[Constraint]:
     table = scope.naming.table
     taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
     events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
@@ -96,7 +96,7 @@ def _days(scope: Scope) -> list[Law]:
         'AND r."shadowModelVersion" IS NULL AND r."shadowRankedIds" IS NULL AND r."latencyMs" BETWEEN 200 AND 800'
     )
     return [
-        Law(
+        Constraint(
             "every trip-day with a slot has one ranking event, and no other day has one",
             f"""
 WITH days AS (
@@ -110,14 +110,14 @@ WITH days AS (
 ), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {events} GROUP BY 1, 2)
 SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DISTINCT FROM 1 OR d.trip IS NULL""",
         ),
-        Law(
+        Constraint(
             "an event carries the bootstrap model's name, and a date that is its trip's day",
             f"""
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
 WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
   AND extract(epoch FROM r."createdAt") = extract(epoch FROM t."startDate") + (r."dayNumber"::numeric - 1) * 86400, false)""",
         ),
-        Law(
+        Constraint(
             "the selected nodes are the day's confirmed, active and completed ones, in slot order",
             f"""
 WITH firsts AS (
@@ -132,7 +132,7 @@ WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM 
     ]
 
 
-def _candidates(scope: Scope, unknown: float) -> list[Law]:
+def _candidates(scope: Scope, unknown: float) -> list[Constraint]:
     table = scope.naming.table
     # Grain: one row per distinct (user, city, ranking), since all days of a user in a city share it.
     rankings = f"""
@@ -153,21 +153,21 @@ WITH shared AS MATERIALIZED (
   FROM shared s JOIN offer o USING (city) LEFT JOIN vectors v ON v.usr = s.usr AND v.category = o.category
 )"""
     return [
-        Law(
-            f"the candidates are {TOP} distinct eligible nodes of the trip's city, or all, in id order",
+        Constraint(
+            f"the candidates are {TOP_K} distinct eligible nodes of the trip's city, or all, in id order",
             f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(
   SELECT DISTINCT o.node COLLATE "C" FROM offer o WHERE o.city = s.city AND o.node = ANY (s.candidates) ORDER BY 1)
-OR cardinality(s.candidates) <> LEAST({TOP}, (SELECT count(*) FROM offer o WHERE o.city = s.city))""",
+OR cardinality(s.candidates) <> LEAST({TOP_K}, (SELECT count(*) FROM offer o WHERE o.city = s.city))""",
         ),
-        Law(
+        Constraint(
             "the ranking holds the candidates and nothing else",
             f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ranked) x ORDER BY 1)""",
         ),
-        Law(
+        Constraint(
             "the ranking falls with affinity, and no node left out is liked better than one inside",
             f"""{rankings}
 , judged AS (
@@ -178,7 +178,7 @@ WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ran
   FROM places)
 SELECT count(*) FROM judged WHERE rises OR better""",
         ),
-        Law(
+        Constraint(
             "a user has one ranking per city",
             f"{rankings} SELECT count(*) FROM (SELECT FROM shared GROUP BY usr, city HAVING count(*) > 1) several",
         ),

@@ -110,7 +110,7 @@ class Replacement:
         They are counted before: the server's count of a DELETE would hold what a rule deletes in their place.
         """
         rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
-        self._deleted = self._connection.number(f"SELECT count(*) {rows}")
+        self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
         self._connection.execute(f"DELETE {rows}")
         return self._deleted
 
@@ -134,7 +134,7 @@ class Replacement:
         name = self._scope.naming.table(self._model)
         # Where nothing was copied, nothing may stand there: then the count is enough.
         texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
-        found = self._connection.rows(
+        found = self._connection.fetch_rows(
             f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
             f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
             f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
@@ -164,10 +164,10 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
 def require_empty(connection: Connection, naming: Naming) -> None:
     """Raise SettingsError, with the counts, where a table that the synthetic world fills holds rows already."""
     there = (model for model in MODELS if model != "ModelRegistry" and _exists(connection, naming.table(model)))
-    counts = {model: connection.number(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
+    counts = {model: connection.fetch_int(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
     filled = ", ".join(f"{count:,} in {naming.table(model)}" for model, count in counts.items() if count)
     if filled:
-        database = connection.rows("SELECT current_database()::text")[0][0]
+        database = connection.fetch_rows("SELECT current_database()::text")[0][0]
         raise SettingsError(
             f"The database {quote_identifier(database)} already holds rows: {filled}. The synthetic world is for an empty "
             "database; name another one, or say --into-existing to add its made-up users and places to these."
@@ -175,7 +175,7 @@ def require_empty(connection: Connection, naming: Naming) -> None:
 
 
 def _exists(connection: Connection, table: str) -> bool:
-    return bool(connection.number(f"SELECT (to_regclass({quote_literal(table)}) IS NOT NULL)::int"))
+    return bool(connection.fetch_int(f"SELECT (to_regclass({quote_literal(table)}) IS NOT NULL)::int"))
 
 
 def register_models(connection: Connection, scope: Scope, seed: int) -> int:
@@ -205,7 +205,7 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
         f"abs(extract(epoch FROM m.{name} - v.{name})) < 1" if name.endswith('At"') else f"m.{name}::text = v.{name}"
         for name in map(quote_identifier, names)
     )
-    found = connection.rows(
+    found = connection.fetch_rows(
         f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {table} m JOIN (VALUES {values}) v({columns}) "
         'USING ("modelName", "modelVersion")'
     )[0]
@@ -250,7 +250,7 @@ def backfill(connection: Connection, scope: Scope) -> int:
 
 def _kept_columns(connection: Connection, table: str) -> list[str]:
     """The columns of BehavioralSignal that a run leaves alone and may read, but for generated ones, which follow others."""
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
         "AND NOT attisdropped AND attgenerated = '' AND attname <> 'modelVersion' "
         "AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum"
@@ -265,13 +265,13 @@ def _fingerprint(connection: Connection, table: str, columns: list[str], where: 
         f'hashtext("id"::text COLLATE "C"))), 0)::text'
         for name in columns
     )
-    return connection.rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
+    return connection.fetch_rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
     """The table's columns and their types by PostgreSQL's own names, `enum` for any enum."""
     return dict(
-        connection.rows(
+        connection.fetch_rows(
             "SELECT a.attname::text, CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname::text END FROM pg_attribute a "
             f"JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = {quote_literal(scope.naming.table(model))}::regclass "
             "AND a.attnum > 0 AND NOT a.attisdropped"

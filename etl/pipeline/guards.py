@@ -18,7 +18,7 @@ from etl.reporting.wording import by_reason
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
 from etl.settings.values import parse_expected
-from etl.triples.expansion import SMALL_CATALOGUE
+from etl.triples.expansion import SMALL_CATALOG
 
 _NOTHING = "Nothing was committed or published."
 
@@ -36,7 +36,7 @@ class Limits:
 
         `users` counts all of them; it is needed where there is a limit to the share.
         """
-        if self.expect_users is not None and not (expected := parse_expected(self.expect_users)).holds(shadow):
+        if self.expect_users is not None and not (expected := parse_expected(self.expect_users)).accepts(shadow):
             raise DataError(
                 f"There are {shadow:,} shadow users, and --expect-users says {expected}. {_NOTHING} See whether users "
                 "came or went, or whether --shadow-prefix or --shadow-domain is another one now."
@@ -73,14 +73,14 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
 
     Adds a warning where there are some of several domains, or nobody at all.
     """
-    domains = [(str(domain), int(users)) for domain, users in connection.rows(queries.shadow_domains(scope))]
+    domains = [(str(domain), int(users)) for domain, users in connection.fetch_rows(queries.shadow_domains(scope))]
     shadow = sum(users for _, users in domains)
-    users = connection.number(queries.user_count(scope)) if settings.max_shadow_share is not None else None
+    users = connection.fetch_int(queries.user_count(scope)) if settings.max_shadow_share is not None else None
     limits(settings).require_users(shadow, users)
     if warning := several_domains(domains):
         report.warnings.append(warning)
     if not shadow:
-        _nobody(connection.number(queries.user_count(scope)), scope, settings, report)
+        _nobody(connection.fetch_int(queries.user_count(scope)), scope, settings, report)
 
 
 def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
@@ -93,7 +93,7 @@ def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> 
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
         "See --shadow-prefix, --shadow-domain and the database's name"
     )
-    before = next((night for night in reversed(report.nights) if night.figures.get("shadow users")), None)
+    before = next((night for night in reversed(report.previous_runs) if night.figures.get("shadow users")), None)
     if settings.expect_users is None and settings.audience == "shadow":
         if before is not None:
             raise DataError(
@@ -142,7 +142,7 @@ def _remedy(published: Mapping[str, Any]) -> str:
     if not sum(reasons.values()):
         return "See whether the database, --shadow-prefix, --audience and --split are the right ones"
     most = max(reasons, key=lambda reason: reasons[reason])
-    options = {SMALL_CATALOGUE: "--min-catalog and --small-catalog"}.get(most, "--negatives and --reject")
+    options = {SMALL_CATALOG: "--min-catalog and --small-catalog"}.get(most, "--negatives and --reject")
     return f"See {options}, and --split"
 
 

@@ -19,9 +19,9 @@ from etl.errors import ConnectError, DataError, EtlError
 from etl.pipeline.guards import not_compared, require_triples, require_usual
 from etl.reporting.collector import Watch
 from etl.reporting.history import beside, compare, figures
-from etl.reporting.listing import misdated, nights, prune, published
+from etl.reporting.listing import misdated, previous_runs, prune, published
 from etl.runtime.cancellation import Stop
-from etl.runtime.executor import HERE, Engine
+from etl.runtime.executor import LOCAL_EXECUTOR, Executor
 from etl.runtime.run_record import Progress, RunResult
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
@@ -56,7 +56,7 @@ def silently(_what: str, _done: int, _of: int) -> None:
 def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
     """The output folder, held; for a dry run a folder of its own, which goes with the run."""
     if not settings.dry_run:
-        with open_store(settings.out, settings.patience, stop, settings.environ) as store:
+        with open_store(settings.out, settings.lock_timeout, stop, settings.environ) as store:
             yield store
         return
     place = temporary_folder()
@@ -75,14 +75,14 @@ class Release:
     scratch: Path
     clock: Clock
     progress: Progress
-    engine: Engine = HERE
+    engine: Executor = LOCAL_EXECUTOR
 
     def __post_init__(self) -> None:
         now = self.clock()
         with suppress(ConnectError):  # no reason not to publish, and where there is one, that will be said
             # A dry run looks at those where it would publish.
             store = reading(self.settings.out, self.settings.environ) if self.settings.dry_run else self.out
-            self.report.nights = nights(store, published(store, now))
+            self.report.previous_runs = previous_runs(store, published(store, now))
             if odd := misdated(store, now):
                 self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
 
@@ -99,7 +99,7 @@ class Release:
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
-            watch = Watch(dataset, affinity_model().unknown)
+            watch = Watch(dataset, affinity_model().default_affinity)
             account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
@@ -116,17 +116,17 @@ class Release:
     def _compare(self) -> None:
         """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
         settings, report = self.settings, self.report
-        report.figures = beside(report.nights, settings.public(), figures(report.counts), self.clock())
+        report.metrics = beside(report.previous_runs, settings.manifest_settings(), figures(report.counts), self.clock())
         if settings.max_change is None:
             return
-        compared = compare(report.nights, settings.public(), report.figures, settings.max_change)
+        compared = compare(report.previous_runs, settings.manifest_settings(), report.metrics, settings.max_change)
         report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
         report.notes += not_compared(compared)
 
     def _probe(self, account: Staged) -> None:
         with self.report.step("probe"):
             files = [asdict(entry) for entry in account.files]
-            manifest = {"settings": self.settings.public(), "cities": account.folders, "files": files}
+            manifest = {"settings": self.settings.manifest_settings(), "cities": account.folders, "files": files}
             found = probed(Snapshot(self.staged, manifest), self.settings, self.progress)
         require_auc(found, self.settings, "Nothing was committed or published.")
         account.beside.append(write_probe(self.staged, found.facts))
@@ -144,8 +144,8 @@ class Release:
         now = self.clock()
         account.name = snapshot_name(account, now)
         with self.report.step("report"):
-            manifest = draft_manifest(account.name, self.report.facts(self.settings, now), account)
-            page = watch.page(manifest, self.staged, self.report.nights)
+            manifest = draft_manifest(account.name, self.report.manifest_facts(self.settings, now), account)
+            page = watch.page(manifest, self.staged, self.report.previous_runs)
             if page is not None:
                 account.beside.append(write_beside(self.staged, REPORT, page.encode()))
         if watch.failure is not None:
@@ -159,7 +159,7 @@ class Release:
     def finish(self, account: Staged) -> str | None:
         """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
         if account.name is not None:
-            write_manifest(self.staged, account.name, self.report.facts(self.settings, self.clock()), account)
+            write_manifest(self.staged, account.name, self.report.manifest_facts(self.settings, self.clock()), account)
         return account.name
 
     def switch(self, name: str | None) -> None:
@@ -209,7 +209,7 @@ def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed
             f"Before the test part of the split {asked.split} there are no triples, so there is nothing to probe. Say another "
             "--split, or leave the probe out."
         )
-    return probe(asked, affinity_model().unknown, settings.seed, progress)
+    return probe(asked, affinity_model().default_affinity, settings.seed, progress)
 
 
 def require_auc(found: Probed, settings: Settings, after: str) -> None:

@@ -23,8 +23,8 @@ from etl.extract import queries
 from etl.extract.reader import (
     CODED_SLOTS,
     LOGGED_EVENTS,
-    SetAside,
-    Source,
+    RejectedRows,
+    SourceData,
     extract_logged,
     extract_source,
     read_personas,
@@ -32,43 +32,43 @@ from etl.extract.reader import (
 )
 from etl.load import copy as load
 from etl.load.audit import Ledger, Written
-from etl.load.checks import Validated, validate_database
+from etl.load.checks import ValidationReport, validate_database
 from etl.pipeline.guards import bad_shares, limits, require_scope
 from etl.pipeline.publication import Clock, Release, output, probed, require_auc, silently
 from etl.postgres import catalog as schema
 from etl.postgres.connection import (
-    Behind,
+    OrderedWorker,
     Connection,
-    behind,
+    ordered_worker,
     connect,
-    judged_unmoved,
-    locked,
+    check_not_rewritten,
+    advisory_lock,
     require_lock,
-    require_unmoved,
+    ensure_tables_not_rewritten,
     transaction,
-    with_retries,
+    retry_on_conflict,
 )
 from etl.postgres.ddl import MODELS, Naming
 from etl.postgres.scope import Scope, find_scope
-from etl.postgres.url import address_of, schema_of
+from etl.postgres.url import target_of, schema_of
 from etl.reporting.collector import NEEDED, rebuilt
-from etl.reporting.listing import nights
+from etl.reporting.listing import previous_runs
 from etl.runtime.cancellation import Stop
-from etl.runtime.executor import in_order
-from etl.runtime.ray_executor import opened
-from etl.runtime.run_record import Progress, RunResult, Watcher
-from etl.settings.model import Settings, settled
+from etl.runtime.executor import map_ordered
+from etl.runtime.ray_executor import open_executor
+from etl.runtime.run_record import Progress, RunResult, RunObserver
+from etl.settings.model import Settings, with_options
 from etl.snapshots.locations import at_hand, reading
 from etl.snapshots.publish import add_beside, add_probe, place_of
 from etl.snapshots.reader import REPORT, Snapshot, read_dataset, read_vocabulary
 from etl.snapshots.store import writing
 from etl.synthetic.world import copy_world
 from etl.transform.affinity import affinity_model
-from etl.transform.buckets import buckets_for, by_bucket, shelf
+from etl.transform.buckets import bucket_count, partition_by_bucket, open_spill
 from etl.transform.personas import Materialised, PersonaTally, materialise
 from etl.transform.ranking_events import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
 from etl.transform.schemas import Personas, Seeds, Slots, Trips
-from etl.triples.dataset import CODED, Compaction, Dataset, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder, Dataset, Vocabulary
 
 EVENTS_PER_TRIP = 6
 """About how many days a trip has: how many events are to come, before they are there."""
@@ -88,12 +88,12 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def validate(settings: Settings, stop: Stop | None = None, progress: Progress = silently) -> Validated:
+def validate(settings: Settings, stop: Stop | None = None, progress: Progress = silently) -> ValidationReport:
     """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
-    address = address_of(settings)
+    address = target_of(settings)
     with connect(address, stop) as connection:
         scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
-        with transaction(connection, read_only=True, keep=False):
+        with transaction(connection, read_only=True, commit=False):
             return validate_database(connection, scope, progress)
 
 
@@ -107,11 +107,11 @@ def synth(
     """
     from etl.synthetic.world import generate  # noqa: PLC0415 - the job does not need it
 
-    address = address_of(settings)
+    address = target_of(settings)
     name = schema_of(settings, address)
     with (
         connect(address, stop) as connection,
-        locked(connection, name, settings.patience) as lock,
+        advisory_lock(connection, name, settings.lock_timeout) as lock,
         transaction(connection),
     ):
         require_lock(connection, lock)
@@ -125,8 +125,8 @@ def synth(
 
 def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
     """What is missing in the database, or does not fit."""
-    address = address_of(settings)
-    with connect(address, stop) as connection, transaction(connection, read_only=True, keep=False):
+    address = target_of(settings)
+    with connect(address, stop) as connection, transaction(connection, read_only=True, commit=False):
         naming = schema.detect_naming(connection, schema_of(settings, address), settings.naming)
         return schema.check(connection, naming)
 
@@ -136,7 +136,7 @@ def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Namin
 
     Where no database is named either, it is the naming by model.
     """
-    address = address_of(settings) if settings.database_url else None
+    address = target_of(settings) if settings.database_url else None
     name = schema_of(settings, address) if address else settings.schema or "public"
     if settings.naming != "auto" or address is None:
         return Naming("mapped" if settings.naming == "mapped" else "model", name), settings.naming != "auto"
@@ -146,11 +146,11 @@ def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Namin
 
 def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
-    address = address_of(settings)
+    address = target_of(settings)
     name = schema_of(settings, address)
     with (
         connect(address, stop) as connection,
-        locked(connection, name, settings.patience) as lock,
+        advisory_lock(connection, name, settings.lock_timeout) as lock,
         transaction(connection),
     ):
         require_lock(connection, lock)
@@ -162,7 +162,7 @@ def run(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-    watcher: Watcher | None = None,
+    watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
     """The nightly job: sections 2 and 3 of the contract. All of it, or nothing.
@@ -171,30 +171,30 @@ def run(
     StoppedError where `stop` asks for an end in time. With `skip_unchanged` and the newest snapshot's data, `snapshot` stays
     None.
     """
-    settings = settled(settings, options)
-    stop, watcher = stop or Stop(), watcher or Watcher()
+    settings = with_options(settings, options)
+    stop, watcher = stop or Stop(), watcher or RunObserver()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
-    address = address_of(settings)
+    address = target_of(settings)
     with connect(address, stop) as connection, ExitStack() as stack:
         scope, advice = find_scope(connection, settings, schema_of(settings, address), writes=True)
-        engine = stack.enter_context(opened(settings.engine, settings.environ, stop))
+        engine = stack.enter_context(open_executor(settings.engine, settings.environ, stop))
         out = stack.enter_context(output(settings, stop))
-        lock = stack.enter_context(locked(connection, scope.naming.schema, settings.patience))
+        lock = stack.enter_context(advisory_lock(connection, scope.naming.schema, settings.lock_timeout))
         tables = [scope.naming.table(model) for model in MODELS]
 
         def attempt() -> RunResult:
-            report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, watcher=watcher)
+            report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, observer=watcher)
             with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
                 release = Release(settings, report, out, staged, scratch, clock, progress, engine)
-                with transaction(connection, keep=not settings.dry_run), judged_unmoved(connection, tables):
+                with transaction(connection, commit=not settings.dry_run), check_not_rewritten(connection, tables):
                     require_lock(connection, lock)
                     name = _night(connection, scope, earlier, release)
                 report.committed = not settings.dry_run
                 release.switch(name)
             return report
 
-        done, retries = with_retries(attempt, stop.pause)
+        done, retries = retry_on_conflict(attempt, stop.pause)
     done.retries = retries
     return done
 
@@ -204,20 +204,20 @@ def export(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-    watcher: Watcher | None = None,
+    watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
     """Publish the RankingEvent rows that are there: section 3 alone. Writes nothing to the database.
 
     `options` as in `run`. Raises a kind of EtlError, StoppedError.
     """
-    settings = settled(settings, options)
-    stop, watcher = stop or Stop(), watcher or Watcher()
+    settings = with_options(settings, options)
+    stop, watcher = stop or Stop(), watcher or RunObserver()
     progress = _heard(progress, stop)
     earlier = _earlier_vocabulary(settings)
-    address = address_of(settings)
+    address = target_of(settings)
     with (
-        opened(settings.engine, settings.environ, stop) as engine,
+        open_executor(settings.engine, settings.environ, stop) as engine,
         connect(address, stop) as connection,
         output(settings, stop) as out,
         writing(settings.out),
@@ -225,19 +225,19 @@ def export(
         scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
 
         def attempt() -> RunResult:
-            report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher), SetAside()
+            report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, observer=watcher), RejectedRows()
             with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
                 release = Release(settings, report, out, staged, scratch, clock, progress, engine)
-                with transaction(connection, read_only=True, keep=False):
+                with transaction(connection, read_only=True, commit=False):
                     require_scope(connection, scope, settings, report)
                     dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
-                    require_unmoved(connection, map(scope.naming.table, MODELS))
+                    ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
                 report.counts["source_rows"] = rows_read
                 limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
                 release.publish(dataset)
             return report
 
-        done, retries = with_retries(attempt, stop.pause)
+        done, retries = retry_on_conflict(attempt, stop.pause)
     done.retries = retries
     return done
 
@@ -247,17 +247,17 @@ def expand(
     clock: Clock = utc_now,
     progress: Progress = silently,
     stop: Stop | None = None,
-    watcher: Watcher | None = None,
+    watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options: no database is needed.
 
     `options` as in `run`. Raises ConnectError or DataError where it can't be read, StoppedError.
     """
-    settings = settled(settings, options)
-    stop, watcher = stop or Stop(), watcher or Watcher()
+    settings = with_options(settings, options)
+    stop, watcher = stop or Stop(), watcher or RunObserver()
     progress = _heard(progress, stop)
-    report = RunResult(uuid.uuid4().hex, clock(), stop=stop, watcher=watcher)
+    report = RunResult(uuid.uuid4().hex, clock(), stop=stop, observer=watcher)
     with at_hand(settings.snapshot or settings.out, settings.environ, _FOR_OTHER_TRIPLES, stop) as old:
         with report.step("read") as rows:
             dataset = read_dataset(old, settings.buckets)
@@ -266,7 +266,7 @@ def expand(
         # What decided the events stays what it was: only the triples' own options are ours.
         settings = _of_the_events(settings, old)
         with (
-            opened(settings.engine, settings.environ, stop) as engine,
+            open_executor(settings.engine, settings.environ, stop) as engine,
             output(settings, stop) as out,
             writing(settings.out),
             out.staging(report.run_id) as (staged, scratch),
@@ -321,30 +321,30 @@ def _add_report(
     before = []
     if place is not None:
         store = reading(place[0], settings.environ)
-        before = nights(store, [name for name in store.folders() if name < place[1]])
-    page = rebuilt(snapshot, before, affinity_model().unknown, progress, probe)
+        before = previous_runs(store, [name for name in store.folders() if name < place[1]])
+    page = rebuilt(snapshot, before, affinity_model().default_affinity, progress, probe)
     add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
 
 def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: Release) -> str | None:
     """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
     settings, report = release.settings, release.report
-    aside = SetAside()
+    aside = RejectedRows()
     with ExitStack() as stack:
         require_scope(connection, scope, settings, report)
         ledger = Ledger(connection, scope, settings.allow_side_effects)
-        buckets = settings.buckets or buckets_for(EVENTS_PER_TRIP * connection.number(queries.trip_count(scope)))
-        slots = stack.enter_context(shelf(release.scratch, buckets, Slots.create_empty()))
+        buckets = settings.buckets or bucket_count(EVENTS_PER_TRIP * connection.fetch_int(queries.trip_count(scope)))
+        slots = stack.enter_context(open_spill(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:
             source = extract_source(connection, scope, slots, aside, rows)
-        writer = stack.enter_context(behind())
+        writer = stack.enter_context(ordered_worker())
         personas = load.Replacement(connection, scope, "PersonaDimension")
         events = load.Replacement(connection, scope, "RankingEvent")
         _begin(release, connection, scope, writer, personas)
         made, persona_rows = _write_personas(connection, scope, release, source, aside, writer, personas)
         compaction = None
         if settings.audience == "shadow":
-            compaction = Compaction(stack.enter_context(shelf(release.scratch, buckets, CODED)))
+            compaction = DatasetBuilder(stack.enter_context(open_spill(release.scratch, buckets, ENCODED_EVENTS)))
         ranked = _write_events(release, source, persona_rows, writer, events, compaction)
         report.counts |= _counts(source, made, ranked, persona_rows, aside)
         limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
@@ -362,13 +362,13 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
         rows(report.counts["signals_backfilled"])
     with report.step("check"):
         meant = {
-            "ModelRegistry": Written(inserted=report.entry("registry").rows or 0),
+            "ModelRegistry": Written(inserted=report.get_step("registry").rows or 0),
             "PersonaDimension": personas.written,
             "RankingEvent": events.written,
             "BehavioralSignal": Written(updated=report.counts["signals_backfilled"]),
         }
         report.warnings += ledger.require(meant)
-        require_unmoved(connection, map(scope.naming.table, MODELS))
+        ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
     return release.finish(staged)
 
 
@@ -393,7 +393,7 @@ def _earlier_vocabulary(settings: Settings) -> Vocabulary:
         return read_vocabulary(snapshot.folder)
 
 
-def _begin(release: Release, connection: Connection, scope: Scope, writer: Behind, personas: load.Replacement) -> None:
+def _begin(release: Release, connection: Connection, scope: Scope, writer: OrderedWorker, personas: load.Replacement) -> None:
     """Register the models, and delete the persona rows that are to be replaced."""
     report, seed = release.report, release.settings.seed
 
@@ -401,29 +401,29 @@ def _begin(release: Release, connection: Connection, scope: Scope, writer: Behin
         with report.step("registry") as rows:
             rows(load.register_models(connection, scope, seed))
 
-    report.entry("registry")
-    writer.do(register)
+    report.get_step("registry")
+    writer.submit(register)
     _delete(report, writer, personas)
 
 
-def _delete(report: RunResult, writer: Behind, replacement: load.Replacement) -> None:
+def _delete(report: RunResult, writer: OrderedWorker, replacement: load.Replacement) -> None:
     """Delete what is to be replaced."""
 
     def work() -> None:
         with report.step("delete") as rows:
             rows(replacement.delete())
 
-    report.entry("delete")
-    writer.do(work)
+    report.get_step("delete")
+    writer.submit(work)
 
 
 def _write_personas(
     connection: Connection,
     scope: Scope,
     release: Release,
-    source: Source,
-    aside: SetAside,
-    writer: Behind,
+    source: SourceData,
+    aside: RejectedRows,
+    writer: OrderedWorker,
     replacement: load.Replacement,
 ) -> tuple[PersonaTally, dy.DataFrame[Personas]]:
     """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
@@ -450,18 +450,18 @@ def _write_personas(
             made = materialise(Seeds.cast(seeds), of_seeds, source.categories, affinity_model(), seed)
             rows(made.rows.height)
         total += made.tally
-        report.entry("write personas")
-        writer.do(partial(write, made))
-    return total, writer.do(read_back).result()
+        report.get_step("write personas")
+        writer.submit(partial(write, made))
+    return total, writer.submit(read_back).result()
 
 
 def _write_events(
     release: Release,
-    source: Source,
+    source: SourceData,
     personas: dy.DataFrame[Personas],
-    writer: Behind,
+    writer: OrderedWorker,
     replacement: load.Replacement,
-    compaction: Compaction | None,
+    compaction: DatasetBuilder | None,
 ) -> RankedTally:
     """Ranking events, bucket by bucket: candidates by the affinities read back, and what each day's slots hold.
 
@@ -479,9 +479,9 @@ def _write_events(
             replacement.check()
 
     _delete(report, writer, replacement)
-    ranking = Ranking(source.nodes, source.categories, affinity_model().unknown, release.settings.seed)
+    ranking = Ranking(source.nodes, source.categories, affinity_model().default_affinity, release.settings.seed)
     calls = _bucket_by_bucket(source, personas, progress)
-    tasks = in_order(release.engine, rank_bucket, release.engine.share(ranking), calls)
+    tasks = map_ordered(release.engine, rank_bucket, release.engine.broadcast(ranking), calls)
     total, before = RankedTally(), None
     while True:
         with report.step("rankings") as rows:
@@ -492,23 +492,23 @@ def _write_events(
             rows(ranked.events.height)
         if before is not None:
             before.result()  # one bucket waits for the server at the most
-        report.entry("write events")
-        before = writer.do(partial(write, ranked.events.clone()))  # a frame object belongs to one thread
+        report.get_step("write events")
+        before = writer.submit(partial(write, ranked.events.clone()))  # a frame object belongs to one thread
         if compaction is not None:
             with report.step("compact"):
                 compaction.add(bucket, ranked.events)
         total += ranked.tally
-    writer.do(check)
+    writer.submit(check)
     progress("rankings", buckets, buckets)
     return total
 
 
 def _bucket_by_bucket(
-    source: Source, personas: dy.DataFrame[Personas], progress: Progress
+    source: SourceData, personas: dy.DataFrame[Personas], progress: Progress
 ) -> Iterator[tuple[int, dy.DataFrame[Trips], dy.DataFrame[Slots], dy.DataFrame[Personas]]]:
     """What each bucket is ranked from, one bucket after the other."""
     buckets = source.slots.buckets
-    of_buckets = by_bucket(personas, buckets)
+    of_buckets = partition_by_bucket(personas, buckets)
     for bucket in range(buckets):
         progress("rankings", bucket, buckets)
         slots = source.slots_of(bucket)
@@ -522,33 +522,33 @@ def _logged(
     scope: Scope,
     earlier: Vocabulary,
     release: Release,
-    aside: SetAside,
+    aside: RejectedRows,
     shelves: ExitStack,
 ) -> tuple[Dataset, dict[str, int]]:
     """The dataset of the ranking events that the database has of an audience, and how many rows were read."""
     settings, report = release.settings, release.report
     with report.step("read events" if "read" in {step.name for step in report.steps} else "read") as rows:
-        count = connection.number(queries.event_count(scope, settings.audience))
-        buckets = settings.buckets or buckets_for(count)
+        count = connection.fetch_int(queries.event_count(scope, settings.audience))
+        buckets = settings.buckets or bucket_count(count)
         events, slots, compacted = (
-            shelves.enter_context(shelf(release.scratch, buckets, empty))
-            for empty in (LOGGED_EVENTS, CODED_SLOTS, CODED)
+            shelves.enter_context(open_spill(release.scratch, buckets, empty))
+            for empty in (LOGGED_EVENTS, CODED_SLOTS, ENCODED_EVENTS)
         )
-        compaction = Compaction(compacted)
-        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.coded, rows)
-    report.counts |= {"set_aside": aside.counts, "events_left_out": logged.left_out}
+        compaction = DatasetBuilder(compacted)
+        logged = extract_logged(connection, scope, settings.audience, aside, (events, slots), compaction.encode, rows)
+    report.counts |= {"set_aside": aside.counts, "events_left_out": logged.excluded}
     with report.step("compact"):
         for bucket in range(buckets):
-            of_bucket = logged.events.take(bucket)
+            of_bucket = logged.events.read_bucket(bucket)
             if of_bucket.height:
-                ordered = in_slot_order(logged.slots.take(bucket))
+                ordered = in_slot_order(logged.slots.read_bucket(bucket))
                 compaction.add(bucket, with_shown(in_file_order(of_bucket), ordered))
         dataset = compaction.dataset(logged.users, logged.personas, logged.nodes, earlier)
     return dataset, logged.rows_read
 
 
 def _counts(
-    source: Source, made: PersonaTally, ranked: RankedTally, personas: pl.DataFrame, aside: SetAside
+    source: SourceData, made: PersonaTally, ranked: RankedTally, personas: pl.DataFrame, aside: RejectedRows
 ) -> dict[str, Any]:
     shadow_users = source.users.height
     with_persona = personas["user_id"].n_unique()

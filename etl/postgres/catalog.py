@@ -70,7 +70,7 @@ _SHOWN = 5
 class Queries(Protocol):
     """The two things asked of a connection."""
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         ...
 
@@ -243,7 +243,7 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
 def _source_tables(connection: Queries, schema: str) -> dict[str, list[str]] | None:
     """The source tables that exist, by naming; None where the schema itself does not."""
     names = [*SOURCE_MODELS, *(MODELS[model] for model in SOURCE_MODELS)]
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "SELECT c.relname::text FROM pg_catalog.pg_namespace n LEFT JOIN pg_catalog.pg_class c "
         f"ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p') AND c.relname IN ({_literals(names)}) "
         f"WHERE n.nspname = {quote_literal(schema)}"
@@ -447,7 +447,7 @@ def _published(connection: Queries, naming: Naming) -> Iterator[_Published]:
         "SELECT COALESCE(json_agg(a.attname ORDER BY a.attnum), '[]')::text FROM pg_catalog.pg_attribute a "
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
     )
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "WITH RECURSIVE part(model, oid) AS ("
         f"SELECT ours.model, ours.oid FROM {_tables_of(naming, _CHANGED)} UNION "
         "SELECT part.model, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
@@ -497,19 +497,19 @@ def _read(connection: Queries, naming: Naming) -> _Catalogue:
         f"WHERE c.relnamespace = {schema} AND c.relname IN ({tables}) AND a.attnum > 0 AND NOT a.attisdropped "
         "ORDER BY c.oid, a.attnum"
     )
-    relations = connection.rows(
+    relations = connection.fetch_rows(
         "SELECT c.relname::text, c.relkind::text FROM pg_catalog.pg_class c "
         f"WHERE c.relnamespace = {schema} AND c.relname IN ({names})"
     )
-    types = connection.rows(
+    types = connection.fetch_rows(
         f"SELECT t.typname::text FROM pg_catalog.pg_type t WHERE t.typnamespace = {schema} AND t.typname IN ({enums})"
     )
-    attributes = connection.rows(
+    attributes = connection.fetch_rows(
         "SELECT c.relname::text, a.attname::text, t.typname::text, t.typtype = 'e', a.attnotnull, "
         "a.atthasdef OR a.attidentity <> '' FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a "
         f"ON a.attrelid = c.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid {of_columns}"
     )
-    labels = connection.rows(
+    labels = connection.fetch_rows(
         "SELECT c.relname::text, a.attname::text, e.enumlabel::text FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid "
         f"JOIN pg_catalog.pg_enum e ON e.enumtypid = a.atttypid {of_columns}"
@@ -527,7 +527,7 @@ def _read(connection: Queries, naming: Naming) -> _Catalogue:
 
 
 def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]:
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "SELECT i.indexrelid::int8, c.relname::text, i.indisunique AND i.indimmediate, COALESCE(a.attname::text, '') "
         "FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid "
         "JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam "
@@ -544,7 +544,7 @@ def _read_indexes(connection: Queries, schema: str, tables: str) -> list[_Index]
 
 def _collation_findings(connection: Queries, naming: Naming) -> Iterator[Finding]:
     """Ids of users that are compared by a nondeterministic collation: another user's id may equal a shadow user's there."""
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'User'))} "
         "JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation "
         "WHERE NOT l.collisdeterministic AND a.attname = CASE ours.model WHEN 'User' THEN 'id' ELSE 'userId' END ORDER BY 1"
@@ -576,7 +576,7 @@ def _tables_of(naming: Naming, models: Iterable[str]) -> str:
 
 
 def _foreign_keys(connection: Queries, naming: Naming, ours: str) -> Iterator[Finding]:
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "SELECT ours.model, f.conname::text, format('%I.%I', n.nspname, c.relname), f.confdeltype::text, f.condeferrable, "
         f"f.condeferred FROM {ours} JOIN pg_catalog.pg_constraint f ON COALESCE(pg_partition_root(f.confrelid), f.confrelid) "
         "= ours.oid JOIN pg_catalog.pg_class c ON c.oid = f.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -601,7 +601,7 @@ def _foreign_keys(connection: Queries, naming: Naming, ours: str) -> Iterator[Fi
 
 def _triggers(connection: Queries, ours: str) -> Iterator[Finding]:
     fired = " ".join(f"WHEN {quote_literal(model)} THEN {bits}" for model, bits in _FIRED_BY.items())
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "SELECT ours.model, t.tgname::text, format('%I.%I', n.nspname, c.relname), p.oid::regprocedure::text "
         f"FROM {ours} JOIN pg_catalog.pg_trigger t ON COALESCE(pg_partition_root(t.tgrelid), t.tgrelid) = ours.oid "
         "JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -623,7 +623,7 @@ def _triggers(connection: Queries, ours: str) -> Iterator[Finding]:
 
 def _rules(connection: Queries, naming: Naming, ours: str) -> Iterator[Finding]:
     met = " ".join(f"WHEN {quote_literal(model)} THEN {quote_literal(types)}" for model, types in _REWRITTEN.items())
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         f"SELECT ours.model, r.rulename::text FROM {ours} JOIN pg_catalog.pg_rewrite r ON r.ev_class = ours.oid "
         f"WHERE r.ev_enabled IN ('O', 'A') AND strpos(CASE ours.model {met} END, r.ev_type::text) > 0 ORDER BY 1, 2"
     )

@@ -32,7 +32,7 @@ from adbc_driver_postgresql import dbapi as adbc
 
 from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError, SettingsError
 from etl.postgres.ddl import quote_literal
-from etl.postgres.url import Address
+from etl.postgres.url import ConnectionTarget
 from etl.runtime.cancellation import POLL, Stop
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,12 @@ class Connection:
     ours alone. It is False, too, where nobody can tell.
     """
 
-    def __init__(self, address: Address, stop: Stop) -> None:
+    def __init__(self, address: ConnectionTarget, stop: Stop) -> None:
         self.address, self.stop = address, stop
         self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
         self._closing, self._closed = threading.Lock(), False
         self._within = False
-        with self._translated():
+        with self._mapped_errors():
             self._connection = _open(address, self.name)
         try:
             heard, self._path, encoding, version, number = self._look()
@@ -105,9 +105,9 @@ class Connection:
 
         In a transaction, since a pooler may take another server process between two messages outside of one.
         """
-        with self._translated():
+        with self._mapped_errors():
             self._connection.adbc_connection.set_autocommit(False)
-        heard, path, *server = self.rows(
+        heard, path, *server = self.fetch_rows(
             f"SELECT pg_catalog.current_setting('{_MARK}', true), pg_catalog.current_setting('search_path'), "
             "pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version'), "
             "pg_catalog.current_setting('server_version_num')::pg_catalog.int8"
@@ -117,25 +117,25 @@ class Connection:
         path = ",".join(name for name in path.split(",") if name.strip(' "') != "pg_catalog")
         return heard, path, *server
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a small query, as Python values."""
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
-    def number(self, sql: str) -> int:
+    def fetch_int(self, sql: str) -> int:
         """What a query gives that gives one whole number."""
-        return int(self.rows(sql)[0][0])
+        return int(self.fetch_rows(sql)[0][0])
 
-    def frame(self, sql: str) -> pl.DataFrame:
+    def fetch_frame(self, sql: str) -> pl.DataFrame:
         """The rows of a query as a frame. Cast enums to text and numerics to int8 in the query: Arrow has no such types."""
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             return _frame(cursor.fetch_arrow_table())
 
-    def stream(self, sql: str) -> Iterator[pl.DataFrame]:
+    def iter_frames(self, sql: str) -> Iterator[pl.DataFrame]:
         """The rows of a query, some at a time: memory follows what the driver fetches at once, not the result."""
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             for batch in cursor.fetch_record_batch():
                 yield _frame(batch)
@@ -150,12 +150,12 @@ class Connection:
 
     def copy(self, schema: str, table: str, rows: pa.Table | pa.RecordBatchReader) -> int:
         """COPY rows into a table by binary COPY; the columns' names are the table's. Gives the count that went over."""
-        with self._own_path(), self._translated(table), self._connection.cursor() as cursor:
+        with self._own_path(), self._mapped_errors(table), self._connection.cursor() as cursor:
             return int(cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema))
 
     def copy_temporary(self, table: str, rows: pa.Table) -> int:
         """COPY rows into a new temporary table of this session."""
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._mapped_errors(), self._connection.cursor() as cursor:
             return int(cursor.adbc_ingest(table, rows, mode="create", temporary=True))
 
     def begin(self, mode: str) -> None:
@@ -165,13 +165,13 @@ class Connection:
         `synchronous_commit` says: what is published afterwards is in the database after a crash, too. Raises ConnectError where
         it is to write and can't.
         """
-        with self._translated():
+        with self._mapped_errors():
             self._connection.adbc_connection.set_autocommit(False)
         self._statement(f"SET TRANSACTION {mode}")
         self._statement(_PIN)
-        self.rows(
+        self.fetch_rows(
             f"SELECT set_config('application_name', {quote_literal(self.name)}, true), {_ON_DISK}, "
-            f"set_config('client_encoding', 'UTF8', true), {_settings()}, {_WATCHED}"
+            f"set_config('client_encoding', 'UTF8', true), {_settings()}, {_CLIENT_CHECK}"
         )
         if "READ ONLY" not in mode and (obstacle := no_writes(self)):
             raise ConnectError(" ".join(obstacle))
@@ -183,12 +183,12 @@ class Connection:
         Raises ConnectError when it did not happen, and when nobody can say; StoppedError when an end was asked for before.
         """
         # The application's deferred triggers fire in COMMIT; one that fired before may have changed what COMMIT waits for.
-        xid, process, *_ = self.rows(
+        xid, process, *_ = self.fetch_rows(
             f"SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), {_ON_DISK}, {self._path_again()}"
         )[0]
         self.stop.shield()
         try:
-            with self._translated():
+            with self._mapped_errors():
                 self._connection.adbc_connection.commit()
                 self._connection.adbc_connection.set_autocommit(True)
                 self._within = False
@@ -196,7 +196,7 @@ class Connection:
             # Nothing was written; or the server itself refused, and a refused COMMIT is a ROLLBACK.
             if xid is None or not isinstance(error, ConnectError):
                 raise
-            _settle(self, str(xid), int(process), error)
+            _verify_commit(self, str(xid), int(process), error)
 
     def cancel(self) -> None:
         """Have the server cancel what this connection waits for, if it is open. From any thread."""
@@ -219,7 +219,7 @@ class Connection:
             self._connection.close()
 
     def _statement(self, sql: str) -> int:
-        with self._translated(), self._connection.cursor() as cursor:
+        with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             return int(cursor.rowcount)
 
@@ -233,23 +233,23 @@ class Connection:
         if not self._within:
             yield
             return
-        self.rows(f"SELECT {self._path_again()}")
+        self.fetch_rows(f"SELECT {self._path_again()}")
         yield
         self._statement(_PIN)
 
     @contextmanager
-    def _translated(self, table: str | None = None) -> Iterator[None]:
+    def _mapped_errors(self, table: str | None = None) -> Iterator[None]:
         self.stop.check()
         try:
             yield
         except adbc_errors.Error as error:
             self.stop.check()  # it was cancelled
-            raise _translate(error, self.address, table) from None
+            raise _map_error(error, self.address, table) from None
         except (pa.ArrowException, OSError) as error:  # rows that are being fetched fail with what Arrow makes of it
             self.stop.check()
             if "[libpq]" not in str(error):
                 raise
-            raise _translate(error, self.address, table) from None
+            raise _map_error(error, self.address, table) from None
 
 
 _PATH = ("pg_catalog", "pg_temp")
@@ -261,7 +261,7 @@ _MARK = "bpr_etl.session"
 _ON_DISK = (
     "CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END"
 )
-_WATCHED = "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
+_CLIENT_CHECK = "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
 """SQL that has the server look every two seconds whether this client is still there, where the server can (on Linux).
 
 A killed run's long query ends by it, and its locks with it.
@@ -270,7 +270,7 @@ A killed run's long query ends by it, and its locks with it.
 _NO_OPTIONS = re.compile(r"option|startup parameter|configuration parameter", re.IGNORECASE)
 
 
-def _open(address: Address, mark: str) -> adbc.Connection:
+def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
     """A connection whose session says `mark` where no pooler is between.
 
     The driver first asks about types, on a connection of its own, with operators that go by the search_path: there it is pinned
@@ -299,7 +299,7 @@ def _open(address: Address, mark: str) -> adbc.Connection:
 
 
 @contextmanager
-def connect(address: Address, stop: Stop | None = None) -> Iterator[Connection]:
+def connect(address: ConnectionTarget, stop: Stop | None = None) -> Iterator[Connection]:
     """A connection for the length of a block; what it waits for is cancelled when an end is asked for.
 
     Raises ConnectError when the server can't be reached or refuses us, StoppedError.
@@ -313,7 +313,7 @@ def connect(address: Address, stop: Stop | None = None) -> Iterator[Connection]:
         connection.close()
 
 
-def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> None:
+def _verify_commit(connection: Connection, xid: str, process: int, error: EtlError) -> None:
     """Return where a COMMIT that failed has happened all the same. Raises ConnectError where it has not, or nobody can say.
 
     PostgreSQL remembers what became of a transaction (pg_xact_status); ours may be open still, where the server has not
@@ -325,9 +325,9 @@ def _settle(connection: Connection, xid: str, process: int, error: EtlError) -> 
         with (
             suppress(EtlError),
             connect(connection.address) as another,
-            transaction(another, read_only=True, keep=False),
+            transaction(another, read_only=True, commit=False),
         ):
-            ended = another.rows(
+            ended = another.fetch_rows(
                 f"SELECT pg_xact_status({quote_literal(xid)}::xid8), (SELECT count(pg_terminate_backend(pid)) "
                 f"FROM pg_stat_activity WHERE pid = {process} AND application_name = {quote_literal(connection.name)})"
             )
@@ -360,7 +360,7 @@ def require_supported(encoding: str, version: str, number: int) -> None:
 
 def no_writes(connection: Connection) -> tuple[str, str] | None:
     """Why this session's transactions can't write, and what to do; None where they can."""
-    standby, read_only, role, database = connection.rows(
+    standby, read_only, role, database = connection.fetch_rows(
         "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool, "
         "quote_ident(current_user), quote_ident(current_database())"
     )[0]
@@ -383,7 +383,7 @@ def lock_key(schema: str) -> int:
 
 
 @contextmanager
-def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[int]:
+def advisory_lock(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[int]:
     """Hold the session advisory lock of (database, schema), and give its key for `require_lock`.
 
     Taken before BEGIN, else the snapshot is older than the wait. Raises LockedError when another run holds it, and does
@@ -407,15 +407,15 @@ def locked(connection: Connection, schema: str, wait: float = 0.0) -> Iterator[i
     finally:
         if connection.direct:
             with suppress(EtlError):
-                connection.rows(f"SELECT pg_catalog.pg_advisory_unlock({_int8(key)})")
+                connection.fetch_rows(f"SELECT pg_catalog.pg_advisory_unlock({_int8(key)})")
 
 
 def _take(connection: Connection, key: int, until: Literal["", "_xact"] = "") -> bool:
-    return connection.rows(f"SELECT pg_catalog.pg_try_advisory{until}_lock({_int8(key)})") == [(True,)]
+    return connection.fetch_rows(f"SELECT pg_catalog.pg_try_advisory{until}_lock({_int8(key)})") == [(True,)]
 
 
 def _free(connection: Connection, key: int) -> bool:
-    with transaction(connection, read_only=True, keep=False):
+    with transaction(connection, read_only=True, commit=False):
         return _take(connection, key, "_xact")
 
 
@@ -424,7 +424,7 @@ def _int8(number: int) -> str:
     return f"'{number}'::pg_catalog.int8"
 
 
-def is_lock(key: int) -> str:
+def lock_predicate(key: int) -> str:
     """SQL that is true for a row of pg_locks which is about the advisory lock of this key."""
     high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
     return f"locktype = 'advisory' AND classid::int8 = {high} AND objid::int8 = {low} AND objsubid = 1"
@@ -441,7 +441,7 @@ def require_lock(connection: Connection, key: int) -> None:
             f"Another bpr-etl run has begun on this database and schema (it holds the advisory lock {key}). Run again when it "
             "is done."
         )
-    held = connection.rows(f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {is_lock(key)}")
+    held = connection.fetch_rows(f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {lock_predicate(key)}")
     if held != [(1,)]:
         raise ConnectError(_TRANSACTION_POOLER.format(first="the lock is held by another server process"))
 
@@ -489,8 +489,8 @@ def _share_processes(one: Connection, other: Connection) -> bool:
 
     for first, second in ((one, other), (other, one)) * 2:
         met[first].add(_process(first))
-        with transaction(second, read_only=True, keep=False):
-            met[second].add(second.number("SELECT pg_backend_pid()"))
+        with transaction(second, read_only=True, commit=False):
+            met[second].add(second.fetch_int("SELECT pg_backend_pid()"))
             if shared():
                 return True
             met[first].add(_process(first))
@@ -501,12 +501,12 @@ def _share_processes(one: Connection, other: Connection) -> bool:
 
 def _process(connection: Connection) -> int:
     """The server process that a transaction of this connection meets."""
-    with transaction(connection, read_only=True, keep=False):
-        return connection.number("SELECT pg_backend_pid()")
+    with transaction(connection, read_only=True, commit=False):
+        return connection.fetch_int("SELECT pg_backend_pid()")
 
 
 @contextmanager
-def transaction(connection: Connection, *, read_only: bool = False, keep: bool = True) -> Iterator[None]:
+def transaction(connection: Connection, *, read_only: bool = False, commit: bool = True) -> Iterator[None]:
     """A REPEATABLE READ transaction: COMMIT at the end of the block, ROLLBACK when it raises or when `keep` is False.
 
     From COMMIT on the run's `Stop` is shielded.
@@ -514,17 +514,17 @@ def transaction(connection: Connection, *, read_only: bool = False, keep: bool =
     try:
         connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
         yield
-        if keep:
+        if commit:
             connection.commit()
     except BaseException:
         connection.rollback()
         connection.stop.unshield()
         raise
-    if not keep:
+    if not commit:
         connection.rollback()
 
 
-def require_unmoved(connection: Connection, tables: Iterable[str]) -> None:
+def ensure_tables_not_rewritten(connection: Connection, tables: Iterable[str]) -> None:
     """Raise ConflictError where a table was rewritten, emptied or replaced since the open transaction's snapshot.
 
     ALTER TABLE and TRUNCATE are not bound by snapshots: who looks at such a table later sees no rows, where there are many.
@@ -532,7 +532,7 @@ def require_unmoved(connection: Connection, tables: Iterable[str]) -> None:
     tells; whoever has read or written the table holds it as it is until the transaction ends, so this comes last.
     """
     names = ", ".join(f"({quote_literal(name)})" for name in tables)
-    moved = connection.rows(
+    moved = connection.fetch_rows(
         f"WITH RECURSIVE part(name, oid) AS (SELECT v.name, to_regclass(v.name)::oid FROM (VALUES {names}) v(name) "
         "UNION ALL SELECT part.name, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid) "
         "SELECT DISTINCT part.name FROM part LEFT JOIN pg_catalog.pg_class c ON c.oid = part.oid "
@@ -546,13 +546,13 @@ def require_unmoved(connection: Connection, tables: Iterable[str]) -> None:
 
 
 @contextmanager
-def judged_unmoved(connection: Connection, tables: Sequence[str]) -> Iterator[None]:
+def check_not_rewritten(connection: Connection, tables: Sequence[str]) -> Iterator[None]:
     """Raise ConflictError in place of the block's DataError where one of the tables was rewritten: it looked empty then."""
     try:
         yield
     except DataError:
         try:
-            require_unmoved(connection, tables)
+            ensure_tables_not_rewritten(connection, tables)
         except ConflictError:
             raise
         except EtlError:  # the transaction has failed on the server: nothing can be asked of it
@@ -560,7 +560,7 @@ def judged_unmoved(connection: Connection, tables: Sequence[str]) -> Iterator[No
         raise
 
 
-def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tuple[T, int]:
+def retry_on_conflict(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tuple[T, int]:
     """Do `attempt` until no serialisation failure ends it, RETRIES times at most; gives its result and the retries.
 
     Raises ConflictError when every attempt was in somebody's way.
@@ -576,7 +576,7 @@ def with_retries(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tu
     raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
-class Reading:
+class PendingReads:
     """Named queries that are being read on connections of their own, while the connection can do something else."""
 
     def __init__(
@@ -595,32 +595,32 @@ class Reading:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
                 self._connection.stop.check()
-                told = self._connection.address.scrub(str(error)) or type(error).__name__  # before it is cut
+                told = self._connection.address.redact(str(error)) or type(error).__name__  # before it is cut
                 obstacle = told.splitlines()[0][:200]
         log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
-        return {name: self._connection.frame(sql) for name, sql in self._queries.items()}
+        return {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
 
 
 @contextmanager
-def reading(connection: Connection, queries: Mapping[str, str]) -> Iterator[Reading]:
+def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[PendingReads]:
     """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
 
     Through connectorx; where that can't be, through ADBC when the result is asked for, and one log line says so.
     """
-    tls = connection.rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
+    tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
     url = connection.address.connectorx_url(tls=tls, name=name, options=_PINNED)
     if url is None or not connection.direct:
-        yield Reading(connection, queries, None, connection.address.obstacle or "a pooler may have no further sessions")
+        yield PendingReads(connection, queries, None, connection.address.connectorx_unsupported_reason or "a pooler may have no further sessions")
         return
-    snapshot = connection.rows("SELECT pg_export_snapshot()")[0][0]
+    snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
     with (
         connection.stop.calling(lambda: _end_sessions(connection.address, name)),
         ThreadPoolExecutor(1, thread_name_prefix="reading") as aside,
     ):
         frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot)
         try:
-            yield Reading(connection, queries, frames, None)
+            yield PendingReads(connection, queries, frames, None)
         except BaseException:
             if not frames.done():  # what it waits for is wanted no more
                 with suppress(EtlError):
@@ -636,22 +636,22 @@ def _settings() -> str:
     )
 
 
-def _end_sessions(address: Address, name: str) -> None:
+def _end_sessions(address: ConnectionTarget, name: str) -> None:
     """End the sessions that bear a name: connectorx can't be told to stop, its server processes can."""
-    with connect(address) as connection, transaction(connection, read_only=True, keep=False):
-        connection.rows(
+    with connect(address) as connection, transaction(connection, read_only=True, commit=False):
+        connection.fetch_rows(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {quote_literal(name)}"
         )
 
 
-class Behind:
+class OrderedWorker:
     """Work that is done behind the caller's back, in the order given, one after the other. See `behind`."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._waiting: list[Future[Any]] = []
 
-    def do(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """Have it done after all that was given before; not at all where some of that failed."""
         before = self._waiting[-1] if self._waiting else None
 
@@ -671,19 +671,19 @@ class Behind:
 
 
 @contextmanager
-def behind() -> Iterator[Behind]:
+def ordered_worker() -> Iterator[OrderedWorker]:
     """A thread of its own for the length of a block, for the server's work: it takes as long as ours, and on other cores.
 
     When the block ends early, what has not begun is left, and what has is waited for.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
     try:
-        yield Behind(pool)
+        yield OrderedWorker(pool)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
+def _read_connectorx(address: ConnectionTarget, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
     with connect(address):  # where no connection is to be had, connectorx would try for half a minute and more
         pass
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
@@ -692,7 +692,7 @@ def _read_connectorx(address: Address, url: str, queries: Mapping[str, str], sna
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
         _PIN,
-        f"SELECT {_settings()}, {_WATCHED}",
+        f"SELECT {_settings()}, {_CLIENT_CHECK}",
     ]
 
     def read(sql: str) -> pl.DataFrame:
@@ -731,7 +731,7 @@ _REFERENCED = (
         "that point at the tables which a run writes."
     ),
 )
-_PLAIN = {
+_MESSAGES = {
     "23001": _REFERENCED,
     "23503": _REFERENCED,
     "26000": (ConnectError, _TRANSACTION_POOLER),
@@ -787,7 +787,7 @@ _RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run agai
 _REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
 
-def _translate(error: Exception, address: Address, table: str | None = None) -> EtlError:
+def _map_error(error: Exception, address: ConnectionTarget, table: str | None = None) -> EtlError:
     """One kind of error per thing a caller can do, from the SQLSTATE; the DETAIL, which holds row values, is left out.
 
     `table` is the one that was written to, where the server does not name it.
@@ -795,7 +795,7 @@ def _translate(error: Exception, address: Address, table: str | None = None) -> 
     details = {_decoded(key): _decoded(value) for key, value in getattr(error, "details", None) or []}
     if table is not None:
         details.setdefault("PG_DIAG_TABLE_NAME", table)
-    first = address.scrub(details.get("PG_DIAG_MESSAGE_PRIMARY") or _first_words(str(error)))
+    first = address.redact(details.get("PG_DIAG_MESSAGE_PRIMARY") or _primary_message(str(error)))
     # Arrow has no SQLSTATE for what the server said while rows were fetched.
     state = getattr(error, "sqlstate", None) or _state_of(
         first, "08001" if isinstance(error, adbc_errors.Error) else "XX000"
@@ -810,11 +810,11 @@ def _translate(error: Exception, address: Address, table: str | None = None) -> 
     if state == "URI":  # without the value: where an address can be read in two ways, it may be a piece of a password
         first = re.sub(r"""(value|number|token|URI|found in):? "[^"]*\"""", r"\1", first)
     pooler = next(((ConnectError, said) for words, said in _POOLERS if words.search(first)), None)
-    known = pooler or _PLAIN.get(state) or _BY_CLASS.get(state[:2])
+    known = pooler or _MESSAGES.get(state) or _BY_CLASS.get(state[:2])
     kind, text = known or (_RETRY if state[:2] in _RETRIABLE else _REFUSED)
     message = text.format(first=first.rstrip(".?"), place=place, state=state)
-    if address.pooler and kind is not DataError and _DIRECT_URL not in message:
-        message += f" A transaction pooler may be in the way ({address.pooler}): give the direct URL (DIRECT_URL)."
+    if address.pooler_hint and kind is not DataError and _DIRECT_URL not in message:
+        message += f" A transaction pooler may be in the way ({address.pooler_hint}): give the direct URL (DIRECT_URL)."
     return kind(message)
 
 
@@ -859,7 +859,7 @@ def _state_of(first: str, otherwise: str) -> str:
     return next((state for words, state in _STATES if words.search(first)), otherwise)
 
 
-def _first_words(text: str) -> str:
+def _primary_message(text: str) -> str:
     """The libpq message itself: no status word, no query, no row, one line."""
     text = re.split(r"Query was:|DETAIL:", text)[0].replace("[libpq] ", "")
     text = re.sub(

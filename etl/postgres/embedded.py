@@ -104,7 +104,7 @@ def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Ser
 
 
 @contextmanager
-def borrowed(data_dir: Path) -> Iterator[Server]:
+def shared_server(data_dir: Path) -> Iterator[Server]:
     """The server of a data folder for the length of a block; stopped at the end if it was not running before.
 
     Of several borrowers the last one out stops it. One that was killed leaves it running, and counts for nothing: the next
@@ -117,13 +117,13 @@ def borrowed(data_dir: Path) -> Iterator[Server]:
         yield server
     finally:
         if hold is not None:
-            _give_back(data_dir, hold)
+            _release(data_dir, hold)
 
 
-def running(data_dir: Path) -> Server | None:
+def find_running(data_dir: Path) -> Server | None:
     """Find the server of this data folder: None unless it lives and takes connections."""
     data_dir = data_dir.resolve()
-    with _plain_sentences(data_dir):
+    with _translate_os_errors(data_dir):
         pid = _postmaster(data_dir)
         lines = _lines(data_dir / "postmaster.pid")
     if pid is None or len(lines) < 5 or not lines[4]:  # the fifth line is the socket's folder, written a little later
@@ -135,7 +135,7 @@ def running(data_dir: Path) -> Server | None:
 def stop(data_dir: Path) -> bool:
     """Stop the server of this data folder, cutting its connections; False when none was running."""
     data_dir = data_dir.resolve()
-    with _plain_sentences(data_dir):
+    with _translate_os_errors(data_dir):
         if _postmaster(data_dir) is None:
             return False
         account = _account()
@@ -159,7 +159,7 @@ class _Preparation:
 @contextmanager
 def _prepared(data_dir: Path) -> Iterator[_Preparation]:
     account = _account()
-    with _plain_sentences(data_dir):
+    with _translate_os_errors(data_dir):
         _require_usable_name(data_dir)
         _require_reachable(data_dir, account)
         programs = _programs(account)
@@ -175,15 +175,15 @@ def _start(preparation: _Preparation, parameters: Mapping[str, str], *, borrow: 
         _initialise(data_dir, account, programs)
     runs = _postmaster(data_dir) is not None
     # Marked before it is started: whatever kills us on the way, a server that runs unmarked is one that somebody wants.
-    hold = _hold(data_dir, account, fresh=not runs) if borrow else None
+    hold = _register(data_dir, account, fresh=not runs) if borrow else None
     try:
         if not borrow:
-            _unmark(data_dir, account)
+            _remove_marker(data_dir, account)
         if not runs:
             _clear_stale_locks(data_dir, preparation.socket_dir, account)
             _write_access(data_dir, account)
             _launch(data_dir, account, programs, options)
-        return _await(data_dir), hold
+        return _wait_until_ready(data_dir), hold
     except BaseException:
         if hold is not None:
             os.close(hold)
@@ -197,17 +197,17 @@ def _stop(data_dir: Path, account: _Account) -> bool:
         if _postmaster(data_dir) is None:  # somebody else was faster
             return False
         raise ConnectError(
-            f"The embedded PostgreSQL of {data_dir} did not stop: {_last_words(done.stdout)}. "
+            f"The embedded PostgreSQL of {data_dir} did not stop: {_last_log_lines(done.stdout)}. "
             f"Its log is {data_dir / _LOG_NAME}."
         )
-    _unmark(data_dir, account)
+    _remove_marker(data_dir, account)
     return True
 
 
 # --- borrowers ------------------------------------------------------------------------------------------------------
 
 
-def _hold(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
+def _register(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
     """Count among the borrowers of a server, by a lock that ends with this process, however it ends.
 
     None where the server runs for somebody who did not borrow it: it has no mark. `fresh` lays one.
@@ -216,7 +216,7 @@ def _hold(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
     if fresh:
         done = _run(["sh", "-c", ': > "$1"', "sh", str(mark)], account)  # by the folder's owner: see `_write_access`
         if done.returncode != 0:
-            raise ConnectError(f"{mark} could not be written: {_last_words(done.stdout)}.")
+            raise ConnectError(f"{mark} could not be written: {_last_log_lines(done.stdout)}.")
     try:
         hold = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -225,11 +225,11 @@ def _hold(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
     return hold
 
 
-def _give_back(data_dir: Path, hold: int) -> None:
+def _release(data_dir: Path, hold: int) -> None:
     """Stop a borrowed server, unless another borrower is still there, or somebody has made it their own meanwhile."""
     account = _account()
     try:
-        with _plain_sentences(data_dir), _locked(data_dir, account), suppress(BlockingIOError, FileNotFoundError):
+        with _translate_os_errors(data_dir), _locked(data_dir, account), suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(hold), (data_dir / _BORROWED).lstat()) and _postmaster(data_dir):
                 _stop(data_dir, account)
@@ -237,7 +237,7 @@ def _give_back(data_dir: Path, hold: int) -> None:
         os.close(hold)
 
 
-def _unmark(data_dir: Path, account: _Account) -> None:
+def _remove_marker(data_dir: Path, account: _Account) -> None:
     if (data_dir / _BORROWED).exists():
         _run(["rm", "-f", str(data_dir / _BORROWED)], account)
 
@@ -248,15 +248,15 @@ def _unmark(data_dir: Path, account: _Account) -> None:
 def _account() -> _Account:
     """Choose the OS user for the server; for root the first of three well-known ones, else one is created."""
     if os.geteuid() != 0:
-        return _as_account(_named(os.geteuid()), switch=False)
+        return _as_account(_user_by_id(os.geteuid()), switch=False)
     for name in ("bpr-etl", "postgres", "pgserver"):
-        if (entry := _entry(name)) is not None:
+        if (entry := _user_by_name(name)) is not None:
             return _as_account(entry, switch=True)
     made = _run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "bpr-etl"])
-    entry = _entry("bpr-etl")  # asked whatever useradd says: another process may have created it meanwhile
+    entry = _user_by_name("bpr-etl")  # asked whatever useradd says: another process may have created it meanwhile
     if entry is None:
         raise SettingsError(
-            f"PostgreSQL does not run as root, and the user bpr-etl can't be created ({_last_words(made.stdout)}): "
+            f"PostgreSQL does not run as root, and the user bpr-etl can't be created ({_last_log_lines(made.stdout)}): "
             "create it yourself, or call as an ordinary user."
         )
     return _as_account(entry, switch=True)
@@ -266,14 +266,14 @@ def _as_account(entry: pwd.struct_passwd, *, switch: bool) -> _Account:
     return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
 
 
-def _entry(name: str) -> pwd.struct_passwd | None:
+def _user_by_name(name: str) -> pwd.struct_passwd | None:
     try:
         return pwd.getpwnam(name)
     except KeyError:
         return None
 
 
-def _named(uid: int) -> pwd.struct_passwd:
+def _user_by_id(uid: int) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(uid)
     except KeyError:
@@ -312,7 +312,7 @@ def _run(
         return subprocess.CompletedProcess(command, 126, f"{command[0]}: {error.strerror}")
 
 
-def _last_words(output: str) -> str:
+def _last_log_lines(output: str) -> str:
     """Take out of a log what failed: the FATAL line where there is one, else the last two lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     fatal = [line[line.index("FATAL:") :] for line in lines if "FATAL:" in line]
@@ -360,7 +360,7 @@ def _programs(account: _Account) -> _Programs:
     copy = _Programs(_public_copy(programs), programs.version)
     said = _run([copy.path("initdb"), "--version"], account)
     if said.returncode != 0:
-        raise ConnectError(f"{account.name} can't run the embedded PostgreSQL: {_last_words(said.stdout)}.")
+        raise ConnectError(f"{account.name} can't run the embedded PostgreSQL: {_last_log_lines(said.stdout)}.")
     return copy
 
 
@@ -396,7 +396,7 @@ def _public_copy(programs: _Programs) -> Path:
 
 
 @contextmanager
-def _plain_sentences(data_dir: Path) -> Iterator[None]:
+def _translate_os_errors(data_dir: Path) -> Iterator[None]:
     """Turn what the file system says no to into a sentence: a folder that can't be used is a setting to change."""
     try:
         yield
@@ -452,7 +452,7 @@ def _private_folder(folder: Path, account: _Account) -> None:
         if made.returncode == 0 or "File exists" in made.stdout:  # it was there a moment ago: see `_locked`
             raise
         raise ConnectError(
-            f"The socket's folder {folder} can't be made: {_last_words(made.stdout)}. "
+            f"The socket's folder {folder} can't be made: {_last_log_lines(made.stdout)}. "
             f"The embedded PostgreSQL needs {_SOCKETS}: make it writable for everybody (chmod 1777), or give --database-url."
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
@@ -535,7 +535,7 @@ def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
         access = ["--username=postgres", "--auth-local=peer", "--auth-host=reject"]
         done = _run([programs.path("initdb"), "-D", str(scratch), *locale, *access], account)
         if done.returncode != 0:
-            raise ConnectError(f"The data folder {data_dir} could not be made: {_last_words(done.stdout)}.")
+            raise ConnectError(f"The data folder {data_dir} could not be made: {_last_log_lines(done.stdout)}.")
         _write_access(scratch, account)
         scratch.rename(data_dir)
     finally:
@@ -544,7 +544,7 @@ def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
 
 def _write_access(data_dir: Path, account: _Account) -> None:
     """Say who may connect: the superuser only from our own OS users' processes, everybody else with a password."""
-    users = sorted({account.name, _named(os.geteuid()).pw_name})
+    users = sorted({account.name, _user_by_id(os.geteuid()).pw_name})
     files = {
         "pg_hba.conf": "local all postgres peer map=bpr_etl\nlocal all all scram-sha-256\n",
         "pg_ident.conf": "".join(f'bpr_etl "{name}" postgres\n' for name in users),
@@ -554,7 +554,7 @@ def _write_access(data_dir: Path, account: _Account) -> None:
         command = ["sh", "-c", 'cat > "$1.new" && mv -f "$1.new" "$1"', "sh", str(data_dir / name)]
         done = _run(command, account, text=_ACCESS + rules)
         if done.returncode != 0:
-            raise ConnectError(f"{data_dir / name} could not be written: {_last_words(done.stdout)}.")
+            raise ConnectError(f"{data_dir / name} could not be written: {_last_log_lines(done.stdout)}.")
 
 
 # --- the process ----------------------------------------------------------------------------------------------------
@@ -574,7 +574,7 @@ def _holder(lock_file: Path) -> int | None:
     return int(first) if first.isdecimal() and int(first) > 1 else None
 
 
-def _serves(pid: int, data_dir: Path) -> bool:
+def _is_postmaster_of(pid: int, data_dir: Path) -> bool:
     """Say whether a live process is a PostgreSQL server of this folder: ids are used again, after a reboot for sure.
 
     The command line, because it can be read even by a container's root, who may not look at others' working folders.
@@ -593,7 +593,7 @@ def _serves(pid: int, data_dir: Path) -> bool:
 def _postmaster(data_dir: Path) -> int | None:
     """Find the live server process of a data folder, ready or not."""
     pid = _holder(data_dir / "postmaster.pid")
-    return pid if pid is not None and _serves(pid, data_dir) else None
+    return pid if pid is not None and _is_postmaster_of(pid, data_dir) else None
 
 
 def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> None:
@@ -605,10 +605,10 @@ def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> N
         pid = _holder(lock_file)
         if pid is None or not Path("/proc", str(pid)).exists():
             continue
-        if _serves(pid, data_dir):  # its data folder was deleted under it, it would notice within a minute
+        if _is_postmaster_of(pid, data_dir):  # its data folder was deleted under it, it would notice within a minute
             os.kill(pid, signal.SIGQUIT)
             deadline = time.monotonic() + _SECONDS
-            while _serves(pid, data_dir) and time.monotonic() < deadline:
+            while _is_postmaster_of(pid, data_dir) and time.monotonic() < deadline:
                 time.sleep(0.02)
         _run(["rm", "-f", str(lock_file)], account)
 
@@ -642,14 +642,14 @@ def _launch(data_dir: Path, account: _Account, programs: _Programs, options: str
         said = _run(["tail", "-c", f"+{before + 1}", str(log)], account).stdout
         # After a kill -9 the old server's children are still on their way out, and hold its memory for a moment.
         if "shared memory block" not in said or time.monotonic() > deadline:
-            raise ConnectError(f"The embedded PostgreSQL did not start: {_last_words(said)}. Its log is {log}.")
+            raise ConnectError(f"The embedded PostgreSQL did not start: {_last_log_lines(said)}. Its log is {log}.")
         time.sleep(0.1)
 
 
-def _await(data_dir: Path) -> Server:
+def _wait_until_ready(data_dir: Path) -> Server:
     """Wait until the live server takes connections: it may have been found in the middle of a recovery."""
     deadline = time.monotonic() + _SECONDS
-    while (server := running(data_dir)) is None:
+    while (server := find_running(data_dir)) is None:
         if time.monotonic() > deadline:
             raise ConnectError(
                 f"The PostgreSQL of {data_dir} runs but took no connection for {_SECONDS} s: see its log "

@@ -16,7 +16,7 @@ _WHO_WROTE = "xmin"
 class Queries(Protocol):
     """The one thing asked of a connection."""
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         ...
 
@@ -71,11 +71,11 @@ def require_privileges(connection: Queries, naming: Naming, *, writes: bool) -> 
     Raises it also where row security would hide rows from the role: what it reads would be less than what is there.
     """
     schema = quote_literal(naming.schema)
-    role, usable = connection.rows(f"SELECT current_user::text, has_schema_privilege({schema}, 'USAGE')")[0]
+    role, usable = connection.fetch_rows(f"SELECT current_user::text, has_schema_privilege({schema}, 'USAGE')")[0]
     if not usable:
         raise ConnectError(_missing(role, [f"USAGE on schema {quote_identifier(naming.schema)}"], naming))
     tables = ", ".join(f"({quote_literal(naming.table(model))})" for model in MODELS)
-    hidden = connection.rows(f"SELECT t.n FROM (VALUES {tables}) t(n) WHERE row_security_active(t.n) ORDER BY 1")
+    hidden = connection.fetch_rows(f"SELECT t.n FROM (VALUES {tables}) t(n) WHERE row_security_active(t.n) ORDER BY 1")
     if hidden:
         raise ConnectError(
             f"Row security hides rows of {', '.join(name for (name,) in hidden)} from the role {role}, so what it reads would "
@@ -83,7 +83,7 @@ def require_privileges(connection: Queries, naming: Naming, *, writes: bool) -> 
         )
     asked = list(_each(needed(writes=writes)))
     questions = ", ".join(_question(naming, *each) for each in asked)
-    allowed = connection.rows(f"SELECT {questions}")[0]
+    allowed = connection.fetch_rows(f"SELECT {questions}")[0]
     lacking = [_sentence(naming, *each) for each, may in zip(asked, allowed, strict=True) if not may]
     if lacking:
         raise ConnectError(_missing(role, lacking, naming))

@@ -64,7 +64,7 @@ def find_scope(
 
     Raises SchemaError where the schema does not fit, ConnectError where the role may not do what is needed.
     """
-    with transaction(connection, read_only=True, keep=False):
+    with transaction(connection, read_only=True, commit=False):
         naming = schema.detect_naming(connection, schema_name, settings.naming)
         advice = [finding.detail for finding in schema.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)

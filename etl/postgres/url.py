@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from etl.errors import SettingsError
 from etl.settings.model import Settings
-from etl.settings.redaction import decode, scrub, secrets_of, words_of
+from etl.settings.redaction import decode, redact, secrets_of, parse_keyword_dsn
 
 _PRISMA = frozenset(
     {
@@ -81,7 +81,7 @@ _encode = partial(quote, safe="", errors="surrogateescape")
 
 
 @dataclass(frozen=True)
-class Address:
+class ConnectionTarget:
     """Where the database is, in the words of each driver.
 
     `libpq` is what ADBC takes. `connectorx` is the same for connectorx, or None where it can't express the connection:
@@ -91,9 +91,9 @@ class Address:
 
     libpq: str = field(repr=False)
     connectorx: str | None = field(repr=False)
-    obstacle: str | None
+    connectorx_unsupported_reason: str | None
     schema: str | None
-    pooler: str | None
+    pooler_hint: str | None
     secrets: tuple[str, ...] = field(repr=False, default=())
     options: str | None = field(repr=False, default="")
 
@@ -104,9 +104,9 @@ class Address:
         words = (f"{name}={_quoted(value)}" for name, value in parameters.items())
         return " ".join([self.libpq, *words])
 
-    def scrub(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without this address's passwords."""
-        return scrub(text, self.secrets)
+        return redact(text, self.secrets)
 
     def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
         """The URL for connectorx, with a name and options for its sessions; None where it can't express the connection.
@@ -120,7 +120,7 @@ class Address:
         return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
 
 
-def parse_address(url: str, environ: Mapping[str, str]) -> Address:
+def parse_url(url: str, environ: Mapping[str, str]) -> ConnectionTarget:
     """Understand a database URL: Prisma's, libpq's, or libpq's `key=value` words.
 
     Raises SettingsError for another scheme and for parameters that neither Prisma nor libpq know: a mistyped
@@ -132,10 +132,10 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     if not after or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         if "=" not in url:
             raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
-        words = _requirewords_of(url)
+        words = _validate_keyword_dsn(url)
         reason = "its address is a list of libpq's key=value words"
         url += "".join(f" {name}={value}" for name, value in _without_home(words, environ).items())
-        return Address(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
+        return ConnectionTarget(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
             f"The database URL's scheme is {scheme!r}; it must be postgresql. "
@@ -161,34 +161,34 @@ def parse_address(url: str, environ: Mapping[str, str]) -> Address:
     parts = _split(authority) | {k: v for k, v in libpq.items() if v}
     if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
         raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
-    obstacle = _obstacle(parts, environ)
+    obstacle = _connectorx_limitation(parts, environ)
     libpq |= _without_home(parts, environ)
-    return Address(
+    return ConnectionTarget(
         libpq=f"postgresql://{_for_libpq(authority)}" + (f"?{_query(libpq)}" if libpq else ""),
         connectorx=None if obstacle else _connectorx(parts),
-        obstacle=obstacle,
+        connectorx_unsupported_reason=obstacle,
         schema=prisma.get("schema") or None,
-        pooler=_pooler(prisma, parts),
+        pooler_hint=_pooler(prisma, parts),
         secrets=secrets,
         options=_options(libpq, environ),
     )
 
 
-def address_of(settings: Settings) -> Address:
+def target_of(settings: Settings) -> ConnectionTarget:
     """The database's address. Raises SettingsError when nobody said one."""
     if not settings.database_url:
         raise SettingsError(
             "No database was named: give --database-url, or set BPR_ETL_DATABASE_URL, DIRECT_URL or DATABASE_URL."
         )
-    return parse_address(settings.database_url, settings.environ)
+    return parse_url(settings.database_url, settings.environ)
 
 
-def schema_of(settings: Settings, address: Address) -> str:
+def schema_of(settings: Settings, address: ConnectionTarget) -> str:
     """The PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
     return settings.schema or address.schema or "public"
 
 
-def parts_of(url: str, environ: Mapping[str, str]) -> dict[str, str]:
+def connection_parts(url: str, environ: Mapping[str, str]) -> dict[str, str]:
     """User, host, port, database and sslmode as the URL says them, else libpq's environment; no secret among them.
 
     For an address that `parse_address` has understood. What a service file or a default says is not looked for.
@@ -196,7 +196,7 @@ def parts_of(url: str, environ: Mapping[str, str]) -> dict[str, str]:
     url = url.strip()
     _, after, rest = url.partition("://")
     authority, _, query = rest.partition("?")
-    said = _split(authority) | {k: v for k, v in _parameters(query) if v} if after else dict(words_of(url))
+    said = _split(authority) | {k: v for k, v in _parameters(query) if v} if after else dict(parse_keyword_dsn(url))
     names = ("user", "host", "port", "dbname", "sslmode")
     return {name: value for name in names if (value := said.get(name) or environ.get(_LIBPQ[name]))}
 
@@ -270,9 +270,9 @@ def _quoted(value: str) -> str:
     return "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
 
 
-def _requirewords_of(text: str) -> dict[str, str]:
+def _validate_keyword_dsn(text: str) -> dict[str, str]:
     """The words by name. Raises SettingsError for what libpq would repeat in its complaint: it may be half a password."""
-    words = dict(words_of(text))
+    words = dict(parse_keyword_dsn(text))
     if "" in words:
         raise SettingsError(
             "The database address's name=value words can't be told apart: a value with a space in it stands in single "
@@ -288,12 +288,12 @@ def _requirewords_of(text: str) -> dict[str, str]:
     return words
 
 
-def _obstacle(parts: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+def _connectorx_limitation(parts: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
     """Why connectorx can't express this connection; None when it can."""
-    return next(_obstacles(parts, environ), None)
+    return next(_connectorx_limitations(parts, environ), None)
 
 
-def _obstacles(parts: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
+def _connectorx_limitations(parts: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
     if "," in parts.get("host", ""):
         yield "the URL names several hosts"
     mode = parts.get("sslmode", "prefer")

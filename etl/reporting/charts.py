@@ -94,14 +94,14 @@ class Chart:
         """The chart as an element of a page; `says` is for those who can't see it."""
         text = io.StringIO()
         self.figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        drawn = _tidied(text.getvalue(), self.name)
+        drawn = _minify_svg(text.getvalue(), self.name)
         drawn = re.sub(r"LABEL(\d+)X", lambda found: escape(self._labels[int(found[1])]), drawn)
         box = f"0 0 {self.width:g} {self.height:g}"
         return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(says)}">{drawn}</svg>'
 
 
 @contextmanager
-def drawing(folder: Path) -> Iterator[None]:
+def chart_style(folder: Path) -> Iterator[None]:
     """The look of all charts, for the length of a block; nobody else's matplotlib is touched.
 
     Matplotlib needs a folder for its cache, and takes a temporary one where HOME can't be written. Where the machine has no
@@ -136,7 +136,7 @@ def _cache_in(folder: Path) -> Iterator[None]:
                 os.environ[_CACHE] = before
 
 
-def _tidied(svg: str, name: str) -> str:
+def _minify_svg(svg: str, name: str) -> str:
     """What stands inside matplotlib's <svg>, shorter: no font, no comment, numbers to a tenth, ids of the chart's own."""
     inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inside = re.sub(r"<defs>\s*<style.*?</defs>", "", inside, count=1, flags=re.DOTALL)
@@ -159,7 +159,7 @@ def _rounded(number: re.Match[str]) -> str:
     return f"{float(number[0]):.1f}".removesuffix(".0")
 
 
-def _fitted(text: str, width: int) -> str:
+def _truncate(text: str, width: int) -> str:
     """A text cut to about so many letters; letters of East Asia are twice as wide."""
     from unicodedata import east_asian_width  # noqa: PLC0415
 
@@ -171,7 +171,7 @@ def _fitted(text: str, width: int) -> str:
     return text
 
 
-def _counts_on(axis: Any, most: float, ticks: int = 4) -> None:
+def _set_count_ticks(axis: Any, most: float, ticks: int = 4) -> None:
     """Ticks of a linear axis from 0, written short."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
@@ -179,7 +179,7 @@ def _counts_on(axis: Any, most: float, ticks: int = 4) -> None:
     axis.set_ticks(places, [short(place) for place in places])
 
 
-def bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str], says: str) -> str:
+def stacked_bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str], says: str) -> str:
     """Rows of bars that lie, each put together from parts, in the order of SERIES; labels of rows come from data."""
     chart = Chart(name, 34 + 24 * max(1, len(rows)), (134, 28, 22, 6))
     axes, places = chart.axes, np.arange(len(rows))
@@ -188,9 +188,9 @@ def bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequen
         lengths = np.array([values.get(part, 0) for _, values in rows], float)
         axes.barh(places, lengths, 0.62, start, color=colour, linewidth=0)
         start += lengths
-    axes.set_yticks(places, [chart.label(_fitted(label, 17)) for label, _ in rows], color=_INK)
+    axes.set_yticks(places, [chart.label(_truncate(label, 17)) for label, _ in rows], color=_INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    _counts_on(axes.xaxis, start.max(initial=0))
+    _set_count_ticks(axes.xaxis, start.max(initial=0))
     axes.set_xlim(0, start.max(initial=0) * 1.03 or 1)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
@@ -198,7 +198,7 @@ def bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequen
     return chart.svg(says)
 
 
-def ranks(name: str, series: Sequence[np.ndarray[Any, Any]], says: str) -> str:
+def rank_frequency(name: str, series: Sequence[np.ndarray[Any, Any]], says: str) -> str:
     """How often, against the rank of who is so often, both logarithmic: a curve for each series, highest first."""
     chart = Chart(name, 290, (48, 44, 18, 24))
     axes = chart.axes
@@ -242,7 +242,7 @@ def distributions(name: str, series: Sequence[tuple[Sequence[float], float]], sa
     return chart.svg(says)
 
 
-def columns(name: str, values: Sequence[int], labels: Mapping[int, str], says: str) -> str:
+def column_chart(name: str, values: Sequence[int], labels: Mapping[int, str], says: str) -> str:
     """Columns side by side, labelled here and there."""
     chart = Chart(name, 230, (48, 30, 20, 12))
     axes = chart.axes
@@ -251,13 +251,13 @@ def columns(name: str, values: Sequence[int], labels: Mapping[int, str], says: s
     axes.stairs(values, edges, color=SERIES[0], linewidth=1.3)
     axes.set_xlim(0, max(1, len(values)))
     axes.set_ylim(0, max(values, default=0) * 1.08 or 1)
-    _counts_on(axes.yaxis, max(values, default=0))
+    _set_count_ticks(axes.yaxis, max(values, default=0))
     axes.set_ylim(0, max(values, default=0) * 1.08 or 1)
     axes.set_xticks([place + 0.5 for place in labels], list(labels.values()))
     return chart.svg(says)
 
 
-def intervals(name: str, rows: Sequence[tuple[str, float, float, float, bool]], mark: float, says: str) -> str:
+def interval_plot(name: str, rows: Sequence[tuple[str, float, float, float, bool]], mark: float, says: str) -> str:
     """Means with their intervals, (label, mean, low, high, whether it stands out) each, and a line at `mark`."""
     chart = Chart(name, 44 + 30 * len(rows), (188, 28, 56, 6))
     axes = chart.axes
@@ -267,7 +267,7 @@ def intervals(name: str, rows: Sequence[tuple[str, float, float, float, bool]], 
         axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
         axes.plot([mean], [place], color=colour, marker="o", markersize=6.5, linestyle="")
         axes.text(1.03, place, f"{mean:.3f}", transform=axes.get_yaxis_transform(), va="center", color=_INK)
-    axes.set_yticks(range(len(rows)), [chart.label(_fitted(label, 29)) for label, *_ in rows], color=_INK)
+    axes.set_yticks(range(len(rows)), [chart.label(_truncate(label, 29)) for label, *_ in rows], color=_INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     margin = max(0.02, (high - low) * 0.08)
@@ -303,7 +303,7 @@ def trend(
     axes.plot(nights, numbers, color=SERIES[0], marker="o", markersize=3.4)
     rings = np.flatnonzero(odd)
     axes.plot(nights[rings], numbers[rings], color=_BAD, marker="o", markersize=9, linestyle="", fillstyle="none")
-    _span(axes, [*numbers, *(beside or [])])
+    _set_y_limits(axes, [*numbers, *(beside or [])])
     axes.set_xlim(-0.6, max(1, len(values) - 1) + 0.6)
     shown = {0: ends[0], len(values) - 1: ends[1]}
     axes.set_xticks(list(shown), list(shown.values()))
@@ -312,7 +312,7 @@ def trend(
     return chart.svg(says)
 
 
-def _span(axes: Axes, numbers: Sequence[float | None]) -> None:
+def _set_y_limits(axes: Axes, numbers: Sequence[float | None]) -> None:
     """From the least to the most, with room; a figure that never moves stands in the middle."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from etl.errors import EtlError
-from etl.reporting.event_stats import Tally
+from etl.reporting.event_stats import EventStats
 from etl.reporting.history import Night
 from etl.runtime.run_record import Progress
 from etl.snapshots.reader import Snapshot, read_dataset
@@ -34,7 +34,7 @@ class Watch:
         self.failure: Exception | None = None
         self._trips = dataset.trips.height
         try:
-            self._tally = Tally.of(dataset, unknown)
+            self._tally = EventStats.of(dataset, unknown)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -79,8 +79,8 @@ def rebuilt(
     from etl.reporting.page import page  # noqa: PLC0415
 
     dataset = read_dataset(snapshot)
-    tally = Tally.of(dataset, unknown)
-    for number, events in enumerate(dataset.events.only(_WANTED)):
+    tally = EventStats.of(dataset, unknown)
+    for number, events in enumerate(dataset.events.select(_WANTED)):
         progress("read events", number, dataset.events.buckets)
         tally.add(events)
     return page(snapshot.manifest, snapshot.folder, tally, dataset.trips.height, nights, probe)

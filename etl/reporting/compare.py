@@ -15,13 +15,13 @@ from etl.reporting.history import Change, changes, figures
 from etl.snapshots.reader import Snapshot
 from etl.transform.schemas import DIMENSIONS
 
-NEEDED = ("users.parquet", "items.parquet", "events/")
+REQUIRED_FILES = ("users.parquet", "items.parquet", "events/")
 """How the paths begin of the files that are read."""
 
 _GONE = "gone"
 _NUMBERS = ("cuisine_openness",)
 _TEXTS = tuple(name for name in DIMENSIONS if name not in {*_NUMBERS, "category_affinities"})
-_TENTHS = 10
+_DECILES = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class City:
 
 
 @dataclass(frozen=True)
-class Members:
+class SetChange:
     """Users or items of two snapshots: how many there were and are, how many came and went."""
 
     before: int
@@ -56,8 +56,8 @@ class Comparison:
     same_data: bool
     settings: Mapping[str, tuple[Any, Any]]
     figures: list[Change]
-    users: Members
-    items: Members
+    users: SetChange
+    items: SetChange
     statuses: Mapping[tuple[str, str], int]
     moved_items: int
     cities: list[City]
@@ -75,22 +75,22 @@ class Comparison:
                 }
                 for city in self.cities
             ],
-            "drifts": [asdict(each) | {"mover": _mover(each)} for each in self.drifts],
+            "drifts": [asdict(each) | {"mover": _top_contributor(each)} for each in self.drifts],
         }
 
 
 _WHEN = ((0, "before"), (1, "after"))
 
 
-def _mover(found: Drift) -> dict[str, Any] | None:
+def _top_contributor(found: Drift) -> dict[str, Any] | None:
     return dict(zip(("group", "before", "after"), found.mover, strict=True)) if found.mover else None
 
 
 def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
     """Compare two snapshots, each as it lies on this machine. Raises DataError where a file can't be read."""
     try:
-        users, items = _members(before, after, "user"), _members(before, after, "item")
-        both = _both_items(before, after)
+        users, items = _set_change(before, after, "user"), _set_change(before, after, "item")
+        both = _common_items(before, after)
         statuses = both.filter(pl.col("status") != pl.col("status_after")).group_by("status", "status_after").len()
         moved = (pl.col(name).ne_missing(pl.col(f"{name}_after")) for name in ("city", "category"))
         return Comparison(
@@ -131,7 +131,7 @@ def _present(snapshot: Snapshot, kind: str) -> pl.LazyFrame:
     return rows.filter(pl.col("status") != _GONE) if "status" in rows.collect_schema() else rows
 
 
-def _members(before: Snapshot, after: Snapshot, kind: str) -> Members:
+def _set_change(before: Snapshot, after: Snapshot, kind: str) -> SetChange:
     key = f"{kind}_id"
     old, new = (_present(each, kind).select(key) for each in (before, after))
     counts = pl.collect_all(
@@ -142,10 +142,10 @@ def _members(before: Snapshot, after: Snapshot, kind: str) -> Members:
             old.join(new, on=key, how="anti").select(pl.len()),
         ]
     )
-    return Members(*(int(each.item()) for each in counts))
+    return SetChange(*(int(each.item()) for each in counts))
 
 
-def _both_items(before: Snapshot, after: Snapshot) -> pl.DataFrame:
+def _common_items(before: Snapshot, after: Snapshot) -> pl.DataFrame:
     columns = ("item_id", "status", "city", "category")
     old, new = (_scan(each, "items.parquet").select(columns) for each in (before, after))
     return old.join(new, on="item_id", how="inner", suffix="_after").collect()
@@ -167,17 +167,17 @@ def _cities(before: Snapshot, after: Snapshot) -> list[City]:
 
 
 def _drifts(before: Snapshot, after: Snapshot) -> Iterator[Drift | None]:
-    pairs = zip(_chosen(before), _chosen(after), strict=True)
+    pairs = zip(_selection_counts(before), _selection_counts(after), strict=True)
     for name, (old, new) in zip(("positives over items", "positives over categories"), pairs, strict=True):
         yield drift(name, old, new)
     yield drift("triples over cities", *(each.manifest["published"]["triples"] for each in (before, after)))
     for dimension in _TEXTS:
         yield drift(f"users' {dimension}", *(_labels(each, dimension) for each in (before, after)))
     for dimension in _NUMBERS:
-        yield drift(f"users' {dimension}", *_tenths(before, after, dimension))
+        yield drift(f"users' {dimension}", *_deciles(before, after, dimension))
 
 
-def _chosen(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
+def _selection_counts(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
     """How often each item was selected, by its name with the start of its id, and each category."""
     parts = [_scan(snapshot, path.relative_to(snapshot.folder).as_posix()) for _, _, path in snapshot.parts("events")]
     if not parts:
@@ -205,13 +205,13 @@ def _labels(snapshot: Snapshot, dimension: str) -> dict[str, float]:
     return _counts(_present(snapshot, "user").select(dimension).drop_nulls().group_by(dimension).len().collect())
 
 
-def _tenths(before: Snapshot, after: Snapshot, dimension: str) -> tuple[dict[str, float], dict[str, float]]:
+def _deciles(before: Snapshot, after: Snapshot, dimension: str) -> tuple[dict[str, float], dict[str, float]]:
     """Users by the tenths that the earlier snapshot's values fall into."""
     old, new = (
         _present(each, "user").select(pl.col(dimension).cast(pl.Float64)).drop_nulls().collect()[dimension]
         for each in (before, after)
     )
-    cuts = sorted({old.quantile(step / _TENTHS) or 0.0 for step in range(1, _TENTHS)}) if len(old) else []
+    cuts = sorted({old.quantile(step / _DECILES) or 0.0 for step in range(1, _DECILES)}) if len(old) else []
     return _binned(old, cuts), _binned(new, cuts)
 
 

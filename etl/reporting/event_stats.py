@@ -16,7 +16,7 @@ from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset
 from etl.triples.generate import Lists
 
-UNIT = 10_000
+AFFINITY_STEPS = 10_000
 """Affinities are counted in ten-thousandths, from 0 to 1."""
 
 OFFERED, TAKEN, TAKEN_OUTSIDE = "candidates", "selected, of the candidates", "selected, no candidate"
@@ -26,17 +26,17 @@ _PREFIX, _DAY = "affinity_", 86_400
 
 
 @dataclass
-class CityTally:
+class CityStats:
     """A city's events, those of them in which nothing was selected, what was selected, and what of that was no candidate."""
 
     events: int = 0
-    idle: int = 0
+    without_selection: int = 0
     selected: int = 0
     outside: int = 0
 
 
 @dataclass
-class Tally:
+class EventStats:
     """All events so far. `candidate` and `selected` say of each node, by code, how many events offer it and select it.
 
     `met` says of each user, by code, whether any event is theirs.
@@ -46,21 +46,21 @@ class Tally:
 
     candidate: I64
     selected: I64
-    met: npt.NDArray[np.bool_]
+    has_events: npt.NDArray[np.bool_]
     affinity: npt.NDArray[np.uint16]
     category: npt.NDArray[np.intp]
     known: npt.NDArray[np.bool_]
     days: Counter[int] = field(default_factory=Counter)
-    cities: dict[str, CityTally] = field(default_factory=dict)
+    cities: dict[str, CityStats] = field(default_factory=dict)
     affinities: dict[str, I64] = field(
-        default_factory=lambda: {name: np.zeros(UNIT + 1, np.int64) for name in (OFFERED, TAKEN, TAKEN_OUTSIDE)}
+        default_factory=lambda: {name: np.zeros(AFFINITY_STEPS + 1, np.int64) for name in (OFFERED, TAKEN, TAKEN_OUTSIDE)}
     )
 
     @classmethod
-    def of(cls, dataset: Dataset, unknown: float) -> Tally:
+    def of(cls, dataset: Dataset, unknown: float) -> EventStats:
         """No events yet, of a dataset. `unknown` is the affinity for a category that the user has none for."""
         items = dataset.items.height
-        tables = [_table(rows, unknown) for rows in dataset.profiles()]
+        tables = [_table(rows, unknown) for rows in dataset.user_features()]
         names = next((names for names, _, _ in tables), [])
         places = dataset.items["category"].replace_strict(
             names, range(len(names)), default=len(names), return_dtype=pl.Int64
@@ -82,7 +82,7 @@ class Tally:
         rows, codes = (np.repeat(np.arange(events.height), taken.lengths), taken.codes)
         among = _among(offered, rows, codes, len(self.candidate))
         users = events["user_idx"].to_numpy()
-        self.met[users] = True
+        self.has_events[users] = True
         self._add_affinities(OFFERED, users[np.repeat(np.arange(events.height), offered.lengths)], offered.codes)
         self._add_affinities(TAKEN, users[rows[among]], codes[among])
         self._add_affinities(TAKEN_OUTSIDE, users[rows[~among]], codes[~among])
@@ -92,7 +92,7 @@ class Tally:
 
     def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint32]) -> None:
         found = self.affinity[users, self.category[codes]][self.known[users]]
-        self.affinities[name] += np.bincount(found, minlength=UNIT + 1)
+        self.affinities[name] += np.bincount(found, minlength=AFFINITY_STEPS + 1)
 
     def _add_cities(self, cities: pl.Series, selected: I64, outside: npt.NDArray[np.intp]) -> None:
         of_events = pl.DataFrame({"city": cities, "selected": selected, "outside": outside})
@@ -100,11 +100,11 @@ class Tally:
             pl.len(), (pl.col("selected") == 0).sum().alias("idle"), pl.col("selected", "outside").sum()
         )
         for city, *numbers in per_city.iter_rows():
-            total = self.cities.setdefault(city, CityTally())
-            total.events, total.idle, total.selected, total.outside = (
+            total = self.cities.setdefault(city, CityStats())
+            total.events, total.without_selection, total.selected, total.outside = (
                 before + number
                 for before, number in zip(
-                    (total.events, total.idle, total.selected, total.outside), numbers, strict=True
+                    (total.events, total.without_selection, total.selected, total.outside), numbers, strict=True
                 )
             )
 
@@ -112,11 +112,11 @@ class Tally:
 def _table(users: pl.DataFrame, unknown: float) -> tuple[list[str], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
     """The categories; each user's affinity for them and, last, for one that is none of them; who has any at all."""
     columns = [name for name in users.columns if name.startswith(_PREFIX)]
-    table = np.full((users.height, len(columns) + 1), round(unknown * UNIT), np.uint16)
+    table = np.full((users.height, len(columns) + 1), round(unknown * AFFINITY_STEPS), np.uint16)
     known = np.zeros(users.height, np.bool_)
     for place, name in enumerate(columns):
         known |= users[name].is_not_null().to_numpy()
-        table[:, place] = (users[name].fill_null(unknown).clip(0, 1) * UNIT).round().cast(pl.UInt16).to_numpy()
+        table[:, place] = (users[name].fill_null(unknown).clip(0, 1) * AFFINITY_STEPS).round().cast(pl.UInt16).to_numpy()
     return [name.removeprefix(_PREFIX) for name in columns], table, known
 
 

@@ -15,7 +15,7 @@ from etl.snapshots.store import LocalStore, Store
 
 
 @dataclass(frozen=True)
-class Line:
+class SnapshotInfo:
     """A snapshot in a list. `published_at` is its run's end in UTC; figures: `etl.reporting.history`; None: unknown."""
 
     name: str
@@ -40,19 +40,19 @@ class Pruned:
     keep: int
 
 
-def require_place(store: Store) -> None:
+def require_published(store: Store) -> None:
     """Raise ConnectError where nothing was ever published: the place is likely to be mistyped."""
     if store.latest_name() is None and not store.folders():
         raise ConnectError(f"{store.location} has no snapshots: nothing was published there yet. Check the path.")
 
 
-def listing(store: Store) -> list[Line]:
+def list_snapshots(store: Store) -> list[SnapshotInfo]:
     """The whole snapshots, oldest first. One whose manifest can't be read has a line that says so."""
     latest = store.latest_name()
-    return [_line(store, name, latest=name == latest) for name in store.names()]
+    return [_info(store, name, latest=name == latest) for name in store.names()]
 
 
-def _line(store: Store, name: str, *, latest: bool) -> Line:
+def _info(store: Store, name: str, *, latest: bool) -> SnapshotInfo:
     try:
         manifest = store.manifest(name)
         found = figures(manifest)
@@ -60,9 +60,9 @@ def _line(store: Store, name: str, *, latest: bool) -> Line:
             None if key not in found else int(found[key]) for key in ("ranking events", "triples", "users")
         )
         size = sum(entry["bytes"] for entry in manifest["files"])
-        return Line(name, latest, manifest.get("ended_at"), events, triples, users, found.get("AUC"), size)
+        return SnapshotInfo(name, latest, manifest.get("ended_at"), events, triples, users, found.get("AUC"), size)
     except (ConnectError, DataError, KeyError, TypeError, AttributeError) as error:
-        return Line(name, latest, trouble=str(error))
+        return SnapshotInfo(name, latest, trouble=str(error))
 
 
 def published(store: Store, now: datetime) -> list[str]:
@@ -77,7 +77,7 @@ def published(store: Store, now: datetime) -> list[str]:
     return [name for name in folders if not _after(name, now)]
 
 
-def nights(store: Store, names: Sequence[str]) -> list[Night]:
+def previous_runs(store: Store, names: Sequence[str]) -> list[Night]:
     """The last snapshots of these names, oldest first. What can't be read is left out."""
     found = []
     newest = islice(filter(store.whole, reversed(names)), REMEMBERED)  # an object store is asked for no more of them
@@ -103,13 +103,13 @@ def misdated(store: Store, now: datetime) -> str | None:
     return f"dated after now ({now:%Y-%m-%d %H:%M} UTC): {', '.join(names[:3])}{more}"
 
 
-def unfinished(store: Store) -> list[str]:
+def incomplete(store: Store) -> list[str]:
     """What is no snapshot any more, or not yet: a run at work makes such folders, and a killed one leaves them behind."""
     staged = [path.name for path in store.root.glob(f"{STAGING}*")] if isinstance(store, LocalStore) else []
     return [*store.litter(), *sorted(staged)]
 
 
-def surplus(names: Sequence[str], latest: str | None, keep: int) -> list[str]:
+def to_remove(names: Sequence[str], latest: str | None, keep: int) -> list[str]:
     """Which snapshots go where `keep` are to stay: the oldest, never the one that LATEST names. `names`: oldest first."""
     stay = set(names[-keep:])
     if (
@@ -130,8 +130,8 @@ def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> P
     Raises ConnectError where something can't be removed.
     """
     names = sorted((name for name in store.names() if store.ours(name)), key=lambda name: (not _after(name, now), name))
-    litter, removed = store.litter(), surplus(names, store.latest_name(), keep)
-    lines = {name: _line(store, name, latest=False) for name in removed}
+    litter, removed = store.litter(), to_remove(names, store.latest_name(), keep)
+    lines = {name: _info(store, name, latest=False) for name in removed}
     if not dry_run:
         for name in [*litter, *removed]:
             _remove(store, name)

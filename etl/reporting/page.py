@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from etl.errors import visible
+from etl.errors import escape_control_characters
 from etl.reporting import charts, numbers
-from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, Tally
+from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, AFFINITY_STEPS, EventStats
 from etl.reporting.history import Night, moment_of
 from etl.reporting.page_data import City, changed_settings, cities_of, figures_of, funnel, setting, split_of, trends
 from etl.reporting.page_headlines import KEY, answers
@@ -58,7 +58,7 @@ class Affinity:
 class Shown:
     """What the page shows besides its manifest: what files and events say."""
 
-    tally: Tally
+    tally: EventStats
     nodes: Nodes
     people: People
     trips: int
@@ -71,7 +71,7 @@ class Shown:
 def page(
     manifest: Manifest,
     folder: Path,
-    tally: Tally,
+    tally: EventStats,
     trips: int,
     nights: Sequence[Night],
     probe: Mapping[str, Any] | None = None,
@@ -95,21 +95,21 @@ def page(
     )
     drawn: dict[str, str] = {}
     try:
-        with charts.drawing(folder):
+        with charts.chart_style(folder):
             drawn = _drawn(manifest, shown) | _drawn_probe(probe) | _drawn_trends(manifest, shown.nights)
     except OSError as error:
         log.warning("The report has no charts: %s. Set MPLCONFIGDIR to a folder that can be written.", error)
     return str(_environment().get_template("page.html").render(_context(manifest, shown, drawn)))
 
 
-def _affinities(tally: Tally) -> list[Affinity]:
+def _affinities(tally: EventStats) -> list[Affinity]:
     found = []
     for name in (OFFERED, TAKEN, TAKEN_OUTSIDE):
         times = tally.affinities[name]
         if number := int(times.sum()):
-            places = np.minimum(np.arange(UNIT + 1) * _BINS // UNIT, _BINS - 1)
+            places = np.minimum(np.arange(AFFINITY_STEPS + 1) * _BINS // AFFINITY_STEPS, _BINS - 1)
             shares = np.bincount(places, times, _BINS) / number
-            mean = float((times * np.arange(UNIT + 1)).sum() / number / UNIT)
+            mean = float((times * np.arange(AFFINITY_STEPS + 1)).sum() / number / AFFINITY_STEPS)
             found.append(Affinity(name, number, mean, shares.tolist()))
     return found
 
@@ -120,15 +120,15 @@ def _drawn(manifest: Manifest, shown: Shown) -> dict[str, str]:
     cities = [city for city in cities_of(manifest, shown.tally) if city.all_triples][:_CHARTED]
     if cities:
         rows = [(_named(city.name), city.triples) for city in cities]
-        drawn["cities"] = charts.bars("cities", rows, split_of(manifest), "Triples per city and part of the split")
+        drawn["cities"] = charts.stacked_bars("cities", rows, split_of(manifest), "Triples per city and part of the split")
     if any(map(len, shown.nodes.counts.values())):
         times = list(shown.nodes.counts.values())
-        drawn["ranks"] = charts.ranks("ranks", times, "How often places are what, by rank")
+        drawn["ranks"] = charts.rank_frequency("ranks", times, "How often places are what, by rank")
     if shown.affinities:
         series = [(each.shares, each.mean) for each in shown.affinities]
         drawn["affinity"] = charts.distributions("affinity", series, "Affinity of candidates and of what was selected")
     if days := shown.days:
-        drawn["days"] = charts.columns("days", days.values, days.labels, f"Ranking events per {days.unit}")
+        drawn["days"] = charts.column_chart("days", days.values, days.labels, f"Ranking events per {days.unit}")
     return drawn
 
 
@@ -145,7 +145,7 @@ def _drawn_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
             if auc["mean"] is not None
         ]
         if rows:
-            drawn[f"probe {scope}"] = charts.intervals(f"probe-{scope}", rows, 0.5, "AUC of each ranking")
+            drawn[f"probe {scope}"] = charts.interval_plot(f"probe-{scope}", rows, 0.5, "AUC of each ranking")
     return drawn
 
 
@@ -217,7 +217,7 @@ def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict
 
 def _named(name: str | None) -> str:
     """A name that somebody gave, as it can be shown."""
-    return visible(name or "") or _NAMELESS
+    return escape_control_characters(name or "") or _NAMELESS
 
 
 def _outside(city: City) -> tuple[float, bytes]:
@@ -253,5 +253,5 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     written = ("thousands", "between", "share", "change", "size", "seconds", "day", "clock")
-    environment.filters |= {name: getattr(numbers, name) for name in written} | {"named": _named, "visible": visible}
+    environment.filters |= {name: getattr(numbers, name) for name in written} | {"named": _named, "visible": escape_control_characters}
     return environment

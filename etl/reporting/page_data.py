@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etl.reporting.event_stats import CityTally, Tally
+from etl.reporting.event_stats import CityStats, EventStats
 from etl.reporting.history import Figure, Night, beside, figures, moment_of
 from etl.reporting.wording import NO_SEED, Loss, by_reason
 from etl.settings.values import SPLITS
@@ -52,7 +52,7 @@ class City:
     name: str
     triples: dict[str, int]
     positives: int
-    tally: CityTally
+    tally: CityStats
     weight: float
     sign: float | None
     left_out: str | None
@@ -103,7 +103,7 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def funnel(manifest: Manifest, tally: Tally, trips: int, users: int) -> list[Step]:
+def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> list[Step]:
     """From users to triples, every loss named. `trips` are those published, `users` those of the audience."""
     published = manifest["published"]
     seeded = "ranking_events" in manifest and manifest["settings"]["audience"] == "shadow"
@@ -123,8 +123,8 @@ def funnel(manifest: Manifest, tally: Tally, trips: int, users: int) -> list[Ste
     ]
 
 
-def _of_users(manifest: Manifest, tally: Tally, came: int) -> Step:
-    kept = int(tally.met.sum())
+def _of_users(manifest: Manifest, tally: EventStats, came: int) -> Step:
+    kept = int(tally.has_events.sum())
     without = min(manifest.get("shadow_users_without_persona", 0), came - kept)
     other = Loss("users", "no ranking event of theirs", came - kept - without)
     return Step("users", came, kept, _some([Loss("users", NO_SEED, without), other]), "have a ranking event")
@@ -150,8 +150,8 @@ def _of_days(manifest: Manifest, events: int, *, seeded: bool) -> Step:
     )
 
 
-def _of_events(tally: Tally, events: int) -> Step:
-    idle = sum(city.idle for city in tally.cities.values())
+def _of_events(tally: EventStats, events: int) -> Step:
+    idle = sum(city.without_selection for city in tally.cities.values())
     lost = _some([Loss("ranking events", "nothing was selected on that day", idle)])
     return Step("ranking events", events, events - idle, lost, "have a selected place")
 
@@ -166,7 +166,7 @@ def split_of(manifest: Manifest) -> list[str]:
     return [name for name in SPLITS if name in parts] or [NO_SPLIT]
 
 
-def cities_of(manifest: Manifest, tally: Tally) -> list[City]:
+def cities_of(manifest: Manifest, tally: EventStats) -> list[City]:
     """Every city that an event is in, those with most triples first."""
     published = manifest["published"]
     partitions: dict[str, list[Mapping[str, Any]]] = {}
@@ -177,7 +177,7 @@ def cities_of(manifest: Manifest, tally: Tally) -> list[City]:
             name,
             {entry["split"] or NO_SPLIT: entry["triples"] for entry in entries},
             sum(entry["positives"] for entry in entries),
-            tally.cities.get(name, CityTally()),
+            tally.cities.get(name, CityStats()),
             max(entry["weight"] for entry in entries),
             published["signs"].get(name),
             published["cities_left_out"].get(name),

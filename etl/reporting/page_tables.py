@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from etl.reporting.event_stats import Tally
+from etl.reporting.event_stats import EventStats
 from etl.transform.arrays import I64
 from etl.transform.schemas import ARCHIVED
 from etl.triples.dataset import GONE
@@ -74,7 +74,7 @@ class People:
     affinities: list[tuple[str, float]]
 
 
-def nodes_of(folder: Path, tally: Tally) -> Nodes:
+def nodes_of(folder: Path, tally: EventStats) -> Nodes:
     """The nodes of a snapshot. Positives and negatives are those of train, candidates and selected those of all events."""
     columns = ["item_id", *_PLACE, "n_positive", "n_negative"]
     there = pl.read_parquet_schema(_file(folder, "items"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from etl.triples.expansion import SMALL_CATALOGUE
+from etl.triples.expansion import SMALL_CATALOG
 
 WORDS = {
     "user_without_persona": "user has no usable persona seed",
     "city_without_nodes": "city has no eligible node",
     "date_out_of_range": "date outside the years 1 to 9999",
     "trip_gone": "trip is gone",
-    SMALL_CATALOGUE: "city's catalogue is too small",
+    SMALL_CATALOG: "city's catalogue is too small",
     "no_negatives": "event has no negative to stand against",
     "whole_catalog_seen": "user has selected the city's whole catalogue",
     "unknown_category": "category that the enum does not have",

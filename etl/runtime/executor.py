@@ -19,8 +19,8 @@ from etl.runtime.version import __version__
 
 LOCAL, RAY = "local", "ray"
 
-Step = Callable[..., Any]
-Held = Any
+TaskFunction = Callable[..., Any]
+ObjectRef = Any
 """A value that stays where it was made; an engine fetches it, and a step that is given one gets the value."""
 
 
@@ -31,73 +31,73 @@ class Task(Protocol):
         """What it gave; waits for it. Raises what it raised, StoppedError; ConnectError where the engine is lost."""
 
     @property
-    def kept(self) -> Sequence[Held]:
+    def outputs(self) -> Sequence[ObjectRef]:
         """What it made beside its result, where that stays; known when the result is."""
 
 
-class Engine(ABC):
+class Executor(ABC):
     """Who does the steps. `apart`: in other processes, so that what they are given and give travels."""
 
     apart = False
 
     @property
-    def ahead(self) -> int:
+    def max_pending(self) -> int:
         """How many calls may be under way before the first one's result is asked for."""
         return 0
 
     @abstractmethod
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Something that all calls of a step are given; it travels once."""
 
     @abstractmethod
-    def begin(self, step: Step, shared: Any, *arguments: Any, keeps: int = 0) -> Task:
+    def submit(self, step: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
         """Call a step. One that `keeps` so many values gives its result and a list of them."""
 
     @abstractmethod
-    def fetch(self, held: Held) -> Any:
+    def get(self, held: ObjectRef) -> Any:
         """A value that was kept."""
 
 
 @dataclass(frozen=True)
-class Done:
+class CompletedTask:
     """A call that was done at once."""
 
     value: Any
-    kept: Sequence[Held] = ()
+    outputs: Sequence[ObjectRef] = ()
 
     def result(self) -> Any:
         """What it gave."""
         return self.value
 
 
-class Here(Engine):
+class LocalExecutor(Executor):
     """This process, one call after the other; Polars and what writes files have threads of their own."""
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The value itself."""
         return value
 
-    def begin(self, step: Step, shared: Any, *arguments: Any, keeps: int = 0) -> Task:
+    def submit(self, step: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
         """See Engine. It is done when this returns."""
         answer = step(shared, *arguments)
-        return Done(*answer) if keeps else Done(answer)
+        return CompletedTask(*answer) if num_outputs else CompletedTask(answer)
 
-    def fetch(self, held: Held) -> Any:
+    def get(self, held: ObjectRef) -> Any:
         """The value itself."""
         return held
 
 
-HERE = Here()
+LOCAL_EXECUTOR = LocalExecutor()
 
 
-def in_order(
-    engine: Engine, step: Step, shared: Any, calls: Iterable[tuple[Any, ...]], keeps: int = 0
+def map_ordered(
+    engine: Executor, step: TaskFunction, shared: Any, calls: Iterable[tuple[Any, ...]], num_outputs: int = 0
 ) -> Iterator[Task]:
     """Call a step with each of many arguments, a bounded number of calls under way, and give them in their order."""
     waiting: deque[Task] = deque()
     for arguments in calls:
-        waiting.append(engine.begin(step, shared, *arguments, keeps=keeps))
-        if len(waiting) > engine.ahead:
+        waiting.append(engine.submit(step, shared, *arguments, num_outputs=num_outputs))
+        if len(waiting) > engine.max_pending:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from etl.errors import visible
-from etl.runtime.run_record import RunResult, Step, Watcher
+from etl.errors import escape_control_characters
+from etl.runtime.run_record import RunResult, Step, RunObserver
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
@@ -84,7 +84,7 @@ def _formatter(logs: Logs) -> logging.Formatter:
 
     def plain(_logger: Any, _method: str, event: Event) -> Event:
         """Whoever named a city has no say in what the terminal does."""
-        event["event"] = visible(str(event["event"]))
+        event["event"] = escape_control_characters(str(event["event"]))
         if event.get("logger") == log.name:
             del event["logger"]
         return event
@@ -125,23 +125,23 @@ def set_up(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> Logs
     return logs
 
 
-class Steps(Watcher):
+class Steps(RunObserver):
     """Says in the log which steps begin and end, and tells the log lines of a thread which step they belong to."""
 
     def __init__(self, logs: Logs) -> None:
         self._logs = logs
 
-    def run_begins(self, report: RunResult) -> None:
+    def on_run_start(self, report: RunResult) -> None:
         """Remember the run's id."""
         self._logs.run_id = report.run_id
 
-    def step_begins(self, step: Step) -> None:
+    def on_step_start(self, step: Step) -> None:
         """Say so, the first time; a step that is done by bucket begins once."""
         self._logs.steps.name = step.name
         if not step.seconds:
             log.debug("Step began.")
 
-    def step_ends(self, step: Step, seconds: float) -> None:
+    def on_step_end(self, step: Step, seconds: float) -> None:
         """Say so, with the rows and the seconds so far."""
         rows: dict[str, Any] = {"rows": step.rows} if step.rows is not None else {}
         facts = {**rows, "seconds": round(step.seconds, 3)}
@@ -152,10 +152,10 @@ class Steps(Watcher):
         self._logs.steps.name = None
 
 
-class All(Watcher):
+class All(RunObserver):
     """Several watchers as one."""
 
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, watchers: Sequence[RunObserver]) -> None:
         self._watchers = watchers
 
     def __call__(self, what: str, done: int, of: int) -> None:
@@ -163,17 +163,17 @@ class All(Watcher):
         for each in self._watchers:
             each(what, done, of)
 
-    def run_begins(self, report: RunResult) -> None:
+    def on_run_start(self, report: RunResult) -> None:
         """Tell all."""
         for each in self._watchers:
-            each.run_begins(report)
+            each.on_run_start(report)
 
-    def step_begins(self, step: Step) -> None:
+    def on_step_start(self, step: Step) -> None:
         """Tell all."""
         for each in self._watchers:
-            each.step_begins(step)
+            each.on_step_start(step)
 
-    def step_ends(self, step: Step, seconds: float) -> None:
+    def on_step_end(self, step: Step, seconds: float) -> None:
         """Tell all."""
         for each in self._watchers:
-            each.step_ends(step, seconds)
+            each.on_step_end(step, seconds)

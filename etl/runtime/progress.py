@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etl.runtime.logs import Logs
-from etl.runtime.run_record import RunResult, Step, Watcher
+from etl.runtime.run_record import RunResult, Step, RunObserver
 
 PATIENCE = 1.0
 """Seconds that a step may take without being shown; one done piece by piece stays so long when it rests, too."""
@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Lines(Watcher):
+class Lines(RunObserver):
     """The steps under way, as a table that rich draws again and again. Told by several threads, read by one more."""
 
     def __init__(self) -> None:
@@ -78,15 +78,15 @@ class Lines(Watcher):
                 line.what, line.began = what, time.perf_counter()
             line.done, line.of = done, of
 
-    def run_begins(self, report: RunResult) -> None:  # noqa: ARG002 - a Watcher's
+    def on_run_start(self, report: RunResult) -> None:  # noqa: ARG002 - a Watcher's
         """Forget the lines of an attempt that came to nothing."""
         self._lines = {}
 
-    def step_begins(self, step: Step) -> None:
+    def on_step_start(self, step: Step) -> None:
         """A line more, as soon as it has been under way for long enough."""
         self._lines.setdefault(step.name, _Line(step, time.perf_counter(), what=step.name)).times += 1
 
-    def step_ends(self, step: Step, seconds: float) -> None:  # noqa: ARG002 - a Watcher's
+    def on_step_end(self, step: Step, seconds: float) -> None:  # noqa: ARG002 - a Watcher's
         """It rests, or is done."""
         if line := self._lines.get(step.name):
             line.rested = time.perf_counter()
@@ -107,7 +107,7 @@ class Lines(Watcher):
 
 
 @contextmanager
-def lines(logs: Logs) -> Iterator[Watcher]:
+def lines(logs: Logs) -> Iterator[RunObserver]:
     """Steps move on stderr during the block; log lines go above them."""
     shown, console = Lines(), Console(stderr=True)
     with (

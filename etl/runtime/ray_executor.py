@@ -25,7 +25,7 @@ from typing import Any
 
 from etl.errors import ConnectError, EtlError, SettingsError
 from etl.runtime.cancellation import POLL, Stop
-from etl.runtime.executor import HERE, LOCAL, RAY, Engine, Held, Step, require_same, versions
+from etl.runtime.executor import LOCAL_EXECUTOR, LOCAL, RAY, Executor, ObjectRef, TaskFunction, require_same, versions
 from etl.runtime.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 RETRIES = 8
 """How often a task is done again whose worker was lost; what a worker loses for want of memory Ray counts apart."""
 
-SLOW = 60.0
+SPECULATE_AFTER = 60.0
 """Seconds that everybody waits for one task, at the least, before a second one is begun beside it."""
 
 OBJECT_STORE = 1 << 30
@@ -52,7 +52,7 @@ _unpacked: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Shared:
+class Broadcast:
     """Something that all calls of a step are given, where Ray keeps it, and with which versions it was made."""
 
     key: str
@@ -71,7 +71,7 @@ class Shared:
         return _unpacked[self.key]
 
 
-def _call(step: Step, shared: Shared, keeps: int, *arguments: Any) -> Any:
+def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any) -> Any:
     """In a worker: a call of a step, and the seconds that it took."""
     import pyarrow as pa  # noqa: PLC0415
 
@@ -86,13 +86,13 @@ def _call(step: Step, shared: Shared, keeps: int, *arguments: Any) -> Any:
 class RayTask:
     """A call under way in the cluster, maybe twice."""
 
-    def __init__(self, engine: RayEngine, step: Step, shared: Shared, arguments: Sequence[Any], keeps: int) -> None:
+    def __init__(self, engine: RayExecutor, step: TaskFunction, shared: Broadcast, arguments: Sequence[Any], keeps: int) -> None:
         self._engine, self._step, self._shared, self._arguments = engine, step, shared, arguments
         self._returns = 1 + keeps
-        self._copies = [self._begin()]
-        self.kept: Sequence[Held] = ()
+        self._copies = [self._submit()]
+        self.outputs: Sequence[ObjectRef] = ()
 
-    def _begin(self) -> list[Any]:
+    def _submit(self) -> list[Any]:
         call = self._engine.call.options(num_returns=self._returns)
         refs = call.remote(self._step, self._shared, self._returns - 1, *self._arguments)
         refs = refs if isinstance(refs, list) else [refs]
@@ -108,17 +108,17 @@ class RayTask:
             if ready:
                 break
             waited = time.monotonic() - began
-            if len(self._copies) == 1 and waited > max(SLOW, 4 * engine.longest):
+            if len(self._copies) == 1 and waited > max(SPECULATE_AFTER, 4 * engine.longest):
                 log.info("A task has kept everybody waiting for %.0f s: it is begun a second time.", waited)
-                self._copies.append(self._begin())
+                self._copies.append(self._submit())
         done = next(refs for refs in self._copies if refs[0] == ready[0])
         result, seconds = engine.get(done[0])
         engine.longest = max(engine.longest, seconds)
-        self.kept = done[1:]
-        self._leave(done)
+        self.outputs = done[1:]
+        self._release(done)
         return result
 
-    def _leave(self, done: list[Any] | None = None) -> None:
+    def _release(self, done: list[Any] | None = None) -> None:
         """Have what is not wanted any more stopped, and hold on to nothing."""
         for refs in self._copies:
             self._engine.under_way.pop(refs[0], None)
@@ -127,10 +127,10 @@ class RayTask:
                     self._engine.ray.cancel(refs[0], force=True)
         self._copies, self._arguments = [], ()
 
-    cancel = _leave
+    cancel = _release
 
 
-class RayEngine(Engine):
+class RayExecutor(Executor):
     """The workers of a cluster. See `opened`."""
 
     apart = True
@@ -138,29 +138,25 @@ class RayEngine(Engine):
     def __init__(self, ray: Any, stop: Stop) -> None:
         self.ray, self.stop, self.longest = ray, stop, 0.0
         self.under_way: dict[Any, RayTask] = {}
-        self.call = ray.remote(max_retries=RETRIES, num_cpus=1, runtime_env={"env_vars": THREADS})(_call)
+        self.call = ray.remote(max_retries=RETRIES, num_cpus=1, runtime_env={"env_vars": THREADS})(_run_task)
 
     @property
-    def ahead(self) -> int:
+    def max_pending(self) -> int:
         """Two for each core of the cluster: one that works, and one that waits to."""
         return max(2, 2 * int(self.ray.cluster_resources().get("CPU", 1)))
 
-    def share(self, value: Any) -> Shared:
+    def broadcast(self, value: Any) -> Broadcast:
         """See Engine."""
-        return Shared(uuid.uuid4().hex, self.ray.put(value), versions())
+        return Broadcast(uuid.uuid4().hex, self.ray.put(value), versions())
 
-    def begin(self, step: Step, shared: Shared, *arguments: Any, keeps: int = 0) -> RayTask:
+    def submit(self, step: TaskFunction, shared: Broadcast, *arguments: Any, num_outputs: int = 0) -> RayTask:
         """See Engine."""
         self.stop.check()
         direct = (*_SMALL, self.ray.ObjectRef)
         placed = [each if isinstance(each, direct) else self.ray.put(each) for each in arguments]
-        return RayTask(self, step, shared, placed, keeps)
+        return RayTask(self, step, shared, placed, num_outputs)
 
-    def fetch(self, held: Held) -> Any:
-        """See Engine."""
-        return self.get(held)
-
-    def get(self, ref: Any) -> Any:
+    def get(self, ref: ObjectRef) -> Any:
         """An object's value. Raises what the task raised that should have made it; ConnectError where it can't be had."""
         errors = self.ray.exceptions
         try:
@@ -187,7 +183,7 @@ class RayEngine(Engine):
 @contextmanager
 def cluster(
     address: str | None, stop: Stop, cores: int | None = None, store: int = OBJECT_STORE
-) -> Iterator[RayEngine]:
+) -> Iterator[RayExecutor]:
     """An engine for the length of a block: of the cluster at an address, or of a cluster of our own, which ends with the block.
 
     One of our own has `cores` workers, all of the machine's by default, and `store` bytes for objects. Where this process has a
@@ -195,7 +191,7 @@ def cluster(
     ConnectError where the cluster can't be reached.
     """
     with _connected(address, {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}) as ray:
-        engine = RayEngine(ray, stop)
+        engine = RayExecutor(ray, stop)
         try:
             yield engine
         finally:
@@ -204,7 +200,7 @@ def cluster(
 
 @contextmanager
 def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
-    with _told(alone=address is None):
+    with _ray_environment(alone=address is None):
         ray = _ray()
         if ray.is_initialized():
             yield ray
@@ -215,8 +211,8 @@ def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
         private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
         folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
         try:
-            _hush(ray, alone=address is None)
-            with _own_signals():
+            _silence(ray, alone=address is None)
+            with _preserve_signals():
                 _begin_session(ray, address, own | {"_temp_dir": folder})
             yield ray
         finally:
@@ -238,7 +234,7 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _told(*, alone: bool) -> Iterator[None]:
+def _ray_environment(*, alone: bool) -> Iterator[None]:
     """What Ray hears by the environment alone: to report to nobody, and to listen on loopback only where the cluster is ours.
 
     The last one's name speaks of other systems, where it is the default.
@@ -254,7 +250,7 @@ def _told(*, alone: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
+def _preserve_signals() -> Iterator[None]:
     """Ray takes SIGTERM for itself where it can, on the main thread: it is given back."""
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -264,7 +260,7 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _hush(ray: Any, *, alone: bool) -> None:
+def _silence(ray: Any, *, alone: bool) -> None:
     """What no setting says, or none that is heard any more: nothing on our stdout; loopback where ray was imported before."""
     with suppress(AttributeError):
         ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
@@ -310,14 +306,14 @@ def _require_reachable(address: str) -> None:
 
 
 @contextmanager
-def opened(name: str, environ: Mapping[str, str], stop: Stop) -> Iterator[Engine]:
+def open_executor(name: str, environ: Mapping[str, str], stop: Stop) -> Iterator[Executor]:
     """The engine of a setting, for the length of a block: `local`, `ray`, `ray://host:port`.
 
     `ray` alone is the cluster of RAY_ADDRESS, or else one of this machine, which is ours and ends with the block. Raises
     SettingsError where Ray is not installed, ConnectError where the cluster can't be reached.
     """
     if name == LOCAL:
-        yield HERE
+        yield LOCAL_EXECUTOR
         return
     address = name.removeprefix(RAY).removeprefix("://") or environ.get("RAY_ADDRESS") or None
     with cluster(address, stop) as engine:

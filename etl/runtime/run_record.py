@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], object]
 """Told of progress: what is being done, how many steps of it are done, of how many."""
 
 
-class Watcher:
+class RunObserver:
     """Told of a run as it goes on, by several threads at a time. This one does nothing with it.
 
     Also a `Progress`, which is told of a step's name and how far it is.
@@ -33,13 +33,13 @@ class Watcher:
     def __call__(self, what: str, done: int, of: int) -> None:
         """Something that is done piece by piece has come so far."""
 
-    def run_begins(self, report: RunResult) -> None:
+    def on_run_start(self, report: RunResult) -> None:
         """A run begins, or begins anew after it was in somebody's way."""
 
-    def step_begins(self, step: Step) -> None:
+    def on_step_start(self, step: Step) -> None:
         """A step begins, or goes on."""
 
-    def step_ends(self, step: Step, seconds: float) -> None:
+    def on_step_end(self, step: Step, seconds: float) -> None:
         """A step ends, or pauses until its next piece, after so many seconds."""
 
 
@@ -94,24 +94,24 @@ class RunResult:
     counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    nights: list[Any] = field(default_factory=list)
-    figures: list[Any] = field(default_factory=list)
+    previous_runs: list[Any] = field(default_factory=list)
+    metrics: list[Any] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
     stop: Stop = field(default_factory=Stop, repr=False, compare=False)
-    watcher: Watcher = field(default_factory=Watcher, repr=False, compare=False)
+    observer: RunObserver = field(default_factory=RunObserver, repr=False, compare=False)
     _began: float = field(default_factory=time.perf_counter, repr=False)
 
     def __post_init__(self) -> None:
-        self.watcher.run_begins(self)
+        self.observer.on_run_start(self)
 
     @property
     def seconds(self) -> float:
         """Since the beginning."""
         return time.perf_counter() - self._began
 
-    def entry(self, name: str) -> Step:
+    def get_step(self, name: str) -> Step:
         """The step of this name; it has its place from now on, if it hadn't one already."""
         found = next((each for each in self.steps if each.name == name), None)
         if found is None:
@@ -125,16 +125,16 @@ class RunResult:
         Raises StoppedError where an end was asked for.
         """
         self.stop.check()
-        step = self.entry(name)
+        step = self.get_step(name)
         step.since = start = time.perf_counter()
-        self.watcher.step_begins(step)
+        self.observer.on_step_start(step)
         try:
             yield step.add
         finally:
             seconds = time.perf_counter() - start
             step.seconds, step.since = step.seconds + seconds, None
             step.peak_mib = peak_mib()
-            self.watcher.step_ends(step, seconds)
+            self.observer.on_step_end(step, seconds)
 
     def facts_for_json(self) -> dict[str, Any]:
         """What `--json` prints: `positives` are those that have a triple, as on the terminal.
@@ -165,7 +165,7 @@ class RunResult:
             "peak_mib": round(peak_mib()),
         }
 
-    def facts(self, settings: Settings, now: datetime) -> dict[str, Any]:
+    def manifest_facts(self, settings: Settings, now: datetime) -> dict[str, Any]:
         """The manifest's account of the run: nothing in it is a secret."""
         return {
             "run_id": self.run_id,
@@ -173,7 +173,7 @@ class RunResult:
             "ended_at": now.isoformat(),
             "tool": {"name": "bpr-etl", "version": __version__},
             "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-            "settings": settings.public(),
+            "settings": settings.manifest_settings(),
             "profile": self.timings(),
             "warnings": self.warnings,
             **self.counts,

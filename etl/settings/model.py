@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from etl.errors import SettingsError
 from etl.settings import parsers
-from etl.settings.permissions import open_to
-from etl.settings.redaction import scrub, secrets_in
-from etl.settings.values import MOST_ALPHA, parse_change, parse_expected, parse_part
+from etl.settings.permissions import writable_by_others
+from etl.settings.redaction import redact, find_secrets
+from etl.settings.values import MAX_ALPHA, parse_relative_change, parse_expected, parse_fraction
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
 DEFAULT_FILE = "bpr-etl.toml"
@@ -51,10 +51,10 @@ class Settings:
     naming: Literal["auto", "model", "mapped"] = _setting(parsers.choice("auto", "model", "mapped"), "auto")
     shadow_prefix: str = _setting(parsers.prefix, "shadow-")
     shadow_domain: str | None = _setting(parsers.domain, None)
-    max_shadow_share: float | None = _setting(parse_part, None)
+    max_shadow_share: float | None = _setting(parse_fraction, None)
     expect_users: str | None = _setting(parsers.expected, None)
-    max_bad: float | None = _setting(parse_part, None)
-    max_change: float | None = _setting(parse_change, 0.25)
+    max_bad: float | None = _setting(parse_fraction, None)
+    max_change: float | None = _setting(parse_relative_change, 0.25)
     allow_side_effects: tuple[str, ...] = _setting(parsers.tables, ())
     fail_on_change: bool = _setting(parsers.flag, default=False)
     allow_empty: bool = _setting(parsers.flag, default=False)
@@ -66,7 +66,7 @@ class Settings:
     audience: Literal["shadow", "real", "all"] = _setting(parsers.choice("shadow", "real", "all"), "shadow")
     negatives: tuple[str, ...] = _setting(parsers.negatives, ("ranking",))
     reject: Literal["seen", "event"] = _setting(parsers.choice("seen", "event"), "seen")
-    catalog_alpha: float | None = _setting(parsers.share(0, MOST_ALPHA), None)
+    catalog_alpha: float | None = _setting(parsers.share(0, MAX_ALPHA), None)
     split: str = _setting(parsers.split, "none")
     city_weight: tuple[tuple[str, float], ...] = _setting(parsers.city_weights, ())
     shuffle: bool = _setting(parsers.flag, default=False)
@@ -118,11 +118,11 @@ class Settings:
         return self.allow_empty or (nobody and self.audience == "shadow")
 
     @property
-    def patience(self) -> float:
+    def lock_timeout(self) -> float:
         """For how many seconds another run's lock is waited for."""
         return self.max_wait if self.wait_lock else 0.0
 
-    def public(self) -> dict[str, Any]:
+    def manifest_settings(self) -> dict[str, Any]:
         """What decides the result and holds no secret: goes into the manifest."""
         names = [
             *(
@@ -163,13 +163,13 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
-    for where, layer in layers(given, environ):
+    for where, layer in sources(given, environ):
         for name, value in layer.items():
             values[name] = _parsed(name, value, where)
     return Settings(**values, environ=dict(environ))
 
 
-def settled(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
     """The settings with other options; without settings, what the options, this process's environment and `config` say."""
     for name, value in options.items():
         if name == "config" and settings is None:
@@ -179,9 +179,9 @@ def settled(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
     return resolve(options) if settings is None else replace(settings, **options)
 
 
-def layers(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+def sources(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
     """Where settings are said, and what is said there as it stands, the strongest last. Raises SettingsError."""
-    path = file_named(given, environ)
+    path = explicit_settings_file(given, environ)
     return [
         (str(path), _read_file(Path(path)) if path else {}),
         ("the environment", _from_environment(environ)),
@@ -189,13 +189,13 @@ def layers(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[s
     ]
 
 
-def file_named(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+def explicit_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     """The settings file that was named. `--config ""` names none, whatever the environment says."""
     named = given.get("config")
     return (environ.get(f"{ENVIRONMENT_PREFIX}CONFIG") if named is None else named) or None
 
 
-def file_at_hand(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+def default_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     """DEFAULT_FILE, where it lies in the working folder and nobody names another: the command line reads it.
 
     Raises SettingsError where somebody else may have written it: to go on without it would be another run than was meant, too.
@@ -206,7 +206,7 @@ def file_at_hand(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | 
     file = Path(DEFAULT_FILE)
     target = file.resolve()
     for path in (file.parent, file, target.parent, target):
-        if (why := open_to(path)) is not None:
+        if (why := writable_by_others(path)) is not None:
             what = "its folder: " if path in (file.parent, target.parent) else ""
             raise SettingsError(
                 f"{DEFAULT_FILE} of this folder is not read: somebody else may have written it ({what}{why}). Take that right "
@@ -215,7 +215,7 @@ def file_at_hand(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | 
     return DEFAULT_FILE
 
 
-def variable_of(name: str, environ: Mapping[str, str]) -> str | None:
+def env_variable_for(name: str, environ: Mapping[str, str]) -> str | None:
     """The environment variable that says a setting; None where none does.
 
     An empty one counts as unset, but for the one that says where to publish: that must not become the working folder's `out`.
@@ -230,7 +230,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(each for each in environ if each.startswith(ENVIRONMENT_PREFIX) and each not in known)
 
 
-def choices_of(name: str) -> tuple[str, ...]:
+def choices_for(name: str) -> tuple[str, ...]:
     """The words that a setting may be; none where it is no choice between words."""
     parse = _OPTIONS[name].metadata["parse"] if name in _OPTIONS else None
     return parse.choices if isinstance(parse, parsers.Choice) else ()
@@ -238,28 +238,28 @@ def choices_of(name: str) -> tuple[str, ...]:
 
 def _parsed(name: str, value: Any, where: str) -> Any:
     if name not in _OPTIONS:
-        raise SettingsError(f"There is no setting {name!r}{_meant(name)}.")
+        raise SettingsError(f"There is no setting {name!r}{_suggestion(name)}.")
     option = name if where == _CALL else f"--{name.replace('_', '-')}"
     try:
         return _OPTIONS[name].metadata["parse"](value)
     except SettingsError as error:
         # What is in an address, with its scheme or without, may be a secret, wherever it stands.
-        url = name == "database_url" or re.search(r"://|:\S*@", _shown(value)) is not None
-        shown = f" (from {where})" if url else f" ({_shown(value)} from {where})"
-        secrets = secrets_in([value if isinstance(value, str) else _shown(value)], {})
-        raise SettingsError(scrub(f"{option} {error}{shown}.", secrets)) from None
+        url = name == "database_url" or re.search(r"://|:\S*@", _safe_repr(value)) is not None
+        shown = f" (from {where})" if url else f" ({_safe_repr(value)} from {where})"
+        secrets = find_secrets([value if isinstance(value, str) else _safe_repr(value)], {})
+        raise SettingsError(redact(f"{option} {error}{shown}.", secrets)) from None
     except (ValueError, OverflowError):  # whole numbers that Python neither writes out nor makes a float of
         raise SettingsError(f"{option} must not be a number of that size (from {where}).") from None
 
 
-def _shown(value: Any) -> str:
+def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:
         return "a number of thousands of digits"
 
 
-def _meant(name: str) -> str:
+def _suggestion(name: str) -> str:
     near = difflib.get_close_matches(name, _OPTIONS, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -272,18 +272,18 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 f"The environment variable {unknown} says no setting; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}? "
                 "Correct or unset it."
             )
-    return {name: environ[variable] for name in _OPTIONS if (variable := variable_of(name, environ))}
+    return {name: environ[variable] for name in _OPTIONS if (variable := env_variable_for(name, environ))}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {scrub(str(path))}: {error.strerror}.") from None
+        raise SettingsError(f"Cannot read the settings file {redact(str(path))}: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # ValueError: also of a number of more digits than Python reads
         raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None
     named = {key.replace("-", "_"): value for key, value in content.items()}
     for name in named:
         if name not in _OPTIONS:
-            raise SettingsError(f"The settings file {path} has an unknown setting {name!r}{_meant(name)}.")
+            raise SettingsError(f"The settings file {path} has an unknown setting {name!r}{_suggestion(name)}.")
     return named

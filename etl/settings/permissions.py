@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def open_to(path: Path) -> str | None:
+def writable_by_others(path: Path) -> str | None:
     """Who may have written a file or a folder besides this user and root, in words; None where nobody may.
 
     As OpenSSH looks at its own files: by the owner and by who has the right to write. A group that this user is alone in, as
@@ -23,10 +23,10 @@ def open_to(path: Path) -> str | None:
         return None
     if found.st_mode & 0o002:
         return "everybody may write to it"
-    return None if _alone_in(found.st_gid) and not _lists_rights(path) else "its group may write to it"
+    return None if _is_private_group(found.st_gid) and not _has_acl(path) else "its group may write to it"
 
 
-def _alone_in(group: int) -> bool:
+def _is_private_group(group: int) -> bool:
     """Whether a group has this user, or root, and nobody else."""
     users = pwd.getpwall()
     known = {each.pw_name: each.pw_uid for each in users}
@@ -36,7 +36,7 @@ def _alone_in(group: int) -> bool:
     return bool(members) and set(members) <= {os.geteuid(), 0}
 
 
-def _lists_rights(path: Path) -> bool:
+def _has_acl(path: Path) -> bool:
     """Whether an access list gives rights to others, which the group's bits only stand for then."""
     with suppress(OSError, AttributeError):  # no such lists there, or no way to ask
         return "system.posix_acl_access" in os.listxattr(path)

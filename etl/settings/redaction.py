@@ -36,35 +36,35 @@ _SECRET_VARIABLE = re.compile(
 )
 
 
-def scrub(text: str, secrets: Iterable[str] = ()) -> str:
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without the secrets, however they are written, and without whatever else stands where an address has one.
 
     A secret that is too short or too plain to be told from other words (`_telling`) is hidden in addresses alone.
     """
     known = _pattern(tuple(secrets))
     text = known.sub("***", text) if known else text
-    return _IN_WORDS.sub(_emptied, _IN_URL.sub(r"\1***@", text))
+    return _IN_WORDS.sub(_masked, _IN_URL.sub(r"\1***@", text))
 
 
-def _emptied(found: re.Match[str]) -> str:
+def _masked(found: re.Match[str]) -> str:
     """`name=***`; quotes stay, so that JSON stays JSON."""
     mark = found[3] or (found[2][0] if found[2][0] in "\"'" else "")
     return f"{found[1]}{mark}***{mark}"
 
 
-class Discreet:
+class RedactingStream:
     """A text stream that puts out no password, whoever writes to it: a log, a traceback, a library with a complaint."""
 
     def __init__(self, stream: TextIO, secrets: Iterable[str] = ()) -> None:
         self._stream, self._secrets = stream, tuple(secrets)
 
-    def hide(self, secrets: Iterable[str]) -> None:
+    def add_secrets(self, secrets: Iterable[str]) -> None:
         """Put out these no longer, either."""
         self._secrets = _longest_first({*self._secrets, *secrets})
 
     def write(self, text: str) -> int:
         """Write the text without secrets."""
-        self._stream.write(scrub(text, self._secrets))
+        self._stream.write(redact(text, self._secrets))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -76,7 +76,7 @@ class Discreet:
         return getattr(self._stream, name)
 
 
-def secrets_in(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+def find_secrets(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
     """The secrets of whatever may be an address among the words of a command line and the values of an environment."""
     addresses = ["", *words, *(value for value in environ.values() if "://" in value)]
     return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
@@ -92,7 +92,7 @@ def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
         authority, _, query = rest.partition("?")
         raw += [each.rpartition("@")[0].partition(":")[2] for each in (authority, rest)]
         raw += [word.partition("=")[2] for word in query.split("&") if decode(word.partition("=")[0]) in _SECRET]
-    raw += [value for name, value in words_of(url) if name in _SECRET]
+    raw += [value for name, value in parse_keyword_dsn(url) if name in _SECRET]
     return _longest_first({form for each in raw for form in (each, decode(each), decode(decode(each))) if form})
 
 
@@ -104,11 +104,11 @@ def _longest_first(secrets: set[str]) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
     """What finds the secrets, in every spelling; None where there are none that can be told from other words."""
-    found = [pattern for secret in secrets if (pattern := _telling(secret))]
+    found = [pattern for secret in secrets if (pattern := _secret_pattern(secret))]
     return re.compile("|".join(found), re.IGNORECASE) if found else None
 
 
-def _telling(secret: str) -> str | None:
+def _secret_pattern(secret: str) -> str | None:
     """What finds a secret in any text; None for what is also an ordinary word or number: all texts would be full of ***.
 
     Letters alone must be six, digits alone eight, anything else four. Fewer than twelve letters are found as a whole word,
@@ -117,13 +117,13 @@ def _telling(secret: str) -> str | None:
     letters, digits = secret.isascii() and secret.isalpha(), secret.isascii() and secret.isdigit()
     if len(secret) < (6 if letters else 8 if digits else 4):
         return None
-    spelt = "".join(map(_spelt, secret))
+    spelt = "".join(map(_encodings, secret))
     if letters and len(secret) < 12:
         return rf"(?:(?<!\w)|(?<=%[0-9A-Fa-f]{{2}})|(?<=\\[nrt])){spelt}(?!\w)"
     return spelt
 
 
-def _spelt(character: str) -> str:
+def _encodings(character: str) -> str:
     """A pattern of all that one character of a secret may have become: percent-encoded, once or twice, quoted, escaped."""
     if character.isascii() and character.isalnum():
         return character
@@ -142,7 +142,7 @@ _WORD = re.compile(
 )
 
 
-def words_of(text: str) -> Iterator[tuple[str, str]]:
+def parse_keyword_dsn(text: str) -> Iterator[tuple[str, str]]:
     """Names and values of libpq's `name=value name='quoted value'`, as far as they can be told apart."""
     place = 0
     while match := _WORD.match(text, place):

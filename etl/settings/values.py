@@ -19,20 +19,20 @@ SPLITS = ("train", "valid", "test")
 """The parts of a split, earliest first: nothing of a later one informs an earlier one."""
 
 RECOMMENDED = "recommended"
-RECOMMENDED_DRAWS = 16
+RECOMMENDED_SAMPLES = 16
 LARGE_CATALOGUE = 2_000
 """From so many eligible nodes on, `recommended` draws popular nodes more often (docs/negatives.md, "Large catalogues")."""
 
 LARGE_CATALOGUE_ALPHA = 0.5
-_STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_DRAWS}", RECOMMENDED)
-MOST_DRAWS = 1_000
-MOST_ALPHA = 10.0
+_STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
+MAX_SAMPLES = 1_000
+MAX_ALPHA = 10.0
 
 SplitKind = Literal["none", "last-trip", "time"]
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedCount:
     """How many of something there should be, give or take a share of it."""
 
     number: int
@@ -41,13 +41,13 @@ class Expected:
     def __str__(self) -> str:
         return f"{self.number:,}±{self.tolerance * 100:g}%"
 
-    def holds(self, found: int) -> bool:
+    def accepts(self, found: int) -> bool:
         """Whether a number is near enough."""
         return abs(found - self.number) <= self.number * self.tolerance
 
 
 @dataclass(frozen=True)
-class Negatives:
+class NegativeSampling:
     """Where the negatives of one city come from. `catalog` draws per positive, `alpha` their popularity's power."""
 
     ranking: bool = False
@@ -55,14 +55,14 @@ class Negatives:
     catalog: int = 0
     alpha: float = 0.0
 
-    def words(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The manifest's account of it: what was asked for, written out."""
         named = ["ranking"] * self.ranking + ["shown"] * self.shown + [f"catalog:{self.catalog}"] * bool(self.catalog)
         return {"negatives": named} | ({"catalog_alpha": self.alpha} if self.catalog else {})
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitSpec:
     """How events are split. `cuts` of a time split: seconds since 1970, UTC, where valid and test (or test) begin."""
 
     kind: SplitKind
@@ -76,7 +76,7 @@ class Split:
         return ("train", "test") if len(self.cuts) == 1 else SPLITS
 
     @property
-    def lets_in(self) -> str | None:
+    def leakage_note(self) -> str | None:
         """What an evaluation on this split has seen that a real morning has not, in words; None for nothing."""
         if self.kind == "last-trip":
             return "the future of other users: one user's train may be later than another user's test"
@@ -88,11 +88,11 @@ def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
     found: list[str] = []
     for each in words:
         word = each.strip() if isinstance(each, str) else each
-        if not isinstance(word, str) or (word not in {"ranking", "shown", RECOMMENDED} and not _draws(word)):
+        if not isinstance(word, str) or (word not in {"ranking", "shown", RECOMMENDED} and not _sample_size(word)):
             near = difflib.get_close_matches(str(word), _STRATEGIES, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(
-                f"must be ranking, shown, catalog:N (N from 1 to {MOST_DRAWS}) or {RECOMMENDED}, not {word!r}{hint}"
+                f"must be ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}, not {word!r}{hint}"
             )
         found.append(word)
     if sum(word == RECOMMENDED or word.startswith("catalog") for word in set(found)) > 1:
@@ -109,32 +109,32 @@ def advice(negatives: Iterable[str]) -> str:
     return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected places."
 
 
-def negatives_for(words: Iterable[str], alpha: float | None, nodes: int) -> Negatives:
+def resolve_for_catalog(words: Iterable[str], alpha: float | None, nodes: int) -> NegativeSampling:
     """What the strategies come to in a city of so many eligible nodes; `recommended` is written out."""
     words = set(words)
     if RECOMMENDED in words:
-        draws = RECOMMENDED_DRAWS
+        draws = RECOMMENDED_SAMPLES
         alpha = alpha if alpha is not None else LARGE_CATALOGUE_ALPHA if nodes >= LARGE_CATALOGUE else 0.0
     else:
-        draws = next(filter(None, map(_draws, words)), 0)
-    return Negatives("ranking" in words, "shown" in words, draws, alpha or 0.0)
+        draws = next(filter(None, map(_sample_size, words)), 0)
+    return NegativeSampling("ranking" in words, "shown" in words, draws, alpha or 0.0)
 
 
-def _draws(word: Any) -> int:
+def _sample_size(word: Any) -> int:
     """N of `catalog:N`; 0 for anything else."""
     name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
     if name != "catalog" or not (number.isascii() and number.isdigit()):
         return 0
     number = number.lstrip("0")[
-        : len(str(MOST_DRAWS)) + 1
+        : len(str(MAX_SAMPLES)) + 1
     ]  # more digits are too many, and Python reads 4,300 at the most
-    return int(number) if number and int(number) <= MOST_DRAWS else 0
+    return int(number) if number and int(number) <= MAX_SAMPLES else 0
 
 
-def parse_split(text: Any) -> Split:
+def parse_split(text: Any) -> SplitSpec:
     """`none`, `last-trip`, `time:<ISO date>` or `time:<ISO date>,<ISO date>`. Raises SettingsError for anything else."""
     if text in ("none", "last-trip"):  # a tuple: a settings file may say a list, and that is in no set
-        return Split(text)
+        return SplitSpec(text)
     kind, _, dates = text.partition(":") if isinstance(text, str) else ("", "", "")
     if kind != "time" or not dates:
         near = difflib.get_close_matches(str(text)[:20], ("none", "last-trip"), 1)
@@ -143,7 +143,7 @@ def parse_split(text: Any) -> Split:
     cuts = tuple(_seconds(word.strip()) for word in dates.split(","))
     if len(cuts) > 2 or sorted(set(cuts)) != list(cuts):
         raise SettingsError("must have one date, or two of which the second is later")
-    return Split("time", cuts)
+    return SplitSpec("time", cuts)
 
 
 def _seconds(text: str) -> int:
@@ -166,7 +166,7 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
     if isinstance(value, Mapping):
         pairs = [(str(city), weight) for city, weight in value.items()]
     else:
-        words = _parted(value) if isinstance(value, str) else list(value)
+        words = _split_weights(value) if isinstance(value, str) else list(value)
         split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
         pairs = [(str(city), weight) for city, weight in split]
     for city, _ in pairs:
@@ -178,7 +178,7 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
     return tuple(weights.items())
 
 
-def _parted(text: str) -> list[str]:
+def _split_weights(text: str) -> list[str]:
     """`Washington, DC=2,New York=3` has two: a comma parts only behind a weight."""
     words: list[str] = []
     for piece in text.split(","):
@@ -202,15 +202,15 @@ def _weight(city: str, value: Any) -> float:
 _EXPECTED = re.compile(r"\s*(\d+)\s*(?:(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?)\s*%)?\s*")
 
 
-def parse_expected(word: str) -> Expected:
+def parse_expected(word: str) -> ExpectedCount:
     """`747`, `747±5%`, or `747+-5%` where the keyboard has no ±. Raises SettingsError."""
     found = _EXPECTED.fullmatch(word, 0)
     if not found or len(word) > 40:
         raise SettingsError("must be a number like 747, or one with a tolerance like 747±5% (or 747+-5%)")
-    return Expected(int(found[1]), float(found[2] or 0) / 100)
+    return ExpectedCount(int(found[1]), float(found[2] or 0) / 100)
 
 
-def parse_change(word: Any) -> float | None:
+def parse_relative_change(word: Any) -> float | None:
     """How far a figure may move, as a share of what it was: `20%`, `1.5`; None for `off`. Raises SettingsError."""
     if word == "off":
         return None
@@ -223,7 +223,7 @@ def parse_change(word: Any) -> float | None:
     return number
 
 
-def parse_part(word: Any) -> float:
+def parse_fraction(word: Any) -> float:
     """A share of a whole: `1%`, or a number from 0 to 1. Raises SettingsError."""
     try:
         number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)

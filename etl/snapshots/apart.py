@@ -22,21 +22,21 @@ import polars as pl
 import pyarrow as pa
 
 from etl.errors import DataError
-from etl.runtime.executor import Engine, Held, Task, in_order
+from etl.runtime.executor import Executor, ObjectRef, Task, map_ordered
 from etl.runtime.files import Written
 from etl.settings.values import SPLITS
-from etl.snapshots.encoding import EVENT_SCHEMA, Ids, Texts, event_columns, triple_columns, triple_schema
+from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
 from etl.snapshots.parquet import as_written, write_pieces
 from etl.transform.arrays import I64
-from etl.triples.expansion import BucketTally, Key, expand_bucket
-from etl.triples.generate import NO_LISTS, Block, Coded, EventPiece, TriplePiece
+from etl.triples.expansion import BucketStats, Key, expand_bucket
+from etl.triples.generate import NO_LISTS, Block, Coded, EventBatch, TripleBatch
 from etl.triples.partitions import Partition, Training, popular_in
 
 Kind = Literal["events", "triples"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExpansionPlan:
     """What all buckets are expanded with: `keys` are the partitions that there may be, `events` whether theirs are kept."""
 
     training: Training
@@ -44,46 +44,46 @@ class Plan:
     events: bool
 
 
-def plan(engine: Engine, training: Training, *, events: bool) -> Plan:
+def plan_expansion(engine: Executor, training: Training, *, events: bool) -> ExpansionPlan:
     """The plan for a dataset; counts the nodes' popularity before, where draws ask for it."""
     popular = None
     if training.weighs:
         counts: I64 = np.zeros(training.dataset.items.height, np.int64)
         calls = ((bucket,) for bucket in training.dataset.events)
-        for task in in_order(engine, popular_in, engine.share(training.apart()), calls):
+        for task in map_ordered(engine, popular_in, engine.broadcast(training.apart()), calls):
             counts += task.result()
         popular = counts
     splits = (None,) if training.options.split == "none" else SPLITS
-    return Plan(training.apart(popular), tuple(product(splits, training.dataset.events.cities)), events)
+    return ExpansionPlan(training.apart(popular), tuple(product(splits, training.dataset.events.cities)), events)
 
 
-def expand_apart(plan: Plan, events: pl.DataFrame) -> tuple[BucketTally, list[EventPiece | TriplePiece | None]]:
+def expand_bucket_task(plan: ExpansionPlan, events: pl.DataFrame) -> tuple[BucketStats, list[EventBatch | TripleBatch | None]]:
     """A step for an engine: a bucket's account, and what is kept of it: for each key the events, then for each the triples."""
-    made = _Together()
+    made = _CollectingSink()
     tally = expand_bucket(plan.training, plan.training.assigned(events), made)
     kept = made.events if plan.events else {}
     return tally, [*(kept.get(key) for key in plan.keys), *(made.triples(key) for key in plan.keys)]
 
 
-class _Together:
+class _CollectingSink:
     """All pieces of a bucket, by partition."""
 
     def __init__(self) -> None:
-        self.events: dict[Key, EventPiece] = {}
+        self.events: dict[Key, EventBatch] = {}
         self._coded: dict[Key, Coded] = {}
         self._blocks: dict[Key, list[Block]] = {}
 
-    def begin(self, partition: Partition) -> None:
+    def start_partition(self, partition: Partition) -> None:
         """See Sink."""
-        self.events[partition.split, partition.city] = EventPiece(partition.events)
+        self.events[partition.split, partition.city] = EventBatch(partition.events)
 
-    def piece(self, partition: Partition, piece: TriplePiece) -> None:
+    def write(self, partition: Partition, piece: TripleBatch) -> None:
         """See Sink."""
         key = (partition.split, partition.city)
         self._coded[key] = piece.events
         self._blocks.setdefault(key, []).append(piece.block)
 
-    def triples(self, key: Key) -> TriplePiece | None:
+    def triples(self, key: Key) -> TripleBatch | None:
         """A partition's, as one piece without what only making them needs."""
         blocks = self._blocks.get(key, [])
         if not sum(map(len, blocks)):
@@ -99,27 +99,27 @@ class _Together:
         columns = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
         own = self._coded[key]
         bare = Coded(own.ids, own.users, own.trips, own.timestamps, own.days, NO_LISTS, NO_LISTS, NO_LISTS)
-        return TriplePiece(bare, Block(**columns))  # type: ignore[arg-type]
+        return TripleBatch(bare, Block(**columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Writing:
+class PartContext:
     """What all parts are written with. `mark` is a file of the driver's that holds `word`: who reads that shares its disk."""
 
-    texts: Texts
+    texts: IdTables
     ids: Ids
-    mark: Path
-    word: str
+    probe_file: Path
+    token: str
 
-    def shares_disk(self) -> bool:
+    def sees_driver_disk(self) -> bool:
         """Whether files that are written here are there for the driver."""
         with suppress(OSError):
-            return self.mark.read_text(encoding="utf-8") == self.word
+            return self.probe_file.read_text(encoding="utf-8") == self.token
         return False
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSpec:
     """One file to write: the rows of each piece that it is given, and where it is to lie."""
 
     kind: Kind
@@ -128,7 +128,7 @@ class Part:
     weight: float
 
 
-def write_part(writing: Writing, part: Part, *pieces: Any) -> Written | bytes:
+def write_part(writing: PartContext, part: PartSpec, *pieces: Any) -> Written | bytes:
     """A step for an engine: write a part under another name, and rename it; gives its bytes where the disk is another."""
     columns: Callable[[Sequence[Any]], list[pa.Array]]
     if part.kind == "events":
@@ -137,37 +137,37 @@ def write_part(writing: Writing, part: Part, *pieces: Any) -> Written | bytes:
         schema = triple_schema(writing.ids)
         columns = partial(triple_columns, texts=writing.texts, schema=schema, weight=part.weight)
     own = (piece.rows(rows) for piece, rows in zip(pieces, part.rows, strict=True))
-    if not writing.shares_disk():
+    if not writing.sees_driver_disk():
         content = io.BytesIO()
         write_pieces(content, schema, own, columns)
         return content.getvalue()
-    staged = writing.mark.parent / f"{uuid.uuid4().hex}.parquet"
+    staged = writing.probe_file.parent / f"{uuid.uuid4().hex}.parquet"
     rows = write_pieces(staged, schema, own, columns)
     staged.replace(part.path)  # its folder is there, or nobody wants it any more
     return as_written(part.path, rows)
 
 
 @dataclass
-class Writers:
+class PendingParts:
     """The parts that are being written, of all partitions, a bounded number at a time."""
 
-    engine: Engine
+    engine: Executor
     writing: Any
     scratch: Path
-    under_way: deque[tuple[Task, Part, list[Written]]] = field(default_factory=deque)
+    under_way: deque[tuple[Task, PartSpec, list[Written]]] = field(default_factory=deque)
 
     @classmethod
-    def of(cls, engine: Engine, texts: Texts, ids: Ids, scratch: Path) -> Writers:
+    def of(cls, engine: Executor, texts: IdTables, ids: Ids, scratch: Path) -> PendingParts:
         """None yet; what isn't finished lies in `scratch`."""
         mark, word = scratch / "mark", uuid.uuid4().hex
         mark.write_text(word, encoding="utf-8")
-        return cls(engine, engine.share(Writing(texts, ids, mark, word)), scratch)
+        return cls(engine, engine.broadcast(PartContext(texts, ids, mark, word)), scratch)
 
-    def begin(self, part: Part, pieces: Sequence[Held], done: list[Written]) -> None:
+    def begin(self, part: PartSpec, pieces: Sequence[ObjectRef], done: list[Written]) -> None:
         """Have a part written; it is added to `done` in its turn."""
-        task = self.engine.begin(write_part, self.writing, part, *pieces)
+        task = self.engine.submit(write_part, self.writing, part, *pieces)
         self.under_way.append((task, part, done))
-        while len(self.under_way) > self.engine.ahead:
+        while len(self.under_way) > self.engine.max_pending:
             self._end_first()
 
     def end(self) -> None:
@@ -189,18 +189,18 @@ class Writers:
         done.append(answer)
 
 
-class PartsApart:
+class RemotePartWriter:
     """The parts of one partition, as `etl.snapshots.parquet.Parts`, each begun when its rows are there."""
 
-    def __init__(self, kind: Kind, folder: Path, rows_per_file: int, writers: Writers, weight: float = 1.0) -> None:
+    def __init__(self, kind: Kind, folder: Path, rows_per_file: int, writers: PendingParts, weight: float = 1.0) -> None:
         self.rows = 0
         self._kind, self._folder, self._rows_per_file, self._weight = kind, folder, rows_per_file, weight
         self._writers = writers
-        self._waiting: list[tuple[Held, slice]] = []
+        self._waiting: list[tuple[ObjectRef, slice]] = []
         self._have = self._parts = 0
         self._done: list[Written] = []
 
-    def add(self, held: Held, rows: int) -> None:
+    def add(self, held: ObjectRef, rows: int) -> None:
         """Take in the next piece, of so many rows."""
         start = 0
         while start < rows:
@@ -224,17 +224,17 @@ class PartsApart:
     def _begin(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"part-{self._parts:05}.parquet"
-        part = Part(self._kind, path, tuple(rows for _, rows in self._waiting), self._weight)
+        part = PartSpec(self._kind, path, tuple(rows for _, rows in self._waiting), self._weight)
         self._writers.begin(part, [held for held, _ in self._waiting], self._done)
         self._waiting, self._have, self._parts = [], 0, self._parts + 1
 
 
-def buckets(
-    engine: Engine, plan: Plan, events: Iterator[pl.DataFrame]
-) -> Iterator[tuple[BucketTally, dict[Key, tuple[Held, Held]]]]:
+def iter_expanded_buckets(
+    engine: Executor, plan: ExpansionPlan, events: Iterator[pl.DataFrame]
+) -> Iterator[tuple[BucketStats, dict[Key, tuple[ObjectRef, ObjectRef]]]]:
     """Each bucket's account, in order, and for each of its partitions the handles of its events and its triples."""
     count = len(plan.keys)
     calls = ((bucket,) for bucket in events if bucket.height)
-    for task in in_order(engine, expand_apart, engine.share(plan), calls, keeps=2 * count):
-        tally: BucketTally = task.result()
-        yield tally, dict(zip(plan.keys, zip(task.kept[:count], task.kept[count:], strict=True), strict=True))
+    for task in map_ordered(engine, expand_bucket_task, engine.broadcast(plan), calls, num_outputs=2 * count):
+        tally: BucketStats = task.result()
+        yield tally, dict(zip(plan.keys, zip(task.outputs[:count], task.outputs[count:], strict=True), strict=True))

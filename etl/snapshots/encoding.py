@@ -15,9 +15,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from etl.transform.arrays import arrow
+from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS, Dataset
-from etl.triples.generate import I32, SOURCES, Block, EventPiece, Lists, TriplePiece
+from etl.triples.generate import I32, SOURCES, Block, EventBatch, Lists, TripleBatch
 
 Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
@@ -38,7 +38,7 @@ _REST = {
 
 
 @dataclass(frozen=True)
-class Texts:
+class IdTables:
     """The ids of the vocabularies, in the order of their codes."""
 
     users: pa.StringArray
@@ -46,9 +46,9 @@ class Texts:
     trips: pa.StringArray
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Texts:
+    def of(cls, dataset: Dataset) -> IdTables:
         """A dataset's."""
-        return cls(arrow(dataset.users["user_id"]), arrow(dataset.items["item_id"]), arrow(dataset.trips["trip_id"]))
+        return cls(to_arrow(dataset.users["user_id"]), to_arrow(dataset.items["item_id"]), to_arrow(dataset.trips["trip_id"]))
 
 
 def triple_schema(ids: Ids) -> pa.Schema:
@@ -58,7 +58,7 @@ def triple_schema(ids: Ids) -> pa.Schema:
     return pa.schema(texts | _REST | indexes) if ids == "both" else pa.schema(texts | indexes | _REST)
 
 
-def triple_columns(pieces: Sequence[TriplePiece], texts: Texts, schema: pa.Schema, weight: float) -> list[pa.Array]:
+def triple_columns(pieces: Sequence[TripleBatch], texts: IdTables, schema: pa.Schema, weight: float) -> list[pa.Array]:
     """A row group of triples."""
     used, local = zip(*(_events_of(piece.block) for piece in pieces), strict=True)
     starts = np.cumsum([0, *(len(each) for each in used)])
@@ -73,14 +73,14 @@ def triple_columns(pieces: Sequence[TriplePiece], texts: Texts, schema: pa.Schem
     users, positive, negative = of_events("users"), of_rows("positive"), of_rows("negative")
     event_ids = pa.concat_arrays(piece.events.ids.take(pa.array(own)) for piece, own in zip(pieces, used, strict=True))
     made = {
-        "user_id": lambda: _by_code(users, texts.users, row),
-        "pos_item": lambda: _by_code(positive, texts.items),
-        "neg_item": lambda: _by_code(negative, texts.items),
+        "user_id": lambda: _dictionary_by_code(users, texts.users, row),
+        "pos_item": lambda: _dictionary_by_code(positive, texts.items),
+        "neg_item": lambda: _dictionary_by_code(negative, texts.items),
         "timestamp": lambda: pa.array(of_events("timestamps")[row]),
         "event_id": lambda: pa.DictionaryArray.from_arrays(pa.array(row.astype(np.int32)), event_ids),
-        "trip_id": lambda: _by_first(of_events("trips"), texts.trips, row),
+        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), texts.trips, row),
         "day_number": lambda: pa.array(of_events("days")[row]),
-        "neg_source": lambda: _by_code(of_rows("source"), pa.array(SOURCES)),
+        "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
         "pos_in_candidates": lambda: pa.array(of_rows("among")),
         "weight": lambda: pa.array(np.full(len(row), weight, np.float32)),
         "user_idx": lambda: pa.array(users[row]),
@@ -106,14 +106,14 @@ EVENT_SCHEMA = pa.schema(
 """The columns of `events`."""
 
 
-def event_columns(pieces: Sequence[EventPiece], texts: Texts) -> list[pa.Array]:
+def event_columns(pieces: Sequence[EventBatch], texts: IdTables) -> list[pa.Array]:
     """A row group of events."""
     events = pl.concat([piece.events for piece in pieces])
     return [
-        arrow(events["event_id"]),
-        _by_code(events["user_idx"].to_numpy(), texts.users),
+        to_arrow(events["event_id"]),
+        _dictionary_by_code(events["user_idx"].to_numpy(), texts.users),
         texts.trips.take(pa.array(events["trip_idx"].to_numpy())),
-        *(arrow(events[name]) for name in ("day_number", "timestamp", "surface", "model_name", "model_version")),
+        *(to_arrow(events[name]) for name in ("day_number", "timestamp", "surface", "model_name", "model_version")),
         *(_lists(events[index], texts.items) for index in LISTS.values()),
     ]
 
@@ -126,7 +126,7 @@ def _events_of(block: Block) -> tuple[Codes, Codes]:
     return block.event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(block.event)))
 
 
-def _by_code(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
+def _dictionary_by_code(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
     """The texts of codes, dictionary in the order of the codes; `row` says which code each row has, if not its own."""
     used = np.zeros(len(texts), np.bool_)
     used[codes] = True
@@ -134,7 +134,7 @@ def _by_code(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> p
     return _dictionary(places if row is None else places[row], np.flatnonzero(used), texts)
 
 
-def _by_first(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
+def _dictionary_by_first_use(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
     """The same, dictionary in the order of first occurrence."""
     if len(texts) > len(codes):  # a table of all codes would be larger than what is sorted
         distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
@@ -157,4 +157,4 @@ def _dictionary(places: I32, codes: Codes, texts: pa.StringArray) -> pa.Dictiona
 def _lists(lists: pl.Series, texts: pa.StringArray) -> pa.ListArray:
     """A column of lists of codes as lists of texts."""
     held = Lists.of(lists)
-    return pa.ListArray.from_arrays(pa.array(held.ends.astype(np.int32)), _by_first(held.codes, texts))
+    return pa.ListArray.from_arrays(pa.array(held.ends.astype(np.int32)), _dictionary_by_first_use(held.codes, texts))

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError
-from etl.transform.arrays import lists_of
-from etl.transform.buckets import bucket_of
+from etl.transform.arrays import list_series
+from etl.transform.buckets import bucket_expr
 from etl.transform.hashing import sha256_hex
-from etl.triples.dataset import CODED, LISTS
+from etl.triples.dataset import ENCODED_EVENTS, LISTS
 
 _BATCH = 65_536
 _TEXTS = {"user_idx": "user_id", "trip_idx": "trip_id"} | {index: text for text, index in LISTS.items()}
@@ -43,17 +43,17 @@ class Vocabularies:
     trips: pl.Series
 
     @cached_property
-    def lookups(self) -> dict[str, _Lookup]:
+    def lookups(self) -> dict[str, _IdIndex]:
         """By column of ids what finds their codes."""
-        items = _Lookup(self.items)
-        return {"user_id": _Lookup(self.users), "trip_id": _Lookup(self.trips), **dict.fromkeys(LISTS, items)}
+        items = _IdIndex(self.items)
+        return {"user_id": _IdIndex(self.users), "trip_id": _IdIndex(self.trips), **dict.fromkeys(LISTS, items)}
 
 
 class _UnknownIdError(Exception):
     """An id that the vocabulary doesn't have."""
 
 
-class _Lookup:
+class _IdIndex:
     """Finds ids in a vocabulary by halving: nothing is built anew for each batch, however many ids there are."""
 
     def __init__(self, ids: pl.Series) -> None:
@@ -69,7 +69,7 @@ class _Lookup:
 
 
 def read_events(
-    parts: Sequence[Part], vocabularies: Vocabularies, buckets: int, wanted: Collection[str]
+    parts: Sequence[Part], vocabularies: Vocabularies, buckets: int, columns: Collection[str]
 ) -> Iterator[pl.DataFrame]:
     """The events of all parts as `Dataset.events` has them, bucket by bucket; columns that nobody wants are empty.
 
@@ -78,7 +78,7 @@ def read_events(
     it can't be read, or names what the vocabularies don't have.
     """
     users = vocabularies.users.alias("user_id").to_frame().with_row_index("user_idx")
-    bucket = users.select(bucket_of(pl.col("user_id"), buckets)).to_series().to_numpy()
+    bucket = users.select(bucket_expr(pl.col("user_id"), buckets)).to_series().to_numpy()
     rank = np.empty(users.height, np.uint32)
     in_order = users.with_columns(hash=sha256_hex(pl.col("user_id"))).sort("hash", "user_id")["user_idx"]
     rank[in_order.to_numpy()] = np.arange(users.height, dtype=np.uint32)
@@ -88,16 +88,16 @@ def read_events(
     # The parts of a partition are one file after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
-        _Cursor([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket, frozenset(wanted))
+        _PartitionReader([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket, frozenset(columns))
         for folder, city in folders.items()
     ]
     for number in range(buckets):
-        rows = pl.concat([CODED, *(cursor.until(number) for cursor in cursors)])
+        rows = pl.concat([ENCODED_EVENTS, *(cursor.read_bucket(number) for cursor in cursors)])
         place = pl.Series("place", rank[rows["user_idx"].to_numpy()])
         yield rows.with_columns(place).sort("place", *within, maintain_order=True).drop("place")
 
 
-class _Cursor:
+class _PartitionReader:
     """A partition's events, read as far as the buckets that were asked for reach."""
 
     def __init__(
@@ -111,11 +111,11 @@ class _Cursor:
         self._batches = _batches(paths, city, vocabularies, wanted)
         self._bucket = bucket
         self._paths = paths
-        self._waiting = CODED
+        self._waiting = ENCODED_EVENTS
 
-    def until(self, bucket: int) -> pl.DataFrame:
+    def read_bucket(self, bucket: int) -> pl.DataFrame:
         """The rows of this bucket, those before it being read already."""
-        rows = [CODED]
+        rows = [ENCODED_EVENTS]
         while True:
             of_rows = self._bucket[self._waiting["user_idx"].to_numpy()]
             if len(of_rows) and (of_rows[0] < bucket or (np.diff(of_rows.astype(np.int64)) < 0).any()):
@@ -137,7 +137,7 @@ class _Cursor:
 def _batches(
     paths: Sequence[Path], city: str, vocabularies: Vocabularies, wanted: frozenset[str]
 ) -> Iterator[pl.DataFrame]:
-    names = {name: _TEXTS.get(name, name) for name in CODED.columns[:-1] if name in wanted | _ALWAYS}
+    names = {name: _TEXTS.get(name, name) for name in ENCODED_EVENTS.columns[:-1] if name in wanted | _ALWAYS}
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
@@ -167,18 +167,18 @@ def _coded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, vocabular
     for name, text in names.items():
         column = batch.column(text)
         if text in LISTS:
-            columns[name] = lists_of(column.value_lengths().to_numpy(), _codes(column.flatten(), lookups[text]))
+            columns[name] = list_series(column.value_lengths().to_numpy(), _codes(column.flatten(), lookups[text]))
         else:
             columns[name] = _codes(column, lookups[text]) if text in lookups else pl.Series(column)
     unread = {
         name: pl.lit([], dtype=dtype) if isinstance(dtype, pl.List) else pl.lit("")
-        for name, dtype in CODED.schema.items()
+        for name, dtype in ENCODED_EVENTS.schema.items()
         if name not in names
     }
     whole = pl.DataFrame(columns).with_columns(**unread | {"city": pl.lit(city)})
-    return whole.select(CODED.columns).cast(CODED.schema)
+    return whole.select(ENCODED_EVENTS.columns).cast(ENCODED_EVENTS.schema)
 
 
-def _codes(column: pa.DictionaryArray, lookup: _Lookup) -> pl.Series:
+def _codes(column: pa.DictionaryArray, lookup: _IdIndex) -> pl.Series:
     """The codes of a column of texts: each text of its dictionary is looked up once."""
     return lookup.rows(pl.Series(column.dictionary, dtype=pl.String)).gather(pl.Series(column.indices))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from etl.errors import DataError, visible
+from etl.errors import DataError, escape_control_characters
 
 _MAX_COUNT = 2**53
 """Counts above this are no counts of rows or bytes, and sums of them would not fit where they go."""
@@ -180,7 +180,7 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     manifest: dict[str, Any] = _parse(content, Manifest, where, "manifest")
     problem = _path_problem(entry["path"] for entry in manifest["files"]) or _city_problem(manifest)
     if problem:
-        raise DataError(f"{visible(where)} can't be read as a manifest: {visible(problem)}.")
+        raise DataError(f"{escape_control_characters(where)} can't be read as a manifest: {escape_control_characters(problem)}.")
     return manifest
 
 
@@ -194,8 +194,8 @@ def _parse(content: bytes, shape: Any, where: str, what: str) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.json.decode(content)
         msgspec.convert(found, shape)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else visible(str(error))[:300]
-        raise DataError(f"{visible(where)} can't be read as a {what}: {why}. Publish again.") from None
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else escape_control_characters(str(error))[:300]
+        raise DataError(f"{escape_control_characters(where)} can't be read as a {what}: {why}. Publish again.") from None
     return found
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 
-from etl.errors import ConnectError, EtlError, SettingsError, visible
+from etl.errors import ConnectError, EtlError, SettingsError, escape_control_characters
 from etl.runtime.cancellation import Stop
 from etl.runtime.temporary import temporary_folder
-from etl.settings.permissions import open_to
-from etl.snapshots.lease import LOCK, Lease, Tag, holder, owner
-from etl.snapshots.object_store_client import only_the_object, plainly, reach, servers
+from etl.settings.permissions import writable_by_others
+from etl.snapshots.lease import LOCK, Lease, ObjectVersion, read_owner, owner
+from etl.snapshots.object_store_client import reraise_if_bucket_missing, translate_errors, open_object_store, servers
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS
 from etl.snapshots.store import Store, clear, flocked, lying, other_files, staging_in, taken_by_another
 
@@ -47,20 +47,20 @@ class ObjectStore(Store):
         self._lease: Lease | None = None
         self._place: Path | None = None
         self._secured: set[str] = set()
-        self._store = reach(self.location, environ)
+        self._store = open_object_store(self.location, environ)
 
     def read(self, path: str) -> bytes | None:
         """See Store."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             try:
                 return bytes(obstore.get(self._store, path).bytes())
             except FileNotFoundError as error:
-                only_the_object(error)
+                reraise_if_bucket_missing(error)
                 return None
 
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             obstore.put(self._store, path, content)
 
     def fetch(self, folder: str, paths: Sequence[str], to: Path) -> None:
@@ -75,12 +75,12 @@ class ObjectStore(Store):
                         self._stop.check()
                         file.write(chunk)
 
-        with plainly(self.location):
+        with translate_errors(self.location):
             self._all(one, [to / path for path in paths])
 
     def folders(self) -> list[str]:
         """See Store."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             found = obstore.list_with_delimiter(self._store, SNAPSHOTS)
             return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
@@ -91,7 +91,7 @@ class ObjectStore(Store):
     def remove(self, name: str) -> None:
         """See Store."""
         self.delete(f"{SNAPSHOTS}/{name}/{MANIFEST}")
-        with plainly(self.location):
+        with translate_errors(self.location):
             paths = [entry["path"] for entry in self._listed(name)]
             if paths:
                 obstore.delete(self._store, paths)
@@ -112,7 +112,7 @@ class ObjectStore(Store):
         """Upload all data files, and see that they are there."""
         self._secured.add(name)
         files = sorted(lying(staged))
-        with plainly(self.location):
+        with translate_errors(self.location):
             self._all(
                 lambda path: self._upload(path, f"{SNAPSHOTS}/{name}/{_key(staged, path)}"),
                 [staged / path for path, _ in files],
@@ -122,7 +122,7 @@ class ObjectStore(Store):
     def publish(self, staged: Path, name: str) -> None:
         """The manifest makes it a snapshot, if all its files are there still; then LATEST names it."""
         assert self._lease is not None  # noqa: S101 - only who holds it publishes
-        self._lease.require()
+        self._lease.assert_held()
         manifest = (staged / MANIFEST).read_bytes()
         self._require_all(name, [(entry["path"], entry["bytes"]) for entry in json.loads(manifest)["files"]])
         self.write(f"{SNAPSHOTS}/{name}/{MANIFEST}", manifest)
@@ -140,10 +140,10 @@ class ObjectStore(Store):
                 if lease is None and free():
                     self.require_conditions(f"{LOCK}-probe-{_token(place)}")
                     lease = Lease(self, owner(_token(place), platform.node(), self.location))
-                return lease is not None and lease.take()
+                return lease is not None and lease.acquire()
 
             if not self._stop.wait_for(taken, wait) or lease is None:
-                host = visible(str(holder(self).get("host", "")))
+                host = escape_control_characters(str(read_owner(self).get("host", "")))
                 raise taken_by_another(f"{self.location}{f' (on {host})' if host else ''}", wait)
             self._lease, self._place = lease, place
             try:
@@ -173,9 +173,9 @@ class ObjectStore(Store):
                 "two runs could publish there at once. Use a store that has conditional writes."
             )
 
-    def create(self, path: str, content: bytes) -> Tag | None:
+    def create(self, path: str, content: bytes) -> ObjectVersion | None:
         """See Lease. Raises ConnectError where the store has no conditional writes."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             try:
                 return _tag(obstore.put(self._store, path, content, mode="create", use_multipart=False))
             except AlreadyExistsError:
@@ -186,10 +186,10 @@ class ObjectStore(Store):
                     "at once. Use a store that has them."
                 ) from None
 
-    def replace(self, path: str, content: bytes, tag: Tag) -> Tag | None:
+    def replace(self, path: str, content: bytes, tag: ObjectVersion) -> ObjectVersion | None:
         """See Lease. Where the store knows no If-Match (501), the tag is looked at before, which is nearly as good."""
         still: Any = {name: value for name, value in asdict(tag).items() if value is not None}
-        with plainly(self.location):
+        with translate_errors(self.location):
             try:
                 put = obstore.put(self._store, path, content, mode=still, use_multipart=False)
             except (PreconditionError, FileNotFoundError):
@@ -203,24 +203,24 @@ class ObjectStore(Store):
                 put = obstore.put(self._store, path, content, use_multipart=False)
             return _tag(put)
 
-    def state(self, path: str) -> tuple[Tag, datetime] | None:
+    def state(self, path: str) -> tuple[ObjectVersion, datetime] | None:
         """See Lease."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             try:
                 found = obstore.head(self._store, path)
             except FileNotFoundError as error:
-                only_the_object(error)
+                reraise_if_bucket_missing(error)
                 return None
             return _tag(found), found["last_modified"]
 
     def delete(self, path: str) -> None:
         """See Lease. That it is not there is no error."""
-        with plainly(self.location), suppress(FileNotFoundError):
+        with translate_errors(self.location), suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
     def _require_all(self, name: str, files: Sequence[tuple[str, int]]) -> None:
         """Raise ConnectError where not these files, by path and bytes, lie in a snapshot's place, no fewer and no more."""
-        with plainly(self.location):
+        with translate_errors(self.location):
             there = [
                 (entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"), entry["size"]) for entry in self._listed(name)
             ]
@@ -267,7 +267,7 @@ def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
         with suppress(FileExistsError):
             place.mkdir(mode=0o700)
         handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        why = open_to(place)
+        why = writable_by_others(place)
     except OSError as error:
         raise SettingsError(
             f"{place}, where what is to be uploaded is staged, can't be used: {error.strerror}. Set TMPDIR."
@@ -290,8 +290,8 @@ def _token(place: Path) -> str:
     return file.read_text(encoding="ascii")
 
 
-def _tag(found: Mapping[str, Any]) -> Tag:
-    return Tag(found["e_tag"], found["version"])
+def _tag(found: Mapping[str, Any]) -> ObjectVersion:
+    return ObjectVersion(found["e_tag"], found["version"])
 
 
 def _key(folder: Path, path: Path) -> str:

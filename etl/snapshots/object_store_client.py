@@ -13,8 +13,8 @@ from typing import Any
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from etl.errors import ConnectError, SettingsError, visible
-from etl.settings.redaction import scrub
+from etl.errors import ConnectError, SettingsError, escape_control_characters
+from etl.settings.redaction import redact
 
 _SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
 _RETRY = {
@@ -30,10 +30,10 @@ _REASONS = (r"<Message>([^<]*)", r'message: "([^"]+)"', r"(failed to lookup addr
 _REFUSED = ("403 ", "401 ", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied")
 
 
-def reach(url: str, environ: Mapping[str, str]) -> Any:
+def open_object_store(url: str, environ: Mapping[str, str]) -> Any:
     """Obstore's store for a URL: nothing is asked of it yet."""
     options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
-    with plainly(url):
+    with translate_errors(url):
         return from_url(url, **options, **_credentials(url, environ))
 
 
@@ -47,12 +47,12 @@ def servers() -> str:
 
 
 @contextmanager
-def plainly(location: str) -> Iterator[None]:
+def translate_errors(location: str) -> Iterator[None]:
     """Turns what the store's library raises into ConnectError: one sentence, no Debug, no XML."""
     try:
         yield
     except (BaseError, OSError) as error:
-        raise ConnectError(_said(location, str(error))) from None
+        raise ConnectError(_error_message(location, str(error))) from None
 
 
 def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -80,19 +80,19 @@ def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
     return {"credential_provider": Boto3CredentialProvider(session)}
 
 
-def only_the_object(error: FileNotFoundError) -> None:
+def reraise_if_bucket_missing(error: FileNotFoundError) -> None:
     """Raise it again where not only the object is missing but all of the place."""
     if any(word in str(error) for word in _NO_PLACE):
         raise error
 
 
-def _said(location: str, text: str) -> str:
+def _error_message(location: str, text: str) -> str:
     """An error of the store's library in one sentence: what, why as the store says it, what to do."""
-    text = scrub(text)  # a request that failed may be told with its signature
+    text = redact(text)  # a request that failed may be told with its signature
     code = re.search(r"<Code>([^<]*)", text)
     found = next((match for match in (re.search(pattern, text) for pattern in _REASONS) if match), None)
     why = found[1] if found else text.partition("\n")[0] or "no reason given"
-    why = visible(why)[:200].rstrip(". ")
+    why = escape_control_characters(why)[:200].rstrip(". ")
     if any(word in text for word in _NO_PLACE):
         return f"{location} cannot be used: there is no such bucket ({why}). Create it, or correct --out."
     if any(word in text for word in _NO_CREDENTIALS):
@@ -101,6 +101,6 @@ def _said(location: str, text: str) -> str:
             "AWS_PROFILE (docs/recipes.md has those of other stores)."
         )
     if any(word in text for word in _REFUSED):
-        named = f"{visible(code[1])}: {why}" if code else why
+        named = f"{escape_control_characters(code[1])}: {why}" if code else why
         return f"{location} refused us ({named}). Check the credentials, and that they may list, read, write and delete there."
     return f"{location} cannot be reached ({why}). Check the URL, the endpoint and the network."

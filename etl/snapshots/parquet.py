@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError
 from etl.runtime.files import Written, file_sha256
-from etl.transform.arrays import ARROW, arrow
+from etl.transform.arrays import ARROW_TYPES, to_arrow
 
 ROW_GROUP = 131_072
 """Rows of a row group: large enough to scan fast, small enough that a reader with several workers finds several."""
@@ -46,7 +46,7 @@ class Piece(Protocol):
     def __len__(self) -> int:
         """How many."""
 
-    def rows(self, which: slice) -> Self:
+    def slice(self, which: slice) -> Self:
         """Some of them."""
 
 
@@ -109,8 +109,8 @@ class Parts(Generic[P]):
         """Take in the next rows."""
         while len(piece):
             room = min(ROW_GROUP, self._rows_per_file - self.rows % self._rows_per_file) - self._have
-            taken = piece.rows(slice(0, room)) if len(piece) > room else piece
-            piece = piece.rows(slice(len(taken), len(piece)))
+            taken = piece.slice(slice(0, room)) if len(piece) > room else piece
+            piece = piece.slice(slice(len(taken), len(piece)))
             self._waiting.append(taken)
             self._have += len(taken)
             if len(taken) == room:
@@ -262,8 +262,8 @@ def write_pieces(
         for piece in pieces:
             left = piece
             while len(left):
-                taken = left.rows(slice(0, ROW_GROUP - have))
-                left = left.rows(slice(len(taken), len(left)))
+                taken = left.slice(slice(0, ROW_GROUP - have))
+                left = left.slice(slice(len(taken), len(left)))
                 waiting.append(taken)
                 have, rows = have + len(taken), rows + len(taken)
                 if have == ROW_GROUP:
@@ -281,7 +281,7 @@ def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
     try:
         for frame in frames:
             if writer is None:
-                schema = pa.schema([pa.field(name, ARROW[dtype]) for name, dtype in frame.schema.items()])
+                schema = pa.schema([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in frame.schema.items()])
                 writer, waiting = pq.ParquetWriter(path.absolute(), schema, **_OPTIONS), frame.clear()
             waiting = pl.concat([waiting, frame])
             while waiting.height >= ROW_GROUP:
@@ -296,7 +296,7 @@ def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
 
 
 def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: pl.DataFrame) -> None:
-    table = pa.Table.from_arrays([arrow(rows[name]) for name in rows.columns], schema=schema)
+    table = pa.Table.from_arrays([to_arrow(rows[name]) for name in rows.columns], schema=schema)
     writer.write_table(table, row_group_size=ROW_GROUP)
 
 

@@ -14,14 +14,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.errors import ConnectError, DataError, visible
+from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.files import Written
 from etl.runtime.version import __version__
 from etl.snapshots.event_reader import Vocabularies, read_events
 from etl.snapshots.manifest import parse_manifest
-from etl.transform.buckets import buckets_for
+from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import LISTS, Dataset, EventBuckets, Published, Vocabulary
+from etl.triples.dataset import LISTS, Dataset, BucketedEvents, ReusableEventFiles, Vocabulary
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
 REPORT = "report.html"
@@ -138,7 +138,7 @@ def named_by(latest: bytes | None, out: str) -> str | None:
     name = latest.decode("utf-8", "replace").strip()
     if not name or "/" in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
         raise DataError(
-            f"{LATEST} in {out} does not hold the name of a snapshot ({visible(name[:60])!r}). Write the name of a folder "
+            f"{LATEST} in {out} does not hold the name of a snapshot ({escape_control_characters(name[:60])!r}). Write the name of a folder "
             f"in {SNAPSHOTS}/ into it, or delete it."
         )
     return name
@@ -150,7 +150,7 @@ def read_small(path: Path) -> bytes | None:
         require_regular(path)
         if path.stat().st_size > _LARGEST:
             raise DataError(
-                f"{visible(str(path))} has more than {_LARGEST >> 30} GiB: it is not what bpr-etl writes there."
+                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: it is not what bpr-etl writes there."
             )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -166,12 +166,12 @@ def require_regular(path: Path) -> None:
     except OSError:
         return  # whoever reads it says so
     if not stat.S_ISREG(mode):
-        raise DataError(f"{visible(str(path))} is not a file. Take it away, or publish to another folder.")
+        raise DataError(f"{escape_control_characters(str(path))} is not a file. Take it away, or publish to another folder.")
 
 
 def unreadable(path: Path, error: OSError) -> ConnectError:
     """The error of a path that can't be read."""
-    return ConnectError(f"{visible(str(path))} can't be read: {error.strerror or error}. Check its rights.")
+    return ConnectError(f"{escape_control_characters(str(path))} can't be read: {error.strerror or error}. Check its rights.")
 
 
 def folded(path: str) -> str:
@@ -216,11 +216,11 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     parts = snapshot.parts("events")
     height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
     cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
-    count = buckets or buckets_for(height)
+    count = buckets or bucket_count(height)
     vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
     read = partial(read_events, parts, vocabularies, count)
     profiles = partial(_profiles, snapshot.folder / "users.parquet")
-    return Dataset(EventBuckets(count, cities, height, read, _published(snapshot)), users, items, trips, profiles)
+    return Dataset(BucketedEvents(count, cities, height, read, _published(snapshot)), users, items, trips, profiles)
 
 
 def _profiles(path: Path) -> Iterator[pl.DataFrame]:
@@ -240,7 +240,7 @@ def _uncounted(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     return frame.drop(USER_COUNTS, strict=False)
 
 
-def _published(snapshot: Snapshot) -> Published | None:
+def _published(snapshot: Snapshot) -> ReusableEventFiles | None:
     """The snapshot's files of events, where this release with these libraries would write the same bytes again."""
     manifest = snapshot.manifest
     made_with = (manifest.get("tool", {}).get("version"), manifest.get("libraries", {}).get("pyarrow"))
@@ -251,7 +251,7 @@ def _published(snapshot: Snapshot) -> Published | None:
     for _, city, path in snapshot.parts("events"):
         entry = entries[path.relative_to(snapshot.folder).as_posix()]
         files.setdefault(city, []).append(Written(path, entry["rows"], entry["bytes"], entry["sha256"]))
-    return Published(files, snapshot.settings["rows_per_file"])
+    return ReusableEventFiles(files, snapshot.settings["rows_per_file"])
 
 
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
@@ -285,7 +285,7 @@ def require_columns(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 def damaged(path: Path, why: object) -> DataError:
     """The error of a file of a snapshot that can't be read as one."""
-    return DataError(visible(f"{path} can't be read ({why}). Publish the snapshot again."))
+    return DataError(escape_control_characters(f"{path} can't be read ({why}). Publish the snapshot again."))
 
 
 def _trips(snapshot: Snapshot) -> pl.DataFrame:

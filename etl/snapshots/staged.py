@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.expansion import SMALL_CATALOGUE
+from etl.triples.expansion import SMALL_CATALOG
 from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN
 
 
@@ -49,7 +49,7 @@ class Staged:
     folders: dict[str, str] = field(default_factory=dict)
     partitions: list[PartitionEntry] = field(default_factory=list)
     positives_left_out: dict[str, int] = field(
-        default_factory=lambda: {SMALL_CATALOGUE: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
+        default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
     )
     users_through: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConnectError, DataError, LockedError, visible
+from etl.errors import ConnectError, DataError, LockedError, escape_control_characters
 from etl.runtime.cancellation import Stop
 from etl.runtime.files import put
 from etl.snapshots.manifest import parse_manifest
@@ -287,7 +287,7 @@ def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int
     """
     found, wanted = (Counter((folded(path), size) for path, size in files) for files in (there, meant))
     paths = sorted({path for path, _ in (found - wanted) + (wanted - found)})
-    return f"{', '.join(map(visible, paths[:3]))} ({len(paths):,} of {wanted.total():,})" if paths else None
+    return f"{', '.join(map(escape_control_characters, paths[:3]))} ({len(paths):,} of {wanted.total():,})" if paths else None
 
 
 @contextmanager

@@ -18,21 +18,21 @@ import numpy as np
 import polars as pl
 
 from etl.errors import DataError
-from etl.runtime.executor import HERE, Engine, Held
+from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef
 from etl.runtime.files import Written
 from etl.runtime.run_record import Progress
 from etl.settings.values import SPLITS, parse_split
-from etl.snapshots.apart import PartsApart, Writers, buckets, plan
-from etl.snapshots.encoding import EVENT_SCHEMA, Ids, Texts, event_columns, triple_columns, triple_schema
+from etl.snapshots.apart import RemotePartWriter, PendingParts, iter_expanded_buckets, plan_expansion
+from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
 from etl.snapshots.parquet import Copies, Crew, Parts, as_written, crew, write_file, write_pieces
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
 from etl.snapshots.staged import FileEntry, PartitionEntry, Staged
 from etl.transform.arrays import I64
-from etl.transform.buckets import ahead
+from etl.transform.buckets import prefetch
 from etl.triples.bias import sign
-from etl.triples.dataset import Dataset, Published
-from etl.triples.expansion import BucketTally, Key, PartitionTally, Totals, expand_bucket
-from etl.triples.generate import SOURCES, EventPiece, TriplePiece
+from etl.triples.dataset import Dataset, ReusableEventFiles
+from etl.triples.expansion import BucketStats, Key, PartitionStats, VocabularyCounts, expand_bucket
+from etl.triples.generate import SOURCES, EventBatch, TripleBatch
 from etl.triples.partitions import Partition, Training, TrainingOptions, prepare
 from etl.triples.shuffle import Shuffle
 
@@ -57,7 +57,7 @@ def stage(
     scratch: Path,
     progress: Progress,
     see: Callable[[pl.DataFrame], object] = lambda _: None,
-    engine: Engine = HERE,
+    engine: Executor = LOCAL_EXECUTOR,
 ) -> Staged:
     """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
 
@@ -71,7 +71,7 @@ def stage(
         published = None
     else:  # the events' own files are copied: what only stands there need not be read
         needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
-        dataset = replace(dataset, events=dataset.events.only(needed))
+        dataset = replace(dataset, events=dataset.events.select(needed))
     training = prepare(dataset, options.training)
     with _Staging(training, options, (folder, scratch), published, engine) as staging:
         (staging.apart if engine.apart else staging.here)(progress, see)
@@ -82,7 +82,7 @@ def stage(
 class _Output:
     """What a (split, city) has come to so far: its files and its account."""
 
-    def __init__(self, staging: _Staging, tally: PartitionTally) -> None:
+    def __init__(self, staging: _Staging, tally: PartitionStats) -> None:
         self.tally = tally
         self.split, self.city = tally.key
         self.place = partition_folder(self.split, staging.places[self.city])
@@ -90,21 +90,21 @@ class _Output:
         self.files = _triple_parts(staging, self.place, tally.weight)
         self.shuffle = Shuffle(staging.scratch) if staging.options.training.shuffle else None
 
-    def add(self, piece: TriplePiece) -> None:
+    def add(self, piece: TripleBatch) -> None:
         """Take in the next triples."""
         if self.shuffle is not None:
             self.shuffle.add(piece)
         elif isinstance(self.files, Parts):
             self.files.add(piece)
 
-    def hold(self, engine: Engine, tally: PartitionTally, events: Held, triples: Held) -> None:
+    def hold(self, engine: Executor, tally: PartitionStats, events: ObjectRef, triples: ObjectRef) -> None:
         """Take in what an engine keeps of the next bucket."""
-        if isinstance(self.events, PartsApart):
+        if isinstance(self.events, RemotePartWriter):
             self.events.add(events, tally.events)
-        if isinstance(self.files, PartsApart):
+        if isinstance(self.files, RemotePartWriter):
             self.files.add(triples, tally.triples)
         elif tally.triples:  # to be shuffled, which needs all of them in one place
-            self.add(engine.fetch(triples))
+            self.add(engine.get(triples))
 
     def end(self) -> None:
         """Write what waits."""
@@ -122,22 +122,22 @@ class _Output:
         )
 
 
-def _event_parts(staging: _Staging, city: str, place: str) -> Parts[EventPiece] | PartsApart | Copies:
+def _event_parts(staging: _Staging, city: str, place: str) -> Parts[EventBatch] | RemotePartWriter | Copies:
     folder, rows = staging.folder / "events" / place, staging.options.rows_per_file
     if staging.published is not None:
         return Copies(folder, staging.published.files[city], staging.crew)
     if staging.writers is not None:
-        return PartsApart("events", folder, rows, staging.writers)
-    return Parts[EventPiece](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
+        return RemotePartWriter("events", folder, rows, staging.writers)
+    return Parts[EventBatch](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
 
 
-def _triple_parts(staging: _Staging, place: str, weight: float) -> Parts[TriplePiece] | PartsApart:
+def _triple_parts(staging: _Staging, place: str, weight: float) -> Parts[TripleBatch] | RemotePartWriter:
     folder, rows = staging.folder / "triples" / place, staging.options.rows_per_file
     if staging.writers is not None and not staging.options.training.shuffle:
-        return PartsApart("triples", folder, rows, staging.writers, weight)
+        return RemotePartWriter("triples", folder, rows, staging.writers, weight)
     schema = triple_schema(staging.options.ids)
     columns = partial(triple_columns, texts=staging.texts, schema=schema, weight=weight)
-    return Parts[TriplePiece](folder, schema, rows, columns, staging.crew)
+    return Parts[TripleBatch](folder, schema, rows, columns, staging.crew)
 
 
 class _Staging(AbstractContextManager["_Staging"]):
@@ -148,24 +148,24 @@ class _Staging(AbstractContextManager["_Staging"]):
         training: Training,
         options: StageOptions,
         folders: tuple[Path, Path],
-        published: Published | None,
-        engine: Engine,
+        published: ReusableEventFiles | None,
+        engine: Executor,
     ) -> None:
         self.training, self.dataset = training, training.dataset
         self.options, self.published, self.engine = options, published, engine
         self.folder, self.scratch = folders
-        self.texts = Texts.of(self.dataset)
+        self.texts = IdTables.of(self.dataset)
         rule = options.training.split
         self.places = city_folders(self.dataset.events.cities)
         self.account = Staged(
             folders={folder: city for city, folder in self.places.items()},
-            split={"rule": rule, "lets_in": parse_split(rule).lets_in},
+            split={"rule": rule, "lets_in": parse_split(rule).leakage_note},
         )
-        self.totals = Totals(self.dataset.users.height, self.dataset.items.height)
+        self.totals = VocabularyCounts(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
         self.through: set[int] = set()
         self.sources = np.zeros(len(SOURCES), np.int64)
-        self.writers = Writers.of(engine, self.texts, options.ids, self.scratch) if engine.apart else None
+        self.writers = PendingParts.of(engine, self.texts, options.ids, self.scratch) if engine.apart else None
         self._crew = crew()
         self.crew: Crew = self._crew.__enter__()
 
@@ -174,7 +174,7 @@ class _Staging(AbstractContextManager["_Staging"]):
 
     def here(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
         """Write the events and triples of all buckets in this process, as they come."""
-        for number, events in enumerate(ahead(self.training.buckets())):
+        for number, events in enumerate(prefetch(self.training.buckets())):
             progress("stage files", number, self.dataset.events.buckets)
             if events.height:
                 self._take(expand_bucket(self.training, events, self))
@@ -184,40 +184,40 @@ class _Staging(AbstractContextManager["_Staging"]):
         """Have them written by an engine's workers."""
 
         def seen() -> Iterator[pl.DataFrame]:
-            for events in ahead(iter(self.dataset.events)):
+            for events in prefetch(iter(self.dataset.events)):
                 if events.height:
                     see(events)
                 yield events
 
-        whole = plan(self.engine, self.training, events=self.published is None)
-        for number, (tally, kept) in enumerate(buckets(self.engine, whole, seen())):
+        whole = plan_expansion(self.engine, self.training, events=self.published is None)
+        for number, (tally, kept) in enumerate(iter_expanded_buckets(self.engine, whole, seen())):
             progress("stage files", number, self.dataset.events.buckets)
             for own in tally.partitions:
                 self._output(own).hold(self.engine, own, *kept[own.key])
             self._take(tally)
 
-    def begin(self, partition: Partition) -> None:
+    def start_partition(self, partition: Partition) -> None:
         """See Sink."""
-        output = self._output(PartitionTally.of(partition))
+        output = self._output(PartitionStats.of(partition))
         if isinstance(output.events, Parts):
-            output.events.add(EventPiece(partition.events.clone()))  # a frame object belongs to one thread
+            output.events.add(EventBatch(partition.events.clone()))  # a frame object belongs to one thread
 
-    def piece(self, partition: Partition, piece: TriplePiece) -> None:
+    def write(self, partition: Partition, piece: TripleBatch) -> None:
         """See Sink."""
         self.outputs[partition.split, partition.city].add(piece)
 
-    def _output(self, tally: PartitionTally) -> _Output:
+    def _output(self, tally: PartitionStats) -> _Output:
         if tally.key not in self.outputs:
-            self.outputs[tally.key] = _Output(self, tally.nothing())
+            self.outputs[tally.key] = _Output(self, tally.zeroed())
         return self.outputs[tally.key]
 
-    def _take(self, tally: BucketTally) -> None:
+    def _take(self, tally: BucketStats) -> None:
         """Add a bucket's account to that of all."""
         for own in tally.partitions:
             self.outputs[own.key].tally.add(own)
         for reason, positives in tally.left_out.items():
             self.account.positives_left_out[reason] += positives
-        self.through |= tally.through
+        self.through |= tally.exhausted_users
         self.sources += tally.sources
         self.totals.add(tally)
 
@@ -250,7 +250,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         self.account.folders.setdefault(of_city, city)
         folder = self.folder / "triples" / partition_folder(split, of_city)
         folder.mkdir(parents=True, exist_ok=True)
-        no_pieces: list[TriplePiece] = []
+        no_pieces: list[TripleBatch] = []
         path = folder / "part-00000.parquet"
         return as_written(path, write_pieces(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
 
@@ -262,9 +262,9 @@ class _Staging(AbstractContextManager["_Staging"]):
                 reason = f"{tally.nodes} eligible nodes, fewer than {self.options.training.min_catalog}"
                 self.account.cities_left_out[output.city] = reason
                 continue
-            self.account.negatives[output.city] = tally.words
+            self.account.negatives[output.city] = tally.negatives_spec
             self.account.signs.setdefault(output.city, None)
-            if tally.informs:
+            if tally.is_train:
                 popularity = self.totals.items["selected"][tally.codes]
                 self.account.signs[output.city] = sign(tally.positive, tally.negative, popularity)
 
@@ -274,7 +274,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         of_items = tuple(totals.items[name] for name in ("candidate", "selected", "positive", "negative"))
         of_users = tuple(totals.users[name] for name in ("trips", "events", "selections", "triples"))
         return {
-            "users": _with_counts(self.dataset.profiles(), USER_COUNTS, of_users),
+            "users": _with_counts(self.dataset.user_features(), USER_COUNTS, of_users),
             "items": _with_counts(iter([self.dataset.items]), ITEM_COUNTS, of_items),
             "trips": iter([self.dataset.trips]),
         }

@@ -32,7 +32,7 @@ class AffinityModel:
     raw: dict[str, Any]
 
     @property
-    def unknown(self) -> float:
+    def default_affinity(self) -> float:
         """The affinity of a node whose category the user has no value for."""
         return float(self.raw["unknown_category_affinity"])
 
@@ -47,7 +47,7 @@ def affinity_model() -> AffinityModel:
     return AffinityModel(json.loads(resource("affinity-model.json").read_text(encoding="utf-8")))
 
 
-def additive(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
+def rebuild_affinities(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
     """Rebuild affinity vectors from labels: base vector plus deltas, then clamp (CONTRACT, section 2, PersonaDimension).
 
     Takes one row per user with the columns of AXES, null where a label is missing: it counts as the default. Synonyms
@@ -55,7 +55,7 @@ def additive(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
     Gives one row per (user_id, category of the model) with `affinity` inside the clamp, ordered by neither.
     """
     known = model.raw["base_by_primary_interest"]
-    labels = seeds.select("user_id", *(_resolved(axis, model) for axis in AXES)).with_columns(
+    labels = seeds.select("user_id", *(_canonical_label(axis, model) for axis in AXES)).with_columns(
         pl.when(pl.col("primary_interest").is_in(list(known)))
         .then("primary_interest")
         .otherwise(pl.lit(model.default("primary_interest")))
@@ -73,7 +73,7 @@ def additive(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
     return vectors.select("user_id", "category", pl.col("affinity").clip(low, high))
 
 
-def _resolved(axis: str, model: AffinityModel) -> pl.Expr:
+def _canonical_label(axis: str, model: AffinityModel) -> pl.Expr:
     label = pl.col(axis).fill_null(pl.lit(model.default(axis)))
     return label.replace(model.raw["label_synonyms"][axis]).alias(axis)
 

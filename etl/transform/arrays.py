@@ -11,11 +11,11 @@ import pyarrow as pa
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-Places = npt.NDArray[np.int32]
+Positions = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
 
-def lists_of(lengths: npt.NDArray[np.integer], values: pl.Series) -> pl.Series:
+def list_series(lengths: npt.NDArray[np.integer], values: pl.Series) -> pl.Series:
     """The lists of these lengths whose elements are `values`, one after the other."""
     if isinstance(values.dtype, pl.Enum):  # Arrow has no such type, and Polars no cast to it inside a list
         if not (lengths > 0).all():
@@ -28,7 +28,7 @@ def lists_of(lengths: npt.NDArray[np.integer], values: pl.Series) -> pl.Series:
     return pl.Series(values=array, dtype=pl.List(values.dtype))
 
 
-ARROW = {
+ARROW_TYPES = {
     pl.String(): pa.string(),
     pl.Int64(): pa.int64(),
     pl.Int32(): pa.int32(),
@@ -40,11 +40,11 @@ ARROW = {
 """The Arrow type that a column is written as."""
 
 
-def arrow(column: pl.Series) -> pa.Array:
+def to_arrow(column: pl.Series) -> pa.Array:
     """A column of texts or numbers as it is written."""
-    return column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(ARROW[column.dtype])
+    return column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(ARROW_TYPES[column.dtype])
 
 
-def added(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+def sum_counts(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
     """The sums by name, names in the order in which they are met first."""
     return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}

@@ -20,18 +20,18 @@ from etl.transform.hashing import sha256_hex
 
 T = TypeVar("T")
 
-EVENTS = 50_000
+EVENTS_PER_BUCKET = 50_000
 """About how many events a bucket has, where nobody said how many buckets there are to be."""
 
 _WRITE = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
-def buckets_for(events: int) -> int:
+def bucket_count(events: int) -> int:
     """How many buckets so many events are cut into."""
-    return max(1, -(-events // EVENTS))
+    return max(1, -(-events // EVENTS_PER_BUCKET))
 
 
-def bucket_of(users: pl.Expr, buckets: int) -> pl.Expr:
+def bucket_expr(users: pl.Expr, buckets: int) -> pl.Expr:
     """The bucket of each user id, 0 to `buckets` - 1 (UInt32): its place in the range of the hashes."""
     if buckets == 1:
         return pl.repeat(0, pl.len(), dtype=pl.UInt32)
@@ -39,21 +39,21 @@ def bucket_of(users: pl.Expr, buckets: int) -> pl.Expr:
     return (leading * buckets).floordiv(1 << 32).cast(pl.UInt32)
 
 
-def by_bucket(frame: pl.DataFrame, buckets: int) -> dict[int, pl.DataFrame]:
+def partition_by_bucket(frame: pl.DataFrame, buckets: int) -> dict[int, pl.DataFrame]:
     """Rows with a `user_id` by bucket, in their order; a bucket without rows is left out."""
     if buckets == 1:
         return {0: frame}
-    return _parted(frame, frame.select(bucket_of(pl.col("user_id"), buckets)).to_series())
+    return _partitioned(frame, frame.select(bucket_expr(pl.col("user_id"), buckets)).to_series())
 
 
-def _parted(frame: pl.DataFrame, bucket: pl.Series) -> dict[int, pl.DataFrame]:
+def _partitioned(frame: pl.DataFrame, bucket: pl.Series) -> dict[int, pl.DataFrame]:
     parts = frame.with_columns(_bucket=bucket).partition_by(
         "_bucket", as_dict=True, include_key=False, maintain_order=True
     )
     return {int(str(number)): rows for (number,), rows in parts.items()}
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made while the one before is worked on: reading and working take turns on different cores."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
         following = pool.submit(next, items, None)
@@ -62,7 +62,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-class Shelf:
+class BucketSpill:
     """Frames of one schema, put down in any order and taken up by bucket. See `shelf`."""
 
     def __init__(self, folder: Path, buckets: int, empty: pl.DataFrame) -> None:
@@ -71,15 +71,15 @@ class Shelf:
         self._empty = empty
         self._held: list[pl.DataFrame] = []
 
-    def put(self, frame: pl.DataFrame, bucket: pl.Series) -> None:
+    def append(self, frame: pl.DataFrame, bucket: pl.Series) -> None:
         """Put rows down, each in the bucket that `bucket` says; within a bucket they keep their order."""
         if self.buckets == 1:
             self._held.append(frame)
             return
-        for number, rows in _parted(frame, bucket).items():
-            self.put_whole(rows, number)
+        for number, rows in _partitioned(frame, bucket).items():
+            self.append_bucket(rows, number)
 
-    def put_whole(self, frame: pl.DataFrame, bucket: int) -> None:
+    def append_bucket(self, frame: pl.DataFrame, bucket: int) -> None:
         """Put rows down that all belong to one bucket."""
         if self.buckets == 1:
             self._held.append(frame)
@@ -89,7 +89,7 @@ class Shelf:
         with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, table.schema, options=_WRITE) as stream:
             stream.write_table(table)
 
-    def take(self, bucket: int) -> pl.DataFrame:
+    def read_bucket(self, bucket: int) -> pl.DataFrame:
         """All rows of a bucket, in the order in which they were put down."""
         if self.buckets == 1:
             self._held = [pl.concat([self._empty, *self._held], rechunk=True)]
@@ -103,7 +103,7 @@ class Shelf:
                 frames.append(pl.DataFrame(pa.ipc.open_stream(file).read_all()))
         return pl.concat(frames, rechunk=True)
 
-    def clear(self) -> None:
+    def delete(self) -> None:
         """Give back the memory and the disk."""
         self._held = []
         for bucket in range(self.buckets):
@@ -114,10 +114,10 @@ class Shelf:
 
 
 @contextmanager
-def shelf(folder: Path, buckets: int, empty: pl.DataFrame) -> Iterator[Shelf]:
+def open_spill(folder: Path, buckets: int, empty: pl.DataFrame) -> Iterator[BucketSpill]:
     """A shelf for the length of a block, its files in `folder`; `empty` has the columns and types of its rows."""
-    held = Shelf(folder, buckets, empty)
+    held = BucketSpill(folder, buckets, empty)
     try:
         yield held
     finally:
-        held.clear()
+        held.delete()

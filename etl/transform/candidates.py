@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.transform.arrays import I64, U64, Flags, lists_of
+from etl.transform.arrays import I64, U64, Flags, list_series
 from etl.transform.hashing import SEPARATOR, hash64, mix64
 from etl.transform.schemas import Affinities
 
-TOP = 20
+TOP_K = 20
 """How many candidates an event has at the most (design, "Seeding approach")."""
 
 _CELLS = 1 << 18  # (pair, node) cells that are looked at at a time: they stay in the cache
-_SURE = 6.0  # deviations above the mean: so many small hashes are hardly ever too few
+_MARGIN_SIGMAS = 6.0  # deviations above the mean: so many small hashes are hardly ever too few
 
 
 def candidates(
@@ -36,17 +36,17 @@ def candidates(
     no row. Equal affinities are in the order of mix64(hash64(seed, user) XOR hash64(node)), so no node is favoured for its id.
     """
     users, categories = pairs["user_id"].unique().sort(), nodes["category"].unique().sort()
-    table = _table(users, categories, affinities, unknown)
+    table = _affinity_matrix(users, categories, affinities, unknown)
     of_users = _hashes(pl.concat_str([pl.lit(str(seed)), pl.col("key")], separator=SEPARATOR), users)
-    rows = pairs.join(_numbered(users, "user_id"), on="user_id")
-    catalogue = nodes.join(_numbered(categories, "category"), on="category", maintain_order="left")
+    rows = pairs.join(_with_row_number(users, "user_id"), on="user_id")
+    catalogue = nodes.join(_with_row_number(categories, "category"), on="category", maintain_order="left")
     tops = []
     for (city,), own in catalogue.sort("node_id").partition_by("city", as_dict=True).items():
         asking = rows.filter(pl.col("city") == city)
         who = asking["row"].to_numpy()
         offered = own["node_id"]
-        place, lengths = top(table[who], of_users[who], own["row"].to_numpy(), _hashes(pl.col("key"), offered))
-        ranked = lists_of(lengths, offered.gather(place))
+        place, lengths = top_k(table[who], of_users[who], own["row"].to_numpy(), _hashes(pl.col("key"), offered))
+        ranked = list_series(lengths, offered.gather(place))
         tops.append(asking.select("user_id", "city").with_columns(ranked.alias("ranked_ids")))
     empty = pairs.clear().with_columns(pl.lit([], dtype=pl.List(nodes.schema["node_id"])).alias("ranked_ids"))
     return pl.concat([empty.select("user_id", "city", "ranked_ids"), *tops]).with_columns(
@@ -54,22 +54,22 @@ def candidates(
     )
 
 
-def top(affinity: npt.NDArray[np.float64], users: U64, category: I64, nodes: U64) -> tuple[I64, I64]:
+def top_k(affinity: npt.NDArray[np.float64], users: U64, category: I64, nodes: U64) -> tuple[I64, I64]:
     """The best TOP of a city's nodes for each user: their rows one after the other, best first, and how many each user has.
 
     `affinity` is of shape (users, categories); `users` and `nodes` are hashes, of which the tie is mixed; `category` says each
     node's. Last of all the node's row decides.
     """
-    reached = _reached(affinity, np.bincount(category, minlength=affinity.shape[1]))
-    found = [_Cells.none()]
+    reached = _needed_categories(affinity, np.bincount(category, minlength=affinity.shape[1]))
+    found = [_ScoredPairs.none()]
     for number in np.unique(category):
         who, which = np.flatnonzero(reached[:, number]), np.flatnonzero(category == number)
-        for user, node, tie in _smallest(users, who, nodes, which):
-            found.append(_Cells(user, node, tie, affinity[user, number]))
-    return _Cells.together(found).best(len(users))
+        for user, node, tie in _smallest_hashes(users, who, nodes, which):
+            found.append(_ScoredPairs(user, node, tie, affinity[user, number]))
+    return _ScoredPairs.concat(found).best(len(users))
 
 
-def _reached(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
+def _needed_categories(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
     """Which categories have nodes among a user's best TOP: those with fewer than TOP nodes in categories better liked."""
     order = np.argsort(-affinity, axis=1, kind="stable")
     ordered = np.take_along_axis(affinity, order, 1)
@@ -79,31 +79,31 @@ def _reached(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     first = np.maximum.accumulate(np.where(begins, np.arange(ordered.shape[1]), 0), axis=1)
     reached = np.empty(ordered.shape, np.bool_)
-    np.put_along_axis(reached, order, np.take_along_axis(before, first, 1) < TOP, 1)
+    np.put_along_axis(reached, order, np.take_along_axis(before, first, 1) < TOP_K, 1)
     return reached
 
 
-def _smallest(users: U64, who: I64, nodes: U64, which: I64) -> Iterator[tuple[I64, I64, U64]]:
+def _smallest_hashes(users: U64, who: I64, nodes: U64, which: I64) -> Iterator[tuple[I64, I64, U64]]:
     """(user, node, tie) of a category's nodes: at least the TOP smallest ties of each user, hardly more where there are many.
 
     A tie is evenly spread over 64 bits, so the smallest TOP of n lie below a bound near TOP / n of the range, nearly always;
     where they don't, all are given.
     """
     size = len(which)
-    wanted = TOP + _SURE * TOP**0.5 + _SURE
+    wanted = TOP_K + _MARGIN_SIGMAS * TOP_K**0.5 + _MARGIN_SIGMAS
     bound = np.uint64(min(2**64 - 1, int(wanted / size * 2**64)))
     at_a_time = max(1, _CELLS // size)
     for start in range(0, len(who), at_a_time):
         some = who[start : start + at_a_time]
         tie = mix64(users[some][:, None] ^ nodes[which])
         near = tie <= bound
-        near[near.sum(axis=1) < min(TOP, size)] = True
+        near[near.sum(axis=1) < min(TOP_K, size)] = True
         user, node = np.nonzero(near)
         yield some[user], which[node], tie[near]
 
 
 @dataclass(frozen=True)
-class _Cells:
+class _ScoredPairs:
     """(user, node) pairs with what they are ranked by."""
 
     user: I64
@@ -112,12 +112,12 @@ class _Cells:
     affinity: npt.NDArray[np.float64]
 
     @classmethod
-    def none(cls) -> _Cells:
+    def none(cls) -> _ScoredPairs:
         """No pairs."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0))
 
     @classmethod
-    def together(cls, parts: list[_Cells]) -> _Cells:
+    def concat(cls, parts: list[_ScoredPairs]) -> _ScoredPairs:
         """All of them."""
         names = ("user", "node", "tie", "affinity")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
@@ -127,22 +127,22 @@ class _Cells:
         order = np.lexsort((self.node, self.tie, -self.affinity, self.user))
         per_user = np.bincount(self.user, minlength=users)
         place = np.arange(len(order)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
-        return self.node[order[place < TOP]], np.minimum(per_user, TOP)
+        return self.node[order[place < TOP_K]], np.minimum(per_user, TOP_K)
 
 
-def _table(
+def _affinity_matrix(
     users: pl.Series, categories: pl.Series, affinities: pl.DataFrame, unknown: float
 ) -> npt.NDArray[np.float64]:
     """What each user (row) has for each category (column), `unknown` where there is nothing."""
     table = np.full((len(users), len(categories)), unknown)
-    cells = affinities.join(_numbered(users, "user_id"), on="user_id").join(
-        _numbered(categories, "category").rename({"row": "column"}), on="category"
+    cells = affinities.join(_with_row_number(users, "user_id"), on="user_id").join(
+        _with_row_number(categories, "category").rename({"row": "column"}), on="category"
     )
     table[cells["row"].to_numpy(), cells["column"].to_numpy()] = cells["affinity"].to_numpy()
     return table
 
 
-def _numbered(values: pl.Series, name: str) -> pl.DataFrame:
+def _with_row_number(values: pl.Series, name: str) -> pl.DataFrame:
     return values.alias(name).to_frame().with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
-from etl.transform.affinity import AffinityModel, additive
-from etl.transform.arrays import added
+from etl.transform.affinity import AffinityModel, rebuild_affinities
+from etl.transform.arrays import sum_counts
 from etl.transform.hashing import decimal_text, millionths_text, round_to_millionths, stable_id
 from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
 
@@ -47,9 +47,9 @@ class PersonaTally:
     def __add__(self, other: PersonaTally) -> PersonaTally:
         return PersonaTally(
             self.rows + other.rows,
-            added(self.values_by_source, other.values_by_source),
-            added(self.affinities_dropped, other.affinities_dropped),
-            added(self.openness_dropped, other.openness_dropped),
+            sum_counts(self.values_by_source, other.values_by_source),
+            sum_counts(self.affinities_dropped, other.affinities_dropped),
+            sum_counts(self.openness_dropped, other.openness_dropped),
         )
 
 
@@ -175,7 +175,7 @@ def _category_affinities(
 ) -> pl.DataFrame:
     unseeded = seeds.join(usable, on="user_id", how="anti")
     rebuilt = (
-        additive(unseeded, model)
+        rebuild_affinities(unseeded, model)
         .filter(pl.col("category").is_in(list(categories)))
         .select("user_id", "category", millionths=round_to_millionths(pl.col("affinity")))
     )

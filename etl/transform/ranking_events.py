@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
-from etl.transform.arrays import added
+from etl.transform.arrays import sum_counts
 from etl.transform.candidates import candidates
 from etl.transform.hashing import sha256_hex, stable_id
 from etl.transform.personas import read_affinities
@@ -41,7 +41,7 @@ class RankedTally:
     def __add__(self, other: RankedTally) -> RankedTally:
         return RankedTally(
             self.events + other.events,
-            added(self.skipped, other.skipped),
+            sum_counts(self.skipped, other.skipped),
             self.positives + other.positives,
             self.positives_outside_candidates + other.positives_outside_candidates,
         )

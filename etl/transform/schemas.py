@@ -105,7 +105,7 @@ class PersonaRows(dy.Schema):
     created_us = dy.Int64(nullable=False)
 
     @dy.rule()
-    def confidence_says_the_source(cls) -> pl.Expr:  # noqa: N805, D102 - dataframely's form of a rule
+    def confidence_matches_source(cls) -> pl.Expr:  # noqa: N805, D102 - dataframely's form of a rule
         wanted = (
             pl.col("source").cast(pl.String).replace_strict({"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95})
         )

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import polars as pl
 
 from etl.runtime.files import Written
-from etl.transform.arrays import lists_of
-from etl.transform.buckets import Shelf
+from etl.transform.arrays import list_series
+from etl.transform.buckets import BucketSpill
 from etl.transform.ranking_events import eligible
 from etl.transform.schemas import ARCHIVED
 
@@ -48,7 +48,7 @@ EVENT_COLUMNS = (
 )
 """The columns of `events/`, in their order (CONTRACT, section 3)."""
 
-CODED = pl.DataFrame(
+ENCODED_EVENTS = pl.DataFrame(
     schema={
         "event_id": pl.String,
         "user_idx": pl.UInt32,
@@ -77,7 +77,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Published:
+class ReusableEventFiles:
     """Events that a snapshot has already: their files by city, without a split, and how many rows a file has at the most."""
 
     files: Mapping[str, Sequence[Written]]
@@ -85,7 +85,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class EventBuckets:
+class BucketedEvents:
     """The events of a dataset by user bucket; they can be gone through more than once.
 
     A bucket's frame has the columns of CODED, in file order; a user's events are all in one bucket. `cities` are those that any
@@ -97,22 +97,22 @@ class EventBuckets:
     cities: tuple[str, ...]
     height: int
     read: Callable[[Collection[str]], Iterator[pl.DataFrame]]
-    published: Published | None = None
-    columns: tuple[str, ...] = tuple(CODED.columns)
+    published: ReusableEventFiles | None = None
+    columns: tuple[str, ...] = tuple(ENCODED_EVENTS.columns)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         return self.read(self.columns)
 
-    def only(self, columns: Collection[str]) -> EventBuckets:
+    def select(self, columns: Collection[str]) -> BucketedEvents:
         """The same; of the columns that are not given nobody wants to know."""
         return replace(self, columns=tuple(columns))
 
-    def whole(self) -> pl.DataFrame:
+    def collect(self) -> pl.DataFrame:
         """All events in one frame."""
-        return pl.concat([CODED, *iter(self)])
+        return pl.concat([ENCODED_EVENTS, *iter(self)])
 
     @classmethod
-    def of(cls, events: pl.DataFrame) -> EventBuckets:
+    def of(cls, events: pl.DataFrame) -> BucketedEvents:
         """One bucket that holds all of these."""
         cities = tuple(events["city"].unique().sort())
         return cls(1, cities, events.height, lambda _: iter([events]))
@@ -132,27 +132,27 @@ class Dataset:
     (null when infinite). Of users only `user_id` is sure to be there: `profiles` has all that is published of them.
     """
 
-    events: EventBuckets
+    events: BucketedEvents
     users: pl.DataFrame
     items: pl.DataFrame
     trips: pl.DataFrame
-    read_profiles: Callable[[], Iterator[pl.DataFrame]] | None = None
+    read_user_features: Callable[[], Iterator[pl.DataFrame]] | None = None
 
-    def profiles(self) -> Iterator[pl.DataFrame]:
+    def user_features(self) -> Iterator[pl.DataFrame]:
         """The users with all columns, in their order, some at a time; one frame at least."""
-        return self.read_profiles() if self.read_profiles is not None else iter([self.users])
+        return self.read_user_features() if self.read_user_features is not None else iter([self.users])
 
-    def offered(self) -> pl.DataFrame:
+    def eligible_items(self) -> pl.DataFrame:
         """The items that can be offered: eligible nodes, one row each."""
         return self.items.filter(~pl.col("status").is_in([ARCHIVED, GONE]))
 
     @property
     def eligible(self) -> dict[str, int]:
         """How many nodes each city can offer."""
-        return dict(self.offered().group_by("city").len().sort("city").iter_rows())
+        return dict(self.eligible_items().group_by("city").len().sort("city").iter_rows())
 
 
-class Codes:
+class IdEncoder:
     """Numbers for ids, in the order in which they were first met."""
 
     def __init__(self) -> None:
@@ -161,14 +161,14 @@ class Codes:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def of(self, ids: Iterable[str]) -> pl.Series:
+    def encode(self, ids: Iterable[str]) -> pl.Series:
         """Each id's number (UInt32)."""
         numbers = self._numbers
         return pl.Series([numbers.setdefault(each, len(numbers)) for each in ids], dtype=pl.UInt32)
 
-    def places(self, vocabulary: pl.Series) -> pl.Series:
+    def positions_in(self, vocabulary: pl.Series) -> pl.Series:
         """For each number, the row of its id in a vocabulary; null where that has no such id."""
-        return _rows_of(self.ids, vocabulary)
+        return _positions(self.ids, vocabulary)
 
     @property
     def ids(self) -> pl.Series:
@@ -176,22 +176,22 @@ class Codes:
         return pl.Series(list(self._numbers), dtype=pl.String)
 
 
-class Compaction:
+class DatasetBuilder:
     """Events on their way into a dataset, bucket by bucket.
 
     What they name gets its code when it is first met; the vocabularies are known only at the end, and the codes become rows of
     them when the events are taken up again.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: BucketSpill) -> None:
         self._shelf = shelf
-        self._users, self._trips, self._nodes = Codes(), Codes(), Codes()
+        self._users, self._trips, self._nodes = IdEncoder(), IdEncoder(), IdEncoder()
         self._named = np.zeros(0, np.bool_)
         self._of_trips: list[pl.DataFrame] = []
         self._cities: set[str] = set()
         self._height = 0
 
-    def coded(self, nodes: pl.Series) -> pl.Series:
+    def encode(self, nodes: pl.Series) -> pl.Series:
         """A column of node ids, or of lists of them, as codes."""
         found = _coded_lists(nodes, self._nodes) if isinstance(nodes.dtype, pl.List) else _coded(nodes, self._nodes)
         return found.alias(nodes.name)
@@ -202,7 +202,7 @@ class Compaction:
         Nodes as text or Enum, or as the codes of `coded`.
         """
         lists = {name: events[name] for name in LISTS}
-        codes = {n: lst if lst.dtype == pl.List(pl.UInt32) else self.coded(lst) for n, lst in lists.items()}
+        codes = {n: lst if lst.dtype == pl.List(pl.UInt32) else self.encode(lst) for n, lst in lists.items()}
         for each in codes.values():
             self._name(each.explode(empty_as_null=False).to_numpy())
         coded = events.with_columns(
@@ -214,7 +214,7 @@ class Compaction:
         self._of_trips.append(events.select("trip_id", "city", "start_us").unique("trip_id"))
         self._cities.update(events["city"].unique())
         self._height += events.height
-        self._shelf.put_whole(coded.select(CODED.columns), bucket)
+        self._shelf.append_bucket(coded.select(ENCODED_EVENTS.columns), bucket)
 
     def _name(self, codes: npt.NDArray[np.uint32]) -> None:
         """Remember that an event names these nodes."""
@@ -235,61 +235,61 @@ class Compaction:
         ]
         trips = pl.concat(of_trips).unique("trip_id").sort("trip_id")
         places = {
-            "user_idx": self._users.places(vocabulary["user_id"]),
-            "trip_idx": self._trips.places(trips["trip_id"]),
-            **dict.fromkeys(LISTS.values(), self._nodes.places(items["item_id"])),
+            "user_idx": self._users.positions_in(vocabulary["user_id"]),
+            "trip_idx": self._trips.positions_in(trips["trip_id"]),
+            **dict.fromkeys(LISTS.values(), self._nodes.positions_in(items["item_id"])),
         }
 
         def read(_: Collection[str]) -> Iterator[pl.DataFrame]:
             for bucket in range(self._shelf.buckets):
-                yield recoded(self._shelf.take(bucket), places)
+                yield remap_codes(self._shelf.read_bucket(bucket), places)
 
         cities = tuple(sorted(self._cities, key=str.encode))
-        return Dataset(EventBuckets(self._shelf.buckets, cities, self._height, read), vocabulary, items, trips)
+        return Dataset(BucketedEvents(self._shelf.buckets, cities, self._height, read), vocabulary, items, trips)
 
 
-def recoded(events: pl.DataFrame, places: dict[str, pl.Series]) -> pl.DataFrame:
+def remap_codes(events: pl.DataFrame, places: dict[str, pl.Series]) -> pl.DataFrame:
     """Coded events with other codes: `places` has, by column, the new code of each old one."""
     columns = []
     for name, new in places.items():
         old = events[name]
-        columns.append(_relisted(old, new) if isinstance(old.dtype, pl.List) else new.gather(old).alias(name))
+        columns.append(_map_list_codes(old, new) if isinstance(old.dtype, pl.List) else new.gather(old).alias(name))
     return events.with_columns(columns)
 
 
-def _relisted(lists: pl.Series, new: pl.Series) -> pl.Series:
+def _map_list_codes(lists: pl.Series, new: pl.Series) -> pl.Series:
     """A column of lists, each element replaced by its place in `new`."""
     flat = lists.explode(empty_as_null=False)
     codes = new.gather(flat.cast(pl.UInt32))
-    return lists_of(lists.list.len().to_numpy(), codes).alias(lists.name)
+    return list_series(lists.list.len().to_numpy(), codes).alias(lists.name)
 
 
-def _coded(ids: pl.Series, codes: Codes) -> pl.Series:
+def _coded(ids: pl.Series, codes: IdEncoder) -> pl.Series:
     """A column of texts as numbers: each distinct one is looked up once. Null stays null."""
     distinct = pl.Enum(ids.drop_nulls().unique())
-    return codes.of(distinct.categories).gather(ids.cast(distinct).to_physical())
+    return codes.encode(distinct.categories).gather(ids.cast(distinct).to_physical())
 
 
-def _coded_lists(lists: pl.Series, codes: Codes) -> pl.Series:
+def _coded_lists(lists: pl.Series, codes: IdEncoder) -> pl.Series:
     """A column of lists of texts, or of Enums, as lists of numbers."""
     flat = lists.explode(empty_as_null=False)
     if not isinstance(flat.dtype, pl.Enum):
-        return lists_of(lists.list.len().to_numpy(), _coded(flat, codes))
+        return list_series(lists.list.len().to_numpy(), _coded(flat, codes))
     # Not every value of the Enum need be named by an event: only those that are get a number.
     categories, physical = flat.dtype.categories, flat.to_physical()
     used = physical.unique()
     numbers = np.zeros(len(categories), np.uint32)
-    numbers[used.to_numpy()] = codes.of(categories.gather(used)).to_numpy()
-    return lists_of(lists.list.len().to_numpy(), pl.Series(numbers[physical.to_numpy()]))
+    numbers[used.to_numpy()] = codes.encode(categories.gather(used)).to_numpy()
+    return list_series(lists.list.len().to_numpy(), pl.Series(numbers[physical.to_numpy()]))
 
 
-def _rows_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:
+def _positions(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:
     """The row of each id in a vocabulary (UInt32); null where it isn't there."""
     rows = vocabulary.alias("id").to_frame().with_row_index("row")
     return ids.alias("id").to_frame().join(rows, on="id", how="left", maintain_order="left")["row"]
 
 
-def _indexed(earlier: pl.Series, ids: pl.Series, index: str) -> pl.DataFrame:
+def _assign_indexes(earlier: pl.Series, ids: pl.Series, index: str) -> pl.DataFrame:
     """The ids with their indexes: earlier ones keep theirs, new ones follow in the order of their bytes."""
     new = ids.unique().sort()
     new = new.filter(~new.is_in(earlier.implode()))
@@ -303,7 +303,7 @@ def _users(users: pl.DataFrame, personas: pl.DataFrame, categories: pl.Series, e
     null where there is no such row. `cuisine_openness` is a number, and so are the affinities that `category_affinities`
     holds as JSON.
     """
-    wide = _indexed(earlier, users["user_id"], "user_idx")
+    wide = _assign_indexes(earlier, users["user_id"], "user_idx")
     for column in ("value", "confidence", "source"):
         suffix = "" if column == "value" else f"_{column}"
         for dimension in _DIMENSIONS:
@@ -351,7 +351,7 @@ def _items(named: pl.Series, nodes: pl.DataFrame, earlier: pl.Series) -> pl.Data
     """
     ids = pl.concat([named.alias("item_id"), eligible(nodes)["node_id"].alias("item_id")])
     return (
-        _indexed(earlier, ids, "item_idx")
+        _assign_indexes(earlier, ids, "item_idx")
         .join(nodes.rename({"node_id": "item_id"}), on="item_id", how="left", maintain_order="left")
         .with_columns(pl.col("status").fill_null(GONE))
         .select("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")

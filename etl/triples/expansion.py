@@ -13,36 +13,36 @@ import numpy as np
 import polars as pl
 
 from etl.transform.arrays import I64
-from etl.triples.generate import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, TriplePiece
+from etl.triples.generate import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, TripleBatch
 from etl.triples.partitions import Partition, Training, in_train, times_named
 
 Key = tuple[str | None, str]
 """A split (None where there is none) and a city."""
 
-SMALL_CATALOGUE = "small_catalog"
+SMALL_CATALOG = "small_catalog"
 """Why the positives of a small city are left out, in a manifest."""
 
 
-class Sink(Protocol):
+class TripleSink(Protocol):
     """Where a bucket's pieces go."""
 
-    def begin(self, partition: Partition) -> None:
+    def start_partition(self, partition: Partition) -> None:
         """A partition's events, all that the bucket has; then come its pieces."""
 
-    def piece(self, partition: Partition, piece: TriplePiece) -> None:
+    def write(self, partition: Partition, piece: TripleBatch) -> None:
         """Some of the partition's triples, in file order."""
 
 
 @dataclass
-class PartitionTally:
+class PartitionStats:
     """What the events of one (split, city) come to. `positive` and `negative` count the triples by place in `codes`."""
 
     key: Key
     kept: bool
     nodes: int
     weight: float
-    informs: bool
-    words: dict[str, object]
+    is_train: bool
+    negatives_spec: dict[str, object]
     codes: I64
     events: int
     positives: int = 0
@@ -51,7 +51,7 @@ class PartitionTally:
     negative: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
-    def of(cls, partition: Partition) -> PartitionTally:
+    def of(cls, partition: Partition) -> PartitionStats:
         """Its events; no triples yet."""
         codes = partition.catalogue.codes
         return cls(
@@ -60,19 +60,19 @@ class PartitionTally:
             partition.nodes,
             partition.weight,
             partition.informs,
-            partition.negatives.words(),
+            partition.negatives.as_dict(),
             codes,
             partition.events.height,
             positive=np.zeros(len(codes), np.int64),
             negative=np.zeros(len(codes), np.int64),
         )
 
-    def nothing(self) -> PartitionTally:
+    def zeroed(self) -> PartitionStats:
         """The same partition's account before anything is counted."""
         none = np.zeros(len(self.codes), np.int64)
         return replace(self, events=0, positives=0, triples=0, positive=none, negative=none.copy())
 
-    def add(self, other: PartitionTally) -> None:
+    def add(self, other: PartitionStats) -> None:
         """Count another bucket's, too."""
         self.events += other.events
         self.positives += other.positives
@@ -82,7 +82,7 @@ class PartitionTally:
 
 
 @dataclass
-class BucketTally:
+class BucketStats:
     """What a bucket comes to. Of train alone, or of all where there is no split: `users`, `items` and `per_user`.
 
     `users` has a row per user with `trips`, `events` and `selections`; `items` counts by code in which events a node is
@@ -91,16 +91,16 @@ class BucketTally:
 
     users: pl.DataFrame
     items: dict[str, I64]
-    partitions: list[PartitionTally] = field(default_factory=list)
+    partitions: list[PartitionStats] = field(default_factory=list)
     per_user: list[pl.DataFrame] = field(default_factory=list)
     left_out: dict[str, int] = field(
-        default_factory=lambda: {SMALL_CATALOGUE: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
+        default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
     )
-    through: set[int] = field(default_factory=set)
+    exhausted_users: set[int] = field(default_factory=set)
     sources: I64 = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
 
     @classmethod
-    def of(cls, train: pl.DataFrame, items: int) -> BucketTally:
+    def of(cls, train: pl.DataFrame, items: int) -> BucketStats:
         """A bucket's train events; no triples yet."""
         users = train.group_by("user_idx").agg(
             trips=pl.col("trip_idx").n_unique(), events=pl.len(), selections=pl.col("selected_idx").list.len().sum()
@@ -110,21 +110,21 @@ class BucketTally:
         return cls(users.with_columns(pl.exclude("user_idx").cast(pl.Int64)), named | none)
 
 
-def expand_bucket(training: Training, events: pl.DataFrame, sink: Sink) -> BucketTally:
+def expand_bucket(training: Training, events: pl.DataFrame, sink: TripleSink) -> BucketStats:
     """Make a bucket's triples and count them. `events` has the column `split` (`Training.assigned`)."""
-    tally = BucketTally.of(in_train(events), training.dataset.items.height)
+    tally = BucketStats.of(in_train(events), training.dataset.items.height)
     for partition in training.partitions(events):
-        own = PartitionTally.of(partition)
+        own = PartitionStats.of(partition)
         tally.partitions.append(own)
-        sink.begin(partition)
+        sink.start_partition(partition)
         if partition.kept:
             _expand(partition, own, tally, sink)
         else:
-            tally.left_out[SMALL_CATALOGUE] += int(partition.events["selected_idx"].list.len().sum())
+            tally.left_out[SMALL_CATALOG] += int(partition.events["selected_idx"].list.len().sum())
     return tally
 
 
-def _expand(partition: Partition, own: PartitionTally, tally: BucketTally, sink: Sink) -> None:
+def _expand(partition: Partition, own: PartitionStats, tally: BucketStats, sink: TripleSink) -> None:
     """Make a partition's triples, count them, and send them on their way."""
     events, items = partition.coded, len(tally.items["positive"])
     positive, negative = (np.zeros(items, np.int64) for _ in range(2))
@@ -134,14 +134,14 @@ def _expand(partition: Partition, own: PartitionTally, tally: BucketTally, sink:
         own.triples += len(block)
         for reason, positives in block.left_out.items():
             tally.left_out[reason] += positives
-        tally.through.update(block.users_through.tolist())
+        tally.exhausted_users.update(block.users_through.tolist())
         tally.sources += [np.count_nonzero(block.source == place) for place in range(len(SOURCES))]
-        if own.informs:
+        if own.is_train:
             positive += np.bincount(block.pairs.code, block.per_pair, items).astype(np.int64)
             negative += np.bincount(block.negative, minlength=items)
             per_event += np.bincount(block.pairs.event, block.per_pair, len(events)).astype(np.int64)
-        sink.piece(partition, TriplePiece(events, block))
-    if own.informs:
+        sink.write(partition, TripleBatch(events, block))
+    if own.is_train:
         own.positive, own.negative = positive[own.codes], negative[own.codes]
         tally.items["positive"] += positive
         tally.items["negative"] += negative
@@ -149,14 +149,14 @@ def _expand(partition: Partition, own: PartitionTally, tally: BucketTally, sink:
         tally.per_user.append(rows.group_by("user_idx").sum())
 
 
-class Totals:
+class VocabularyCounts:
     """How often each user and each node stands in train, by code: the buckets added up."""
 
     def __init__(self, users: int, items: int) -> None:
         self.users = {name: np.zeros(users, np.int64) for name in ("trips", "events", "selections", "triples")}
         self.items = {name: np.zeros(items, np.int64) for name in ("candidate", "selected", "positive", "negative")}
 
-    def add(self, tally: BucketTally) -> None:
+    def add(self, tally: BucketStats) -> None:
         """Count a bucket's, too."""
         self._add_users(tally.users, ("trips", "events", "selections"))
         for rows in tally.per_user:

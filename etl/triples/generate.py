@@ -17,10 +17,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from etl.settings.values import Negatives
-from etl.transform.arrays import I64, U64, Flags, arrow
+from etl.settings.values import NegativeSampling
+from etl.transform.arrays import I64, U64, Flags, to_arrow
 from etl.transform.hashing import SEPARATOR, hash64, mix64
-from etl.triples.sampling import Pools, draw
+from etl.triples.sampling import SamplingPools, sample
 
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -97,7 +97,7 @@ class Coded:
     def of(cls, events: pl.DataFrame) -> Coded:
         """From a frame with the columns of `Dataset.events`."""
         return cls(
-            ids=arrow(events["event_id"]),
+            ids=to_arrow(events["event_id"]),
             users=events["user_idx"].to_numpy(),
             trips=events["trip_idx"].to_numpy(),
             timestamps=events["timestamp"].to_numpy(),
@@ -121,8 +121,8 @@ class Catalogue:
 
     codes: I64
     groups: I64
-    even: Pools
-    weighted: Pools | None = None
+    even: SamplingPools
+    weighted: SamplingPools | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Block:
 
 
 def expand(
-    events: Coded, negatives: Negatives, catalogue: Catalogue, keys: Keys, *, shuffle: bool = False
+    events: Coded, negatives: NegativeSampling, catalogue: Catalogue, keys: Keys, *, shuffle: bool = False
 ) -> Iterator[Block]:
     """The triples of a partition's events, block by block.
 
@@ -196,7 +196,7 @@ def expand(
         yield expansion.block(first, end)
 
 
-def _bounds(events: Coded, negatives: Negatives, nodes: int) -> list[int]:
+def _bounds(events: Coded, negatives: NegativeSampling, nodes: int) -> list[int]:
     """Where blocks begin and end: about BLOCK triples each, and no more events than the table of marks has cells for."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
@@ -242,7 +242,7 @@ class _Expansion:
     def __init__(
         self,
         events: Coded,
-        negatives: Negatives,
+        negatives: NegativeSampling,
         catalogue: Catalogue,
         keys: Keys,
         shuffle: bool,  # noqa: FBT001
@@ -304,7 +304,7 @@ class _Expansion:
         """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
         assert self.to_draw is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
-        places, counts = draw(
+        places, counts = sample(
             mix64(self.to_draw[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
@@ -346,7 +346,7 @@ def _of_all_positives(pairs: Long, named: _Named, events: int) -> _Rows:
 
 
 @dataclass(frozen=True)
-class TriplePiece:
+class TripleBatch:
     """Triples with the events that they are of."""
 
     events: Coded
@@ -355,13 +355,13 @@ class TriplePiece:
     def __len__(self) -> int:
         return len(self.block)
 
-    def rows(self, which: slice) -> Self:
+    def slice(self, which: slice) -> Self:
         """Some of them."""
         return type(self)(self.events, self.block.rows(which))
 
 
 @dataclass(frozen=True)
-class EventPiece:
+class EventBatch:
     """Events: a frame with the columns of `Dataset.events`."""
 
     events: pl.DataFrame
@@ -369,6 +369,6 @@ class EventPiece:
     def __len__(self) -> int:
         return self.events.height
 
-    def rows(self, which: slice) -> Self:
+    def slice(self, which: slice) -> Self:
         """Some of them."""
         return type(self)(self.events[which])

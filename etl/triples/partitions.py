@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from etl.settings.values import SPLITS, Negatives, negatives_for, parse_split
+from etl.settings.values import SPLITS, NegativeSampling, resolve_for_catalog, parse_split
 from etl.transform.arrays import I64
-from etl.triples.dataset import CODED, Dataset, EventBuckets, no_events
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, BucketedEvents, no_events
 from etl.triples.generate import Block, Catalogue, Coded, Keys, expand
-from etl.triples.sampling import pools, whole_weights
+from etl.triples.sampling import build_pools, integer_weights
 from etl.triples.splits import assign
 
 SmallCatalog = Literal["exclude", "weight", "keep"]
@@ -66,7 +66,7 @@ class Partition:
     nodes: int
     kept: bool
     weight: float
-    negatives: Negatives
+    negatives: NegativeSampling
     catalogue: Catalogue
     keys: Keys
     shuffle: bool
@@ -111,7 +111,7 @@ class Training:
     @property
     def events(self) -> pl.DataFrame:
         """All of them in one frame: for those who look at everything at once."""
-        return pl.concat([self.assigned(CODED), *self.buckets()])
+        return pl.concat([self.assigned(ENCODED_EVENTS), *self.buckets()])
 
     @cached_property
     def popularity(self) -> I64:
@@ -127,13 +127,13 @@ class Training:
     def weighs(self) -> bool:
         """Whether draws of any city ask for the nodes' popularity."""
         sizes = [self.eligible.get(city, 0) for city in self.kept]
-        return any(negatives_for(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes)
+        return any(resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes)
 
     def apart(self, popular: I64 | None = None) -> Training:
         """The same for one who is given its events and knows nothing else of the dataset than triples need; it can travel."""
         dataset = self.dataset
         trips = dataset.trips.select("start_us") if self.options.split == "last-trip" else pl.DataFrame()
-        events = EventBuckets(0, dataset.events.cities, 0, no_events)
+        events = BucketedEvents(0, dataset.events.cities, 0, no_events)
         own = Dataset(events, dataset.users.select("user_id"), dataset.items, trips)
         return Training(own, self.options, self.eligible, self.kept, popular)
 
@@ -151,12 +151,12 @@ class Training:
     @cached_property
     def _offered(self) -> dict[tuple[object, ...], pl.DataFrame]:
         """By city one row per eligible node, ascending by id."""
-        offered = self.dataset.offered().sort("item_id").select("city", node="item_idx")
+        offered = self.dataset.eligible_items().sort("item_id").select("city", node="item_idx")
         return offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True)
 
     def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _Drawing) -> Partition:
         nodes = self.eligible.get(city, 0)
-        negatives = negatives_for(self.options.negatives, self.options.catalog_alpha, nodes)
+        negatives = resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, nodes)
         offered = self._offered.get((city,), _NO_NODES).with_row_index("place")
         return Partition(
             split=None if self.options.split == "none" else split,
@@ -212,11 +212,11 @@ class _Drawing:
         seen = taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
         return cls(seen, lambda: training.popularity, training.options.reject)
 
-    def catalogue(self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: Negatives) -> Catalogue:
+    def catalogue(self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: NegativeSampling) -> Catalogue:
         """The city's catalogue with the pool that each event of the partition draws from."""
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
-            return Catalogue(codes, np.zeros(events.height, np.int64), pools(np.ones(len(codes), np.uint64), *_NONE))
+            return Catalogue(codes, np.zeros(events.height, np.int64), build_pools(np.ones(len(codes), np.uint64), *_NONE))
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
         places = rejected.join(offered, on="node").sort("group", "place")
         by_group = (
@@ -224,10 +224,10 @@ class _Drawing:
             places["place"].cast(pl.Int32).to_numpy(),
             int(groups.max(initial=-1)) + 1,
         )
-        even = pools(np.ones(len(codes), np.uint64), *by_group)
+        even = build_pools(np.ones(len(codes), np.uint64), *by_group)
         if not negatives.alpha:
             return Catalogue(codes, groups, even)
-        return Catalogue(codes, groups, even, pools(whole_weights(self.popular()[codes], negatives.alpha), *by_group))
+        return Catalogue(codes, groups, even, build_pools(integer_weights(self.popular()[codes], negatives.alpha), *by_group))
 
     def _seen(self, split: str, events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
         """A pool per user, without all that the user has selected in this part of the split or before it."""

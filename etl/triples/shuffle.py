@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.triples.generate import NO_LISTS, Block, Coded, TriplePiece
+from etl.triples.generate import NO_LISTS, Block, Coded, TripleBatch
 
 HELD = 4_000_000
 """Rows that are held in memory at the most."""
@@ -37,7 +37,7 @@ class Shuffle:
         self._events: list[Coded] = []
         self._known = 0
 
-    def add(self, piece: TriplePiece) -> None:
+    def add(self, piece: TripleBatch) -> None:
         """Take in the next rows, in file order."""
         if not self._events or self._events[-1] is not piece.events:
             self._known += len(self._events[-1]) if self._events else 0
@@ -52,7 +52,7 @@ class Shuffle:
         if self._held > self._most:
             self._lay_down()
 
-    def pieces(self) -> Iterator[TriplePiece]:
+    def pieces(self) -> Iterator[TripleBatch]:
         """All of them, in order."""
         events = _together(self._events)
         if not self._folder.exists():
@@ -80,14 +80,14 @@ class Shuffle:
         self._rows, self._held = [], 0
 
 
-def _sorted(rows: list[npt.NDArray[np.void]], events: Coded) -> Iterator[TriplePiece]:
+def _sorted(rows: list[npt.NDArray[np.void]], events: Coded) -> Iterator[TripleBatch]:
     """Rows by their keys; equal ones keep their order."""
     if not rows:
         return
     every = np.concatenate(rows)
     every = every[np.argsort(every["order"], kind="stable")]
     columns = {name: np.ascontiguousarray(every[name]) for name in _ROW.names or ()}
-    yield TriplePiece(events, Block(**columns))  # type: ignore[arg-type]
+    yield TripleBatch(events, Block(**columns))  # type: ignore[arg-type]
 
 
 def _together(events: list[Coded]) -> Coded:

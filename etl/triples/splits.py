@@ -11,12 +11,12 @@ from collections.abc import Collection
 
 import polars as pl
 
-from etl.settings.values import SPLITS, Split
+from etl.settings.values import SPLITS, SplitSpec
 
 SPLIT = pl.Enum(SPLITS)
 
 
-def assign(events: pl.DataFrame, trips: pl.DataFrame, split: Split, kept: Collection[str]) -> pl.DataFrame:
+def assign(events: pl.DataFrame, trips: pl.DataFrame, split: SplitSpec, kept: Collection[str]) -> pl.DataFrame:
     """Adds `split` (Enum of train, valid, test) to events; their order stays.
 
     `events` has `user_idx`, `trip_idx`, `city` and `timestamp`, all events of each of its users; `trips` one row per trip,

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import pytest
 
 from etl.errors import SettingsError
-from etl.postgres.url import Address, parse_address
+from etl.postgres.url import ConnectionTarget, parse_url
 from etl.settings.model import Settings, resolve
 from etl.settings.values import parse_city_weights, parse_negatives, parse_split
 from etl.snapshots.writer import city_folder
@@ -208,19 +208,19 @@ def test_any_url_is_an_address_or_refused_and_its_password_is_never_repeated(eff
             url: str = url, password: str | None = password, environ: dict[str, str] = environ, said: list[str] = said
         ) -> None:
             try:
-                address = parse_address(url, environ)
+                address = parse_url(url, environ)
             except SettingsError as refused:
                 said.append(str(refused))
                 raise
-            said += [repr(address), str(address.obstacle), str(address.pooler), str(address.schema)]
+            said += [repr(address), str(address.connectorx_unsupported_reason), str(address.pooler_hint), str(address.schema)]
             if url.startswith(("postgresql://u:", "postgres://u:")) or password is not None:
-                said.append(address.scrub(f"cannot connect to {url}"))
+                said.append(address.redact(f"cannot connect to {url}"))
 
         understood = understood_or_refused(understand, number, "a URL")
         outcomes[understood] += 1
         if password is not None:
             assert understood, number
-            said.append(parse_address(url, environ).scrub(f"{password} is wrong"))
+            said.append(parse_url(url, environ).redact(f"{password} is wrong"))
         for text in said:
             assert SECRET not in text, f"case {number}: {url!r} is repeated: {text}"
     assert min(outcomes.values()) > cases / 10
@@ -233,10 +233,10 @@ def test_a_good_url_means_the_same_to_both_drivers_whatever_the_password(effort,
         r = Random(number)  # noqa: S311
         password = nasty_text(r) or "x"
         encoded = quote(password, safe="")
-        address = parse_address(
+        address = parse_url(
             f"postgresql://u:{encoded}@db:5433/app?schema=a&connection_limit=5", {"HOME": "/nowhere"}
         )
-        assert isinstance(address, Address)
+        assert isinstance(address, ConnectionTarget)
         for url in (address.libpq, address.connectorx):
             assert url is not None, number
             assert unquote(url.partition("://u:")[2].rpartition("@")[0]) == password, number

@@ -165,7 +165,7 @@ def test_a_slow_line_changes_nothing(nights, effort, tally):
 
 def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tally, monkeypatch):
     """pg_terminate_backend before the n-th thing that is asked of the server."""
-    original = Connection._translated
+    original = Connection._mapped_errors
     count = 0
     end_at = 0
 

@@ -17,11 +17,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from etl.errors import ConnectError, SettingsError, visible
+from etl.errors import ConnectError, SettingsError, escape_control_characters
 from etl.postgres.connection import connect
-from etl.postgres.url import address_of, parse_address
+from etl.postgres.url import target_of, parse_url
 from etl.settings.model import Settings, resolve
-from etl.settings.redaction import Discreet, scrub, secrets_in, secrets_of
+from etl.settings.redaction import RedactingStream, redact, find_secrets, secrets_of
 from tests.faults.calling import ROOT, call, environment
 
 PLAIN = "Zyxxy8Qk3v"
@@ -92,7 +92,7 @@ def test_a_night_leaves_no_password_in_its_logs_its_files_or_its_answer(small_wo
     if where == "environment":
         url, env = with_password(small_world, None), env | {"PGPASSWORD": ODD}
     if where == "words":
-        words = parse_address(url, {}).libpq
+        words = parse_url(url, {}).libpq
         parts, host = urlsplit(words), words.partition("host=")[2]
         quoted = ODD.replace("\\", "\\\\").replace("'", "\\'")
         url = f"dbname={parts.path[1:]} user={ROLE} password='{quoted}' host='{unquote(host) or parts.hostname}'"
@@ -187,19 +187,19 @@ def test_a_wrong_setting_is_told_without_the_password(mistake, search, effort):
 def test_an_address_that_takes_a_password_to_pieces_is_refused_without_a_piece_of_it(url, search):
     """To libpq half of it would be a host, a port or a parameter, to be repeated in its complaint."""
     with pytest.raises(SettingsError) as refused:
-        parse_address(url, {})
+        parse_url(url, {})
     search(PLAIN, [str(refused.value), repr(refused.value)])
 
 
 def test_an_at_sign_in_a_password_ends_it_for_libpq_no_sooner_than_for_prisma():
-    address = parse_address("postgresql://u:Zyx@xy8@h/d", {"HOME": "/nonexistent"})
+    address = parse_url("postgresql://u:Zyx@xy8@h/d", {"HOME": "/nonexistent"})
     assert address.libpq == "postgresql://u:Zyx%40xy8@h/d"
     assert address.connectorx == "postgresql://u:Zyx%40xy8@h/d"
-    assert address.scrub("at Zyx@xy8 and Zyx%40xy8") == "at *** and ***"
+    assert address.redact("at Zyx@xy8 and Zyx%40xy8") == "at *** and ***"
 
 
 def test_a_plus_in_a_parameter_is_a_plus():
-    assert parse_address("postgresql://h/d?user=u&password=a+b", {}).libpq == "postgresql://h/d?user=u&password=a%2Bb"
+    assert parse_url("postgresql://h/d?user=u&password=a+b", {}).libpq == "postgresql://h/d?user=u&password=a%2Bb"
 
 
 def test_a_settings_file_with_the_address_and_a_mistake(tmp_path, search, effort):
@@ -224,7 +224,7 @@ def refused(effort, monkeypatch) -> Callable[..., list[str]]:
         with monkeypatch.context() as patch:
             for name, value in env.items():
                 patch.setenv(name, value)
-            with pytest.raises(ConnectError) as error, connect(parse_address(url, env)):
+            with pytest.raises(ConnectError) as error, connect(parse_url(url, env)):
                 pass
         return [str(error.value), repr(error.value), "".join(traceback.format_exception(error.value))]
 
@@ -420,8 +420,8 @@ def test_neither_settings_nor_address_show_it(search):
     url = f"postgresql://u:{quote(ODD, safe='')}@h/d"
     environ = {"DATABASE_URL": url, "PGPASSWORD": ODD, "HOME": "/nonexistent"}
     settings = resolve({}, environ)
-    address = address_of(settings)
-    search(ODD, [repr(settings), str(settings), repr(address), str(address), str(settings.public())])
+    address = target_of(settings)
+    search(ODD, [repr(settings), str(settings), repr(address), str(address), str(settings.manifest_settings())])
 
 
 STRANGE = ODD + "\n\U0001f600"
@@ -437,7 +437,7 @@ SPELT = {
     "JSON in JSON": json.dumps(json.dumps(STRANGE)[1:-1])[1:-1],
     "Python": repr(STRANGE)[1:-1],
     "libpq's words": STRANGE.replace("\\", "\\\\").replace("'", "\\'"),
-    "as a terminal is shown it": visible(STRANGE),
+    "as a terminal is shown it": escape_control_characters(STRANGE),
     "a form in JSON": json.dumps(quote_plus(STRANGE))[1:-1],
     "HTML": html.escape(STRANGE),
 }
@@ -449,16 +449,16 @@ SPELT = {
 )
 def test_a_secret_is_taken_out_however_it_is_spelt(spelt, given):
     secrets = secrets_of(f"postgresql://u:{given}@h/d", {})
-    assert scrub(f"before {spelt} after", secrets) == "before *** after"
-    assert json.loads(scrub(json.dumps({"a": f"before {spelt}", "b": 1}), secrets)) == {"a": "before ***", "b": 1}
+    assert redact(f"before {spelt} after", secrets) == "before *** after"
+    assert json.loads(redact(json.dumps({"a": f"before {spelt}", "b": 1}), secrets)) == {"a": "before ***", "b": 1}
 
 
 def test_a_plain_word_that_is_a_password_leaves_texts_readable():
     text = 'A run of 1234 rows, "ok": true, as app; postgresql, postgres, see a.postgres%3Apostgres'
-    secrets = secrets_in(["postgresql://u:postgres@h/d"], {"PGPASSWORD": "a", "AWS_SECRET_ACCESS_KEY": "1234"})
-    assert scrub(text, secrets) == 'A run of 1234 rows, "ok": true, as app; postgresql, ***, see a.***%3A***'
+    secrets = find_secrets(["postgresql://u:postgres@h/d"], {"PGPASSWORD": "a", "AWS_SECRET_ACCESS_KEY": "1234"})
+    assert redact(text, secrets) == 'A run of 1234 rows, "ok": true, as app; postgresql, ***, see a.***%3A***'
     for password in ("a", "true", "run", "1234", "postgres"):
-        assert scrub(f"at postgresql://u:{password}@h/d", secrets_in([password], {})) == "at postgresql://u:***@h/d"
+        assert redact(f"at postgresql://u:{password}@h/d", find_secrets([password], {})) == "at postgresql://u:***@h/d"
 
 
 VARIABLES = {
@@ -473,17 +473,17 @@ VARIABLES = {
 
 @pytest.mark.parametrize(("name", "value"), VARIABLES.items())
 def test_a_secret_of_the_environment_is_taken_out(name, value, search):
-    search(PLAIN, [scrub(f"it is {PLAIN}, of {value}", secrets_in([], {name: value}))])
+    search(PLAIN, [redact(f"it is {PLAIN}, of {value}", find_secrets([], {name: value}))])
 
 
 def test_what_an_environment_has_beside_secrets_is_no_secret():
     environ = {"AWS_ACCESS_KEY_ID": PLAIN, "AWS_WEB_IDENTITY_TOKEN_FILE": PLAIN, "PGSSLKEY": PLAIN, "HOME": PLAIN}
-    assert secrets_in(["run", "--out", "/srv/bpr", "--city-weight", "Kansas=2"], environ) == ()
+    assert find_secrets(["run", "--out", "/srv/bpr", "--city-weight", "Kansas=2"], environ) == ()
 
 
 def test_the_environment_s_password_is_an_address_s_secret(search):
     for url in ("postgresql://u@h/d", "host=h user=u", "postgresql:///?service=x"):
-        search(ODD, [parse_address(url, {"PGPASSWORD": ODD}).scrub(f"no {ODD} here")])
+        search(ODD, [parse_url(url, {"PGPASSWORD": ODD}).redact(f"no {ODD} here")])
 
 
 def test_whatever_looks_like_an_address_is_scrubbed_though_nobody_knew_it(search):
@@ -506,22 +506,22 @@ def test_whatever_looks_like_an_address_is_scrubbed_though_nobody_knew_it(search
         repr({"access_token": PLAIN, "url": f"s3://k:{PLAIN}@b"}),
         f"postgresql:\\/\\/u:{PLAIN}@h",
     ]
-    search(PLAIN, [scrub(text, ()) for text in texts])
+    search(PLAIN, [redact(text, ()) for text in texts])
     harmless = (
         "https://h/a:b, INFO at 12:30:01, x@y.example, postgresql://u@h/d, /a/b:c, libpq's key=value words, Kansas=2, "
         "Key West=3, design=4, sslkey=/a, passfile=/b, az://c@a.dfs.core.windows.net/p, the password is wrong: look"
     )
-    assert scrub(harmless, ()) == harmless
+    assert redact(harmless, ()) == harmless
     answer = json.dumps({"a": f"password={PLAIN}", "b": [f"x?sig={PLAIN}"], "token": PLAIN, "c": 1})
-    assert json.loads(scrub(answer, ())) == {"a": "password=***", "b": ["x?sig=***"], "token": "***", "c": 1}
+    assert json.loads(redact(answer, ())) == {"a": "password=***", "b": ["x?sig=***"], "token": "***", "c": 1}
 
 
 def test_a_discreet_stream_is_a_stream(tmp_path):
     with (tmp_path / "told").open("w", encoding="utf-8") as file:
-        stream = Discreet(file, secrets_of(f"postgresql://u:{PLAIN}@h/d", {}))
+        stream = RedactingStream(file, secrets_of(f"postgresql://u:{PLAIN}@h/d", {}))
         assert stream.write(f"one {PLAIN}\n") == len(f"one {PLAIN}\n")
         stream.writelines(["two\n", f"{PLAIN}\n"])
-        stream.hide(["thirteen"])
+        stream.add_secrets(["thirteen"])
         print("thirteen", file=stream)
         assert stream.encoding == "utf-8"
         assert not stream.isatty()
@@ -537,7 +537,7 @@ def test_no_page_shows_a_password_on_a_command_line():
     pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "cli.py"]
     assert len(pages) > 3
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
-    with_one = [line for line in lines if "database-url" in line and scrub(line, ()) != line]
+    with_one = [line for line in lines if "database-url" in line and redact(line, ()) != line]
     assert with_one == []
 
 

@@ -33,7 +33,7 @@ def data_dir() -> Iterator[Path]:
     """A data folder that is there, its server stopped, in a folder that everybody can enter."""
     folder = make_place()
     try:
-        with embedded.borrowed(folder / "pg"):
+        with embedded.shared_server(folder / "pg"):
             pass
         yield folder / "pg"
     finally:
@@ -83,11 +83,11 @@ def test_what_a_killed_borrower_left_running_ends_with_the_next(data_dir, borrow
     first = borrow()
     server = served(first)
     kill(first)
-    assert embedded.running(data_dir).pid == server  # nobody was left to stop it
+    assert embedded.find_running(data_dir).pid == server  # nobody was left to stop it
     second = borrow()
     assert served(second) == server
     leave(second)
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
     assert not (data_dir / embedded._BORROWED).exists()
     tally("borrowers of the embedded server killed")
 
@@ -96,11 +96,11 @@ def test_the_last_borrower_out_stops_it_whoever_came_first(data_dir, borrow, tal
     borrowers = [borrow(), borrow(), borrow()]
     assert len({served(each) for each in borrowers}) == 1
     leave(borrowers[0])
-    assert embedded.running(data_dir) is not None
+    assert embedded.find_running(data_dir) is not None
     kill(borrowers[1])
-    assert embedded.running(data_dir) is not None
+    assert embedded.find_running(data_dir) is not None
     leave(borrowers[2])
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
     tally("borrowers of the embedded server killed")
 
 
@@ -109,11 +109,11 @@ def test_a_server_that_somebody_wants_stays_when_its_borrowers_go(data_dir, borr
     server = served(borrower)
     assert embedded.start(data_dir).pid == server  # `bpr-etl db start`, while a demonstration is at work
     leave(borrower)
-    assert embedded.running(data_dir).pid == server
+    assert embedded.find_running(data_dir).pid == server
     later = borrow()
     assert served(later) == server
     leave(later)
-    assert embedded.running(data_dir).pid == server
+    assert embedded.find_running(data_dir).pid == server
 
 
 def test_a_borrower_does_not_stop_the_server_of_another_after_its_own_was_stopped(data_dir, borrow):
@@ -124,9 +124,9 @@ def test_a_borrower_does_not_stop_the_server_of_another_after_its_own_was_stoppe
     second = served(late)
     assert first != second
     leave(early)
-    assert embedded.running(data_dir).pid == second
+    assert embedded.find_running(data_dir).pid == second
     leave(late)
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
 
 
 def test_a_start_that_fails_holds_nothing(data_dir, monkeypatch):
@@ -135,12 +135,12 @@ def test_a_start_that_fails_holds_nothing(data_dir, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(embedded, "_launch", refused)
-        with pytest.raises(embedded.ConnectError, match="no"), embedded.borrowed(data_dir):
+        with pytest.raises(embedded.ConnectError, match="no"), embedded.shared_server(data_dir):
             pass
     server = embedded.start(data_dir, parameters=FAST)
-    with embedded.borrowed(data_dir) as found:
+    with embedded.shared_server(data_dir) as found:
         assert found.pid == server.pid
-    assert embedded.running(data_dir) is not None
+    assert embedded.find_running(data_dir) is not None
     embedded.stop(data_dir)
 
 
@@ -155,12 +155,12 @@ def test_a_demonstration_that_is_killed_leaves_nothing_once_the_next_has_run(dat
     assert "filled with the synthetic world" in first.stderr.readline()
     first.kill()
     first.communicate()
-    assert embedded.running(data_dir) is not None
+    assert embedded.find_running(data_dir) is not None
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["LATEST", "snapshots"]
     tally("borrowers of the embedded server killed")
 
@@ -170,7 +170,7 @@ def test_a_demonstration_that_is_killed_leaves_nothing_once_the_next_has_run(dat
 
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[embedded.Server]:
-    with embedded.borrowed(data_dir) as found:
+    with embedded.shared_server(data_dir) as found:
         yield found
 
 

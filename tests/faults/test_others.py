@@ -12,8 +12,8 @@ import pytest
 
 from etl.errors import LockedError
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import ConflictError, connect, locked
-from etl.postgres.url import address_of
+from etl.postgres.connection import ConflictError, connect, advisory_lock
+from etl.postgres.url import target_of
 from etl.runtime.cancellation import Stop, StoppedError
 from etl.snapshots.reader import LATEST
 from etl.snapshots.validation import validate_snapshot
@@ -103,7 +103,7 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
 
 def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
     settings = settings_for(small_world)
-    with connect(address_of(settings)) as holder, locked(holder, "public"):
+    with connect(target_of(settings)) as holder, advisory_lock(holder, "public"):
         began = time.monotonic()
         with pytest.raises(LockedError, match="advisory lock"):
             pipeline.run(settings)
@@ -114,9 +114,9 @@ def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
 def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
     """It begins when the first one has let go: its snapshot is taken then, not before the wait."""
     settings = settings_for(small_world, wait_lock=True, allow_empty=True)
-    with connect(address_of(settings)) as holder:
+    with connect(target_of(settings)) as holder:
         done: list[pipeline.RunResult] = []
-        with locked(holder, "public"):
+        with advisory_lock(holder, "public"):
             waiting = threading.Thread(target=lambda: done.append(pipeline.run(settings)))
             waiting.start()
             waiting.join(1.0)
@@ -132,8 +132,8 @@ def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
 def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
     settings = settings_for(small_world, wait_lock=True, max_wait=0.5)
     with (
-        connect(address_of(settings)) as holder,
-        locked(holder, "public"),
+        connect(target_of(settings)) as holder,
+        advisory_lock(holder, "public"),
         pytest.raises(LockedError, match=r"for 0\.5 s"),
     ):
         pipeline.run(settings)
@@ -142,7 +142,7 @@ def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
 
 def test_waiting_ends_when_an_end_is_asked_for(small_world, settings_for):
     settings, stop = settings_for(small_world, wait_lock=True), Stop()
-    with connect(address_of(settings)) as holder, locked(holder, "public"):
+    with connect(target_of(settings)) as holder, advisory_lock(holder, "public"):
         threading.Timer(0.3, stop.ask).start()
         with pytest.raises(StoppedError):
             pipeline.run(settings, stop=stop)

@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
-from etl.commands.doctor import examine
+from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, LockedError
 from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
-from etl.postgres.connection import connect, goes_through_transaction_pooler, locked
-from etl.postgres.url import address_of
+from etl.postgres.connection import connect, goes_through_transaction_pooler, advisory_lock
+from etl.postgres.url import target_of
 from tests.faults.nights import call, start
 from tests.faults.poolers import PGBOUNCER, pgbouncer, transaction_pool
 from tests.faults.proxy import proxy
@@ -121,7 +121,7 @@ def test_a_transaction_pooler_is_named_and_nothing_is_left(
         for _ in range(2):  # the second one meets what the first one left
             with pytest.raises(ConnectError, match=r"through a transaction pooler.*Give the direct URL"):
                 pipeline.run(settings_for(url))
-        found = {check.name: check for check in examine(settings_for(url), pipeline.utc_now)}
+        found = {check.name: check for check in run_checks(settings_for(url), pipeline.utc_now)}
     assert found["pooler"].state == "failed"
     assert "transaction pooler" in found["pooler"].found
     assert (found["pooler"].exit_code, found["schema"].state) == (3, "ok")
@@ -140,8 +140,8 @@ def test_a_transaction_pooler_that_nobody_noticed_keeps_no_lock(
     assert pipeline.run(settings_for(url)).committed
     require_clean(small_world, url, 3)
     with (
-        connect(address_of(settings_for(small_world))) as holder,
-        locked(holder, "public"),
+        connect(target_of(settings_for(small_world))) as holder,
+        advisory_lock(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
         pipeline.run(settings_for(url))
@@ -166,7 +166,7 @@ def test_statement_pooling_is_named(pool, settings_for):
     for command in (pipeline.run, pipeline.export, pipeline.validate):
         with pytest.raises(ConnectError, match=r"transaction pooler.*statement pooling mode.*Give the direct URL"):
             command(settings_for(url))
-    checks = list(examine(settings_for(url), pipeline.utc_now))
+    checks = list(run_checks(settings_for(url), pipeline.utc_now))
     assert next(check for check in checks if check.state == "failed").exit_code == 3
 
 
@@ -181,7 +181,7 @@ def test_a_session_pooler_serves(pool, small_world, settings_for, caplog, size):
     assert report.committed
     assert time.monotonic() - began < 30  # of the 120 s that PgBouncer has a client wait
     assert "Reading through ADBC" in caplog.text
-    found = {check.name: check for check in examine(settings_for(url), pipeline.utc_now)}
+    found = {check.name: check for check in run_checks(settings_for(url), pipeline.utc_now)}
     assert (found["pooler"].state, found["other run"].state) == ("ok", "ok")
     require_clean(small_world, url)
     assert pipeline.validate(settings_for(small_world)).broken == []
@@ -216,8 +216,8 @@ def test_a_run_that_is_killed_leaves_no_lock_on_a_session_pooler(pool, small_wor
 def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world, settings_for, tmp_path):
     url = pool("pgbouncer", {"pool_mode": "session"})
     with (
-        connect(address_of(settings_for(small_world))) as holder,
-        locked(holder, "public"),
+        connect(target_of(settings_for(small_world))) as holder,
+        advisory_lock(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
         pipeline.run(settings_for(url))
@@ -236,7 +236,7 @@ def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world,
 
 def test_a_forwarder_is_no_pooler(small_world, settings_for):
     """A line that only passes on what it gets is as direct as any."""
-    with proxy(small_world) as line, connect(address_of(settings_for(line.url(small_world)))) as connection:
+    with proxy(small_world) as line, connect(target_of(settings_for(line.url(small_world)))) as connection:
         assert connection.direct
         assert not goes_through_transaction_pooler(connection)
 
@@ -245,6 +245,6 @@ def test_the_url_s_own_options_are_kept(small_world, settings_for):
     sep = "&" if "?" in small_world else "?"
     shown = "SELECT current_setting('work_mem'), current_setting('bpr_etl.other', true)"
     url = f"{small_world}{sep}options=-c%20work_mem%3D7MB%20-c%20bpr_etl.other%3Da%5C%20b"
-    with connect(address_of(settings_for(url))) as connection:
+    with connect(target_of(settings_for(url))) as connection:
         assert connection.direct
-        assert connection.rows(shown) == [("7MB", "a b")]
+        assert connection.fetch_rows(shown) == [("7MB", "a b")]

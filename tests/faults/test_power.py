@@ -14,7 +14,7 @@ import pytest
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect, transaction
-from etl.postgres.url import address_of
+from etl.postgres.url import target_of
 from etl.settings.model import resolve
 from etl.snapshots.reader import LATEST
 from tests.faults.test_server import server_processes
@@ -103,14 +103,14 @@ def test_commit_waits_for_the_disk_whatever_the_role_says(small_world, settings_
             "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON noted DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
             "EXECUTE FUNCTION note()"
         )
-    with connect(address_of(settings_for(small_world))) as connection:
+    with connect(target_of(settings_for(small_world))) as connection:
         with transaction(connection):
-            assert connection.rows(shown) == [(found,)]
+            assert connection.fetch_rows(shown) == [(found,)]
             connection.execute("INSERT INTO public.noted VALUES ('')")
             if asked == "off":
                 connection.execute("SET LOCAL synchronous_commit = off")
-        assert connection.rows("SELECT at_commit FROM public.noted") == [(found,)]
-        assert connection.rows(shown) == [(asked,)]
+        assert connection.fetch_rows("SELECT at_commit FROM public.noted") == [(found,)]
+        assert connection.fetch_rows(shown) == [(asked,)]
 
 
 def test_the_folder_is_not_ahead_of_a_server_that_answers_before_it_is_on_disk():

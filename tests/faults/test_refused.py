@@ -14,7 +14,7 @@ from etl.errors import ConnectError, DataError, EtlError, SchemaError
 from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
 from etl.postgres.connection import connect, require_supported, transaction
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from etl.settings.model import resolve
 from tests.faults.tls_server import tls_server
 from tests.states import database_state, folder_state
@@ -137,10 +137,10 @@ def test_a_limit_of_the_server_is_named_wherever_it_is_met(small_world, settings
 )
 def test_a_limit_that_is_met_by_begin_or_commit(small_world, limit, within, said):
     """There the driver gives no SQLSTATE, only the server's words."""
-    with connect(parse_address(small_world, {})) as connection:
-        if not connection.rows(f"SELECT FROM pg_settings WHERE name = '{limit}'"):
+    with connect(parse_url(small_world, {})) as connection:
+        if not connection.fetch_rows(f"SELECT FROM pg_settings WHERE name = '{limit}'"):
             pytest.skip("this server does not know the setting")
-        connection.rows(f"SELECT set_config('{limit}', '80ms', false)")
+        connection.fetch_rows(f"SELECT set_config('{limit}', '80ms', false)")
         if within:
             connection.begin("READ ONLY")
         time.sleep(0.4)
@@ -196,16 +196,16 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
 
 def test_what_the_server_says_while_rows_are_fetched(database_url):
     """Arrow knows no SQLSTATE: the words must do, and where they are not known it is the server that failed, not the disk."""
-    address = parse_address(database_url, {})
+    address = parse_url(database_url, {})
     late = "SELECT 1 / (100000 - n) AS x FROM generate_series(1, 200000) n"
     says = r"The server failed \(SQLSTATE XX000\): division by zero\. Run again"
     with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
-        list(connection.stream(late))
+        list(connection.iter_frames(late))
     setting(database_url, "statement_timeout = 200")
     slow = "SELECT pg_catalog.pg_sleep(0.0001) AS x FROM generate_series(1, 200000) n"
     says = "Raise statement_timeout"
     with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
-        list(connection.stream(slow))
+        list(connection.iter_frames(slow))
 
 
 def test_a_server_that_is_too_old_is_named():
@@ -260,6 +260,6 @@ FATAL = 'connection to server at "127.0.0.1", port 5432 failed: FATAL:  '
 def test_a_connection_that_does_not_come_about_says_why(words, said):
     """For libpq gives no SQLSTATE there; all of it is exit 3."""
     error = adbc_errors.OperationalError(f"IO: [libpq] Failed to connect: {words}\n", status_code=0)
-    told = database._translate(error, parse_address("postgresql://etl@127.0.0.1/app", {}))
+    told = database._map_error(error, parse_url("postgresql://etl@127.0.0.1/app", {}))
     assert said in str(told)
     assert told.exit_code == 3

@@ -16,7 +16,7 @@ from etl.postgres.connection import ConflictError, connect
 from etl.postgres.ddl import Naming
 from etl.postgres.privileges import needed
 from etl.postgres.scope import Scope
-from etl.postgres.url import address_of
+from etl.postgres.url import target_of
 from etl.settings.model import resolve
 from tests.states import database_state, folder_state
 
@@ -75,8 +75,8 @@ def test_a_prefix_and_a_domain_are_plain_characters(database_url, prefix, domain
     }
     scope = Scope(Naming("model", "public"), prefix, domain)
     settings = resolve({"database_url": database_url}, {})
-    with connect(address_of(settings)) as connection:
-        found = {row[0] for row in connection.rows(scope.shadow_ids())}
+    with connect(target_of(settings)) as connection:
+        found = {row[0] for row in connection.fetch_rows(scope.shadow_ids())}
     assert found == meant
     tally("emails judged against a prefix or a domain", len(EMAILS))
 

@@ -7,10 +7,10 @@ import itertools
 import psycopg
 import pytest
 
-from etl.commands.doctor import examine
+from etl.commands.doctor import run_checks
 from etl.pipeline import run as pipeline
 from etl.postgres.connection import connect, transaction
-from etl.postgres.url import address_of
+from etl.postgres.url import target_of
 
 TEXTS = ("varchar", "text")
 FUNCTIONS = (
@@ -93,7 +93,7 @@ def test_functions_and_operators_of_another_role_are_not_called(trapped, setting
     assert "Reading through ADBC" in caplog.text
     assert pipeline.export(settings).snapshot is not None
     assert pipeline.validate(settings).broken == []
-    assert {check.state for check in examine(settings, pipeline.utc_now)} <= {"ok", "warning"}
+    assert {check.state for check in run_checks(settings, pipeline.utc_now)} <= {"ok", "warning"}
 
 
 def test_the_application_s_triggers_find_what_they_name(small_world, settings_for):
@@ -131,11 +131,11 @@ def test_the_application_s_triggers_find_what_they_name(small_world, settings_fo
 
 def test_only_what_writes_runs_under_the_role_s_own_path(small_world, settings_for):
     shown = "SELECT current_setting('search_path')"
-    with connect(address_of(settings_for(small_world))) as connection:
-        own = connection.rows(shown)
-        with transaction(connection, keep=False):
-            assert connection.rows(shown) == [("pg_catalog, pg_temp",)]
+    with connect(target_of(settings_for(small_world))) as connection:
+        own = connection.fetch_rows(shown)
+        with transaction(connection, commit=False):
+            assert connection.fetch_rows(shown) == [("pg_catalog, pg_temp",)]
             connection.execute("CREATE TABLE made_here AS SELECT current_setting('search_path') AS path")
-            assert connection.rows("SELECT path FROM public.made_here") == own
-            assert connection.rows(shown) == [("pg_catalog, pg_temp",)]
-        assert connection.rows(shown) == own
+            assert connection.fetch_rows("SELECT path FROM public.made_here") == own
+            assert connection.fetch_rows(shown) == [("pg_catalog, pg_temp",)]
+        assert connection.fetch_rows(shown) == own

@@ -113,7 +113,7 @@ def test_the_server_goes_in_mid_run(own_server, monkeypatch, tmp_path, tally, ef
 
 def server_processes(data_dir: Path) -> list[int]:
     """The server's process, first, so that it starts nothing anew, and its children."""
-    server = embedded.running(data_dir)
+    server = embedded.find_running(data_dir)
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text(encoding="ascii")
     return [server.pid, *map(int, children.split())]
 

@@ -13,7 +13,7 @@ import pytest
 
 from etl.errors import EtlError
 from etl.postgres.connection import connect
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 from tests.faults.calling import call, said
 from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_world
 
@@ -63,8 +63,8 @@ def enter(home, tmp_path, effort, tally, monkeypatch) -> Enter:
 
 def first_step(url: str) -> subprocess.CompletedProcess[str]:
     try:
-        with connect(parse_address(url, os.environ)) as connection:
-            assert connection.rows('SELECT count(*) > 0 FROM "User"') == [(True,)]
+        with connect(parse_url(url, os.environ)) as connection:
+            assert connection.fetch_rows('SELECT count(*) > 0 FROM "User"') == [(True,)]
     except EtlError as error:
         answer = json.dumps({"exit_code": error.exit_code, "message": str(error)})
         return subprocess.CompletedProcess([], error.exit_code, answer, f"Error: {error}\n")

@@ -12,10 +12,10 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
-from etl.transform.buckets import Shelf
+from etl.transform.buckets import BucketSpill
 from etl.transform.ranking_events import in_file_order
 from etl.transform.schemas import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
-from etl.triples.dataset import CODED, Compaction, Dataset, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder, Dataset, Vocabulary
 from etl.triples.partitions import TrainingOptions
 from tests.property import oracle
 from tests.property.dense import dense_world
@@ -121,7 +121,7 @@ def dataset_of(after: World, exported: oracle.Exported, options: oracle.Settings
         for event in events
     ]
     schema = {**Events.create_empty().schema, "shown_ids": pl.List(pl.String)}
-    compaction = Compaction(Shelf(Path(), 1, CODED))
+    compaction = DatasetBuilder(BucketSpill(Path(), 1, ENCODED_EVENTS))
     compaction.add(0, in_file_order(pl.DataFrame(rows, schema=schema)))
     who = oracle.audience(after, options)
     shadow = oracle.shadow_users(after, options)

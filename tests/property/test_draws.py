@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl.triples import sampling as draws
-from etl.triples.sampling import draw, pools, whole_weights
+from etl.triples.sampling import sample, build_pools, integer_weights
 from tests.property.oracle_training import even_draw, integer_weights, weighted_draw
 
 
@@ -29,9 +29,9 @@ def ours(case) -> list[list[int]]:
     n, rejected, counts, keys, groups, wanted, alpha = case
     rows = [(group, place) for group, places in enumerate(rejected) for place in sorted(places)]
     by_group = (np.array([g for g, _ in rows], np.int64), np.array([p for _, p in rows], np.int32), len(rejected))
-    even = pools(np.ones(n, np.uint64), *by_group)
-    weighted = pools(whole_weights(counts, alpha), *by_group) if alpha else None
-    places, counted = draw(np.array(keys, np.uint64), np.array(groups, np.int64), wanted, even, weighted)
+    even = build_pools(np.ones(n, np.uint64), *by_group)
+    weighted = build_pools(integer_weights(counts, alpha), *by_group) if alpha else None
+    places, counted = sample(np.array(keys, np.uint64), np.array(groups, np.int64), wanted, even, weighted)
     return [places[counted[:, row], row].tolist() for row in range(len(keys))]
 
 
@@ -65,12 +65,12 @@ def test_what_is_left_is_laid_out_where_a_few_nodes_hold_all_the_weight():
 def test_blocks_and_threads_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     keys, groups = rng.integers(0, 2**64, 1_000, np.uint64), rng.integers(0, 3, 1_000)
-    even = pools(np.ones(40, np.uint64), np.array([0, 1, 1]), np.array([5, 0, 39], np.int32), 3)
-    whole = draw(keys, groups, 16, even)
+    even = build_pools(np.ones(40, np.uint64), np.array([0, 1, 1]), np.array([5, 0, 39], np.int32), 3)
+    whole = sample(keys, groups, 16, even)
     monkeypatch.setattr(draws, "_BLOCK", 7)
     for threads in (1, 3):
         monkeypatch.setattr(draws, "_threads", lambda threads=threads: threads)
-        cut = draw(keys, groups, 16, even)
+        cut = sample(keys, groups, 16, even)
         assert all(np.array_equal(one, two) for one, two in zip(whole, cut, strict=True))
 
 
@@ -88,9 +88,9 @@ def test_a_node_is_drawn_as_often_as_it_should_be(alpha):
     counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     keys = np.random.default_rng(2).integers(0, 2**64, 100_000, np.uint64)
     rejected = (np.zeros(2, np.int64), np.array([2, 7], np.int32), 1)
-    even = pools(np.ones(10, np.uint64), *rejected)
-    weighted = pools(whole_weights(counts, alpha), *rejected) if alpha else None
-    places, _ = draw(keys, np.zeros(len(keys), np.int64), 1, even, weighted)
+    even = build_pools(np.ones(10, np.uint64), *rejected)
+    weighted = build_pools(integer_weights(counts, alpha), *rejected) if alpha else None
+    places, _ = sample(keys, np.zeros(len(keys), np.int64), 1, even, weighted)
     found = Counter(places[0].tolist())
     shares = {place: (count + 1) ** alpha for place, count in enumerate(counts) if place not in {2, 7}}
     assert set(found) == set(shares)

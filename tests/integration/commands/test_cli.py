@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from etl.pipeline import run as pipeline
-from etl.postgres.url import address_of
+from etl.postgres.url import target_of
 from etl.settings.model import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -154,8 +154,8 @@ def test_what_a_run_would_set_off_is_listed_and_keeps_no_run_from_working(small_
 
 
 def test_a_held_lock_exits_6(small_world, tmp_path):
-    address = address_of(Settings(database_url=small_world))
-    with pipeline.connect(address) as other, pipeline.locked(other, "public"):
+    address = target_of(Settings(database_url=small_world))
+    with pipeline.connect(address) as other, pipeline.advisory_lock(other, "public"):
         done = call("run", "--out", str(tmp_path / "out"), "--database-url", small_world)
     assert done.returncode == 6
     assert "Another bpr-etl run" in done.stderr

@@ -74,7 +74,7 @@ def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, h
         night(world, out, fail_on_change=True)  # twice as many as the last
     assert (database_state(world), folder_state(out)) == before
     unmoved = night(halved, out, fail_on_change=True, dry_run=True)  # a dry run looks at the real nights
-    assert (moves(unmoved), len(unmoved.nights)) == ([], 2)
+    assert (moves(unmoved), len(unmoved.previous_runs)) == ([], 2)
 
 
 def test_how_far_is_too_far_can_be_said(two_nights, world):
@@ -192,13 +192,13 @@ def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
         nightly(halved, out, "2026-11-06", fail_on_change=True)
     bad = nightly(halved, out, "2026-11-06")
     assert "5 runs before" in moves(bad)[0]
-    odd = [each for each in bad.figures if each.watched and each.odd]
+    odd = [each for each in bad.metrics if each.watched and each.odd]
     assert all(each.name in moves(bad)[0] for each in odd)  # the summary and the warning name the same
     again = nightly(halved, out, "2026-11-07", fail_on_change=True)  # let through once: it stops no more, and is said
     assert moves(again)
     restored = nightly(world, out, "2026-11-08", fail_on_change=True)
-    assert (moves(restored), [each.name for each in restored.figures if each.odd]) == ([], [])
-    assert next(each.change for each in restored.figures if each.name == "trips read") > 0.5
+    assert (moves(restored), [each.name for each in restored.metrics if each.odd]) == ([], [])
+    assert next(each.change for each in restored.metrics if each.name == "trips read") > 0.5
 
 
 def test_a_snapshot_of_the_future_is_the_last_one_as_long_as_latest_names_it(world, halved, tmp_path):
@@ -207,11 +207,11 @@ def test_a_snapshot_of_the_future_is_the_last_one_as_long_as_latest_names_it(wor
     future = Path(nightly(halved, out, "2036-01-01").snapshot).name
     first = nightly(halved, out, "2026-11-26", fail_on_change=True)  # it is what the last run published
     assert any(f"dated after now (2026-11-26 03:00 UTC): {future}" in each for each in first.warnings)
-    assert {each.since for each in first.figures} == {future}
+    assert {each.since for each in first.metrics} == {future}
     with pytest.raises(DataError, match=Path(first.snapshot).name):
         nightly(world, out, "2026-11-27", fail_on_change=True)
     second = nightly(world, out, "2026-11-27", keep=3)
-    assert [night.name for night in second.nights][-1] == Path(first.snapshot).name
+    assert [night.name for night in second.previous_runs][-1] == Path(first.snapshot).name
     assert future not in {path.name for path in (out / "snapshots").iterdir()}
     assert len(list((out / "snapshots").iterdir())) == 3
     third = nightly(world, out, "2026-11-28", fail_on_change=True)

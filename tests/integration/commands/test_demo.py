@@ -45,4 +45,4 @@ def test_a_demonstration_publishes_says_where_to_look_and_leaves_nothing_running
     (snapshot,) = (tmp_path / "made" / "snapshots").iterdir()
     assert (tmp_path / "made" / "LATEST").read_text().strip() == snapshot.name
     assert [finding for finding in validate_snapshot(snapshot) if finding.broken] == []
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None

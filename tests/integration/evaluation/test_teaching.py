@@ -322,12 +322,12 @@ def test_too_many_users_to_rank_everything_for_are_judged_in_part(night, monkeyp
     monkeypatch.setattr(heldout, "MOST_CELLS", 300)
     part = question(open_snapshot(Path(report.snapshot)))
     for every, some in zip(whole.test, part.test, strict=True):
-        assert every.passed_over == 0
+        assert every.skipped_users == 0
         assert len(some.users) * len(some.items) <= 300
-        assert len(some.users) + some.passed_over == len(every.users)
+        assert len(some.users) + some.skipped_users == len(every.users)
         kept = np.isin(every.users, some.users)
-        assert np.array_equal(every.taken[kept], some.taken)
-        assert np.array_equal(every.before[kept], some.before)
+        assert np.array_equal(every.relevant[kept], some.relevant)
+        assert np.array_equal(every.history[kept], some.history)
 
 
 def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):

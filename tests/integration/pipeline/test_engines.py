@@ -24,8 +24,8 @@ from etl.pipeline import run as pipeline
 from etl.pipeline.publication import silently
 from etl.runtime import ray_executor as ray_engine
 from etl.runtime.cancellation import Stop, StoppedError
-from etl.runtime.executor import Done, Engine, Here, versions
-from etl.runtime.ray_executor import opened
+from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, versions
+from etl.runtime.ray_executor import open_executor
 from etl.settings.model import resolve
 from etl.snapshots import apart
 from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset
@@ -49,7 +49,7 @@ OPTIONS = {
 }
 
 
-class Travelling(Here):
+class Travelling(LocalExecutor):
     """This process, but what is given and what comes back travels, as with workers elsewhere."""
 
     apart, ahead = True, 3
@@ -57,8 +57,8 @@ class Travelling(Here):
     def share(self, value: Any) -> Any:
         return pickle.loads(pickle.dumps(value))  # noqa: S301
 
-    def begin(self, step: Callable[..., Any], shared: Any, *arguments: Any, keeps: int = 0) -> Done:
-        return pickle.loads(pickle.dumps(super().begin(step, shared, *arguments, keeps=keeps)))  # noqa: S301
+    def begin(self, step: Callable[..., Any], shared: Any, *arguments: Any, keeps: int = 0) -> CompletedTask:
+        return pickle.loads(pickle.dumps(super().submit(step, shared, *arguments, num_outputs=keeps)))  # noqa: S301
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def ray() -> Iterator[ModuleType]:
         yield engine.ray
 
 
-def staged(snapshot: Snapshot, folder: Path, engine: Engine, buckets: int, **options: Any) -> tuple[Staged, dict]:
+def staged(snapshot: Snapshot, folder: Path, engine: Executor, buckets: int, **options: Any) -> tuple[Staged, dict]:
     """What staging the snapshot's events anew comes to."""
     data, scratch = folder / "data", folder / "scratch"
     for each in (data, scratch):
@@ -92,8 +92,8 @@ def staged(snapshot: Snapshot, folder: Path, engine: Engine, buckets: int, **opt
 @pytest.mark.parametrize("shares_disk", [True, False])
 def test_steps_may_be_done_elsewhere(published, tmp_path, monkeypatch, options, shares_disk):
     if not shares_disk:
-        monkeypatch.setattr(apart.Writing, "shares_disk", lambda _: False)
-    here, counts = staged(published, tmp_path / "here", Here(), 1, **options)
+        monkeypatch.setattr(apart.PartContext, "shares_disk", lambda _: False)
+    here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, **options)
     assert len(here.files) > 20
     for buckets in (1, 7):
         there, theirs = staged(published, tmp_path / f"{buckets}", Travelling(), buckets, **options)
@@ -104,8 +104,8 @@ def test_steps_may_be_done_elsewhere(published, tmp_path, monkeypatch, options, 
 @pytest.mark.parametrize("options", list(OPTIONS.values())[1:], ids=list(OPTIONS)[1:])
 def test_ray_stages_the_same_bytes(ray, published, tmp_path, options):
     del ray
-    here, counts = staged(published, tmp_path / "here", Here(), 1, **options)
-    with opened("ray", {}, Stop()) as engine:
+    here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, **options)
+    with open_executor("ray", {}, Stop()) as engine:
         there, theirs = staged(published, tmp_path / "there", engine, 7, **options)
     assert (there.files, theirs) == (here.files, counts)
 
@@ -147,11 +147,11 @@ def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small
 
 def test_a_worker_that_is_killed_changes_nothing(ray, published, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    here, counts = staged(published, tmp_path / "here", Here(), 1, split="last-trip")
+    here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, split="last-trip")
     for name in ("expand_apart", "write_part"):
         killed = partial(dies_once, str(tmp_path / name), getattr(apart, name))
         monkeypatch.setattr(apart, name, killed)
-    with opened("ray", {}, Stop()) as engine:
+    with open_executor("ray", {}, Stop()) as engine:
         there, theirs = staged(published, tmp_path / "there", engine, 5, split="last-trip")
     assert (tmp_path / "expand_apart").exists()
     assert (tmp_path / "write_part").exists()
@@ -171,8 +171,8 @@ def test_what_keeps_everybody_waiting_is_begun_again(ray, tmp_path, monkeypatch)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(ray_engine, "SLOW", 1.0)
     began = time.monotonic()
-    with opened("ray", {}, Stop()) as engine:
-        assert engine.begin(sleeps_once, engine.share(str(tmp_path / "marker"))).result() == "done"
+    with open_executor("ray", {}, Stop()) as engine:
+        assert engine.submit(sleeps_once, engine.broadcast(str(tmp_path / "marker"))).result() == "done"
     assert time.monotonic() - began < 300
 
 
@@ -184,15 +184,15 @@ def fails(_shared: None, kind: type[Exception]) -> None:
 def test_errors_come_through_and_an_end_is_heard(ray):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     stop = Stop()
-    with opened("ray", {}, stop) as engine:
-        nothing = engine.share(None)
+    with open_executor("ray", {}, stop) as engine:
+        nothing = engine.broadcast(None)
         with pytest.raises(ConnectError, match=r"^Said by a step\.$"):
-            engine.begin(fails, nothing, ConnectError).result()
+            engine.submit(fails, nothing, ConnectError).result()
         with pytest.raises(ZeroDivisionError, match="Said by a step"):
-            engine.begin(fails, nothing, ZeroDivisionError).result()
-        task = engine.begin(sleeps_once, engine.share("/nowhere/to/be/found"))
+            engine.submit(fails, nothing, ZeroDivisionError).result()
+        task = engine.submit(sleeps_once, engine.broadcast("/nowhere/to/be/found"))
         del task
-        task = engine.begin(fails, nothing, ConnectError)
+        task = engine.submit(fails, nothing, ConnectError)
         stop.ask()
         with pytest.raises(StoppedError):
             task.result()
@@ -201,7 +201,7 @@ def test_errors_come_through_and_an_end_is_heard(ray):
 
 
 def test_other_versions_are_refused():
-    shared = ray_engine.Shared("key", None, versions() | {"pyarrow": "1.0"})
+    shared = ray_engine.Broadcast("key", None, versions() | {"pyarrow": "1.0"})
     with pytest.raises(ConnectError, match=r"^A worker has pyarrow \S+ and not 1\.0\. Install the same versions"):
         shared.value()
 
@@ -261,7 +261,7 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     settings = resolve({"snapshot": str(tmp_path), "engine": "ray"}, {})
-    with pytest.raises(SettingsError) as refused, opened(settings.engine, {}, Stop()):
+    with pytest.raises(SettingsError) as refused, open_executor(settings.engine, {}, Stop()):
         pass
     assert str(refused.value) == "--engine ray needs Ray, which is not installed: pip install 'bpr-etl[ray]'."
 

@@ -9,8 +9,8 @@ import psycopg
 from etl.extract import reader as extract
 from etl.pipeline import run as pipeline
 from etl.postgres.scope import Scope, find_scope
-from etl.postgres.url import address_of
-from etl.transform.buckets import shelf
+from etl.postgres.url import target_of
+from etl.transform.buckets import open_spill
 from etl.transform.schemas import Slots
 
 
@@ -61,19 +61,19 @@ def test_the_result_is_the_state_at_some_single_moment(small_world, settings_for
 def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for, tmp_path):
     """A delete between BEGIN and the reads, on other connections, is invisible: they read under the exported snapshot."""
     settings = settings_for(small_world)
-    address = address_of(settings)
+    address = target_of(settings)
     with pipeline.connect(address) as connection:
         scope, _ = find_scope(connection, settings, "public", writes=False)
         assert isinstance(scope, Scope)
-        with pipeline.transaction(connection, read_only=True, keep=False):
-            slots = connection.number(
+        with pipeline.transaction(connection, read_only=True, commit=False):
+            slots = connection.fetch_int(
                 'SELECT count(*) FROM public."ItinerarySlot" s JOIN public."Trip" t ON t."id" = s."tripId" '
                 """JOIN public."User" u ON u."id" = t."userId" WHERE starts_with(u."email", 'shadow-')"""
             )
             with psycopg.connect(small_world) as other:
                 other.execute('DELETE FROM "BehavioralSignal"')
                 other.execute('DELETE FROM "ItinerarySlot"')
-            with shelf(tmp_path, 1, Slots.create_empty()) as held:
-                source = extract.extract_source(connection, scope, held, extract.SetAside(), lambda _rows: None)
+            with open_spill(tmp_path, 1, Slots.create_empty()) as held:
+                source = extract.extract_source(connection, scope, held, extract.RejectedRows(), lambda _rows: None)
                 read = source.slots_of(0).height
     assert read == slots > 1000

@@ -11,7 +11,7 @@ import pytest
 
 from etl.errors import ConnectError, LockedError
 from etl.pipeline import run as pipeline
-from etl.postgres.url import address_of
+from etl.postgres.url import target_of
 from etl.snapshots.validation import validate_snapshot
 from tests.states import data_files, database_state, real_state
 
@@ -174,8 +174,8 @@ def test_two_runs_at_once_on_a_database(small_world, settings_for, tmp_path):
     settings = settings_for(small_world)
     before = database_state(small_world)
     with (
-        pipeline.connect(address_of(settings)) as other,
-        pipeline.locked(other, "public"),
+        pipeline.connect(target_of(settings)) as other,
+        pipeline.advisory_lock(other, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run"),
     ):
         pipeline.run(settings_for(small_world, out=str(tmp_path / "elsewhere")))

@@ -148,12 +148,12 @@ def test_a_running_server_is_returned_as_it_is(server: embedded.Server, monkeypa
     for name, value in {"PGHOST": "elsewhere.invalid", "PGPORT": "1", "PGDATA": "/nowhere", "PGUSER": "x"}.items():
         monkeypatch.setenv(name, value)  # the caller's variables are for the caller's own database
     assert embedded.start(server.data_dir, parameters={"work_mem": "1MB"}) == server
-    assert embedded.running(server.data_dir) == server
+    assert embedded.find_running(server.data_dir) == server
 
 
 def test_a_restart_keeps_the_data_and_stop_says_whether_it_ran(place: Path) -> None:
     data_dir = place / "pg"
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
     assert embedded.stop(data_dir) is False
     first = embedded.start(data_dir, parameters={**FAST, "cluster_name": 'it\'s "$HOME" \\ here'})
     assert ask(first, "SHOW cluster_name") == 'it\'s "$HOME" \\ here'
@@ -162,7 +162,7 @@ def test_a_restart_keeps_the_data_and_stop_says_whether_it_ran(place: Path) -> N
     with psycopg.connect(first.url()):  # it does not wait for those who are connected
         assert embedded.stop(data_dir) is True
     assert embedded.stop(data_dir) is False
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
     assert not first.socket_dir.exists()
     second = embedded.start(data_dir)
     assert second.pid != first.pid
@@ -179,7 +179,7 @@ def test_processes_that_start_at_once_get_one_server_that_outlives_them(place: P
     # communicate() would wait for ever if the server held their pipes open
     pids = {int(starter.communicate(timeout=60)[0]) for starter in starters}
     assert [starter.returncode for starter in starters] == [0, 0, 0]
-    found = embedded.running(place / "pg")
+    found = embedded.find_running(place / "pg")
     assert found is not None
     assert pids == {found.pid}
     assert os.getsid(found.pid) not in {starter.pid for starter in starters}  # so their terminal's Ctrl-C misses it
@@ -284,9 +284,9 @@ def test_after_a_kill_it_starts_again_with_all_that_was_committed(data_dir: Path
     with psycopg.connect(killed.url()) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     os.kill(killed.pid, signal.SIGKILL)
-    while embedded._serves(killed.pid, killed.data_dir):
+    while embedded._is_postmaster_of(killed.pid, killed.data_dir):
         time.sleep(0.01)
-    assert embedded.running(killed.data_dir) is None
+    assert embedded.find_running(killed.data_dir) is None
     assert (killed.data_dir / "postmaster.pid").exists()
     assert ask(embedded.start(killed.data_dir, parameters=FAST), "SELECT answer FROM kept") == 42
 
@@ -307,7 +307,7 @@ def test_children_of_a_killed_server_are_waited_for(data_dir: Path) -> None:
     alarm.start()
     try:
         os.kill(killed.pid, signal.SIGKILL)
-        while embedded._serves(killed.pid, data_dir):
+        while embedded._is_postmaster_of(killed.pid, data_dir):
             time.sleep(0.01)
         started = embedded.start(data_dir, parameters=FAST)
         assert ends.is_set()
@@ -327,7 +327,7 @@ def test_a_process_id_that_is_somebody_elses_by_now_does_not_hinder(data_dir: Pa
     try:
         for file, text in zip(lock_files, texts, strict=True):
             file.write_text(text.replace(str(killed.pid), str(sleeper.pid), 1))
-        assert embedded.running(killed.data_dir) is None
+        assert embedded.find_running(killed.data_dir) is None
         assert embedded.stop(killed.data_dir) is False
         assert ask(embedded.start(killed.data_dir, parameters=FAST), "SELECT 1") == 1
         assert sleeper.poll() is None
@@ -341,7 +341,7 @@ def test_a_server_whose_data_folder_was_deleted_makes_room_for_a_new_one(data_di
     shutil.rmtree(data_dir)
     found = embedded.start(data_dir, parameters=FAST)
     assert found.pid != lost.pid
-    assert not embedded._serves(lost.pid, lost.data_dir)
+    assert not embedded._is_postmaster_of(lost.pid, lost.data_dir)
     assert ask(found, "SELECT 1") == 1
 
 
@@ -424,7 +424,7 @@ def test_a_path_that_pg_ctl_would_give_to_a_shell_unquoted_is_refused(name: str,
 def test_a_start_that_fails_says_why_and_where_to_read_on(data_dir: Path) -> None:
     with pytest.raises(ConnectError, match=r"shared_buffers.*server\.log"):
         embedded.start(data_dir, parameters={"shared_buffers": "plenty"})
-    assert embedded.running(data_dir) is None
+    assert embedded.find_running(data_dir) is None
 
 
 # --- who runs it, and from where ------------------------------------------------------------------------------------

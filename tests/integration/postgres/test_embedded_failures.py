@@ -96,8 +96,8 @@ def test_files_of_a_folder_that_is_not_there_can_not_be_written(place: Path) -> 
     with pytest.raises(ConnectError, match=r"none/pg_hba.conf could not be written: .*No such file|cannot create"):
         embedded._write_access(place / "none", owner())
     with pytest.raises(ConnectError, match=r"none/bpr-etl.borrowed could not be written"):
-        embedded._hold(place / "none", owner(), fresh=True)
-    assert embedded._hold(place / "none", owner(), fresh=False) is None
+        embedded._register(place / "none", owner(), fresh=True)
+    assert embedded._register(place / "none", owner(), fresh=False) is None
 
 
 def test_a_socket_folder_that_can_not_be_made_is_named(place: Path) -> None:
@@ -123,11 +123,11 @@ def test_a_server_that_takes_no_connection_is_waited_for_only_so_long(
 ) -> None:
     monkeypatch.setattr(embedded, "_SECONDS", 0.1)
     with pytest.raises(ConnectError, match=r"runs but took no connection for 0.1 s: see its log .*server.log"):
-        embedded._await(place / "pg")
+        embedded._wait_until_ready(place / "pg")
 
 
 def test_a_process_that_is_gone_serves_nothing(place: Path) -> None:
-    assert not embedded._serves(NOBODY_S_PID, place)
+    assert not embedded._is_postmaster_of(NOBODY_S_PID, place)
     (place / "postmaster.pid").write_text(f"{NOBODY_S_PID}\n{place}\n")
     assert embedded._postmaster(place) is None
-    assert embedded.running(place) is None
+    assert embedded.find_running(place) is None

@@ -137,7 +137,7 @@ def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(sma
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(reporting.Tally, "add", broken)
+    monkeypatch.setattr(reporting.EventStats, "add", broken)
     report = pipeline.run(settings_for(small_world))
     assert report.committed
     (warning,) = [each for each in report.warnings if "report.html" in each]

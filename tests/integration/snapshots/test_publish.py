@@ -22,7 +22,7 @@ from obstore.store import from_url
 from typer.testing import CliRunner
 
 import cli
-from etl.commands.doctor import examine
+from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, DataError, LockedError, SettingsError
 from etl.pipeline import run as pipeline
 from etl.runtime.cancellation import Stop, StoppedError
@@ -450,17 +450,17 @@ def test_other_urls_are_refused(small_world, settings_for):
 def test_a_living_lock_of_another_machine_is_respected_and_a_dead_one_is_not(bucket, monkeypatch):
     store = ObjectStore(bucket.out, {})
     theirs = Lease(store, owner("their token", "other", bucket.out))
-    assert theirs.take()
+    assert theirs.acquire()
     with pytest.raises(LockedError, match=r"publishing to .* \(on other\)"), store.hold(0):
         pass
     monkeypatch.setattr(theirs, "_renew_after", 1e9)
     late = Lease(store, owner("token", "third", bucket.out), lease=-1.0)
-    assert late.take()
+    assert late.acquire()
     with pytest.raises(ConnectError, match="was lost"):
-        theirs.require()
-    late.require()
+        theirs.assert_held()
+    late.assert_held()
     theirs.release()  # takes nothing away from the one who has it now
-    late.require()
+    late.assert_held()
     late.release()
     assert bucket.objects() == {}
 
@@ -478,10 +478,10 @@ def test_a_lock_of_this_machine_whose_folder_nobody_holds_is_dead(bucket):
 def test_a_lock_is_renewed_as_long_as_its_owner_lives(bucket):
     store = ObjectStore(bucket.out, {})
     ours = Lease(store, owner("token", "host", bucket.out), renew=0.02)
-    assert ours.take()
+    assert ours.acquire()
     first = store.state(LOCK)
     assert Stop().wait_for(lambda: store.state(LOCK) != first, 10)
-    ours.require()
+    ours.assert_held()
     ours.release()
     assert store.state(LOCK) is None
 
@@ -516,7 +516,7 @@ def test_a_store_that_ignores_conditions_is_not_trusted(
     store = Forgetful(other_server, *conditions)
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
     rows, settings = database_state(small_world), settings_for(small_world, out=there.out)
-    found = {check.name: check for check in examine(settings, pipeline.utc_now)}["store"]
+    found = {check.name: check for check in run_checks(settings, pipeline.utc_now)}["store"]
     assert (found.state, found.exit_code) == ("failed", 3)
     assert f"ignores the conditions of writes ({said})" in found.found
     with pytest.raises(ConnectError, match=rf"ignores the conditions of writes \({said}\)"):

@@ -97,7 +97,7 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 )
 def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
-    night.figures = beside(nights(*before), {}, figures(night.counts), None)
+    night.metrics = beside(nights(*before), {}, figures(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
@@ -105,7 +105,7 @@ def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, 
 
 def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
     night = report()
-    night.figures = [Figure("triples", 9, 9, "1", 5, (8, 10)), Figure("left out: positives", 90, 9, "1", 5, (0, 18))]
+    night.metrics = [Figure("triples", 9, 9, "1", 5, (8, 10)), Figure("left out: positives", 90, 9, "1", 5, (0, 18))]
     lines = read(run_summary(night, profile=False))
     assert lines[0] == "Is it the usual amount? Yes, but 1 of 2 figures left their range."
     assert "left out: positives 90 9 +900.0% 0 to 18 more than usual" in lines
@@ -121,7 +121,7 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
     }
     counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
     night = report(published=published, **counts)
-    night.figures = beside([], {}, figures(night.counts), None)
+    night.metrics = beside([], {}, figures(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert "Rome 1,200 24,000 0.25" in lines
     assert "Village 30 left out" in lines
@@ -155,7 +155,7 @@ def test_the_summary_fits_a_mail_of_100_columns():
     published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
     night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
     before = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
-    night.figures = beside(before, {}, figures(night.counts), None)
+    night.metrics = beside(before, {}, figures(night.counts), None)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(run_summary(night, profile=True))

@@ -15,7 +15,7 @@ from typer.main import get_command
 import cli
 from etl.commands import help as commands
 from etl.commands import options
-from etl.settings.model import Settings, choices_of
+from etl.settings.model import Settings, choices_for
 
 
 def every_command(group: object = None, path: str = "bpr-etl") -> Iterator[tuple[str, object]]:
@@ -31,7 +31,7 @@ EVERY = dict(every_command())
 
 
 def say(*words: str, environ: dict[str, str] | None = None) -> int:
-    return commands.call(cli.app, words, environ or {})
+    return commands.main(cli.app, words, environ or {})
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -126,7 +126,7 @@ def test_a_shell_completes_commands_options_and_their_words():
 
 
 def test_each_choice_is_offered_to_the_shell_and_shown_in_help():
-    choices = {name: choices_of(name) for name in Settings.__dataclass_fields__ if choices_of(name)}
+    choices = {name: choices_for(name) for name in Settings.__dataclass_fields__ if choices_for(name)}
     found = {name: option for _, names in options.panels().items() for name, option in names.items() if name in choices}
     assert set(found) == set(choices) >= {"naming", "ids", "audience", "log_format"}
     for command in EVERY.values():

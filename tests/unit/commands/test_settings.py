@@ -15,7 +15,7 @@ import pytest
 
 from etl.commands.settings import EXAMPLES, shown, template, write_template
 from etl.errors import ConnectError, SettingsError
-from etl.settings.model import DEFAULT_FILE, Settings, file_at_hand, file_named, resolve
+from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, explicit_settings_file, resolve
 
 SETTINGS = {name: field for name, field in Settings.__dataclass_fields__.items() if "parse" in field.metadata}
 NO_DEFAULT = {name for name, field in SETTINGS.items() if field.default is None}
@@ -108,9 +108,9 @@ def test_the_file_in_the_working_folder_is_read_where_nobody_names_another(
     tmp_path, monkeypatch, given, environ, named, at_hand
 ):
     monkeypatch.chdir(tmp_path)
-    assert file_at_hand(given, environ) is None
+    assert default_settings_file(given, environ) is None
     (tmp_path / DEFAULT_FILE).write_text("seed = 7")
-    assert (file_named(given, environ), file_at_hand(given, environ)) == (named, at_hand)
+    assert (explicit_settings_file(given, environ), default_settings_file(given, environ)) == (named, at_hand)
     if named is None:
         assert resolve(given, environ).seed == 0  # a library's call reads no file that it wasn't told of
 
@@ -130,7 +130,7 @@ def linked(folder: Path) -> Path:
     (folder.parent / "other").mkdir()
     (folder / DEFAULT_FILE).rename(folder.parent / "other" / "file")
     (folder / DEFAULT_FILE).symlink_to("../other/file")
-    assert file_at_hand({}, {}) == DEFAULT_FILE
+    assert default_settings_file({}, {}) == DEFAULT_FILE
     return folder.parent / "other" / "file"
 
 
@@ -155,8 +155,8 @@ def test_a_file_that_somebody_else_may_have_written_is_not_read_unasked(tmp_path
     except PermissionError:
         pytest.skip("only root gives files away")
     with pytest.raises(SettingsError, match=rf"somebody else may have written it {said}.*--config {DEFAULT_FILE}"):
-        file_at_hand({}, {})
-    assert file_at_hand({"config": ""}, {}) is None
+        default_settings_file({}, {})
+    assert default_settings_file({"config": ""}, {}) is None
     assert resolve({"config": DEFAULT_FILE}, {}).seed == 7  # who names it takes it as it is
     done = subprocess.run(
         [Path(sys.executable).parent / "bpr-etl", "config", "show"], capture_output=True, text=True, check=False
@@ -188,10 +188,10 @@ def test_a_group_is_nobody_else_where_one_is_alone_in_it(tmp_path, monkeypatch, 
     monkeypatch.setattr("etl.settings.permissions.pwd.getpwall", lambda: known)
     monkeypatch.setattr("etl.settings.permissions.grp.getgrgid", lambda _: SimpleNamespace(gr_mem=members))
     if read:
-        assert file_at_hand({}, {}) == DEFAULT_FILE
+        assert default_settings_file({}, {}) == DEFAULT_FILE
     else:
         with pytest.raises(SettingsError, match="its group may write to it"):
-            file_at_hand({}, {})
+            default_settings_file({}, {})
 
 
 def test_an_access_list_is_somebody_else(tmp_path, monkeypatch):
@@ -204,4 +204,4 @@ def test_an_access_list_is_somebody_else(tmp_path, monkeypatch):
     except OSError:
         pytest.skip("no access lists here")
     with pytest.raises(SettingsError, match="its group may write to it"):
-        file_at_hand({}, {})
+        default_settings_file({}, {})

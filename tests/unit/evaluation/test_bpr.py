@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.evaluation import bpr
-from etl.evaluation.bpr import CANDIDATES, Model, Options, Parameters, train
+from etl.evaluation.bpr import VARIANTS, Model, BprConfig, Parameters, train
 
 N_USERS, N_ITEMS = 4, 5
 TRIPLES = st.lists(
@@ -50,7 +50,7 @@ def loss_of(parameters, rows):
 def test_both_ways_to_the_gradient_give_the_same(rows, seed):
     triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))
     batch, parameters = np.arange(len(rows)), some_parameters(seed)
-    one, other = triples._meet_in_matrices(parameters, batch), triples._meet_in_rows(parameters, batch)
+    one, other = triples._dense_gradient(parameters, batch), triples._sparse_gradient(parameters, batch)
     for a, b in zip(one.gradient, other.gradient, strict=True):
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -61,7 +61,7 @@ def test_both_ways_to_the_gradient_give_the_same(rows, seed):
 @given(TRIPLES, st.integers(0, 99), st.data())
 def test_the_gradient_is_the_slope_of_the_loss(rows, seed, data):
     parameters = some_parameters(seed)
-    gradient = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))._meet_in_rows(parameters, np.arange(len(rows))).gradient
+    gradient = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))._sparse_gradient(parameters, np.arange(len(rows))).gradient
     part = data.draw(st.sampled_from(range(3)))
     cell = data.draw(st.sampled_from(range(parameters[part].size)))
     losses = []
@@ -88,7 +88,7 @@ def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
     monkeypatch.setattr(bpr, "_MOST_PAIRS", pairs)
     own, users, positives, negatives = world()
     codes = (column.astype(np.uint32) for column in (users, positives, negatives))  # as users.parquet has them
-    model = train(*codes, None, 30, 12, Options(smallest_batch=64))
+    model = train(*codes, None, 30, 12, BprConfig(smallest_batch=64))
     best = np.argsort(-model.scores(np.arange(30)), axis=1)[:, :2]
     assert (np.sort(best) == np.sort(own)).all()
 
@@ -96,7 +96,7 @@ def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
 def test_the_same_seed_gives_the_same_model_and_another_another():
     _, users, positives, negatives = world()
     first, same, other = (
-        train(users, positives, negatives, None, 30, 12, Options(seed=seed, epochs=3)) for seed in (1, 1, 2)
+        train(users, positives, negatives, None, 30, 12, BprConfig(seed=seed, epochs=3)) for seed in (1, 1, 2)
     )
     assert all((a == b).all() for a, b in zip(first, same, strict=True))
     assert (first.items != other.items).any()
@@ -104,12 +104,12 @@ def test_the_same_seed_gives_the_same_model_and_another_another():
 
 def test_weights_of_one_are_no_weights_and_a_heavier_opinion_wins():
     _, users, positives, negatives = world()
-    plain = train(users, positives, negatives, None, 30, 12, Options(epochs=2))
-    ones = train(users, positives, negatives, np.ones(len(users)), 30, 12, Options(epochs=2))
+    plain = train(users, positives, negatives, None, 30, 12, BprConfig(epochs=2))
+    ones = train(users, positives, negatives, np.ones(len(users)), 30, 12, BprConfig(epochs=2))
     assert all((a == b).all() for a, b in zip(plain, ones, strict=True))
     there, back = np.zeros(100, int), np.ones(100, int)
     pairs = np.concatenate([there, back]), np.concatenate([back, there])
-    model = train(np.zeros(200, int), *pairs, np.repeat([0.0, 1.0], 100), 1, 2, Options())
+    model = train(np.zeros(200, int), *pairs, np.repeat([0.0, 1.0], 100), 1, 2, BprConfig())
     assert model.scores(np.array([0]))[0, 1] > model.scores(np.array([0]))[0, 0] + 1
 
 
@@ -117,7 +117,7 @@ def test_after_every_epoch_the_caller_is_told_and_the_loss_falls():
     _, users, positives, negatives = world()
     told = []
     model = train(
-        users, positives, negatives, None, 30, 12, Options(epochs=5, smallest_batch=64), after_epoch=told.append
+        users, positives, negatives, None, 30, 12, BprConfig(epochs=5, smallest_batch=64), after_epoch=told.append
     )
     assert [epoch.number for epoch in told] == [1, 2, 3, 4, 5]
     assert {epoch.epochs for epoch in told} == {5}
@@ -143,7 +143,7 @@ def test_far_leads_neither_overflow_nor_vanish():
     far = Parameters(np.full((1, 1), 1e4, np.float32), np.array([[-1], [1]], np.float32), np.zeros(2, np.float32))
     triples = bpr._Triples(*columns([(0, 0, 1, 1), (0, 1, 0, 1)]), (1, 2))
     with np.errstate(all="raise", under="ignore"):
-        met = triples._meet_in_rows(far, np.arange(2))
+        met = triples._sparse_gradient(far, np.arange(2))
     assert met.loss == pytest.approx(2e4)
     assert (met.gradient.biases == [-1, 1]).all()
 
@@ -175,13 +175,13 @@ def test_a_user_that_the_model_does_not_have_is_refused():
 @pytest.mark.parametrize("change", [{"factors": 0}, {"epochs": 0}, {"rate": -1.0}, {"spread": math.nan}, {"seed": -1}])
 def test_options_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match="Counts"):
-        Options(**change)
+        BprConfig(**change)
 
 
 @settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 20), st.integers(1, 30), st.integers(1, 6))
 def test_no_row_comes_again_before_the_pass_is_over(n, steps, smallest, most, epochs):
-    options = Options(steps=steps, smallest_batch=smallest, triples_per_epoch=most, epochs=epochs)
+    options = BprConfig(steps=steps, smallest_batch=smallest, triples_per_epoch=most, epochs=epochs)
     met = [np.concatenate(batches) for batches in bpr._epochs(np.random.default_rng(0), n, options)]
     assert len(met) == epochs
     per_epoch = min(n, most)
@@ -193,7 +193,7 @@ def test_no_row_comes_again_before_the_pass_is_over(n, steps, smallest, most, ep
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 20))
 def test_batches_are_large_enough_and_few_enough(n, steps, smallest):
-    options = Options(steps=steps, smallest_batch=smallest, epochs=1)
+    options = BprConfig(steps=steps, smallest_batch=smallest, epochs=1)
     (batches,) = bpr._epochs(np.random.default_rng(0), n, options)
     assert 1 <= len(batches) == bpr._steps(n, options) <= steps
     assert len(batches) == 1 or min(map(len, batches)) >= smallest
@@ -201,7 +201,7 @@ def test_batches_are_large_enough_and_few_enough(n, steps, smallest):
 
 @given(st.integers(1, 12), st.integers(1, 6))
 def test_what_items_begin_with_stands_at_right_angles(n, factors):
-    vectors = bpr._right_angled(np.random.default_rng(0), n, factors)
+    vectors = bpr._random_orthogonal(np.random.default_rng(0), n, factors)
     assert vectors.shape == (n, factors)
     for first in range(0, n, factors):
         block = vectors[first : first + factors]
@@ -209,5 +209,5 @@ def test_what_items_begin_with_stands_at_right_angles(n, factors):
 
 
 def test_the_default_is_tried_first():
-    assert CANDIDATES[0] == Options()
-    assert len(set(CANDIDATES)) == len(CANDIDATES) <= 6
+    assert VARIANTS[0] == BprConfig()
+    assert len(set(VARIANTS)) == len(VARIANTS) <= 6

@@ -21,7 +21,7 @@ def found(ours: float | None, theirs: float | None) -> Probed:
     rankings = {name: {"all": {"auc": interval(mean)}} for name, mean in ((MODEL, ours), (POPULARITY, theirs))}
     difference = None if ours is None or theirs is None else ours - theirs
     against = {POPULARITY: {"all": {"auc": interval(difference)}}}
-    return Probed({"rankings": rankings, "model_against": against}, bpr.Options(), {})
+    return Probed({"rankings": rankings, "model_against": against}, bpr.BprConfig(), {})
 
 
 def test_a_model_that_is_better_than_popularity_is_no_warning():

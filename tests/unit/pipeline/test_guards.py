@@ -7,7 +7,7 @@ import pytest
 from etl.errors import DataError, SettingsError
 from etl.pipeline.guards import Limits, several_domains
 from etl.settings.model import resolve
-from etl.settings.values import parse_change, parse_expected, parse_part
+from etl.settings.values import parse_relative_change, parse_expected, parse_fraction
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_what_no_expectation_is(word):
     ("word", "part"), [("1%", 0.01), ("0.5 %", 0.005), ("0.01", 0.01), (0.2, 0.2), (1, 1.0), ("0", 0.0), ("100%", 1.0)]
 )
 def test_a_share(word, part):
-    assert parse_part(word) == pytest.approx(part)
+    assert parse_fraction(word) == pytest.approx(part)
 
 
 @pytest.mark.parametrize("word", ["", "%", "101%", "-1%", "2", "nan", "nan%", True, None, "1%%"])
 def test_what_no_share_is(word):
     with pytest.raises(SettingsError, match="must be a share"):
-        parse_part(word)
+        parse_fraction(word)
 
 
 def test_settings_of_limits_come_from_anywhere():
@@ -86,10 +86,10 @@ def test_several_domains_are_said():
     ("word", "share"), [("20%", 0.2), ("150%", 1.5), ("0", 0.0), (0.25, 0.25), ("1.5", 1.5), ("off", None)]
 )
 def test_how_far_a_figure_may_move(word, share):
-    assert parse_change(word) == (pytest.approx(share) if share is not None else None)
+    assert parse_relative_change(word) == (pytest.approx(share) if share is not None else None)
 
 
 @pytest.mark.parametrize("word", ["", "%", "-1%", "nan", "inf", True, None, "of"])
 def test_what_no_move_is(word):
     with pytest.raises(SettingsError, match="must be a share like 20%, or off"):
-        parse_change(word)
+        parse_relative_change(word)

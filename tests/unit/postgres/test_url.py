@@ -5,25 +5,25 @@ from __future__ import annotations
 import pytest
 
 from etl.errors import SettingsError
-from etl.postgres.url import parse_address
+from etl.postgres.url import parse_url
 
 NO_HOME = {"HOME": "/nonexistent"}
 
 
 def test_prisma_s_parameters_are_taken_out():
     url = "postgresql://u:p%40ss@db:5433/app?schema=tenant&connection_limit=5&pool_timeout=0&pgbouncer=true&sslmode=require"
-    address = parse_address(url, NO_HOME)
+    address = parse_url(url, NO_HOME)
     assert address.schema == "tenant"
     assert address.libpq == "postgresql://u:p%40ss@db:5433/app?sslmode=require"
     assert address.connectorx == "postgresql://u:p%40ss@db:5433/app"
     assert address.connectorx_url(tls=True, name="me") == (
         "postgresql://u:p%40ss@db:5433/app?application_name=me&sslmode=require"
     )
-    assert "pgbouncer" in address.pooler
+    assert "pgbouncer" in address.pooler_hint
 
 
 def test_a_unix_socket_is_reached_by_both():
-    address = parse_address("postgresql://u@localhost/app?host=/var/run/my%20pg", NO_HOME)
+    address = parse_url("postgresql://u@localhost/app?host=/var/run/my%20pg", NO_HOME)
     assert address.connectorx == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
     assert address.libpq == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
     assert address.connectorx_url(tls=False, name="me") == f"{address.connectorx}&application_name=me"
@@ -45,19 +45,19 @@ def test_a_unix_socket_is_reached_by_both():
     ],
 )
 def test_what_connectorx_can_t_express_goes_another_way(url, environ, obstacle):
-    address = parse_address(url, NO_HOME | environ)
+    address = parse_url(url, NO_HOME | environ)
     assert address.connectorx is None
-    assert obstacle in address.obstacle
+    assert obstacle in address.connectorx_unsupported_reason
 
 
 def test_a_password_in_the_url_wins_over_the_environment():
-    assert parse_address("postgresql://u:p@a/app", NO_HOME | {"PGPASSWORD": "x"}).obstacle is None
+    assert parse_url("postgresql://u:p@a/app", NO_HOME | {"PGPASSWORD": "x"}).connectorx_unsupported_reason is None
 
 
 def test_a_pgpass_file_is_libpq_s_to_read(tmp_path):
     (tmp_path / ".pgpass").write_text("*:*:*:*:x")
-    assert ".pgpass" in parse_address("postgresql://u@a/app", {"HOME": str(tmp_path)}).obstacle
-    assert parse_address("postgresql://u:p@a/app", {"HOME": str(tmp_path)}).obstacle is None
+    assert ".pgpass" in parse_url("postgresql://u@a/app", {"HOME": str(tmp_path)}).connectorx_unsupported_reason
+    assert parse_url("postgresql://u:p@a/app", {"HOME": str(tmp_path)}).connectorx_unsupported_reason is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_pgpass_file_is_libpq_s_to_read(tmp_path):
 )
 def test_what_libpq_would_refuse_is_refused_before_without_repeating_it(place):
     with pytest.raises(SettingsError) as refused:
-        parse_address(f"postgresql://u:p4ssw0rd@{place}", NO_HOME)
+        parse_url(f"postgresql://u:p4ssw0rd@{place}", NO_HOME)
     assert "p4ssw0rd" not in str(refused.value)
     assert place not in str(refused.value)
 
@@ -93,12 +93,12 @@ def test_what_libpq_would_refuse_is_refused_before_without_repeating_it(place):
 @pytest.mark.parametrize("password", ["Top@Secret%!", "%", "100%", "%%41", "a%2", "%00", "a\0%"])
 def test_a_percent_sign_that_encodes_nothing_is_refused(password):
     with pytest.raises(SettingsError, match="percent-encoded") as refused:
-        parse_address(f"postgresql://u:Zyx{password}@127.0.0.1/app", NO_HOME)
+        parse_url(f"postgresql://u:Zyx{password}@127.0.0.1/app", NO_HOME)
     assert "Zyx" not in str(refused.value)
 
 
 def test_what_libpq_is_given_it_can_read_whatever_the_url_has():
-    libpq = parse_address("postgresql://u s:a b:c@d@h:05432,[::1]/my db?application_name=a b", NO_HOME).libpq
+    libpq = parse_url("postgresql://u s:a b:c@d@h:05432,[::1]/my db?application_name=a b", NO_HOME).libpq
     assert libpq == "postgresql://u%20s:a%20b%3Ac%40d@h:05432,[::1]/my%20db?application_name=a%20b"
 
 
@@ -107,22 +107,22 @@ def test_what_libpq_is_given_it_can_read_whatever_the_url_has():
 )
 def test_what_is_no_address_is_refused_without_repeating_it(url):
     with pytest.raises(SettingsError) as refused:
-        parse_address(url, {})
+        parse_url(url, {})
     assert url not in str(refused.value)
 
 
 def test_a_message_is_scrubbed_and_a_repr_holds_no_secret():
-    address = parse_address("postgresql://u:p%40ss@db/app", NO_HOME)
-    assert address.scrub("login p@ss or p%40ss failed") == "login *** or *** failed"
+    address = parse_url("postgresql://u:p%40ss@db/app", NO_HOME)
+    assert address.redact("login p@ss or p%40ss failed") == "login *** or *** failed"
     assert "p@ss" not in repr(address)
     assert "p%40ss" not in repr(address)
 
 
 def test_ipv6_hosts_keep_their_brackets():
-    assert parse_address("postgresql://u@[::1]:5432/app", NO_HOME).connectorx == "postgresql://u@[::1]:5432/app"
+    assert parse_url("postgresql://u@[::1]:5432/app", NO_HOME).connectorx == "postgresql://u@[::1]:5432/app"
 
 
 def test_a_second_question_mark_drops_nothing():
     """Behind it stood sslmode=verify-full, and Prisma's parameter before it was dropped with all of that."""
     with pytest.raises(SettingsError, match=r"a second \?: parameters are joined by &"):
-        parse_address("postgresql://u@h/d?connection_limit=5?sslmode=verify-full", {})
+        parse_url("postgresql://u@h/d?connection_limit=5?sslmode=verify-full", {})

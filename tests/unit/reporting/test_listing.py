@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import ConnectError
-from etl.reporting.listing import listing, misdated, nights, prune, published, require_place, surplus, unfinished
+from etl.reporting.listing import list_snapshots, misdated, previous_runs, prune, published, require_published, to_remove, incomplete
 from etl.snapshots.store import LocalStore
 from tests.manifests import FILE, SOUND
 
@@ -42,7 +42,7 @@ def there(tmp_path: Path) -> list[str]:
 def test_the_oldest_go_and_never_the_newest(count, keep, latest):
     names = NAMES[:count]
     named = NAMES[latest] if latest < 6 else None
-    gone = surplus(names, named, keep)
+    gone = to_remove(names, named, keep)
     assert named not in gone
     assert len(names) - len(gone) == min(count, keep)
     stay = [name for name in names if name not in {*gone, named}]
@@ -75,7 +75,7 @@ def test_what_is_dated_after_now_takes_nobody_s_place_unless_latest_names_it(tmp
 
 def test_the_last_run_is_the_one_that_latest_names(tmp_path):
     store = out(tmp_path, [*NAMES, FUTURE, "kept"], NAMES[-1])
-    assert [night.name for night in nights(store, published(store, NOW))] == NAMES
+    assert [night.name for night in previous_runs(store, published(store, NOW))] == NAMES
     (tmp_path / "LATEST").write_text(NAMES[2])  # somebody took the newest back, or a clock was behind
     assert published(store, NOW) == NAMES[:3]
     (tmp_path / "LATEST").write_text(FUTURE)  # just published: it is the last one, whatever its date
@@ -131,7 +131,7 @@ def test_a_prune_that_was_killed_in_the_middle_is_taken_up_by_the_next(tmp_path,
             prune(store, 3, NOW)
     assert NAMES[0] in there(tmp_path)
     assert store.names() == NAMES[1:]  # half removed is no snapshot
-    assert unfinished(store) == [NAMES[0]]
+    assert incomplete(store) == [NAMES[0]]
     found = prune(store, 3, NOW)
     assert (found.litter, found.removed) == ([NAMES[0]], NAMES[1:3])
     assert there(tmp_path) == NAMES[3:]
@@ -149,12 +149,12 @@ def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch):
 def test_a_list_has_a_line_for_each_and_says_which_is_the_newest(tmp_path):
     store = out(tmp_path, NAMES[:2], NAMES[1])
     (tmp_path / "snapshots" / NAMES[0] / "manifest.json").write_text("{")
-    broken, whole = listing(store)
+    broken, whole = list_snapshots(store)
     assert broken.trouble
     assert (whole.latest, whole.events, whole.triples, whole.users, whole.bytes) == (True, 2, 5, 1, 10)
 
 
 def test_a_place_where_nothing_was_published_is_likely_to_be_mistyped(tmp_path):
     with pytest.raises(ConnectError, match="nothing was published there yet"):
-        require_place(LocalStore(tmp_path / "nowhere"))
-    require_place(out(tmp_path))
+        require_published(LocalStore(tmp_path / "nowhere"))
+    require_published(out(tmp_path))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from etl.reporting import charts, numbers
 from etl.reporting.collector import Watch
-from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, UNIT, CityTally, Tally
+from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, AFFINITY_STEPS, CityStats, EventStats
 from etl.reporting.history import Night, figures
 from etl.reporting.page_data import cities_of, figures_of, funnel, trends
 from etl.reporting.page_tables import nodes_of, people_of
@@ -63,7 +63,7 @@ def staged(folder: Path, make, number, other=0, **changes):
     after = oracle.after_run(world, options, MODEL.raw)
     exported = oracle.exported(after, options)
     dataset = dataset_of(after, exported, options)
-    watch = Watch(dataset, MODEL.unknown)
+    watch = Watch(dataset, MODEL.default_affinity)
     out, scratch = folder / "staged", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
@@ -71,7 +71,7 @@ def staged(folder: Path, make, number, other=0, **changes):
     report = RunResult("run", NOW)
     report.counts["published"] = account.counts(dataset)
     settings = resolve({"split": options.split, "negatives": list(options.negatives), "audience": "all", **changes}, {})
-    manifest = draft_manifest(snapshot_name(account, NOW), report.facts(settings, NOW), account)
+    manifest = draft_manifest(snapshot_name(account, NOW), report.manifest_facts(settings, NOW), account)
     events = [(city, event) for city, events in exported.cities.items() for event in events]
     return dataset, events, watch, out, manifest
 
@@ -101,8 +101,8 @@ def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
             (TAKEN_OUTSIDE, outside),
         ):
             values = [affinities.get(f"affinity_{categories[node]}") for node in nodes]
-            known = (MODEL.unknown if value is None else min(max(value, 0.0), 1.0) for value in values)
-            liked[name].update(round(value * UNIT) for value in known)
+            known = (MODEL.default_affinity if value is None else min(max(value, 0.0), 1.0) for value in values)
+            liked[name].update(round(value * AFFINITY_STEPS) for value in known)
     tally = watch._tally
     assert watch.failure is None
     items = dataset.items["item_id"]
@@ -110,7 +110,7 @@ def test_the_tally_is_what_counting_one_by_one_gives(tmp_path, make, number):
     assert dict(zip(items, tally.selected.tolist(), strict=True)) == {node: taken[node] for node in items}
     assert {name: list(asdict(city).values()) for name, city in tally.cities.items()} == per_city
     assert tally.days == days
-    assert set(dataset.users["user_id"].filter(pl.Series(tally.met))) == {event.user_id for _, event in events}
+    assert set(dataset.users["user_id"].filter(pl.Series(tally.has_events))) == {event.user_id for _, event in events}
     for name, times in liked.items():
         assert {
             int(place): int(tally.affinities[name][place]) for place in np.flatnonzero(tally.affinities[name])
@@ -139,7 +139,7 @@ def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_
 def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
     dataset, events, watch, out, _ = staged(tmp_path, make, number)
     nodes, people = nodes_of(out, watch._tally), people_of(out)
-    offered = set(dataset.offered()["item_id"])
+    offered = set(dataset.eligible_items()["item_id"])
     named = {node for _, event in events for node in (*event.candidate_ids, *event.selected_ids)}
     assert (nodes.offered, nodes.never) == (len(offered), len(offered - named))
     assert len(nodes.never_listed) == min(50, nodes.never)
@@ -259,7 +259,7 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
         entry = {"folder": f"city={number}", "split": None, "city": name, "events": 2, "positives": 1, "weight": 1.0}
         published["partitions"].append({**entry, "triples": number + 1})
         published["triples"][name], published["events"][name] = number + 1, 2
-        watch._tally.cities[name] = CityTally(events=2, selected=1)
+        watch._tally.cities[name] = CityStats(events=2, selected=1)
         if number % 2:
             published["cities_left_out"][name] = "too small"
     page = watch.page(manifest, out, [])
@@ -273,9 +273,9 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
 
 
 def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics(tmp_path):
-    with charts.drawing(tmp_path), warnings.catch_warnings():
+    with charts.chart_style(tmp_path), warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg = charts.bars("x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<')
+        svg = charts.stacked_bars("x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<')
     assert ">$\\frac{</text>" in svg
     assert "&lt;b&gt;&amp;</text>" in svg
     assert "東京🗼</text>" in svg
@@ -286,8 +286,8 @@ def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics(t
 
 
 def test_numbers_in_the_text_of_a_chart_stay_as_they_are(tmp_path):
-    with charts.drawing(tmp_path):
-        svg = charts.intervals("x", [("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
+    with charts.chart_style(tmp_path):
+        svg = charts.interval_plot("x", [("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
     assert ">0.668</text>" in svg
 
 
@@ -400,7 +400,7 @@ def test_what_goes_wrong_costs_the_report_and_no_more(tmp_path):
 
 def test_a_dataset_that_can_t_be_tallied_costs_the_report_and_no_more(tmp_path):
     dataset, _, _, out, manifest = staged(tmp_path, *WORLDS[0])
-    watch = Watch(dataset, MODEL.unknown)
+    watch = Watch(dataset, MODEL.default_affinity)
     watch.see(pl.DataFrame({"nothing": [1]}))
     assert watch.failure is not None
     assert watch.page(manifest, out, []) is None
@@ -408,7 +408,7 @@ def test_a_dataset_that_can_t_be_tallied_costs_the_report_and_no_more(tmp_path):
 
 def test_a_tally_of_no_event_is_all_nought(tmp_path):
     dataset, *_ = staged(tmp_path, *WORLDS[0])
-    tally = Tally.of(dataset, MODEL.unknown)
-    tally.add(dataset.events.whole()[:0])
+    tally = EventStats.of(dataset, MODEL.default_affinity)
+    tally.add(dataset.events.collect()[:0])
     assert tally.candidate.sum() == tally.selected.sum() == len(tally.days) == len(tally.cities) == 0
     assert json.dumps({name: int(times.sum()) for name, times in tally.affinities.items()})

@@ -15,7 +15,7 @@ from etl.postgres import ddl as prisma
 from etl.postgres.ddl import Naming, schema_prisma
 from etl.runtime import run_record as journal
 from etl.settings.values import parse_negatives
-from etl.transform.arrays import lists_of
+from etl.transform.arrays import list_series
 from etl.triples.dataset import _affinities
 
 COLUMNS = {"id": "text", "day": "int4", "score": "float8", "made": "timestamp", "ids": "_text", "kind": "enum"}
@@ -61,9 +61,9 @@ def test_a_column_that_the_table_has_not_or_of_a_type_that_nobody_thought_of_is_
 
 def test_an_empty_list_of_an_enum_is_not_made_into_one_list_fewer():
     nodes = pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"]))
-    assert lists_of(np.array([1, 1]), nodes).to_list() == [["a"], ["b"]]
+    assert list_series(np.array([1, 1]), nodes).to_list() == [["a"], ["b"]]
     with pytest.raises(ValueError, match="An empty list of an Enum"):
-        lists_of(np.array([1, 0, 1]), nodes)
+        list_series(np.array([1, 0, 1]), nodes)
 
 
 def test_a_damaged_installation_is_named(monkeypatch):

@@ -39,7 +39,7 @@ def listen() -> Iterator[Callable[..., tuple[Logs, list[str]]]]:
 
 
 def a_run(logs: Logs) -> RunResult:
-    return RunResult("0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), watcher=All([Steps(logs)]))
+    return RunResult("0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), observer=All([Steps(logs)]))
 
 
 def test_json_has_a_line_per_event_with_run_and_step(listen):

@@ -44,7 +44,7 @@ def seen(lines: Lines) -> list[str]:
 @pytest.fixture
 def night(clock: Clock) -> tuple[RunResult, Lines]:  # noqa: ARG001 - its clock begins first
     lines = Lines()
-    return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), watcher=lines), lines
+    return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), observer=lines), lines
 
 
 def test_a_step_is_shown_once_it_has_taken_a_second_and_while_it_goes_on(night, clock):
@@ -101,7 +101,7 @@ def test_steps_side_by_side_have_a_line_each_and_an_attempt_that_begins_anew_has
     with report.step("rankings"), report.step("write events"):
         clock.now += 1
         assert [line.split(" 0:")[0] for line in seen(lines)] == ["rankings", "write events"]
-        RunResult("2", datetime(2026, 1, 1, tzinfo=UTC), watcher=lines)
+        RunResult("2", datetime(2026, 1, 1, tzinfo=UTC), observer=lines)
         assert seen(lines) == []
 
 

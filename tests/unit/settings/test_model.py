@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etl.errors import SettingsError
-from etl.settings.model import Settings, resolve, settled, unknown_variables
+from etl.settings.model import Settings, resolve, with_options, unknown_variables
 
 
 def test_option_environment_file_default(tmp_path):
@@ -191,22 +191,22 @@ def test_without_an_environment_it_is_this_process_s(monkeypatch):
     monkeypatch.setenv("BPR_ETL_SEED", "7")
     assert resolve({}).seed == 7
     assert resolve({}, {}).seed == 0
-    assert (settled(None, {"out": "x"}).seed, settled(None, {"seed": 1}).seed) == (7, 1)
-    assert settled(Settings(out="x"), {"seed": 1}) == Settings(out="x", seed=1)
+    assert (with_options(None, {"out": "x"}).seed, with_options(None, {"seed": 1}).seed) == (7, 1)
+    assert with_options(Settings(out="x"), {"seed": 1}) == Settings(out="x", seed=1)
 
 
 @pytest.mark.parametrize("settings", [None, Settings()])
 def test_an_option_of_a_call_is_checked_as_such(settings):
     with pytest.raises(SettingsError, match=r"^negatives must be .*did you mean 'shown'.* from the call"):
-        settled(settings, {"negatives": "show"})
+        with_options(settings, {"negatives": "show"})
     with pytest.raises(SettingsError, match="did you mean 'out'"):
-        settled(settings, {"outt": "x"})
+        with_options(settings, {"outt": "x"})
 
 
 def test_a_secret_is_in_no_repr_and_no_public_settings():
     settings = resolve({"database_url": "postgresql://u:s3cr3t@h/d"}, {"PGPASSWORD": "s3cr3t"})
     assert "s3cr3t" not in repr(settings)
-    assert "s3cr3t" not in str(settings.public())
+    assert "s3cr3t" not in str(settings.manifest_settings())
 
 
 @pytest.mark.parametrize("out", ["s3:/bucket/x", "s3//bucket/x", "S3:bucket", "~/bpr", "~", "file:/srv/bpr"])
@@ -221,7 +221,7 @@ def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
 @pytest.mark.parametrize("options", [{"foo": None}, {"foo": 1}, {"config": "x"}])
 def test_a_call_with_an_option_that_does_not_exist(options):
     with pytest.raises(SettingsError, match="There is no setting"):
-        settled(Settings(), options)
+        with_options(Settings(), options)
 
 
 @pytest.mark.parametrize(

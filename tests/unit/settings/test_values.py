@@ -8,9 +8,9 @@ from etl.errors import SettingsError
 from etl.settings.model import resolve
 from etl.settings.values import (
     LARGE_CATALOGUE,
-    Negatives,
-    Split,
-    negatives_for,
+    NegativeSampling,
+    SplitSpec,
+    resolve_for_catalog,
     parse_city_weights,
     parse_negatives,
     parse_split,
@@ -22,18 +22,18 @@ from etl.settings.values import (
 @pytest.mark.parametrize(
     ("words", "alpha", "nodes", "found"),
     [
-        (["ranking"], None, 72, Negatives(ranking=True)),
-        (["shown", "catalog:3"], None, 72, Negatives(shown=True, catalog=3)),
-        (["catalog:3"], 0.5, 10**6, Negatives(catalog=3, alpha=0.5)),
-        (["catalog:3"], None, 10**6, Negatives(catalog=3)),
-        (["recommended"], None, LARGE_CATALOGUE - 1, Negatives(catalog=16)),
-        (["recommended"], None, LARGE_CATALOGUE, Negatives(catalog=16, alpha=0.5)),
-        (["recommended"], 0.0, LARGE_CATALOGUE, Negatives(catalog=16)),
-        (["recommended", "ranking"], 1.0, 72, Negatives(ranking=True, catalog=16, alpha=1.0)),
+        (["ranking"], None, 72, NegativeSampling(ranking=True)),
+        (["shown", "catalog:3"], None, 72, NegativeSampling(shown=True, catalog=3)),
+        (["catalog:3"], 0.5, 10**6, NegativeSampling(catalog=3, alpha=0.5)),
+        (["catalog:3"], None, 10**6, NegativeSampling(catalog=3)),
+        (["recommended"], None, LARGE_CATALOGUE - 1, NegativeSampling(catalog=16)),
+        (["recommended"], None, LARGE_CATALOGUE, NegativeSampling(catalog=16, alpha=0.5)),
+        (["recommended"], 0.0, LARGE_CATALOGUE, NegativeSampling(catalog=16)),
+        (["recommended", "ranking"], 1.0, 72, NegativeSampling(ranking=True, catalog=16, alpha=1.0)),
     ],
 )
 def test_what_strategies_come_to_in_a_city(words, alpha, nodes, found):
-    assert negatives_for(parse_negatives(words), alpha, nodes) == found
+    assert resolve_for_catalog(parse_negatives(words), alpha, nodes) == found
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_a_table_as_people_name_it(word, schema, table):
 
 
 def test_a_strategy_is_written_out_as_it_would_be_given():
-    assert Negatives(ranking=True, catalog=4, alpha=0.5).words() == {
+    assert NegativeSampling(ranking=True, catalog=4, alpha=0.5).as_dict() == {
         "negatives": ["ranking", "catalog:4"],
         "catalog_alpha": 0.5,
     }
-    assert Negatives(shown=True).words() == {"negatives": ["shown"]}
+    assert NegativeSampling(shown=True).as_dict() == {"negatives": ["shown"]}
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_what_is_no_strategy_is_refused(word):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("none", Split("none")),
-        ("last-trip", Split("last-trip")),
-        ("time:1970-01-02", Split("time", (86_400,))),
-        ("time:1970-01-01,1970-01-01T00:00:01", Split("time", (0, 1))),
-        ("time:1970-01-01T02:00:00+02:00", Split("time", (0,))),
-        ("time:1969-12-31", Split("time", (-86_400,))),
+        ("none", SplitSpec("none")),
+        ("last-trip", SplitSpec("last-trip")),
+        ("time:1970-01-02", SplitSpec("time", (86_400,))),
+        ("time:1970-01-01,1970-01-01T00:00:01", SplitSpec("time", (0, 1))),
+        ("time:1970-01-01T02:00:00+02:00", SplitSpec("time", (0,))),
+        ("time:1969-12-31", SplitSpec("time", (-86_400,))),
     ],
 )
 def test_splits_are_read(text, found):
@@ -113,7 +113,7 @@ def test_a_settings_file_says_them_too(tmp_path):
     assert settings.negatives == ("shown", "recommended")
     assert (settings.split, settings.shuffle, settings.catalog_alpha) == ("time:2026-01-01", True, 1.0)
     assert (settings.fail_below, settings.city_weight) == (0.6, (("New York", 2.0),))
-    assert settings.public()["city_weight"] == [("New York", 2.0)]
+    assert settings.manifest_settings()["city_weight"] == [("New York", 2.0)]
 
 
 @pytest.mark.parametrize("value", ["New York", "New York=x", "New York=inf", "New York=-1", [""]])

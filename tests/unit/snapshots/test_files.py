@@ -22,7 +22,7 @@ from etl.snapshots.parquet import Copies, Parts, as_written, crew, write_file, w
 from etl.snapshots.reader import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import _as_listed
-from etl.triples.dataset import CODED
+from etl.triples.dataset import ENCODED_EVENTS
 from tests.manifests import FILE, SOUND
 
 ROWS = pl.DataFrame({"id": [f"u{number}" for number in range(10)], "number": range(10)})
@@ -162,7 +162,7 @@ def test_events_whose_file_is_missing_or_harmed_are_not_read_as_none(tmp_path):
     path = tmp_path / "part-00000.parquet"
 
     def read() -> list[pl.DataFrame]:
-        return list(_batches([path], "Rome", Vocabularies(ids, ids, ids), frozenset(CODED.columns)))
+        return list(_batches([path], "Rome", Vocabularies(ids, ids, ids), frozenset(ENCODED_EVENTS.columns)))
 
     with pytest.raises(ConnectError, match=r"part-00000.parquet is not there"):
         read()

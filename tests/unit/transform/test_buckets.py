@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.settings.values import negatives_for
+from etl.settings.values import resolve_for_catalog
 from etl.snapshots import parquet
 from etl.snapshots.parquet import Parts, crew
-from etl.transform.buckets import bucket_of, buckets_for, by_bucket, shelf
+from etl.transform.buckets import bucket_expr, bucket_count, partition_by_bucket, open_spill
 from etl.triples import generate as triples
 from etl.triples import shuffle
-from etl.triples.generate import Block, Catalogue, Coded, Keys, TriplePiece, expand
-from etl.triples.sampling import pools
+from etl.triples.generate import Block, Catalogue, Coded, Keys, TripleBatch, expand
+from etl.triples.sampling import build_pools
 from etl.triples.shuffle import Shuffle
 
 EMPTY = pl.DataFrame(schema={"user_id": pl.String, "n": pl.Int64})
@@ -27,7 +27,7 @@ EMPTY = pl.DataFrame(schema={"user_id": pl.String, "n": pl.Int64})
 @given(st.lists(st.text(max_size=5)), st.integers(1, 4096))
 def test_buckets_are_ranges_of_the_hash(users, buckets):
     found = pl.DataFrame({"user_id": users}, schema={"user_id": pl.String}).select(
-        bucket_of(pl.col("user_id"), buckets)
+        bucket_expr(pl.col("user_id"), buckets)
     )
     hashes = [hashlib.sha256(user.encode()).hexdigest() for user in users]
     assert found.to_series().to_list() == [int(each[:8], 16) * buckets >> 32 for each in hashes]
@@ -35,25 +35,25 @@ def test_buckets_are_ranges_of_the_hash(users, buckets):
 
 
 def test_how_many():
-    assert [buckets_for(n) for n in (0, 1, 50_000, 50_001, 5_000_000)] == [1, 1, 1, 2, 100]
+    assert [bucket_count(n) for n in (0, 1, 50_000, 50_001, 5_000_000)] == [1, 1, 1, 2, 100]
 
 
 @given(st.lists(st.lists(st.text(max_size=3), max_size=5), max_size=4), st.sampled_from((1, 2, 64)))
 def test_a_shelf_gives_back_what_was_put_down(tmp_path_factory, batches, buckets):
     frames = [pl.DataFrame({"user_id": users, "n": range(len(users))}, schema=EMPTY.schema) for users in batches]
-    with shelf(tmp_path_factory.mktemp("shelf"), buckets, EMPTY) as held:
+    with open_spill(tmp_path_factory.mktemp("shelf"), buckets, EMPTY) as held:
         for frame in frames:
-            held.put(frame, frame.select(bucket_of(pl.col("user_id"), buckets)).to_series())
-        parts = by_bucket(pl.concat([EMPTY, *frames]), buckets)
+            held.append(frame, frame.select(bucket_expr(pl.col("user_id"), buckets)).to_series())
+        parts = partition_by_bucket(pl.concat([EMPTY, *frames]), buckets)
         for bucket in range(buckets):
             for _ in range(2):  # more than once
-                assert held.take(bucket).equals(parts.get(bucket, EMPTY))
+                assert held.read_bucket(bucket).equals(parts.get(bucket, EMPTY))
 
 
 def test_a_shelf_leaves_nothing_behind(tmp_path):
-    with shelf(tmp_path, 4, EMPTY) as held:
-        held.put_whole(EMPTY.vstack(pl.DataFrame({"user_id": ["u"], "n": [1]})), 3)
-        assert held.take(3).height == 1
+    with open_spill(tmp_path, 4, EMPTY) as held:
+        held.append_bucket(EMPTY.vstack(pl.DataFrame({"user_id": ["u"], "n": [1]})), 3)
+        assert held.read_bucket(3).height == 1
         assert list(tmp_path.iterdir())
     assert list(tmp_path.iterdir()) == []
 
@@ -155,8 +155,8 @@ def rows_of(blocks):
 @given(coded(), st.sampled_from((("ranking",), ("shown",), ("ranking", "shown"), ("shown", "catalog:2"))))
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
-    negatives = negatives_for(words, None, 6)
-    catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), pools(np.ones(6, np.uint64), *EMPTY_POOL))
+    negatives = resolve_for_catalog(words, None, 6)
+    catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL))
     whole = rows_of(expand(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triples, "BLOCK", 1)
@@ -202,7 +202,7 @@ def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, h
             zeros = np.zeros(len(place[part]), np.int32)
             keys = np.array(order[part], np.uint64)
             block = Block(zeros, place[part], place[part], zeros.astype(np.int8), zeros.astype(bool), keys)
-            shuffled.add(TriplePiece(events, block))
+            shuffled.add(TripleBatch(events, block))
         found.append([n for piece in shuffled.pieces() for n in piece.block.positive.tolist()])
         assert list(folder.iterdir()) == []
     assert found[0] == found[1] == [n for _, n in sorted((key, n) for n, key in enumerate(order))]

@@ -11,7 +11,7 @@ import pytest
 
 from etl.transform import candidates as candidates_
 from etl.transform.affinity import affinity_model
-from etl.transform.candidates import TOP, _Cells, _reached, _smallest, candidates
+from etl.transform.candidates import TOP_K, _ScoredPairs, _needed_categories, _smallest_hashes, candidates
 from etl.transform.hashing import mix64
 from etl.transform.personas import read_affinities
 from etl.transform.ranking_events import (
@@ -43,7 +43,7 @@ def ranked(world: oracle.World, personas: list[oracle.PersonaRow], options: orac
         nodes_of(world),
         pl.Series([row.user_id for row in personas], dtype=pl.String).unique(),
         read_affinities(personas_of(personas), world.categories),
-        MODEL.unknown,
+        MODEL.default_affinity,
         options.seed,
     )
 
@@ -176,7 +176,7 @@ def test_tallies_add_up():
 
 # ------------------------------------------------------------------------------------------------------- candidates
 
-AFFINITIES = (0.5, 0.5, 0.5, 0.9, 0.3, MODEL.unknown, None)
+AFFINITIES = (0.5, 0.5, 0.5, 0.9, 0.3, MODEL.default_affinity, None)
 SIZES = (0, 1, 2, 18, 19, 20, 21, 25, 40)
 
 
@@ -205,7 +205,7 @@ def tops(nodes: list[oracle.Node], liked: dict[str, dict[str, float]], seed: int
     )
     rows = frame(Nodes, [{"node_id": n.id, "city": n.city, "category": n.category, "status": n.status} for n in nodes])
     offered = eligible(rows).with_columns(pl.col("node_id").cast(node_type(rows["node_id"])))
-    found = candidates(pairs, affinities, offered, MODEL.unknown, seed)
+    found = candidates(pairs, affinities, offered, MODEL.default_affinity, seed)
     for row in found.to_dicts():
         assert row["candidate_ids"] == sorted(row["ranked_ids"], key=oracle.by_bytes)
     return {
@@ -242,19 +242,19 @@ def test_of_a_large_category_few_nodes_are_looked_at_and_seldom_all():
     """How many is a bound on the hash: too high, and the work is that of all nodes; too low, and it is done over again."""
     rng = np.random.default_rng(0)
     users, nodes = rng.integers(0, 2**64, 100, np.uint64), rng.integers(0, 2**64, 20_000, np.uint64)
-    found = list(_smallest(users, np.arange(100), nodes, np.arange(20_000)))
+    found = list(_smallest_hashes(users, np.arange(100), nodes, np.arange(20_000)))
     looked_at = np.bincount(np.concatenate([user for user, _, _ in found]), minlength=100)
-    assert looked_at.min() >= TOP
-    assert looked_at.max() < 5 * TOP
+    assert looked_at.min() >= TOP_K
+    assert looked_at.max() < 5 * TOP_K
     for user, node, tie in found:
         assert (tie == mix64(users[user] ^ nodes[node])).all()
 
 
 def test_categories_are_reached_that_have_fewer_than_the_top_s_nodes_before_them():
     liked = np.array([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]])
-    enough = _reached(liked, np.array([TOP, 3, 3, 3]))
+    enough = _needed_categories(liked, np.array([TOP_K, 3, 3, 3]))
     assert enough.tolist() == [[True, False, False, False], [True, True, True, True], [True, True, True, True]]
-    nearly = _reached(liked, np.array([TOP - 1, 3, TOP, 3]))
+    nearly = _needed_categories(liked, np.array([TOP_K - 1, 3, TOP_K, 3]))
     assert nearly.tolist() == [[True, True, True, False], [False, False, True, True], [True, True, True, True]]
     assert nearly.dtype == np.bool_
 
@@ -268,8 +268,8 @@ def test_of_a_large_category_the_smallest_hashes_are_found():
 def test_ties_are_compared_to_their_last_bit_and_a_user_without_nodes_has_none():
     """As floats these two would be equal, and the smaller node would win."""
     ties = np.array([2**63 + 1, 2**63], np.uint64)
-    some = _Cells(np.zeros(2, np.int64), np.array([3, 5]), ties, np.array([0.5, 0.5]))
-    places, lengths = _Cells.together([_Cells.none(), some]).best(2)
+    some = _ScoredPairs(np.zeros(2, np.int64), np.array([3, 5]), ties, np.array([0.5, 0.5]))
+    places, lengths = _ScoredPairs.concat([_ScoredPairs.none(), some]).best(2)
     assert (places.tolist(), lengths.tolist()) == ([5, 3], [2, 0])
     assert places.dtype == lengths.dtype == np.int64
 

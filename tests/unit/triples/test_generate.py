@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from etl.settings.values import Negatives
+from etl.settings.values import NegativeSampling
 from etl.transform.affinity import affinity_model
 from etl.triples import generate as triples
 from etl.triples.dataset import Dataset
 from etl.triples.generate import SOURCES, Block, Catalogue, Coded, Keys, Lists, Long, expand
 from etl.triples.partitions import Partition, prepare
-from etl.triples.sampling import pools
+from etl.triples.sampling import build_pools
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings
 from tests.property.in_memory import WORLDS, dataset_of, training_options
@@ -121,7 +121,7 @@ def catalogue(events: Coded, rejected: dict[int, list[int]]) -> Catalogue:
     """All nodes for all, but for what each event rejects."""
     pairs = [(event, place) for event, places in sorted(rejected.items()) for place in sorted(places)]
     by_group = np.array([e for e, _ in pairs], np.int64), np.array([p for _, p in pairs], np.int32)
-    even = pools(np.ones(NODES, np.uint64), *by_group, len(events))
+    even = build_pools(np.ones(NODES, np.uint64), *by_group, len(events))
     return Catalogue(np.arange(NODES), np.arange(len(events)), even)
 
 
@@ -140,11 +140,11 @@ TYPES = {
 @pytest.mark.parametrize(
     "negatives",
     [
-        Negatives(ranking=True),
-        Negatives(shown=True),
-        Negatives(catalog=3),
-        Negatives(ranking=True, shown=True),
-        Negatives(ranking=True, shown=True, catalog=3),
+        NegativeSampling(ranking=True),
+        NegativeSampling(shown=True),
+        NegativeSampling(catalog=3),
+        NegativeSampling(ranking=True, shown=True),
+        NegativeSampling(ranking=True, shown=True, catalog=3),
     ],
 )
 def test_arrays_have_their_types_whatever_the_negatives_come_from(negatives):
@@ -157,7 +157,7 @@ def test_arrays_have_their_types_whatever_the_negatives_come_from(negatives):
 
 def test_rows_have_no_order_unless_a_shuffle_is_asked_for():
     events = coded(([1, 2], [2], []))
-    (block,) = expand(events, Negatives(ranking=True), catalogue(events, {}), keys())
+    (block,) = expand(events, NegativeSampling(ranking=True), catalogue(events, {}), keys())
     assert block.order is None
     assert block.rows(slice(0, 1)).order is None
 
@@ -166,8 +166,8 @@ def test_a_positive_is_no_negative_even_where_it_was_shown_too():
     """Our own events never show what was selected; others' may."""
     events = coded(([1, 2, 3], [2, 5], [2, 3, 4, 5]))
     for negatives, expected in (
-        (Negatives(ranking=True, shown=True), [(1, 0), (3, 0), (4, 1)]),
-        (Negatives(shown=True), [(3, 1), (4, 1)]),
+        (NegativeSampling(ranking=True, shown=True), [(1, 0), (3, 0), (4, 1)]),
+        (NegativeSampling(shown=True), [(3, 1), (4, 1)]),
     ):
         (block,) = expand(events, negatives, catalogue(events, {}), keys())
         found = list(zip(block.negative.tolist(), block.source.tolist(), strict=True))
@@ -179,7 +179,7 @@ def test_an_event_s_candidates_come_before_what_it_showed_however_many_events_th
     rng = np.random.default_rng(5)
     rows = [[rng.permutation(NODES)[: rng.integers(0, 5)].tolist() for _ in range(3)] for _ in range(500)]
     events = coded(*rows)
-    (block,) = expand(events, Negatives(ranking=True, shown=True), catalogue(events, {}), keys())
+    (block,) = expand(events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys())
     expected = [
         (event, positive, negative, source)
         for event, (candidates, selected, shown) in enumerate(rows)
@@ -194,7 +194,7 @@ def test_an_event_s_candidates_come_before_what_it_showed_however_many_events_th
 
 def test_some_rows_of_a_block_are_those_rows():
     events = coded(([1, 2, 3], [2, 4], [5]), ([6, 7], [6], []))
-    (block,) = expand(events, Negatives(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=True)
+    (block,) = expand(events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=True)
     which = np.array([3, 0, 6])
     names = ("event", "positive", "negative", "source", "among", "order")
     some = block.rows(which)
@@ -206,24 +206,24 @@ def test_some_rows_of_a_block_are_those_rows():
 def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without_negatives_are_not():
     events = coded(([1], [1], []), ([2], [2, 3], []), ([4], [4], []))
     offered = catalogue(events, {0: list(range(NODES)), 1: list(range(NODES)), 2: [4]})
-    (block,) = expand(events, Negatives(catalog=2), offered, keys())
+    (block,) = expand(events, NegativeSampling(catalog=2), offered, keys())
     assert block.left_out == {"no_negatives": 0, "whole_catalog_seen": 3}
     assert (block.users_through.tolist(), block.positives, block.per_pair.tolist()) == ([0, 1], 1, [0, 0, 0, 2])
-    (block,) = expand(events, Negatives(shown=True), offered, keys())
+    (block,) = expand(events, NegativeSampling(shown=True), offered, keys())
     assert block.left_out == {"no_negatives": 4, "whole_catalog_seen": 0}
     assert (block.users_through.tolist(), block.positives, len(block)) == ([], 0, 0)
 
 
 def test_nothing_to_draw_from_is_not_a_catalogue_seen():
     events = coded(([1], [1], []))
-    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), pools(np.zeros(0, np.uint64), *NOBODY))
-    (block,) = expand(events, Negatives(catalog=2), none, keys())
+    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(np.zeros(0, np.uint64), *NOBODY))
+    (block,) = expand(events, NegativeSampling(catalog=2), none, keys())
     assert block.left_out == {"no_negatives": 1, "whole_catalog_seen": 0}
 
 
 def test_no_events_give_no_blocks():
     events = coded()
-    assert list(expand(events, Negatives(ranking=True, catalog=2), catalogue(events, {}), keys(), shuffle=True)) == []
+    assert list(expand(events, NegativeSampling(ranking=True, catalog=2), catalogue(events, {}), keys(), shuffle=True)) == []
 
 
 def test_rows_of_a_column_of_lists_are_counted_from_the_first_of_them():
@@ -248,7 +248,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
     monkeypatch.setattr(triples, "BLOCK", int(rng.integers(1, 60)))
     monkeypatch.setattr(triples, "_MARKS", NODES * int(rng.integers(1, 12)) + 5)
     events = coded(*([rng.permutation(NODES)[: rng.integers(0, 6)] for _ in range(3)] for _ in range(40)))
-    negatives = Negatives(ranking=seed % 2 == 0, shown=seed % 3 == 0, catalog=(0, 4)[seed % 5 > 1])
+    negatives = NegativeSampling(ranking=seed % 2 == 0, shown=seed % 3 == 0, catalog=(0, 4)[seed % 5 > 1])
     rows = [
         len(selected) * (negatives.ranking * len(candidates) + negatives.shown * len(shown) + negatives.catalog)
         for candidates, selected, shown in zip(
@@ -269,7 +269,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
 def test_a_block_has_one_event_where_there_are_more_nodes_than_marks(monkeypatch):
     monkeypatch.setattr(triples, "_MARKS", NODES - 1)
     events = coded(([1], [2], []), ([1], [2], []))
-    assert triples._bounds(events, Negatives(ranking=True), NODES) == [0, 1, 2]
-    assert triples._bounds(events, Negatives(ranking=True), 0) == [0, 2]
+    assert triples._bounds(events, NegativeSampling(ranking=True), NODES) == [0, 1, 2]
+    assert triples._bounds(events, NegativeSampling(ranking=True), 0) == [0, 2]
     monkeypatch.setattr(triples, "_MARKS", 2)
-    assert triples._bounds(events, Negatives(ranking=True), 1) == [0, 2]
+    assert triples._bounds(events, NegativeSampling(ranking=True), 1) == [0, 2]

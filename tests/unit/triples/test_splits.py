@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from etl.settings.values import SPLITS, Split, parse_split
+from etl.settings.values import SPLITS, SplitSpec, parse_split
 from etl.transform.affinity import affinity_model
 from etl.triples.partitions import prepare
 from etl.triples.splits import SPLIT, assign
@@ -28,11 +28,11 @@ def test_splits_are_the_oracle_s(make, number, split):
     events = training.events
     found = dict(events.select("event_id", "split").iter_rows())
     assert found == oracle_training.splits(after, exported, options)
-    assert events["event_id"].to_list() == training.dataset.events.whole()["event_id"].to_list()
+    assert events["event_id"].to_list() == training.dataset.events.collect()["event_id"].to_list()
     assert events.schema["split"] == SPLIT == pl.Enum(SPLITS)
 
 
-def parts(split: Split, trips: list[tuple], kept: tuple[str, ...] = ("kept",)) -> list[str]:
+def parts(split: SplitSpec, trips: list[tuple], kept: tuple[str, ...] = ("kept",)) -> list[str]:
     """The part of each trip of one user: (city, start_us) each, one event a trip, in the order given."""
     events = pl.DataFrame(
         {
