@@ -31,9 +31,9 @@ config_app = commands.App(help="The settings: which there are, and where their v
 db_app = commands.App(help="The embedded PostgreSQL: start it, stop it, print its URL.")
 
 
-def _do(options: dict[str, Any], work: terminal.Work) -> None:
+def _do(options: dict[str, Any], work: terminal.Command) -> None:
     """Do a command's work. `options` are its `locals()`, so that a parameter's name is its setting's."""
-    terminal.answer({**commands.common_options(), **options}, os.environ, work)
+    terminal.run_command({**commands.common_options(), **options}, os.environ, work)
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
@@ -156,7 +156,7 @@ def export(
     ),
 )
 def expand(
-    snapshot: opt.Published = None,
+    snapshot: opt.SnapshotArgument = None,
     out: opt.Out = None,
     negatives: opt.Negatives = None,
     reject: opt.Reject = None,
@@ -195,7 +195,7 @@ def expand(
     ),
 )
 def probe(
-    snapshot: opt.Published = None,
+    snapshot: opt.SnapshotArgument = None,
     fail_below: opt.FailBelow = None,
     seed: opt.Seed = None,
 ) -> None:
@@ -204,7 +204,7 @@ def probe(
 
 
 @app.command(rich_help_panel=LOOKING, epilog=opt.examples("bpr-etl report /srv/bpr"))
-def report(snapshot: opt.Published = None) -> None:
+def report(snapshot: opt.SnapshotArgument = None) -> None:
     """Make a snapshot's report.html anew, with the nights before it as they are now."""
     _do(locals(), answers.report)
 
@@ -229,7 +229,7 @@ def validate(
 
 
 @app.command("list", rich_help_panel=LOOKING, epilog=opt.examples("bpr-etl list /srv/bpr"))
-def list_(out: opt.Place = None) -> None:
+def list_(out: opt.OutArgument = None) -> None:
     """List the snapshots of an --out folder: when, how much, and which is the newest."""
     _do(locals(), looking.list_)
 
@@ -241,7 +241,7 @@ def list_(out: opt.Place = None) -> None:
         "bpr-etl inspect /srv/bpr/snapshots/20261126T030000000000Z-0123456789ab --json",
     ),
 )
-def inspect(snapshot: opt.Published = None) -> None:
+def inspect(snapshot: opt.SnapshotArgument = None) -> None:
     """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
     _do(locals(), looking.inspect)
 
@@ -253,7 +253,7 @@ def inspect(snapshot: opt.Published = None) -> None:
         "bpr-etl diff /srv/bpr /tmp/try",
     ),
 )
-def diff(snapshot: opt.Published = None, newer: opt.Newer = None) -> None:
+def diff(snapshot: opt.SnapshotArgument = None, newer: opt.NewerArgument = None) -> None:
     """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
     _do({"snapshot": snapshot}, partial(looking.diff, newer=newer))
 
@@ -266,7 +266,7 @@ def diff(snapshot: opt.Published = None, newer: opt.Newer = None) -> None:
     ),
 )
 def prune(
-    out: opt.Place = None,
+    out: opt.OutArgument = None,
     keep: opt.Keep = None,
     dry_run: opt.DryRun = None,
     wait_lock: opt.WaitLock = None,
@@ -382,7 +382,7 @@ def init(config: opt.Config = None) -> None:
 @config_app.command(
     "show", epilog=opt.examples("bpr-etl config show", "bpr-etl config show --config /etc/bpr-etl.toml --seed 7 --json")
 )
-@opt.every
+@opt.with_all_options
 def config_show(**options: Any) -> None:
     """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
     _do(options, partial(answers.config_show, given={**commands.common_options(), **options}))

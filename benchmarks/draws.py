@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.measure import alone, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
 from etl.transform.arrays import I64, U64, Flags, Positions
-from etl.triples.sampling import SamplingPools, sample, build_pools, integer_weights
+from etl.triples.sampling import SamplingPools, build_pools, integer_weights, sample
 
 WANTED, SEEN, PER_USER = 16, 30, 60
 CHECKED = 200

@@ -27,10 +27,10 @@ from benchmarks.measure import ratio, side_by_side, timed
 from benchmarks.surroundings import circumstances, fresh_database, keep, line, server, tidy, variant, variants_table
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import RAY
 from etl.runtime.ray_executor import cluster
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 NODES, STORE = 2, 256 << 20
 BUCKETS = {1.0: 8, 10.0: 16}
@@ -87,7 +87,7 @@ class Nights:
         """One night; gives its seconds. Raises RuntimeError when it publishes other bytes than those before it."""
         tidy(self.url)
         out = self.folder / "out"
-        settings = resolve({"database_url": self.url, "out": str(out), "engine": engine, "buckets": buckets}, {})
+        settings = load_settings({"database_url": self.url, "out": str(out), "engine": engine, "buckets": buckets}, {})
         reports: list[Any] = []
         told = progress or (lambda _what, _done, _of: None)
         seconds = timed(lambda: reports.append(pipeline.run(settings, progress=told)))
@@ -143,7 +143,7 @@ def starting() -> Seconds:
     seconds: Seconds = {f"a cluster of its own: {what}": [] for what in ("start", "first task", "end")}
     for _ in range(3):
         began = time.perf_counter()
-        with cluster(None, Stop()) as engine:
+        with cluster(None, CancelToken()) as engine:
             started = time.perf_counter()
             engine.submit(_nothing, engine.broadcast(None)).result()
             done = time.perf_counter()
@@ -164,7 +164,7 @@ def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, 
     for scale in scales:
         with fresh_database(url_of, "engines") as url, nodes() as cluster:
             results["made_with"] = circumstances(url)
-            pipeline.synth(resolve({"database_url": url, "scale": scale}, {}))
+            pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
             nights = Nights(url, folder)
             seconds = side_by_side_at(nights, scale, rounds)
             here, there = seconds["local"], list(seconds.values())[-1]

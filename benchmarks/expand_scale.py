@@ -26,13 +26,13 @@ from benchmarks.measure import alone, watched
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant
 from benchmarks.worlds import Source, chunks, ranked
 from etl.extract.reader import LOGGED_EVENTS
-from etl.pipeline.publication import Release, output, silently
+from etl.pipeline.publication import Publication, no_progress, open_output
 from etl.pipeline.run import utc_now
 from etl.runtime.run_record import RunResult
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.reader import LATEST, find_snapshot
-from etl.transform.buckets import bucket_expr, bucket_count, open_spill
-from etl.transform.ranking_events import in_file_order
+from etl.transform.buckets import bucket_count, bucket_expr, open_spill
+from etl.transform.ranking_events import sort_for_files
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import ENCODED_EVENTS, LISTS, DatasetBuilder, Vocabulary
 
@@ -45,10 +45,10 @@ _SHOWN = LOGGED_EVENTS.with_columns(pl.lit([], dtype=pl.List(pl.UInt32)).alias("
 
 def made(folder: str, scale: float, seed: int = 0) -> str:
     """Publish the events of the synthetic world of that scale, without triples; gives the snapshot's folder."""
-    settings = resolve({"out": folder, "seed": seed, "min_catalog": 1_000_000}, {})
+    settings = load_settings({"out": folder, "seed": seed, "min_catalog": 1_000_000}, {})
     report = RunResult(uuid.uuid4().hex, utc_now())
     buckets = bucket_count(round(scale * EVENTS))
-    with output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
+    with open_output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
         compaction = DatasetBuilder(shelves.enter_context(open_spill(scratch, buckets, ENCODED_EVENTS)))
         waiting = shelves.enter_context(open_spill(scratch, buckets, _SHOWN))
         users, personas = [], []
@@ -59,9 +59,9 @@ def made(folder: str, scale: float, seed: int = 0) -> str:
             personas.append(_personas(source))
             nodes = source.nodes
         for bucket in range(buckets):
-            compaction.add(bucket, in_file_order(waiting.read_bucket(bucket)))
+            compaction.add(bucket, sort_for_files(waiting.read_bucket(bucket)))
         dataset = compaction.dataset(pl.concat(users), pl.concat(personas), nodes, Vocabulary())
-        Release(settings, report, out, staged, scratch, utc_now, silently).publish(dataset)
+        Publication(settings, report, out, staged, scratch, utc_now, no_progress).publish(dataset)
     return str(report.snapshot)
 
 

@@ -38,7 +38,7 @@ from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 SCOPE = Scope(Naming("model"), PREFIX)
 """Whose rows, in the databases that are made here."""
@@ -111,7 +111,8 @@ def measure(url: str, rounds: int) -> dict[str, Any]:
     )
     with connect(parse_url(url, {})) as connection:
         signals = connection.fetch_rows(
-            f'SELECT count(*) FROM "BehavioralSignal" WHERE "userId" IN ({SHADOW}) AND "modelVersion" = \'{load.BACKFILLED}\''
+            f'SELECT count(*) FROM "BehavioralSignal" WHERE "userId" IN ({SHADOW}) '
+            f"AND \"modelVersion\" = '{load.BACKFILL_VERSION}'"
         )[0][0]
     if not ready_events(url).sort("id").equals(events.sort("id")):
         raise RuntimeError("The rows that COPY wrote are not those that it was given.")
@@ -143,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "floors") as url,
             tempfile.TemporaryDirectory(prefix="bpr-floors-") as out,
         ):
-            pipeline.synth(resolve({"database_url": url, "scale": given.scale}, {}))
-            pipeline.run(resolve({"database_url": url, "out": out}, {}))
+            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+            pipeline.run(load_settings({"database_url": url, "out": out}, {}))
             results = measure(url, given.rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -22,10 +22,10 @@ from benchmarks.negatives import Row, account, trained
 from benchmarks.surroundings import RESULTS, line
 from etl.evaluation.holdout import Figures
 from etl.evaluation.probe import MODEL, POPULARITY
-from etl.evaluation.task import about, expanded
+from etl.evaluation.task import build_task_from, regenerate
 from etl.settings.values import LARGE_CATALOGUE
-from etl.triples.dataset import ENCODED_EVENTS, Dataset, BucketedEvents
-from etl.triples.partitions import TrainingOptions, prepare
+from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
+from etl.triples.partitions import TripleOptions, build_training_set
 
 SIZES = (300, 1_000, 3_000, 5_000)
 ALPHAS = (0.0, 0.5)
@@ -88,9 +88,9 @@ def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
 
 def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:
     """The figures of catalog:16 with draws in proportion to popularity to the power alpha."""
-    options = TrainingOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
-    training = prepare(simulated(nodes), options)
-    return trained(about(training, lambda part: expanded(training, part), "last-trip"), seeds)
+    options = TripleOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
+    training = build_training_set(simulated(nodes), options)
+    return trained(build_task_from(training, lambda part: regenerate(training, part), "last-trip"), seeds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,15 +34,15 @@ from etl.errors import EtlError
 from etl.evaluation.holdout import Figures
 from etl.evaluation.metrics import Interval, bootstrap
 from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
-from etl.evaluation.task import Question, Triples, about, partitions, table
+from etl.evaluation.task import ProbeTask, TripleArrays, build_task_from, partitions, table
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot, read_dataset
 from etl.synthetic.world import generate
 from etl.transform.affinity import affinity_model
-from etl.triples.bias import sign
+from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset
-from etl.triples.partitions import Partition, Training, TrainingOptions, prepare
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set
 
 SYNTHETIC, POOLED = "synthetic", "real, pooled"
 FIGURES = ("auc", "ndcg", "recall")
@@ -115,8 +115,8 @@ def worlds(url_of: Callable[[str], str], folder: Path) -> Iterator[World]:
             _dwell_of_visits(data / city).write_parquet(folder / f"{city}.parquet")  # type: ignore[operator]
             yield World(city.capitalize(), str(report.snapshot), str(folder / f"{city}.parquet"), real=True)
     with fresh_database(url_of, SYNTHETIC) as url:
-        pipeline.synth(resolve({"database_url": url}, {}))
-        report = pipeline.run(resolve({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
+        pipeline.synth(load_settings({"database_url": url}, {}))
+        report = pipeline.run(load_settings({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
         _weight_of_signals().write_parquet(folder / f"{SYNTHETIC}.parquet")
         yield World(SYNTHETIC, str(report.snapshot), str(folder / f"{SYNTHETIC}.parquet"), real=False)
 
@@ -161,11 +161,11 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     """Tune once, then train with each seed; None where the strategy has nothing to teach with."""
     start = time.perf_counter()
     dataset = read_dataset(open_snapshot(Path(world.snapshot)))
-    options = TrainingOptions(split="last-trip", small_catalog="keep" if world.real else "exclude")
-    training = prepare(dataset, replace(options, **strategy.options))
+    options = TripleOptions(split="last-trip", small_catalog="keep" if world.real else "exclude")
+    training = build_training_set(dataset, replace(options, **strategy.options))
     change = _change(strategy.change, world)
     signs: dict[str, float | None] = {}
-    asked = about(training, lambda part: _triples(training, part, change, signs), "last-trip")
+    asked = build_task_from(training, lambda part: _triples(training, part, change, signs), "last-trip")
     if not len(asked.train.users):
         return None
     figures = trained(asked, seeds)
@@ -173,7 +173,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     return Row(world.name, strategy.name, figures, triples, round(time.perf_counter() - start, 1), signs)
 
 
-def trained(asked: Question, seeds: int) -> dict[tuple[str, str], Figures]:
+def trained(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], Figures]:
     """Every ranking's figures per user, the model's as the mean over the seeds."""
     unknown = affinity_model().default_affinity
     found = probe(asked, unknown, 0, _silent)
@@ -185,7 +185,7 @@ def _silent(_what: str, _done: int, _of: int) -> None:
     """Nobody watches."""
 
 
-def _triples(training: Training, part: str, change: Change, signs: dict[str, float | None]) -> Triples:
+def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, float | None]) -> TripleArrays:
     """The part's triples; of train also each city's sign (`etl.triples.bias`)."""
     nodes, frames = training.dataset.items.height, []
     for partition in partitions(training, part):
@@ -194,8 +194,8 @@ def _triples(training: Training, part: str, change: Change, signs: dict[str, flo
         if part == "train":
             codes = partition.catalogue.codes
             positive, negative = (np.bincount(triples[n], minlength=nodes)[codes] for n in ("pos_idx", "neg_idx"))
-            signs[partition.city] = sign(positive, negative, training.popularity[codes])
-    return Triples.of(frames)
+            signs[partition.city] = popularity_correlation(positive, negative, training.popularity[codes])
+    return TripleArrays.of(frames)
 
 
 def _change(name: str | None, world: World) -> Change:

@@ -43,7 +43,7 @@ from benchmarks.surroundings import (
 )
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 OURS, SQL, FLOORS = "ours", "pure SQL", "UPDATE + COPY floors"
 FIRST = "first night: "
@@ -65,7 +65,7 @@ class Nights:
     def run(self) -> float:
         """One night in this process; gives its seconds. Raises RuntimeError when it publishes other bytes."""
         reports: list[Any] = []
-        settings = resolve({"database_url": self.url, "out": self.out}, {})
+        settings = load_settings({"database_url": self.url, "out": self.out}, {})
         seconds = timed(lambda: reports.append(pipeline.run(settings)))
         self.published(str(reports[0].snapshot))
         self.steps.append({name: took for name, took, _ in reports[0].steps})
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "night") as url,
             tempfile.TemporaryDirectory(prefix="bpr-night-") as out,
         ):
-            pipeline.synth(resolve({"database_url": url, "scale": given.scale}, {}))
+            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
             results = measure(url, out, given.rounds, given.slow_rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "consumers.md"
 BATCHES = (256, 8)
@@ -54,12 +54,14 @@ def preferred(root: str, code: str) -> float:
 
 def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
     """Each order with its figure per size of batch."""
-    pipeline.synth(resolve({"database_url": url}, {}))
+    pipeline.synth(load_settings({"database_url": url}, {}))
     options = {"database_url": url, "split": "last-trip", "negatives": ["catalog:16"]}
-    pipeline.run(resolve({**options, "out": str(folder / "plain")}, {}))
+    pipeline.run(load_settings({**options, "out": str(folder / "plain")}, {}))
     roots = {
         shuffle: str(
-            pipeline.export(resolve({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})).snapshot
+            pipeline.export(
+                load_settings({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})
+            ).snapshot
         )
         for shuffle in (False, True)
     }

@@ -28,7 +28,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 NOTHING = "nothing read"
 BATCH_ROWS = 65_536
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made_with = circumstances(url_of(""))
             for scale in given.scales:
                 with fresh_database(url_of, "readers") as url:
-                    pipeline.synth(resolve({"database_url": url, "scale": scale}, {}))
+                    pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
                     by_scale[f"{scale:g}"] = measure(url, given.rounds)
     except EtlError as error:
         print(error, file=sys.stderr)

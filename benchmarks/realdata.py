@@ -38,10 +38,10 @@ from etl.postgres.connection import connect, transaction
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
 from etl.runtime.run_record import RunResult
-from etl.settings.model import Settings, resolve
+from etl.settings.model import Settings, load_settings
 from etl.snapshots.reader import MANIFEST
 from etl.synthetic.tables import SCHEMAS
-from etl.synthetic.world import World, copy_world
+from etl.synthetic.world import WorldChunk, copy_world
 from etl.transform.affinity import affinity_model
 
 Kind = Literal["model", "mapped"]
@@ -86,7 +86,7 @@ def locate() -> Path | None:
 # --- From the files to the application's tables: pure functions from frame to frame ---
 
 
-def read_world(folders: Iterable[Path]) -> World:
+def read_world(folders: Iterable[Path]) -> WorldChunk:
     """The tables for the cities in these folders, together: a user of several cities is one user."""
     parts = [
         [pl.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "trips", "visits")] for folder in folders
@@ -95,7 +95,7 @@ def read_world(folders: Iterable[Path]) -> World:
     return to_world(nodes, trips, visits)
 
 
-def to_world(nodes: pl.DataFrame, trips: pl.DataFrame, visits: pl.DataFrame) -> World:
+def to_world(nodes: pl.DataFrame, trips: pl.DataFrame, visits: pl.DataFrame) -> WorldChunk:
     """The source's nodes, trips and visits as the database's rows.
 
     Ids are the source's own. Nothing is mended or left out: camera dates from 1864 to 4501, places that nobody visited
@@ -104,7 +104,7 @@ def to_world(nodes: pl.DataFrame, trips: pl.DataFrame, visits: pl.DataFrame) -> 
     places, journeys = node_table(nodes), trip_table(trips)
     slots = slot_table(visits)
     seeds = persona_seeds(journeys, slots, places)
-    return World(
+    return WorldChunk(
         users=user_table(trips),
         trips=_columns("trips", journeys.drop("personaSeed").join(seeds, on="userId", how="left").sort("id")),
         activity_nodes=places,
@@ -242,7 +242,7 @@ class Outcome:
     broken: dict[str, int]
 
 
-def fill(url: str, kind: Kind, world: World) -> dict[str, int]:
+def fill(url: str, kind: Kind, world: WorldChunk) -> dict[str, int]:
     """Make the tables of an empty database, named as said, and COPY the world into them; gives the rows per table."""
     with connect(parse_url(url, {})) as connection, transaction(connection):
         naming = schema.naming_for_apply(connection, "public", kind)
@@ -258,10 +258,10 @@ def settings_for(url: str, out: Path) -> Settings:
     environ = {name: value for name, value in os.environ.items() if name.startswith("PG") or name == "HOME"}
     # Without `naming`: the job has to find it out.
     given = {"database_url": url, "schema": "public", "out": str(out), "small_catalog": "keep", "shadow_prefix": PREFIX}
-    return resolve(given, environ)
+    return load_settings(given, environ)
 
 
-def measure(city: str, kind: Kind, url: str, world: World, out: Path) -> Outcome:
+def measure(city: str, kind: Kind, url: str, world: WorldChunk, out: Path) -> Outcome:
     """Fill the database, then run, validate and export."""
     rows = fill(url, kind, world)
     settings = settings_for(url, out)

@@ -22,7 +22,7 @@ from benchmarks.plainly import events, hash64, personas, ranked, row_id
 from benchmarks.surroundings import (
     SHADOW,
 )
-from etl.load.copy import BACKFILLED, REGISTRY
+from etl.load.copy import BACKFILL_VERSION, REGISTRY
 
 Statement = tuple[str, tuple[Any, ...]]
 Script = Generator[Statement, list[Any], None]
@@ -57,7 +57,7 @@ REGISTER = (
     '"updatedAt") VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
 )
 BACKFILL = (
-    f'UPDATE "BehavioralSignal" SET "modelVersion" = \'{BACKFILLED}\' '
+    f'UPDATE "BehavioralSignal" SET "modelVersion" = \'{BACKFILL_VERSION}\' '
     f'WHERE "userId" IN ({SHADOW}) AND "modelVersion" IS NULL'
 )
 

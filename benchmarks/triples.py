@@ -28,7 +28,7 @@ from benchmarks.measure import ROOT, Alone, alone, ratio, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
 from benchmarks.worlds import events_snapshot
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 
 OURS, PANDAS, SPARK = "ours", "pandas", "PySpark, local[2]"
 POLARS_FLOOR, PYARROW_FLOOR = "floor: Polars writes the expanded frame", "floor: pyarrow writes it, a thread per city"
@@ -42,7 +42,7 @@ Answer = dict[str, list[Any]]
 
 def expand(snapshot: str, out: str) -> dict[str, Any]:
     """Ours: its seconds, and those of its steps. Leaves `out/snapshots/…`."""
-    settings = resolve({"snapshot": snapshot, "out": out}, {})
+    settings = load_settings({"snapshot": snapshot, "out": out}, {})
     start = time.perf_counter()
     report = pipeline.expand(settings)
     return {"seconds": time.perf_counter() - start, "steps": {name: seconds for name, seconds, _ in report.steps}}

@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 
 from etl.pipeline.run import expand
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.synthetic.world import generate
 from etl.transform.affinity import affinity_model
-from etl.transform.ranking_events import rank
+from etl.transform.ranking_events import build_events
 from etl.transform.schemas import Affinities, Nodes, Slots, Trips
 
 PREFIX = "shadow-"
@@ -96,7 +96,7 @@ def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: tuple[int, ...]) 
 
 def ranked(world: Source, seed: int) -> pl.DataFrame:
     """The ranking events of a world (`rankings.Ranked.events`): what is known here of the insides."""
-    return rank(
+    return build_events(
         Trips.cast(world.trips),
         Slots.cast(world.slots),
         Nodes.cast(world.nodes),
@@ -112,7 +112,7 @@ def _publish(world: Source, folder: Path, seed: int) -> Path:
     with tempfile.TemporaryDirectory(prefix="bpr-events-") as source:
         _bare_snapshot(world, ranked(world, seed), Path(source))
         options = {"snapshot": source, "out": str(folder), "seed": seed, "negatives": ["ranking"], "min_catalog": 50}
-        report = expand(resolve(options, {}))
+        report = expand(load_settings(options, {}))
     if report.snapshot is None:
         raise RuntimeError("Nothing was published.")
     return Path(report.snapshot)

@@ -15,7 +15,8 @@ def escape_control_characters(text: str) -> str:
 def unreadable(error: OSError) -> str:
     """What is said of a file or folder that this user may not enter, read or write."""
     where = f"{error.filename} can't be used" if error.filename else "A file or folder can't be used"
-    return f"{escape_control_characters(where)}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
+    shown = escape_control_characters(where)
+    return f"{shown}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
 
 
 class EtlError(Exception):

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
-from etl.settings.model import Settings, resolve
+from etl.settings.model import Settings, load_settings
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("here")
@@ -76,7 +76,7 @@ def database_url(make_database: Callable[..., str]) -> str:
 def small_world_template(make_database: Callable[..., str]) -> str:
     """URL of a database with the synthetic world at scale 0.03, never written to: a template for others."""
     url = make_database()
-    pipeline.synth(resolve({"database_url": url, "scale": 0.03}, {}))
+    pipeline.synth(load_settings({"database_url": url, "scale": 0.03}, {}))
     return url
 
 
@@ -91,7 +91,7 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
     """Settings for a database, publishing to a folder of the test's own; further options by name."""
 
     def make(url: str, **options: object) -> Settings:
-        return resolve({"database_url": url, "out": str(tmp_path / "out"), **options}, {})
+        return load_settings({"database_url": url, "out": str(tmp_path / "out"), **options}, {})
 
     return make
 

@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from etl.errors import escape_control_characters
-from etl.reporting.history import FEWEST, Figure
-from etl.reporting.wording import MOST_CITIES, RANKINGS, losses
+from etl.reporting.history import MIN_RUNS, Metric
+from etl.reporting.wording import MAX_CITIES, RANKER_TEXT, exclusions
 from etl.runtime.run_record import RunResult
 
 
-def outcome(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
+def status_lines(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
     """The first question of the morning, did it work, in lines that say all that a person has to know."""
     if dry_run:
         yes = "Yes, as a dry run: all of it was done and rolled back, nothing was published"
@@ -59,40 +59,44 @@ def run_summary(report: RunResult, *, profile: bool) -> RenderableType:
     """
     counts = report.counts
     return Group(
-        _amounts(report), left_out(counts), _probe_line(counts), _published(counts), _steps(report, profile=profile)
+        _metrics_table(report),
+        exclusions_table(counts),
+        _probe_line(counts),
+        _published(counts),
+        _steps(report, profile=profile),
     )
 
 
-def _amounts(report: RunResult) -> RenderableType:
+def _metrics_table(report: RunResult) -> RenderableType:
     """Is it the usual amount? Each figure beside the last snapshot's, and the usual range of the nights before."""
     if not report.metrics:
         return Text("")
-    unusual = any(each.odd for each in report.metrics)
+    unusual = any(each.out_of_range for each in report.metrics)
     title = f"\nIs it the usual amount? {_verdict(report.metrics)}"
     table = _table(title, "", "tonight", "last time", "change", "usual range", *[""] * unusual)
     for each in report.metrics:
-        name, found = each.name, each.usual
+        name, found = each.name, each.expected
         range_ = "-" if found is None else f"{_number(name, max(found[0], 0))} to {_number(name, found[1])}"
-        words = [Text(_oddness(each), style="bold yellow")] if unusual else []
+        words = [Text(_range_note(each), style="bold yellow")] if unusual else []
         change = _change(each.before, each.value)
         table.add_row(name, _number(name, each.value), _number(name, each.before), change, range_, *words)
     return table
 
 
-def _oddness(figure: Figure) -> str:
-    if not figure.odd or figure.usual is None:
+def _range_note(figure: Metric) -> str:
+    if not figure.out_of_range or figure.expected is None:
         return ""
-    return "less than usual" if figure.value < figure.usual[0] else "more than usual"
+    return "less than usual" if figure.value < figure.expected[0] else "more than usual"
 
 
-def _verdict(found: Sequence[Figure]) -> str:
+def _verdict(found: Sequence[Metric]) -> str:
     """The answer in a few words: "No" is said of what `--max-change` watches, so that there is a warning, too."""
-    if not any(each.usual for each in found):
-        return f"Not known yet: {max(each.runs for each in found)} of {FEWEST} nights."
-    odd = [each for each in found if each.odd]
+    if not any(each.expected for each in found):
+        return f"Not known yet: {max(each.runs for each in found)} of {MIN_RUNS} nights."
+    odd = [each for each in found if each.out_of_range]
     if not odd:
         return "Yes, in every figure."
-    answer = "No:" if any(each.watched for each in odd) else "Yes, but"
+    answer = "No:" if any(each.monitored for each in odd) else "Yes, but"
     return f"{answer} {len(odd)} of {len(found)} figures left their range."
 
 
@@ -150,7 +154,7 @@ def _figures(title: str, rankings: Mapping[str, Any], scope: str) -> Table:
     table.add_column("ranking")
     for column in ("AUC", "NDCG@10", "Recall@10"):
         table.add_column(column)
-    for name, words in RANKINGS.items():
+    for name, words in RANKER_TEXT.items():
         if name in rankings:
             found = rankings[name][scope]
             table.add_row(words, *(_interval(found[figure]) for figure in ("auc", "ndcg_at_10", "recall_at_10")))
@@ -222,7 +226,7 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
     table = _table("\nWhat was published, by city", "city", "events", "triples", "teaches", footer=True)
     table.columns[0].footer = "all"
     table.columns[1].footer, table.columns[2].footer = (f"{sum(each.values()):,}" for each in (events, triples))
-    shown = set(sorted(events, key=lambda city: -events[city])[:MOST_CITIES])
+    shown = set(sorted(events, key=lambda city: -events[city])[:MAX_CITIES])
     for city, number in events.items():
         teaches = published["signs"].get(city)
         if city in shown:
@@ -237,11 +241,11 @@ def _published(counts: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def left_out(counts: Mapping[str, Any]) -> RenderableType:
+def exclusions_table(counts: Mapping[str, Any]) -> RenderableType:
     """What a run, or a snapshot by its manifest, left out and why."""
     table = _table("\nWhat was left out, or is worth knowing?", "what", "why", "rows")
     table.columns[1].justify = "left"
-    for loss in losses(counts):
+    for loss in exclusions(counts):
         if loss.rows:
             table.add_row(loss.what, loss.why, f"{loss.rows:,}")
     return table if table.row_count else Text("\nNothing was left out.")

@@ -12,7 +12,7 @@ from etl.postgres import embedded
 from etl.postgres.connection import connect
 from etl.postgres.ddl import quote_identifier
 from etl.postgres.url import parse_url
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 DATABASE = "bpr_etl_demo"
@@ -43,7 +43,7 @@ class DemoDatabase:
 
 @contextmanager
 def demo_database(
-    settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
+    settings: Settings, stop: CancelToken | None = None, rows: Callable[[int], object] = lambda _rows: None
 ) -> Iterator[DemoDatabase]:
     """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before.
 

@@ -11,12 +11,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
+from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
 from etl.commands.doctor_database import database_checks
 from etl.commands.doctor_store import store_checks
 from etl.errors import SettingsError
-from etl.postgres.url import target_of, connection_parts, schema_of
-from etl.runtime.cancellation import Stop
+from etl.postgres.url import connection_parts, schema_of, target_of
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings, env_variable_for
@@ -27,13 +27,13 @@ _NAME = "bpr-etl"
 Clock = Callable[[], datetime]
 
 
-def run_checks(settings: Settings, clock: Clock, stop: Stop | None = None) -> Iterator[Check]:
+def run_checks(settings: Settings, clock: Clock, stop: CancelToken | None = None) -> Iterator[Check]:
     """Every check in order, each as soon as it is known. Those that need what an earlier one missed are skipped."""
     yield from machine_checks()
     address = list(catch_errors("address", lambda: _address(settings)))
     yield from address
     if all(check.state == "ok" for check in address):
-        yield from database_checks(settings, clock, stop or Stop())
+        yield from database_checks(settings, clock, stop or CancelToken())
     else:
         yield Check("connection", "skipped", "there is no address")
     yield from store_checks(settings, clock)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from etl.errors import ConnectError, EtlError, unreadable
-from etl.runtime.cancellation import StoppedError
+from etl.runtime.cancellation import CancelledError
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
@@ -45,7 +45,7 @@ def catch_errors(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Che
     """What a look finds; where it fails itself, that is what was found, in the words of the error."""
     try:
         yield from look()
-    except StoppedError:
+    except CancelledError:
         raise
     except EtlError as error:
         yield Check(name, "failed", str(error), exit_code=error.exit_code)

@@ -8,28 +8,28 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
+from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
 from etl.extract import queries
 from etl.load.audit import require_counted
-from etl.pipeline.guards import limits, several_domains
+from etl.pipeline.guards import limits, multiple_domains_warning
 from etl.postgres import catalog as schema
 from etl.postgres.connection import (
     OLDEST,
     Connection,
     connect,
     goes_through_transaction_pooler,
-    lock_predicate,
     lock_key,
+    lock_predicate,
     no_writes,
     transaction,
 )
 from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.scope import Scope
-from etl.postgres.url import target_of, connection_parts, schema_of
+from etl.postgres.url import connection_parts, schema_of, target_of
 from etl.reporting.numbers import counted
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 NEWEST = 18
@@ -63,7 +63,7 @@ _CHECKS = (
 Clock = Callable[[], datetime]
 
 
-def database_checks(settings: Settings, clock: Clock, stop: Stop) -> Iterator[Check]:
+def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iterator[Check]:
     """All of them; where no connection is to be had, the others are skipped."""
     address = target_of(settings)
     start = time.perf_counter()
@@ -216,7 +216,9 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
 
 
 def _check_schema(naming: Naming, findings: list[schema.Finding]) -> Iterator[Check]:
-    said = f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({', '.join(map(naming.bare, MODELS))})"
+    said = (
+        f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({', '.join(map(naming.table_name, MODELS))})"
+    )
     blocking = [each for each in findings if each.severity == "blocking"]
     if blocking:
         remedy = (
@@ -287,8 +289,8 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
     said = f"{shadow:,} of {counted(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
-    limits(settings).require_users(shadow, users)
-    if several_domains(domains):
+    limits(settings).check_user_count(shadow, users)
+    if multiple_domains_warning(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
     else:
         yield ok("shadow users", said)
@@ -297,7 +299,7 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
 def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
     """Dead rows of the tables that a night writes: DELETE + COPY leaves as many as there are, until somebody vacuums."""
     written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
-    names = ", ".join(quote_literal(naming.bare(model)) for model in written)
+    names = ", ".join(quote_literal(naming.table_name(model)) for model in written)
     rows = connection.fetch_rows(
         f"SELECT relname::text, {_ESTIMATE}, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
         "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from etl.commands.doctor_check import Check, failed, catch_errors, ok, warning
+from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
 from etl.commands.doctor_database import clock_skew
 from etl.errors import ConnectError, LockedError
 from etl.reporting import listing as history
-from etl.reporting.numbers import size
+from etl.reporting.numbers import format_bytes
 from etl.settings.model import Settings
-from etl.snapshots.locations import reading
+from etl.snapshots.locations import open_store
 from etl.snapshots.reader import SNAPSHOTS, STAGING
-from etl.snapshots.store import LocalStore, Store, flocked, require_publishable
+from etl.snapshots.store import LocalStore, Store, require_publishable, try_flock
 
 _OLD_HOURS = 48.0
 _ROOM = 2.0
@@ -36,7 +36,7 @@ def store_checks(settings: Settings, clock: Clock) -> Iterator[Check]:
 
 
 def _checks(settings: Settings, clock: Clock) -> Iterator[Check]:
-    store = reading(settings.out, settings.environ)
+    store = open_store(settings.out, settings.environ)
     if isinstance(store, LocalStore):
         place = list(catch_errors("store", partial(_folder, store.root)))
         place += catch_errors("store's lock", partial(_folder_lock, store.root, can_be_written=place[0].state == "ok"))
@@ -80,10 +80,12 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
     That there are locks is tried on a folder of our own.
     """
     if can_be_written:
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
+        ) as folder:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                flocked(handle, root)
+                try_flock(handle, root)
             finally:
                 os.close(handle)
     try:
@@ -171,7 +173,7 @@ def _disk(store: LocalStore) -> Iterator[Check]:
     latest = store.latest_name()
     lines = [line for line in history.list_snapshots(store) if line.name == latest and line.bytes is not None]
     need = int((lines[-1].bytes or 0) * _ROOM) if lines else _LEAST_FREE
-    said = f"{size(free)} free" + (f", the newest snapshot has {size(need / _ROOM)}" if lines else "")
+    said = f"{format_bytes(free)} free" + (f", the newest snapshot has {format_bytes(need / _ROOM)}" if lines else "")
     if free < need / _ROOM:
         yield failed("disk", ConnectError, said, "Make room: `bpr-etl prune --keep N` takes old snapshots away.")
     elif free < need:

@@ -125,7 +125,7 @@ def main(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> 
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
         else:
-            terminal.refuse(_usage_error(error, words), 2, "UsageError", _peek_output_options(words), environ)
+            terminal.report_error(_usage_error(error, words), 2, "UsageError", _peek_output_options(words), environ)
         return 2
 
 

@@ -11,7 +11,7 @@ import typer
 
 from etl.settings.model import DEFAULT_FILE, ENVIRONMENT_PREFIX, Settings, choices_for
 
-_COMPLETED = {
+_COMPLETIONS = {
     "engine": ("local", "ray", "ray://"),
     "negatives": ("ranking", "shown", "catalog:16", "recommended"),
     "split": ("none", "last-trip", "time:"),
@@ -29,7 +29,7 @@ def _option(flag: str, text: str, panel: str = "Options", **more: Any) -> Any:
     choices = choices_for(setting)
     if choices:
         more.setdefault("metavar", "|".join(choices))
-    if words := choices or _COMPLETED.get(setting):
+    if words := choices or _COMPLETIONS.get(setting):
         more["autocompletion"] = lambda: list(words)
     help_ = f"{text} [env: {ENVIRONMENT_PREFIX}{setting.upper()}]"
     return typer.Option(flag, help=help_, rich_help_panel=panel, show_default=False, **more)
@@ -181,11 +181,11 @@ FailBelow = Annotated[
     float | None,
     _option("--fail-below", "With the probe: exit 5 when its AUC is below this; nothing is published.", _LIMITS),
 ]
-Published = Annotated[
+SnapshotArgument = Annotated[
     str | None,
     typer.Argument(help="A snapshot, or an --out folder: its newest.", metavar="SNAPSHOT", show_default=False),
 ]
-Newer = Annotated[
+NewerArgument = Annotated[
     str | None,
     typer.Argument(
         help="A newer one; default: SNAPSHOT is an --out folder, its newest and the one before.",
@@ -193,7 +193,9 @@ Newer = Annotated[
         show_default=False,
     ),
 ]
-Place = Annotated[str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)]
+OutArgument = Annotated[
+    str | None, typer.Argument(help="The --out folder; default out.", metavar="OUT", show_default=False)
+]
 MinCatalog = Annotated[
     int | None, _option("--min-catalog", "Fewer eligible nodes make a small catalogue; default 50.", _WHAT)
 ]
@@ -291,7 +293,7 @@ def panels() -> dict[str, dict[str, str]]:
     return {panel: settings for panel, settings in found.items() if settings}
 
 
-def every(command: Callable[..., None]) -> Callable[..., None]:
+def with_all_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes anything every option that there is."""
     annotations = {name: annotation for name, (annotation, _) in _by_setting().items()}
     kind = inspect.Parameter.KEYWORD_ONLY

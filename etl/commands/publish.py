@@ -1,4 +1,4 @@
-"""What each command does, and what it has to say: settings in, an `Answer` out. Libraries are imported when they are needed."""
+"""What each command does: settings in, a `CommandResult` out. Libraries are imported where they are needed."""
 
 from __future__ import annotations
 
@@ -11,63 +11,69 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etl.commands.runner import Answer, watching
+from etl.commands.runner import CommandResult, observe_run
 from etl.errors import ConnectError, DataError, NothingToDo, SchemaError, escape_control_characters
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, explicit_settings_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etl.runtime.run_record import RunResult, RunObserver
+    from etl.runtime.run_record import RunObserver, RunResult
 
 log = logging.getLogger("bpr-etl")
 
 
 @contextmanager
-def _timed_step(settings: Settings, stop: Stop, name: str) -> Iterator[tuple[RunObserver, Callable[[int], None]]]:
+def _timed_step(
+    settings: Settings, stop: CancelToken, name: str
+) -> Iterator[tuple[RunObserver, Callable[[int], None]]]:
     """A command's only step, watched: gives what is told of its progress, and what counts its rows."""
     from etl.pipeline import run as pipeline
     from etl.runtime.run_record import RunResult
 
-    with watching(settings) as told:
+    with observe_run(settings) as told:
         account = RunResult("", pipeline.utc_now(), stop=stop, observer=told)  # not a run, so without an id
         with account.step(name) as rows:
             yield told, rows
 
 
-def validate(settings: Settings, stop: Stop) -> Answer:
+def validate(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a database, or a published snapshot where one is named."""
     return _validate_snapshot(settings, stop) if settings.snapshot else _validate_database(settings, stop)
 
 
-def run(settings: Settings, stop: Stop) -> Answer:
+def run(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     return _run_publish_command("bpr-etl run", pipeline.run, settings, stop)
 
 
-def export(settings: Settings, stop: Stop) -> Answer:
+def export(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     return _run_publish_command("bpr-etl export", pipeline.export, settings, stop)
 
 
-def expand(settings: Settings, stop: Stop) -> Answer:
+def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     return _run_publish_command("bpr-etl expand", pipeline.expand, settings, stop)
 
 
-def _run_publish_command(title: str, publish: Callable[..., Any], settings: Settings, stop: Stop) -> Answer:
-    with watching(settings) as told:
+def _run_publish_command(
+    title: str, publish: Callable[..., Any], settings: Settings, stop: CancelToken
+) -> CommandResult:
+    with observe_run(settings) as told:
         report = publish(settings, progress=told, stop=stop, watcher=told)
     from etl.commands import console as summary  # what is shown at the end need not be waited for at the beginning
 
     _log_outcome(settings, report)
-    lines = summary.styled(map(escape_control_characters, summary.outcome(title, report, dry_run=settings.dry_run)))
+    lines = summary.styled(
+        map(escape_control_characters, summary.status_lines(title, report, dry_run=settings.dry_run))
+    )
     nothing = report.snapshot is None and not settings.dry_run
-    return Answer(
+    return CommandResult(
         report.facts_for_json(),
         [*lines, summary.run_summary(report, profile=settings.profile)],
         NothingToDo.exit_code if nothing else 0,
@@ -86,7 +92,7 @@ def _log_outcome(settings: Settings, report: RunResult) -> None:
     log.info("Done.", extra={**facts, "seconds": round(report.seconds, 3)})
 
 
-def probe(settings: Settings, stop: Stop) -> Answer:
+def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import console as summary
     from etl.pipeline import run as pipeline
 
@@ -94,18 +100,18 @@ def probe(settings: Settings, stop: Stop) -> Answer:
         found = pipeline.probe(settings, told, stop)
     warnings = list(found.warnings())
     shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
-    return Answer({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
+    return CommandResult({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
 
 
-def report(settings: Settings, stop: Stop) -> Answer:
+def report(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     with _timed_step(settings, stop, "report") as (told, _):
         place = pipeline.report(settings, told, stop)
-    return Answer({"report": place}, [f"Report: {escape_control_characters(place)}"])
+    return CommandResult({"report": place}, [f"Report: {escape_control_characters(place)}"])
 
 
-def _validate_database(settings: Settings, stop: Stop) -> Answer:
+def _validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import console as summary
     from etl.pipeline import run as pipeline
 
@@ -117,10 +123,10 @@ def _validate_database(settings: Settings, stop: Stop) -> Answer:
         "",
         *_findings(summary, found.findings),
     ]
-    return Answer(facts, shown, DataError.exit_code if found.broken else 0)
+    return CommandResult(facts, shown, DataError.exit_code if found.broken else 0)
 
 
-def _validate_snapshot(settings: Settings, stop: Stop) -> Answer:
+def _validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import console as summary
     from etl.snapshots import validation as validate
 
@@ -128,22 +134,22 @@ def _validate_snapshot(settings: Settings, stop: Stop) -> Answer:
         findings = validate.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     broken = any(finding.broken for finding in findings)
     facts = {"findings": [asdict(finding) for finding in findings]}
-    return Answer(facts, _findings(summary, findings), DataError.exit_code if broken else 0)
+    return CommandResult(facts, _findings(summary, findings), DataError.exit_code if broken else 0)
 
 
 def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
     return [summary.findings_table("Laws", ((f.law, f.broken, f.detail) for f in findings))]
 
 
-def synth(settings: Settings, stop: Stop) -> Answer:
+def synth(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     with _timed_step(settings, stop, "synthetic world") as (_, count):
         rows = pipeline.synth(settings, stop, count)
-    return Answer({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
+    return CommandResult({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
 
-def demo(settings: Settings, stop: Stop) -> Answer:
+def demo(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import demo as demonstration
 
     with ExitStack() as stack:
@@ -151,9 +157,9 @@ def demo(settings: Settings, stop: Stop) -> Answer:
             prepared = stack.enter_context(demonstration.demo_database(settings, stop, count))
         log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
         ran, validated = run(prepared.settings, stop), _validate_database(prepared.settings, stop)
-    return Answer(
+    return CommandResult(
         {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
-        [*ran.shown, "", *validated.shown, "", *prepared.next_steps(_program_name())],
+        [*ran.output, "", *validated.output, "", *prepared.next_steps(_program_name())],
         ran.exit_code or validated.exit_code,
     )
 
@@ -164,28 +170,33 @@ def _program_name() -> str:
     return called.name if shutil.which(called.name) else f"{'python ' if called.suffix == '.py' else ''}{sys.argv[0]}"
 
 
-def init(_settings: Settings, _stop: Stop, *, path: str) -> Answer:
+def init(_settings: Settings, _stop: CancelToken, *, path: str) -> CommandResult:
     from etl.commands import settings as settings_file
 
     settings_file.write_template(Path(path))
     read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
-    return Answer({"path": path}, [f"Wrote {escape_control_characters(path)}: every setting, at its default ({escape_control_characters(read)})."])
+    return CommandResult(
+        {"path": path},
+        [
+            f"Wrote {escape_control_characters(path)}: every setting, at its default ({escape_control_characters(read)})."
+        ],
+    )
 
 
-def config_show(settings: Settings, _stop: Stop, *, given: Mapping[str, Any]) -> Answer:
+def config_show(settings: Settings, _stop: CancelToken, *, given: Mapping[str, Any]) -> CommandResult:
     from etl.commands import console as summary
     from etl.commands import settings as settings_file
 
     named = given.get("config")
     at_hand = default_settings_file(given, settings.environ)
-    rows = list(settings_file.shown(settings, {**given, "config": at_hand or named}, settings.environ))
+    rows = list(settings_file.settings_with_origin(settings, {**given, "config": at_hand or named}, settings.environ))
     file = explicit_settings_file({"config": at_hand or named}, settings.environ)
     facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
     shown: list[RenderableType | str] = [summary.settings_table(rows), "", f"Settings file: {file or 'none'}"]
-    return Answer({"settings": facts, "file": file}, shown, asked_for=True)
+    return CommandResult({"settings": facts, "file": file}, shown, primary=True)
 
 
-def schema_print(settings: Settings, stop: Stop) -> Answer:
+def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
     from etl.postgres import ddl as prisma
     from etl.postgres import privileges
@@ -206,23 +217,25 @@ def schema_print(settings: Settings, stop: Stop) -> Answer:
             'For tables named by model ("User"). For mapped ones ("users"), name the database, or say --naming mapped.'
         )
         text = f"{'--' if as_sql else '//'} {hint}\n{text}"
-    return Answer({"format": settings.format, "text": text}, [text], asked_for=True)
+    return CommandResult({"format": settings.format, "text": text}, [text], primary=True)
 
 
-def schema_check(settings: Settings, stop: Stop) -> Answer:
+def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     findings = pipeline.schema_check(settings, stop)
     facts = {"findings": [asdict(finding) for finding in findings]}
     shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
-    return Answer(facts, shown, SchemaError.exit_code if any(each.severity == "blocking" for each in findings) else 0)
+    return CommandResult(
+        facts, shown, SchemaError.exit_code if any(each.severity == "blocking" for each in findings) else 0
+    )
 
 
-def schema_apply(settings: Settings, stop: Stop) -> Answer:
+def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     created = pipeline.schema_apply(settings, stop)
-    return Answer({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
+    return CommandResult({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
 
 
 def _data_dir(settings: Settings) -> Path:
@@ -231,26 +244,26 @@ def _data_dir(settings: Settings) -> Path:
     return Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
 
 
-def db_start(settings: Settings, stop: Stop) -> Answer:
+def db_start(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.postgres import embedded
 
     with _timed_step(settings, stop, "PostgreSQL"):
         server = embedded.start(_data_dir(settings))
-    return Answer({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], asked_for=True)
+    return CommandResult({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], primary=True)
 
 
-def db_stop(settings: Settings, _stop: Stop) -> Answer:
+def db_stop(settings: Settings, _stop: CancelToken) -> CommandResult:
     from etl.postgres import embedded
 
     stopped = embedded.stop(_data_dir(settings))
     said = "Stopped." if stopped else "It was not running."
-    return Answer({"stopped": stopped}, [said], 0 if stopped else NothingToDo.exit_code)
+    return CommandResult({"stopped": stopped}, [said], 0 if stopped else NothingToDo.exit_code)
 
 
-def db_url(settings: Settings, _stop: Stop) -> Answer:
+def db_url(settings: Settings, _stop: CancelToken) -> CommandResult:
     from etl.postgres import embedded
 
     server = embedded.find_running(_data_dir(settings))
     if server is None:
         raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
-    return Answer({"url": server.url()}, [server.url()], asked_for=True)
+    return CommandResult({"url": server.url()}, [server.url()], primary=True)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, unreadable, escape_control_characters
-from etl.runtime.cancellation import Stop, StoppedError, interruptible
+from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, escape_control_characters, unreadable
+from etl.runtime.cancellation import CancelledError, CancelToken, interruptible
 from etl.settings.model import (
     ENVIRONMENT_PREFIX,
     Settings,
     default_settings_file,
-    resolve,
+    load_settings,
     unknown_variables,
     wants_json,
     wants_json_log,
@@ -40,23 +40,23 @@ log = logging.getLogger("bpr-etl")
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command has to say: facts for `--json`, what a person is shown, and the exit code.
 
-    `asked_for`: what is shown is the thing itself (a URL, a schema) and not an account of it, so `--quiet` does not hide it.
+    `primary`: what is shown is the thing itself (a URL, a schema) and not an account of it, so `--quiet` does not hide it.
     """
 
     facts: dict[str, Any]
-    shown: list[RenderableType | str]
+    output: list[RenderableType | str]
     exit_code: int = 0
-    asked_for: bool = False
+    primary: bool = False
 
 
-Work = Callable[[Settings, Stop], Answer]
+Command = Callable[[Settings, CancelToken], CommandResult]
 """What a command does, with its settings, until it is asked to stop."""
 
 
-def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -> None:
+def run_command(options: Mapping[str, Any], environ: Mapping[str, str], work: Command) -> None:
     """Resolve the settings, do the work, show its answer, leave with its exit code.
 
     The work hears signals (`etl.runtime.cancellation`). Who was stopped by one ends by it, as its caller expects of a program.
@@ -66,8 +66,8 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
     from etl.runtime import logs
 
     given = {name.rstrip("_"): value for name, value in options.items()}
-    logs.set_up(as_json=wants_json_log(given, environ))
-    measured = _Measured(given, environ)
+    logs.configure(as_json=wants_json_log(given, environ))
+    measured = _MetricsFile(given, environ)
     try:
         settings = _settings(given, environ)
         measured.begin(settings)
@@ -75,9 +75,9 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
     except (EtlError, PermissionError) as raised:
         error = ConnectError(unreadable(raised)) if isinstance(raised, PermissionError) else raised
         measured.write(error.exit_code)
-        refuse(str(error), error.exit_code, type(error).__name__, given, environ)
-        if isinstance(error, StoppedError):
-            _end_by(error.signal)
+        report_error(str(error), error.exit_code, type(error).__name__, given, environ)
+        if isinstance(error, CancelledError):
+            _reraise_signal(error.signal)
         raise typer.Exit(error.exit_code) from None
     except Exception:
         measured.write(1)
@@ -88,8 +88,8 @@ def answer(options: Mapping[str, Any], environ: Mapping[str, str], work: Work) -
     measured.write(said.exit_code, said.facts)
     if settings.json:
         _print_json({"ok": said.exit_code in (0, NothingToDo.exit_code), "exit_code": said.exit_code, **said.facts})
-    elif said.asked_for or not settings.quiet or said.exit_code not in (0, NothingToDo.exit_code):
-        _show(said.shown)  # where it failed, that is the error, which --quiet shows
+    elif said.primary or not settings.quiet or said.exit_code not in (0, NothingToDo.exit_code):
+        _show(said.output)  # where it failed, that is the error, which --quiet shows
     _tell_of_loss(every=settings.json)
     raise typer.Exit(said.exit_code)
 
@@ -100,13 +100,13 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
 
     at_hand = default_settings_file(given, environ)
     given["config"] = at_hand or given.get("config")
-    settings = resolve(given, environ)
+    settings = load_settings(given, environ)
     if (threads := environ.get("POLARS_MAX_THREADS", "")).isdecimal() and not int(threads):
         raise SettingsError(
             f"POLARS_MAX_THREADS is {threads}, and polars needs at least 1 thread: raise it, or unset it."
         )
     given |= {"json": settings.json, "log_format": settings.log_format}
-    logs.set_up(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
+    logs.configure(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
     if at_hand:
         log.info('Settings are read from %s in this folder; --config "" reads none.', at_hand)
     if strange := unknown_variables(environ):
@@ -115,21 +115,21 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def refuse(message: str, exit_code: int, kind: str, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+def report_error(message: str, exit_code: int, kind: str, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     """Say why nothing came of a command: a line on stderr, and with `--json` the object on stdout."""
     if wants_json(given, environ):
         _print_json({"ok": False, "exit_code": exit_code, "error": kind, "message": message})
     if wants_json_log(given, environ):
         from etl.runtime import logs
 
-        if not any(isinstance(each, logs.Logs) for each in logging.getLogger().handlers):
-            logs.set_up(as_json=True)
+        if not any(isinstance(each, logs.LogHandler) for each in logging.getLogger().handlers):
+            logs.configure(as_json=True)
         log.error(message, extra={"exit_code": exit_code, "error": kind})
     else:
         typer.echo(f"Error: {escape_control_characters(message)}", err=True)
 
 
-class _Measured:
+class _MetricsFile:
     """The file of `--metrics-file`: written when a command that takes the option ends, well or not; not for a rehearsal."""
 
     def __init__(self, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
@@ -177,7 +177,7 @@ def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
         )
 
 
-def _end_by(number: int) -> None:
+def _reraise_signal(number: int) -> None:
     """End as if the signal had not been caught: shells, make and systemd tell that from a failure."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -219,16 +219,16 @@ def _show(shown: list[RenderableType | str]) -> None:
 
 
 @contextmanager
-def watching(settings: Settings) -> Iterator[RunObserver]:
+def observe_run(settings: Settings) -> Iterator[RunObserver]:
     """Who watches a command's work: the log, and a person where stderr is a terminal and nobody asked for quiet."""
     from etl.runtime import logs
 
     root = logging.getLogger().handlers
-    lines = next((each for each in root if isinstance(each, logs.Logs)), None) or logs.Logs(as_json=False)
-    watchers: list[RunObserver] = [logs.Steps(lines)]
+    lines = next((each for each in root if isinstance(each, logs.LogHandler)), None) or logs.LogHandler(as_json=False)
+    watchers: list[RunObserver] = [logs.StepLogger(lines)]
     with ExitStack() as stack:
         if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
             from etl.runtime import progress
 
-            watchers.append(stack.enter_context(progress.lines(lines)))
-        yield logs.All(watchers)
+            watchers.append(stack.enter_context(progress.show_progress(lines)))
+        yield logs.CompositeObserver(watchers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from etl.commands.options import panels
 from etl.errors import ConnectError, SettingsError
-from etl.settings.model import ENVIRONMENT_PREFIX, Settings, sources, env_variable_for
+from etl.settings.model import ENVIRONMENT_PREFIX, Settings, env_variable_for, sources
 from etl.settings.redaction import redact, secrets_of
 
 _HEAD = """\
@@ -103,7 +103,7 @@ def _toml(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Shown:
+class SettingValue:
     """A setting: the panel that it is in, its value with no secret in it, and where that came from."""
 
     panel: str
@@ -112,7 +112,9 @@ class Shown:
     origin: str
 
 
-def shown(settings: Settings, given: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Shown]:
+def settings_with_origin(
+    settings: Settings, given: Mapping[str, Any], environ: Mapping[str, str]
+) -> Iterator[SettingValue]:
     """Every setting, by panel. Raises SettingsError."""
     origins = {name: where for where, layer in sources(given, environ) for name in layer}
     secrets = secrets_of(settings.database_url or "", environ)
@@ -121,10 +123,10 @@ def shown(settings: Settings, given: Mapping[str, Any], environ: Mapping[str, st
             origin = origins.get(name, "default")
             if origin == "the environment":
                 origin = f"environment: {env_variable_for(name, environ)}"
-            yield Shown(panel, name, _discreet(getattr(settings, name), secrets), origin)
+            yield SettingValue(panel, name, _redacted(getattr(settings, name), secrets), origin)
 
 
-def _discreet(value: Any, secrets: tuple[str, ...]) -> Any:
+def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         return redact(value, secrets)
-    return [_discreet(each, secrets) for each in value] if isinstance(value, tuple) else value
+    return [_redacted(each, secrets) for each in value] if isinstance(value, tuple) else value

@@ -14,9 +14,9 @@ from etl.commands.doctor_check import Check
 from etl.errors import escape_control_characters
 from etl.reporting.compare import City, Comparison, SetChange
 from etl.reporting.drift import MODERATE, MOVED_MUCH, MUCH, STEADY, Drift
-from etl.reporting.history import Change, figures
+from etl.reporting.history import Change, run_metrics
 from etl.reporting.listing import SnapshotInfo
-from etl.reporting.numbers import change, counted, size
+from etl.reporting.numbers import counted, format_bytes, format_change
 
 _CITIES = 12
 """So many cities are shown; the others are counted."""
@@ -24,7 +24,7 @@ _CITIES = 12
 
 def share(value: float | None) -> str:
     """A change as a share, signed; empty for none, or from nothing."""
-    return "" if not value else change(value)
+    return "" if not value else format_change(value)
 
 
 def _table(title: str, *columns: str) -> SafeTable:
@@ -35,7 +35,7 @@ def _table(title: str, *columns: str) -> SafeTable:
     return table
 
 
-def wide(what: RenderableType) -> str:
+def render_uncut(what: RenderableType) -> str:
     """A table as text in which no cell is cut: a snapshot's name is there to be pasted."""
     console = Console(width=500, color_system=None)
     with console.capture() as captured:
@@ -66,8 +66,12 @@ def list_table(location: str, lines: Sequence[SnapshotInfo]) -> RenderableType:
             (line.published_at or "")[:19].replace("T", " "),
             *map(_number, (line.events, line.triples, line.users)),
             "" if line.auc is None else f"{line.auc:.3f}",
-            "" if line.bytes is None else size(line.bytes),
-            Text(escape_control_characters(line.trouble), style="red") if line.trouble else "LATEST" if line.latest else "",
+            "" if line.bytes is None else format_bytes(line.bytes),
+            Text(escape_control_characters(line.trouble), style="red")
+            if line.trouble
+            else "LATEST"
+            if line.latest
+            else "",
         )
     return table
 
@@ -80,7 +84,8 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
     tool = manifest["tool"]
     head = (
         f"Snapshot {escape_control_characters(manifest['snapshot'])}\n"
-        f"published {manifest['ended_at'][:19].replace('T', ' ')} UTC by {escape_control_characters(tool['name'])} {escape_control_characters(tool['version'])}, "
+        f"published {manifest['ended_at'][:19].replace('T', ' ')} UTC by "
+        f"{escape_control_characters(tool['name'])} {escape_control_characters(tool['version'])}, "
         f"after {manifest['profile']['seconds']:,.1f} s; run {escape_control_characters(manifest['run_id'])}\n"
         f"content {manifest['content_sha256']}\n"
     )
@@ -109,7 +114,7 @@ def _words(value: Any) -> str:
 
 def _figures(manifest: Mapping[str, Any]) -> RenderableType:
     table = _table("\nWhat it came to", "figure", ">")
-    for name, value in figures(manifest).items():
+    for name, value in run_metrics(manifest).items():
         table.add_row(name, _figure(name, value))
     return table
 
@@ -127,7 +132,7 @@ def _files(files: Sequence[Mapping[str, Any]]) -> RenderableType:
     for kind in dict.fromkeys(kind_of(each["path"]) for each in files):
         of_kind = [each for each in files if kind_of(each["path"]) == kind]
         rows, total = (sum(each[name] for each in of_kind) for name in ("rows", "bytes"))
-        table.add_row(kind, _number(len(of_kind)), _number(rows) if rows else "", size(total))
+        table.add_row(kind, _number(len(of_kind)), _number(rows) if rows else "", format_bytes(total))
     return table
 
 
@@ -158,7 +163,9 @@ def diff_tables(found: Comparison) -> RenderableType:
     parts += [settings] if settings.row_count else []
     if found.same_data:
         return Group(*parts)
-    return Group(*parts, _changes(found.figures), _came_and_went(found), _cities(found.cities), _drifts(found.drifts))
+    return Group(
+        *parts, _changes(found.figures), _membership_table(found), _cities(found.cities), _drifts(found.drifts)
+    )
 
 
 def _changes(figures_: Iterable[Change]) -> RenderableType:
@@ -169,13 +176,15 @@ def _changes(figures_: Iterable[Change]) -> RenderableType:
     return table
 
 
-def _came_and_went(found: Comparison) -> RenderableType:
+def _membership_table(found: Comparison) -> RenderableType:
     table = _table("\nUsers and items", "", ">before", ">after", ">came", ">went")
     for name, members in (("users", found.users), ("items", found.items)):
         table.add_row(name, *map(_number, _of(members)))
     lines = [f"{n:,} items went from {old} to {new}" for (old, new), n in found.statuses.items()]
     lines += [f"{found.moved_items:,} items have another city or category"] if found.moved_items else []
-    return Group(table, Text(escape_control_characters("; ".join(lines)) + "." if lines else "No item's status changed."))
+    return Group(
+        table, Text(escape_control_characters("; ".join(lines)) + "." if lines else "No item's status changed.")
+    )
 
 
 def _of(members: SetChange) -> tuple[int, int, int, int]:
@@ -186,7 +195,7 @@ def _cities(cities: Sequence[City]) -> RenderableType:
     table = _table("\nCities", "city", *(">events before", ">after", ">triples before", ">after", ">change", ""))
     for city in cities[:_CITIES]:
         numbers = (_number(value) for pair in (city.events, city.triples) for value in pair)
-        table.add_row(city.name, *numbers, share(_share(*city.triples)), _fate(city))
+        table.add_row(city.name, *numbers, share(_share(*city.triples)), _city_status(city))
     more = len(cities) - _CITIES
     return (
         Group(table, Text(f"and {counted(more, 'more city', 'more cities')} whose triples moved less"))
@@ -199,7 +208,7 @@ def _share(before: int | None, after: int | None) -> float | None:
     return None if not before or after is None else (after - before) / before
 
 
-def _fate(city: City) -> str:
+def _city_status(city: City) -> str:
     """What became of a city, where it is not what it was."""
     if None in city.events:
         return "new" if city.events[0] is None else "gone"

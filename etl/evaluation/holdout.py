@@ -46,7 +46,9 @@ Ranker = Callable[[HoldoutGroup], Scores]
 """Scores of shape (groups, items), higher is better; equal ones are ties."""
 
 
-def build_holdout(dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequence[str]) -> tuple[list[HoldoutGroup], int]:
+def build_holdout(
+    dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequence[str]
+) -> tuple[list[HoldoutGroup], int]:
     """The held-out places of a part of the split, by city in the order of its bytes; and how many can't be ranked.
 
     `events` has `split`. What is counted in the second: (user, place) pairs whose place is not in its trip's city's catalogue.
@@ -101,13 +103,13 @@ def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: b
     found = []
     for group in held:
         candidates = group.history == 0 if new else np.ones(group.relevant.shape, np.bool_)
-        found.append(metrics.rank(ranker(group), candidates, group.relevant & candidates, K))
+        found.append(metrics.ranking_metrics(ranker(group), candidates, group.relevant & candidates, K))
     owners = np.concatenate([group.users for group in held]) if held else np.zeros(0, np.int64)
     columns = (
         np.concatenate([getattr(each, name) for each in found]) if found else np.zeros(0)
         for name in ("auc", "ndcg", "recall")
     )
-    return Figures(*(metrics.mean_of_groups(column, owners, users) for column in columns))
+    return Figures(*(metrics.mean_per_user(column, owners, users) for column in columns))
 
 
 def random_ranker(held: HoldoutGroup) -> Scores:

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingMetrics:
     """One number per group, in the groups' order; nan for a group without a positive or without a negative."""
 
     auc: Floats
@@ -28,7 +28,9 @@ class Ranking:
     recall: Floats
 
 
-def rank(scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, at: int = 10) -> Ranking:
+def ranking_metrics(
+    scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, k: int = 10
+) -> RankingMetrics:
     """AUC, NDCG and Recall of groups, all of shape (groups, places); what isn't a candidate plays no part.
 
     - auc: the share of (positive, negative) pairs that the scores order rightly, a tie counting half.
@@ -40,8 +42,8 @@ def rank(scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, 
     """
     if not scores.shape == candidates.shape == positives.shape or scores.ndim != 2:
         raise ValueError(f"Shapes differ: {scores.shape}, {candidates.shape}, {positives.shape}.")
-    if at < 1:
-        raise ValueError(f"The first {at} places are none.")
+    if k < 1:
+        raise ValueError(f"The first {k} places are none.")
     if np.isnan(scores, where=candidates, out=np.zeros(scores.shape, np.bool_)).any():
         raise ValueError("A candidate's score is not a number.")
     relevant = positives & candidates
@@ -50,14 +52,14 @@ def rank(scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, 
     judged = (n_positives > 0) & (n_negatives > 0)
     start, end, hit = _ties(scores, candidates, relevant)
     discounts = np.zeros(scores.shape[1])
-    discounts[:at] = 1 / np.log2(np.arange(2, len(discounts[:at]) + 2))
-    gained, ideal = _before(discounts), _before(discounts)[n_positives]
-    counted = _before((discounts > 0).astype(np.float64))
+    discounts[:k] = 1 / np.log2(np.arange(2, len(discounts[:k]) + 2))
+    gained, ideal = _prefix_sums(discounts), _prefix_sums(discounts)[n_positives]
+    counted = _prefix_sums((discounts > 0).astype(np.float64))
     size = end - start
     # Of a positive: the places behind its ties, and half of those it is tied with, itself left out.
     behind = n_places[:, None] - end + (size - 1) / 2
     pairs = np.where(hit, behind, 0).sum(axis=1) - n_positives * (n_positives - 1) / 2
-    return Ranking(
+    return RankingMetrics(
         _ratio(pairs, n_positives * n_negatives, judged),
         _ratio(np.where(hit, (gained[end] - gained[start]) / size, 0).sum(axis=1), ideal, judged),
         _ratio(np.where(hit, (counted[end] - counted[start]) / size, 0).sum(axis=1), n_positives, judged),
@@ -84,7 +86,7 @@ def _ties(
     return start, end, np.take_along_axis(relevant, order, 1)
 
 
-def _before(values: npt.NDArray[np.floating]) -> Floats:
+def _prefix_sums(values: npt.NDArray[np.floating]) -> Floats:
     """Element r: the sum of the first r values."""
     return np.concatenate([np.zeros(1), np.cumsum(values, dtype=np.float64)])
 
@@ -94,7 +96,7 @@ def _ratio(parts: npt.NDArray[np.number], wholes: npt.NDArray[np.number], judged
     return ratios
 
 
-def mean_of_groups(values: Floats, owners: npt.NDArray[np.integer], n_owners: int) -> Floats:
+def mean_per_user(values: Floats, owners: npt.NDArray[np.integer], n_owners: int) -> Floats:
     """The mean of each owner's groups: of shape (n_owners,), nan where an owner has no group, or only groups of nan.
 
     `owners` names each group's owner, 0 to n_owners - 1: a user with test trips to two cities counts once.
@@ -133,7 +135,7 @@ def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> 
     return Interval(float(known.mean()), float(low), float(high), len(known))
 
 
-def choose(trials: Sequence[Floats], errors: float = 2.0) -> int:
+def select_variant(trials: Sequence[Floats], errors: float = 2.0) -> int:
     """Which of several trials to take: number 0, unless another is better by more than chance explains.
 
     Every trial has one value per user, in the same order, and a higher one is better; nan where a user has none.

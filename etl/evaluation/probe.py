@@ -17,8 +17,17 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from etl.evaluation import bpr, metrics
-from etl.evaluation.holdout import Figures, HoldoutGroup, Ranker, affinity_ranker, history_ranker, popularity_ranker, random_ranker, evaluate
-from etl.evaluation.task import Question, Triples
+from etl.evaluation.holdout import (
+    Figures,
+    HoldoutGroup,
+    Ranker,
+    affinity_ranker,
+    evaluate,
+    history_ranker,
+    popularity_ranker,
+    random_ranker,
+)
+from etl.evaluation.task import ProbeTask, TripleArrays
 from etl.runtime.run_record import Progress
 from etl.settings.values import advice
 
@@ -27,7 +36,7 @@ SCOPES = {"all": False, "new": True}
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What a probe found: `facts` is what `probe.json` holds.
 
     `figures` has every ranking's, user by user, by (ranking, scope).
@@ -52,7 +61,7 @@ class Probed:
         """What to try where the model is not good enough."""
         return advice(self.facts.get("negatives", []))
 
-    def line(self) -> dict[str, Any]:
+    def manifest_entry(self) -> dict[str, Any]:
         """The manifest's line."""
         ours = self.facts["rankings"][MODEL]["all"]
         return {
@@ -69,7 +78,7 @@ class Probed:
         against = self.facts["model_against"][POPULARITY]["all"]["auc"]
         if ours > theirs:
             return
-        figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {_words(against)}"
+        figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {_format_interval(against)}"
         how = "teach the opposite of what people like" if ours < 0.5 else "teach nothing about people"
         what = "below chance" if ours < 0.5 else "no better than popularity"
         yield (
@@ -79,8 +88,8 @@ class Probed:
 
 
 def probe(
-    question: Question, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig] = bpr.VARIANTS
-) -> Probed:
+    question: ProbeTask, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig] = bpr.VARIANTS
+) -> ProbeResult:
     """Tune before test, train on all before test, judge on test. `unknown` is the affinity of a category without one.
 
     The first variant is kept unless another is better by more than chance.
@@ -94,13 +103,17 @@ def probe(
         return _probed(question, unknown, seed, progress, [replace(options, seed=seed) for options in variants])
 
 
-def _probed(question: Question, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.BprConfig]) -> Probed:
+def _probed(
+    question: ProbeTask, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.BprConfig]
+) -> ProbeResult:
     tried: list[Figures] = []
-    if len(seeded) > 1 and question.tune and len(question.trial.users):
+    if len(seeded) > 1 and question.tuning_holdout and len(question.tuning_train.users):
         for number, options in enumerate(seeded, 1):
-            model = _trained(question, question.trial, options, progress, f"probe: variant {number} of {len(seeded)}")
-            tried.append(_judge(question, question.tune, _by(model), new=False))
-    best = seeded[metrics.choose([figures.auc for figures in tried]) if tried else 0]
+            model = _trained(
+                question, question.tuning_train, options, progress, f"probe: variant {number} of {len(seeded)}"
+            )
+            tried.append(_judge(question, question.tuning_holdout, _by(model), new=False))
+    best = seeded[metrics.select_variant([figures.auc for figures in tried]) if tried else 0]
     model = _trained(question, question.train, best, progress, "probe: final")
     figures = _figures(question, model, unknown)
     facts = {
@@ -118,10 +131,12 @@ def _probed(question: Question, unknown: float, seed: int, progress: Progress, s
         "users_passed_over": sum(held.skipped_users for held in question.test),
         **_intervals_of(figures, seed),
     }
-    return Probed(facts, best, figures)
+    return ProbeResult(facts, best, figures)
 
 
-def _trained(question: Question, triples: Triples, options: bpr.BprConfig, progress: Progress, what: str) -> bpr.Model:
+def _trained(
+    question: ProbeTask, triples: TripleArrays, options: bpr.BprConfig, progress: Progress, what: str
+) -> bpr.Model:
     return bpr.train(
         triples.users,
         triples.positives,
@@ -138,11 +153,11 @@ def _by(model: bpr.Model) -> Ranker:
     return lambda held: model.scores(held.users)[:, held.items]
 
 
-def _judge(question: Question, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> Figures:
+def _judge(question: ProbeTask, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> Figures:
     return evaluate(held, ranker, question.dataset.users.height, new=new)
 
 
-def _figures(question: Question, model: bpr.Model, unknown: float) -> dict[tuple[str, str], Figures]:
+def _figures(question: ProbeTask, model: bpr.Model, unknown: float) -> dict[tuple[str, str], Figures]:
     """Every ranking's figures, over all places and over new ones."""
     affinity = affinity_ranker(question.dataset, unknown)
     rankers: dict[str, Ranker] = {
@@ -190,6 +205,6 @@ def _interval(found: metrics.Interval) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
 
 
-def _words(interval: Mapping[str, float | None]) -> str:
+def _format_interval(interval: Mapping[str, float | None]) -> str:
     mean, low, high = (interval[name] or 0.0 for name in ("mean", "low", "high"))
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

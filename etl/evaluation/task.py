@@ -18,14 +18,14 @@ from etl.evaluation.holdout import HoldoutGroup, build_holdout
 from etl.snapshots.encoding import INDEXES
 from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
-from etl.triples.dataset import Dataset, BucketedEvents
-from etl.triples.partitions import Partition, Training, TrainingOptions, in_train, prepare, times_named
+from etl.triples.dataset import BucketedEvents, Dataset
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, count_items, in_train
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
 
 @dataclass(frozen=True)
-class Triples:
+class TripleArrays:
     """Triples as codes of the vocabularies, with their weights: four arrays of one length."""
 
     users: I64
@@ -34,14 +34,14 @@ class Triples:
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, frames: Iterable[pl.DataFrame]) -> Triples:
+    def of(cls, frames: Iterable[pl.DataFrame]) -> TripleArrays:
         """From frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
         every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
         users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
         return cls(users, positives, negatives, every["weight"].to_numpy())
 
-    def __add__(self, other: Triples) -> Triples:
-        return Triples(
+    def __add__(self, other: TripleArrays) -> TripleArrays:
+        return TripleArrays(
             np.concatenate([self.users, other.users]),
             np.concatenate([self.positives, other.positives]),
             np.concatenate([self.negatives, other.negatives]),
@@ -50,7 +50,7 @@ class Triples:
 
 
 @dataclass(frozen=True)
-class Question:
+class ProbeTask:
     """All that a probe looks at.
 
     `train` are the triples before test. Variants are trained on `trial` and judged by `tune`: train and what valid holds out
@@ -60,9 +60,9 @@ class Question:
     """
 
     dataset: Dataset
-    train: Triples
-    trial: Triples
-    tune: Sequence[HoldoutGroup]
+    train: TripleArrays
+    tuning_train: TripleArrays
+    tuning_holdout: Sequence[HoldoutGroup]
     tuned_on: str
     test: Sequence[HoldoutGroup]
     popularity: I64
@@ -71,17 +71,17 @@ class Question:
     negatives: tuple[str, ...]
 
 
-def question(snapshot: Snapshot) -> Question:
+def build_task(snapshot: Snapshot) -> ProbeTask:
     """What to ask of a snapshot, published or staged. Raises DataError where its files can't be read."""
     dataset, options = read_dataset(snapshot), training_options(snapshot)
     if options.split == "none":
-        training = prepare(dataset, replace(options, split="last-trip"))
-        return about(training, lambda part: expanded(training, part), "last-trip, made from its events")
-    training = prepare(dataset, options)
-    return about(training, lambda part: _published(snapshot, training, part), options.split)
+        training = build_training_set(dataset, replace(options, split="last-trip"))
+        return build_task_from(training, lambda part: regenerate(training, part), "last-trip, made from its events")
+    training = build_training_set(dataset, options)
+    return build_task_from(training, lambda part: _published(snapshot, training, part), options.split)
 
 
-def about(training: Training, triples: Callable[[str], Triples], split: str) -> Question:
+def build_task_from(training: TrainingSet, triples: Callable[[str], TripleArrays], split: str) -> ProbeTask:
     """What to ask of a dataset with a split, given the triples of each part of it."""
     dataset = training.dataset
     events = _kept(training)
@@ -93,32 +93,32 @@ def about(training: Training, triples: Callable[[str], Triples], split: str) -> 
         tuned_on = "each user's last trip in train"
     test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
     before = training.events.filter(pl.col("split") != "test")
-    popularity = times_named(before, "selected_idx", dataset.items.height)
-    return Question(
+    popularity = count_items(before, "selected_idx", dataset.items.height)
+    return ProbeTask(
         dataset, train + valid, trial, tune, tuned_on, test, popularity, split, unranked, training.options.negatives
     )
 
 
-def _kept(training: Training) -> pl.DataFrame:
+def _kept(training: TrainingSet) -> pl.DataFrame:
     """The events of cities that have triples: the others teach nothing and are not asked about."""
     return training.events.filter(pl.col("city").is_in(training.kept))
 
 
-def _last_of_train(training: Training) -> tuple[Triples, list[HoldoutGroup]]:
+def _last_of_train(training: TrainingSet) -> tuple[TripleArrays, list[HoldoutGroup]]:
     """Train without each user's last trip in it, and what that trip holds out."""
     train = in_train(training.events).drop("split")
     earlier = replace(training.dataset, events=BucketedEvents.of(train))
-    inner = prepare(earlier, replace(training.options, split="last-trip"))
+    inner = build_training_set(earlier, replace(training.options, split="last-trip"))
     held, _ = build_holdout(earlier, _kept(inner), "test", ["train", "valid"])
-    return expanded(inner, "train") + expanded(inner, "valid"), held
+    return regenerate(inner, "train") + regenerate(inner, "valid"), held
 
 
-def expanded(training: Training, part: str) -> Triples:
+def regenerate(training: TrainingSet, part: str) -> TripleArrays:
     """The triples of a part of the split, made anew."""
-    return Triples.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
+    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
 
 
-def partitions(training: Training, part: str) -> Iterator[Partition]:
+def partitions(training: TrainingSet, part: str) -> Iterator[Partition]:
     """What a part of the split has of each city that is kept, in the order of its bytes: one after the other, whole."""
     for partition in training.partitions(training.events):
         if partition.kept and partition.split == part:
@@ -138,26 +138,26 @@ def table(partition: Partition) -> pl.DataFrame:
     return pl.DataFrame(rows).with_columns(
         pl.lit(partition.weight, dtype=pl.Float32).alias("weight"),
         event=event,
-        among=np.concatenate([np.zeros(0, np.bool_), *(block.among for block in blocks)]),
+        among=np.concatenate([np.zeros(0, np.bool_), *(block.in_candidates for block in blocks)]),
     )
 
 
-def training_options(snapshot: Snapshot) -> TrainingOptions:
+def training_options(snapshot: Snapshot) -> TripleOptions:
     """What decided the snapshot's triples, as its manifest says; of release 0.1 some are not said, and have the defaults."""
     settings = snapshot.settings
-    found = {f.name: settings[f.name] for f in fields(TrainingOptions) if f.name in settings}
+    found = {f.name: settings[f.name] for f in fields(TripleOptions) if f.name in settings}
     if "city_weight" in found:
         found["city_weight"] = tuple((str(city), float(weight)) for city, weight in found["city_weight"])
-    return TrainingOptions(**(found | {"negatives": tuple(found["negatives"])}))
+    return TripleOptions(**(found | {"negatives": tuple(found["negatives"])}))
 
 
-def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
+def _published(snapshot: Snapshot, training: TrainingSet, part: str) -> TripleArrays:
     """The triples of a part of the split as the files have them, by index or by text."""
     user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
     enums = {"user_id": user, "pos_item": item, "neg_item": item}
     sizes = (training.dataset.users.height, training.dataset.items.height, training.dataset.items.height)
     frames = []
-    for split, _, path in snapshot.parts("triples"):
+    for split, _, path in snapshot.data_files("triples"):
         if split == part:
             try:
                 rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
@@ -171,7 +171,7 @@ def _published(snapshot: Snapshot, training: Training, part: str) -> Triples:
             if any(past):
                 raise damaged(path, "an index is past the end of the users or items")
             frames.append(rows)
-    return Triples.of(frames)
+    return TripleArrays.of(frames)
 
 
 def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:

@@ -32,7 +32,7 @@ def user_count(scope: Scope) -> str:
     return f"SELECT count(*) FROM {scope.naming.table('User')}"
 
 
-def rows_of_nobody(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
+def orphan_count(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
     """How many rows belong to a user who is gone: nobody can say whether it was a shadow user."""
     return (
         f"SELECT count(*) FROM {scope.naming.table(model)} x WHERE NOT EXISTS "
@@ -44,7 +44,7 @@ def users(scope: Scope, audience: Audience) -> str:
     """One row per user of the audience."""
     return (
         f'SELECT u."id" AS user_id, {scope.is_shadow("u")} AS is_shadow '
-        f"FROM {scope.naming.table('User')} u WHERE {scope.includes('u', audience)}"
+        f"FROM {scope.naming.table('User')} u WHERE {scope.audience_sql('u', audience)}"
     )
 
 
@@ -52,7 +52,7 @@ def trips(scope: Scope, audience: Audience) -> str:
     """One row per trip of the audience's users."""
     return (
         f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds("t", "startDate")} AS start_us '
-        f"FROM {_trips_of(scope)} WHERE {scope.includes('u', audience)}"
+        f"FROM {_trips_of(scope)} WHERE {scope.audience_sql('u', audience)}"
     )
 
 
@@ -65,7 +65,7 @@ def event_count(scope: Scope, audience: Audience) -> str:
     """How many ranking events an audience has."""
     return (
         f"SELECT count(*) FROM {scope.naming.table('RankingEvent')} r JOIN {scope.naming.table('User')} u "
-        f'ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+        f'ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
     )
 
 
@@ -73,7 +73,7 @@ def slots(scope: Scope, audience: Audience) -> str:
     """One row per slot of those trips."""
     return (
         f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.table('ItinerarySlot')} s "
-        f'ON s."tripId" = t."id" WHERE {scope.includes("u", audience)}'
+        f'ON s."tripId" = t."id" WHERE {scope.audience_sql("u", audience)}'
     )
 
 
@@ -81,7 +81,7 @@ def slots_of_events(scope: Scope, audience: Audience) -> str:
     """One row per slot of the trips that the audience's ranking events name, whoever's trips these are."""
     named = (
         f'SELECT r."tripId" FROM {scope.naming.table("RankingEvent")} r '
-        f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.includes("u", audience)}'
+        f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
     )
     return f'{_SLOT_COLUMNS} FROM {scope.naming.table("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
 
@@ -95,7 +95,7 @@ def nodes(scope: Scope) -> str:
     )
 
 
-def seeds(scope: Scope) -> str:
+def persona_seeds(scope: Scope) -> str:
     """One row per shadow user with a usable seed: what the first trip that has one says, by (createdAt, id).
 
     The labels; and where `category_affinities` is a JSON object its keys and numbers, as two arrays, null where it isn't or is
@@ -131,7 +131,7 @@ def personas(scope: Scope, audience: Audience) -> str:
         'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
         f'{_finite("p", "confidence")} AS confidence, p."source" AS source '
         f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
-        f"WHERE {scope.includes('u', audience)}"
+        f"WHERE {scope.audience_sql('u', audience)}"
     )
 
 
@@ -151,7 +151,7 @@ def events(scope: Scope, audience: Audience) -> str:
         f'r."dayNumber" AS day_number, {_microseconds("r", "createdAt")} AS created_us, r."surface" AS surface, '
         f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
         f'FROM {scope.naming.table("RankingEvent")} r JOIN {scope.naming.table("User")} u ON u."id" = r."userId" '
-        f'LEFT JOIN {scope.naming.table("Trip")} t ON t."id" = r."tripId" WHERE {scope.includes("u", audience)}'
+        f'LEFT JOIN {scope.naming.table("Trip")} t ON t."id" = r."tripId" WHERE {scope.audience_sql("u", audience)}'
     )
 
 

@@ -92,7 +92,7 @@ def extract_source(
         "trips": queries.trips(scope, "shadow"),
         "users": queries.users(scope, "shadow"),
         "nodes": queries.nodes(scope),
-        "seeds": queries.seeds(scope),
+        "seeds": queries.persona_seeds(scope),
     }
     categories = read_categories(connection, scope)
     with read_in_background(connection, queries_) as others:
@@ -105,7 +105,7 @@ def extract_source(
         read = others.result()
     seeds = read["seeds"]
     told(sum(read[name].height for name in ("users", "trips", "nodes")))
-    aside.count_unread("trips", "user_is_gone", connection.fetch_int(queries.rows_of_nobody(scope, "Trip")))
+    aside.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
     return SourceData(
         aside.filter(Users, "users", read["users"]),
         aside.filter(Trips, "trips", read["trips"]),
@@ -175,7 +175,9 @@ def extract_logged(
     left_out = dict.fromkeys(("trip_gone", "date_out_of_range"), 0)
     read_events = read_slots = 0
     owners = []
-    with read_in_background(connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}) as others:
+    with read_in_background(
+        connection, {"users": queries.users(scope, audience), "nodes": queries.nodes(scope)}
+    ) as others:
         for batch in connection.iter_frames(queries.events(scope, audience)):
             read_events += batch.height
             told(batch.height)
@@ -193,7 +195,7 @@ def extract_logged(
             named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
             slots.append(named.drop("bucket"), named["bucket"])
         personas = read_personas(connection, scope, audience, aside)
-        aside.count_unread("events", "user_is_gone", connection.fetch_int(queries.rows_of_nobody(scope, "RankingEvent")))
+        aside.count_unread("events", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "RankingEvent")))
         read = others.result()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     told(read["users"].height + read["nodes"].height + personas.height)
@@ -214,7 +216,9 @@ CODED_SLOTS = Slots.create_empty().with_columns(pl.col("node_id").cast(pl.UInt32
 """No rows: what the shelves of `extract_logged` hold."""
 
 
-def read_personas(connection: Connection, scope: Scope, audience: Audience, aside: RejectedRows) -> dy.DataFrame[Personas]:
+def read_personas(
+    connection: Connection, scope: Scope, audience: Audience, aside: RejectedRows
+) -> dy.DataFrame[Personas]:
     """The PersonaDimension rows of an audience, on the transaction's own connection: nobody else can see them yet."""
     rows = connection.fetch_frame(queries.personas(scope, audience)).filter(pl.col("dimension").is_in(DIMENSIONS))
     return aside.filter(Personas, "personas", rows)

@@ -23,7 +23,7 @@ _ALTERED = "emptied, altered or locked exclusively"
 
 
 @dataclass(frozen=True)
-class Written:
+class RowCounts:
     """Rows of a table that were inserted, updated and deleted."""
 
     inserted: int = 0
@@ -33,29 +33,29 @@ class Written:
     def __str__(self) -> str:
         return f"{self.inserted:,} inserted, {self.updated:,} updated, {self.deleted:,} deleted"
 
-    def __add__(self, other: Written) -> Written:
-        return Written(self.inserted + other.inserted, self.updated + other.updated, self.deleted + other.deleted)
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(self.inserted + other.inserted, self.updated + other.updated, self.deleted + other.deleted)
 
-    def __sub__(self, other: Written) -> Written:
-        return Written(self.inserted - other.inserted, self.updated - other.updated, self.deleted - other.deleted)
+    def __sub__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(self.inserted - other.inserted, self.updated - other.updated, self.deleted - other.deleted)
 
 
 @dataclass(frozen=True)
-class _Touched:
+class _TableWrites:
     """What the transaction did to a table: the rows it wrote, and what is not seen in a count of rows."""
 
     name: str
-    written: Written = Written()
+    written: RowCounts = RowCounts()
     more: str = ""
 
     def __str__(self) -> str:
         return ", ".join(part for part in (f"{self.name}: {self.written}", self.more) if part)
 
     def __bool__(self) -> bool:
-        return self.written != Written() or bool(self.more)
+        return self.written != RowCounts() or bool(self.more)
 
 
-class Ledger:
+class WriteAudit:
     """PostgreSQL's own account of what the open transaction has written since this was made, table by table.
 
     Which tables it may have written to is told by the locks that it holds, and how many rows by the server's counters, so no
@@ -77,7 +77,7 @@ class Ledger:
         self._allowed = {self._named(name, scope.naming.schema) for name in allowed}
         # Counts of transactions before this one may not have been handed over by the session yet.
         self._before = {
-            oid: _Touched(name, Written(*counts))
+            oid: _TableWrites(name, RowCounts(*counts))
             for oid, name, *counts in connection.fetch_rows(
                 f"SELECT c.oid::int8, format('%I.%I', n.nspname, c.relname), {_counts_of('c.oid')} FROM pg_class c "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'm', 'f') "
@@ -85,7 +85,7 @@ class Ledger:
             )
         }
 
-    def require(self, meant: Mapping[str, Written]) -> list[str]:
+    def verify(self, meant: Mapping[str, RowCounts]) -> list[str]:
         """Raise DataError unless the tables that a run writes were written as `meant`, and no other was but those allowed.
 
         Models that `meant` does not name are meant to stay as they are. Gives warnings: what was written to allowed tables.
@@ -112,12 +112,12 @@ class Ledger:
             if oid in self._allowed
         ]
 
-    def _settled(self) -> dict[int, _Touched]:
+    def _settled(self) -> dict[int, _TableWrites]:
         """What was written, once all deferred triggers have fired, which would else fire in COMMIT.
 
         A trigger may defer others again. Raises DataError where they go on writing.
         """
-        touched: dict[int, _Touched] | None = None
+        touched: dict[int, _TableWrites] | None = None
         for _ in range(_ROUNDS):
             self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
             before, touched = touched, self._touched()
@@ -128,12 +128,12 @@ class Ledger:
             "the triggers that `bpr-etl schema check` lists."
         )
 
-    def _require_meant(self, touched: Mapping[int, _Touched], meant: Mapping[str, Written]) -> None:
+    def _require_meant(self, touched: Mapping[int, _TableWrites], meant: Mapping[str, RowCounts]) -> None:
         wrong = []
         for model, oid in self._own.items():
-            found, wanted = touched.get(oid, _Touched("")), meant.get(model, Written())
+            found, wanted = touched.get(oid, _TableWrites("")), meant.get(model, RowCounts())
             if found.written != wanted or found.more:
-                wrong.append(f"{_Touched(self._names[model], found.written, found.more)}; meant were {wanted}")
+                wrong.append(f"{_TableWrites(self._names[model], found.written, found.more)}; meant were {wanted}")
         if wrong:
             raise DataError(
                 f"This run has written rows that it did not mean to write ({'. '.join(wrong)}), so nothing was kept. "
@@ -141,7 +141,7 @@ class Ledger:
                 "first."
             )
 
-    def _touched(self) -> dict[int, _Touched]:
+    def _touched(self) -> dict[int, _TableWrites]:
         """By table. A partition's rows are its table's, and the session's temporary tables are nobody's.
 
         Asked of the locks, and named without the snapshot, since the transaction may also write to tables made after it.
@@ -155,17 +155,17 @@ class Ledger:
             f"AND mode IN ({', '.join(map(quote_literal, _WRITING))}) GROUP BY 1) l CROSS JOIN LATERAL pg_identify_object("
             "'pg_class'::regclass, COALESCE(pg_partition_root(l.oid), l.oid), 0) i"
         )
-        found: dict[int, _Touched] = {}
+        found: dict[int, _TableWrites] = {}
         for oid, root, name, kind, schema, altered, *counts in rows:
             before = self._before.get(oid)
             if name is None:  # dropped: if it was made meanwhile, too, nobody misses it
                 if before is not None:
-                    found[oid] = _Touched(before.name, more="dropped")
+                    found[oid] = _TableWrites(before.name, more="dropped")
             elif kind in {"table", "materialized view", "foreign table"} and not _is_system(schema):
-                written = Written(*counts) - (before.written if before else Written())
+                written = RowCounts(*counts) - (before.written if before else RowCounts())
                 more = _UNCOUNTED if kind == "foreign table" else _ALTERED if altered else ""
-                old = found.get(root, _Touched(name))
-                found[root] = _Touched(name, old.written + written, old.more or more)
+                old = found.get(root, _TableWrites(name))
+                found[root] = _TableWrites(name, old.written + written, old.more or more)
         return found
 
     def _named(self, name: str, schema: str) -> int:

@@ -14,11 +14,11 @@ import polars as pl
 import pyarrow as pa
 
 from etl.errors import DataError, SchemaError, SettingsError
-from etl.load.audit import Written
+from etl.load.audit import RowCounts
 from etl.postgres.connection import Connection
 from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Scope
-from etl.transform.hashing import decimal_text, md5_32, stable_id
+from etl.transform.hashing import format_float, md5_32, stable_id
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION
 from etl.transform.schemas import PersonaRows
 
@@ -34,7 +34,7 @@ REGISTRY = (
 COPY_BATCH = 1_000
 """Rows that the driver writes out at a time."""
 
-BACKFILLED = f"{MODEL_NAME}:{MODEL_VERSION}"
+BACKFILL_VERSION = f"{MODEL_NAME}:{MODEL_VERSION}"
 
 # What goes between the fields, and between the elements of a list, before a row is hashed, and what stands for a null.
 _FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
@@ -54,7 +54,7 @@ _ARROW_OF = {
 }
 
 
-def persona_table(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
+def to_persona_rows(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
     """Persona rows (`PersonaRows`) as the columns of PersonaDimension. `updatedAt` is `createdAt`."""
     created = pl.from_epoch("created_us", time_unit="us")
     return rows.select(
@@ -69,7 +69,7 @@ def persona_table(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
     )
 
 
-def event_table(events: pl.DataFrame) -> pl.DataFrame:
+def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
     """Ranking events (`Ranked.events`) as the columns of RankingEvent; the session and the shadow model are null."""
     texts = pl.List(pl.String)
     return events.select(
@@ -92,7 +92,7 @@ def event_table(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-class Replacement:
+class TableReplacement:
     """The shadow users' rows of a table, replaced: DELETE, COPY piece by piece, and a look at what stands there then.
 
     Raises SchemaError where a column's type would take the bytes for something else, DataError where the server refuses a row
@@ -115,9 +115,9 @@ class Replacement:
         return self._deleted
 
     @property
-    def written(self) -> Written:
+    def written(self) -> RowCounts:
         """What the table has been through so far."""
-        return Written(inserted=self._rows, deleted=self._deleted)
+        return RowCounts(inserted=self._rows, deleted=self._deleted)
 
     def copy(self, rows: pl.DataFrame) -> None:
         """COPY some rows. Their checksum is made meanwhile: it is the server that works on the COPY."""
@@ -154,7 +154,7 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
     _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
     # In small batches, so that the server works on one while the driver writes out the next.
     batches = table.to_reader(max_chunksize=COPY_BATCH)
-    sent = connection.copy(scope.naming.schema, scope.naming.bare(model), batches) if rows.height else 0
+    sent = connection.copy(scope.naming.schema, scope.naming.table_name(model), batches) if rows.height else 0
     if sent != rows.height:
         raise DataError(
             f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
@@ -223,7 +223,7 @@ def backfill(connection: Connection, scope: Scope) -> int:
     Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want. Raises DataError
     where these rows, read back, differ from before in more than the version, in any column that the role may read.
     """
-    table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILLED)
+    table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
     columns = _kept_columns(connection, table)
     before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
     if not before[0]:
@@ -301,7 +301,7 @@ def _text(column: str, dtype: pl.DataType) -> pl.Expr:
     """A column's values as the text that `_sql_text` gives in the database."""
     value = pl.col(column)
     if dtype == pl.Float64:
-        text = decimal_text(value)
+        text = format_float(value)
     elif isinstance(dtype, pl.Datetime):
         text = value.dt.epoch("us").cast(pl.String)
     elif isinstance(dtype, pl.List):

@@ -13,7 +13,7 @@ from etl.errors import DataError
 from etl.extract import queries
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
-from etl.reporting.history import OF_ROWS, Compared, Figure
+from etl.reporting.history import ROW_SETTINGS, Compared, Metric
 from etl.reporting.wording import by_reason
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
@@ -31,7 +31,7 @@ class Limits:
     max_shadow_share: float | None = None
     max_bad: float | None = None
 
-    def require_users(self, shadow: int, users: int | None) -> None:
+    def check_user_count(self, shadow: int, users: int | None) -> None:
         """Raise DataError where the shadow users are not as many as expected, or too many among all users.
 
         `users` counts all of them; it is needed where there is a limit to the share.
@@ -47,7 +47,7 @@ class Limits:
                 f"{self.max_shadow_share:.1%}. {_NOTHING} See whether --shadow-prefix and --shadow-domain say what you mean."
             )
 
-    def require_few_bad(self, bad: Mapping[str, tuple[int, int]]) -> None:
+    def check_rejected_share(self, bad: Mapping[str, tuple[int, int]]) -> None:
         """Raise DataError where too large a share of some kind of row was set aside: {kind: (set aside, of)}."""
         if self.max_bad is None:
             return
@@ -68,7 +68,7 @@ def limits(settings: Settings) -> Limits:
     return Limits(settings.expect_users, settings.max_shadow_share, settings.max_bad)
 
 
-def require_scope(connection: Connection, scope: Scope, settings: Settings, report: RunResult) -> None:
+def check_scope(connection: Connection, scope: Scope, settings: Settings, report: RunResult) -> None:
     """Raise DataError where the open snapshot has more shadow users than allowed, not those expected, or none of its users.
 
     Adds a warning where there are some of several domains, or nobody at all.
@@ -76,14 +76,14 @@ def require_scope(connection: Connection, scope: Scope, settings: Settings, repo
     domains = [(str(domain), int(users)) for domain, users in connection.fetch_rows(queries.shadow_domains(scope))]
     shadow = sum(users for _, users in domains)
     users = connection.fetch_int(queries.user_count(scope)) if settings.max_shadow_share is not None else None
-    limits(settings).require_users(shadow, users)
-    if warning := several_domains(domains):
+    limits(settings).check_user_count(shadow, users)
+    if warning := multiple_domains_warning(domains):
         report.warnings.append(warning)
     if not shadow:
-        _nobody(connection.fetch_int(queries.user_count(scope)), scope, settings, report)
+        _handle_no_shadow_users(connection.fetch_int(queries.user_count(scope)), scope, settings, report)
 
 
-def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
+def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, report: RunResult) -> None:
     """Warn of a run without shadow users, where that is meant; else a word or a name is wrong: raise DataError.
 
     After a run that had some, --allow-empty is not enough: an empty snapshot would follow one that is not.
@@ -93,11 +93,11 @@ def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> 
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
         "See --shadow-prefix, --shadow-domain and the database's name"
     )
-    before = next((night for night in reversed(report.previous_runs) if night.figures.get("shadow users")), None)
+    before = next((night for night in reversed(report.previous_runs) if night.metrics.get("shadow users")), None)
     if settings.expect_users is None and settings.audience == "shadow":
         if before is not None:
             raise DataError(
-                f"{said}; snapshot {before.name} was of {before.figures['shadow users']:,.0f}, and an empty one would follow. "
+                f"{said}; snapshot {before.name} was of {before.metrics['shadow users']:,.0f}, and an empty one would follow. "
                 "Where that is meant, say --expect-users 0."
             )
         if not settings.allow_empty:
@@ -105,7 +105,7 @@ def _nobody(users: int, scope: Scope, settings: Settings, report: RunResult) -> 
     report.warnings.append(f"{said}.")
 
 
-def require_triples(
+def check_triples(
     triples: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
 ) -> list[str]:
     """Raise DataError where there are no triples, or none in train, unless that is allowed; a warning for each part without.
@@ -146,7 +146,7 @@ def _remedy(published: Mapping[str, Any]) -> str:
     return f"See {options}, and --split"
 
 
-def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
+def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
     """A warning where the shadow users' addresses are of more than one domain; `domains` are (domain, users)."""
     if len(domains) < 2:
         return None
@@ -158,7 +158,7 @@ def several_domains(domains: Sequence[tuple[str, int]]) -> str | None:
     )
 
 
-def require_usual(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
+def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
     """A warning that names the figures which moved too far since the runs before, and says what to do.
 
     Raises DataError instead, where that is to stop the run: what moved that far in the last one already does not.
@@ -172,36 +172,36 @@ def require_usual(compared: Compared, allowed: float, *, stops: bool) -> list[st
     return [f"{what} {see}; `bpr-etl diff` shows what else changed. If it is right so, nothing need be done."]
 
 
-def not_compared(compared: Compared) -> list[str]:
+def comparison_skipped_note(compared: Compared) -> list[str]:
     """A note where the night before was made with other settings, so that its figures say nothing about this one's."""
-    if not compared.differs:
+    if not compared.changed_settings:
         return []
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in compared.differs)
-    what = "The figures" if set(compared.differs) & set(OF_ROWS) else "Triples and positives"
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in compared.changed_settings)
+    what = "The figures" if set(compared.changed_settings) & set(ROW_SETTINGS) else "Triples and positives"
     return [f"{what} were not compared with the snapshots before: none of them has the same {options}."]
 
 
-def _moved(moved: Sequence[Figure], allowed: float) -> Iterator[str]:
+def _moved(moved: Sequence[Metric], allowed: float) -> Iterator[str]:
     """What moved, in a sentence for those with an expected range, and in one for each snapshot that others moved since."""
-    if ranged := [each for each in moved if each.usual]:
+    if ranged := [each for each in moved if each.expected]:
         said = ", ".join(f"{_went(each)}, expected {_range(each)}" for each in ranged)
         yield f"Not what the {max(each.runs for each in ranged)} runs before lead one to expect (--max-change): {said}."
-    for name in dict.fromkeys(each.since for each in moved if not each.usual):
-        said = ", ".join(_went(each) for each in moved if not each.usual and each.since == name)
+    for name in dict.fromkeys(each.since for each in moved if not each.expected):
+        said = ", ".join(_went(each) for each in moved if not each.expected and each.since == name)
         yield f"Since snapshot {name}: {said}; --max-change allows {allowed:.0%}."
 
 
-def _went(figure: Figure) -> str:
+def _went(figure: Metric) -> str:
     share = "" if figure.change is None else f" ({figure.change:+.0%})"
     return f"{figure.name} went from {figure.before:,.0f} to {figure.value:,.0f}{share}"
 
 
-def _range(figure: Figure) -> str:
-    low, high = figure.usual or (0, 0)
+def _range(figure: Metric) -> str:
+    low, high = figure.expected or (0, 0)
     return f"{max(low, 0):,.0f} to {high:,.0f}"
 
 
-def bad_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def rejected_shares(counts: Mapping[str, Any], set_aside: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """What was set aside of what there was, by kind: (rows, of).
 
     `counts` are a run's own, as far as it has come; `set_aside` has the rows that broke a frame's contract.

@@ -16,29 +16,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.errors import ConnectError, DataError, EtlError
-from etl.pipeline.guards import not_compared, require_triples, require_usual
-from etl.reporting.collector import Watch
-from etl.reporting.history import beside, compare, figures
+from etl.pipeline.guards import check_max_change, check_triples, comparison_skipped_note
+from etl.reporting.collector import ReportCollector
+from etl.reporting.history import compare, compare_with_history, run_metrics
 from etl.reporting.listing import misdated, previous_runs, prune, published
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor
 from etl.runtime.run_record import Progress, RunResult
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
 from etl.settings.values import advice, parse_split
-from etl.snapshots.locations import reading
-from etl.snapshots.publish import draft_manifest, open_store, snapshot_name, write_beside, write_manifest, write_probe
+from etl.snapshots.locations import open_store
+from etl.snapshots.publish import (
+    build_manifest,
+    locked_store,
+    snapshot_name,
+    write_manifest,
+    write_probe,
+    write_sidecar,
+)
 from etl.snapshots.reader import REPORT, Snapshot
-from etl.snapshots.staged import Staged
+from etl.snapshots.staged import DataSummary
 from etl.snapshots.store import Store
-from etl.snapshots.writer import StageOptions, stage
+from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model
-from etl.triples.bias import DOUBTFUL
+from etl.triples.bias import MIN_CORRELATION
 from etl.triples.dataset import Dataset
-from etl.triples.partitions import TrainingOptions
+from etl.triples.partitions import TripleOptions
 
 if TYPE_CHECKING:
-    from etl.evaluation.probe import Probed
+    from etl.evaluation.probe import ProbeResult
 
 Clock = Callable[[], datetime]
 
@@ -48,24 +55,24 @@ _MISDATED = (
 )
 
 
-def silently(_what: str, _done: int, _of: int) -> None:
+def no_progress(_what: str, _done: int, _of: int) -> None:
     """Progress that nobody watches."""
 
 
 @contextmanager
-def output(settings: Settings, stop: Stop | None = None) -> Iterator[Store]:
+def open_output(settings: Settings, stop: CancelToken | None = None) -> Iterator[Store]:
     """The output folder, held; for a dry run a folder of its own, which goes with the run."""
     if not settings.dry_run:
-        with open_store(settings.out, settings.lock_timeout, stop, settings.environ) as store:
+        with locked_store(settings.out, settings.lock_timeout, stop, settings.environ) as store:
             yield store
         return
     place = temporary_folder()
-    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-", dir=place) as folder, open_store(folder) as store:
+    with tempfile.TemporaryDirectory(prefix="bpr-etl-dry-run-", dir=place) as folder, locked_store(folder) as store:
         yield store
 
 
 @dataclass(frozen=True)
-class Release:
+class Publication:
     """One snapshot on its way: what it is made with, where it is staged, and the account that is kept of it."""
 
     settings: Settings
@@ -81,16 +88,16 @@ class Release:
         now = self.clock()
         with suppress(ConnectError):  # no reason not to publish, and where there is one, that will be said
             # A dry run looks at those where it would publish.
-            store = reading(self.settings.out, self.settings.environ) if self.settings.dry_run else self.out
+            store = open_store(self.settings.out, self.settings.environ) if self.settings.dry_run else self.out
             self.report.previous_runs = previous_runs(store, published(store, now))
             if odd := misdated(store, now):
                 self.report.warnings.append(f"Snapshots are {odd}. {_MISDATED}")
 
     def publish(self, dataset: Dataset) -> None:
         """All of it, where no database has to agree first."""
-        self.switch(self.finish(self.stage(dataset)))
+        self.make_latest(self.write_manifest(self.stage(dataset)))
 
-    def stage(self, dataset: Dataset) -> Staged:
+    def stage(self, dataset: Dataset) -> DataSummary:
         """Write and check the snapshot's data files, take over their account, and probe them if that is asked for.
 
         Raises DataError where they are not what was meant, where there are no triples to train on, or where the probe's AUC is
@@ -99,41 +106,45 @@ class Release:
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
-            watch = Watch(dataset, affinity_model().default_affinity)
-            account = stage(dataset, options, self.staged, self.scratch, self.progress, watch.see, self.engine)
+            watch = ReportCollector(dataset, affinity_model().default_affinity)
+            account = write_data_files(
+                dataset, options, self.staged, self.scratch, self.progress, watch.observe, self.engine
+            )
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         published = report.counts["published"]
         triples = account.triples_of(parse_split(settings.split).parts)
-        report.warnings += require_triples(triples, settings.split, published, allowed=settings.may_be_empty)
-        report.warnings += [*_unknown_cities(settings, account), *_doubts(settings, account)]
+        report.warnings += check_triples(triples, settings.split, published, allowed=settings.may_be_empty)
+        report.warnings += [*_unknown_cities(settings, account), *_bias_warnings(settings, account)]
         self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(account)
-        self._secure(account, watch)
+        self._finalize(account, watch)
         return account
 
     def _compare(self) -> None:
         """Say what moved too far since the nights before. Raises DataError where that is to stop the night."""
         settings, report = self.settings, self.report
-        report.metrics = beside(report.previous_runs, settings.manifest_settings(), figures(report.counts), self.clock())
+        report.metrics = compare_with_history(
+            report.previous_runs, settings.manifest_settings(), run_metrics(report.counts), self.clock()
+        )
         if settings.max_change is None:
             return
         compared = compare(report.previous_runs, settings.manifest_settings(), report.metrics, settings.max_change)
-        report.warnings += require_usual(compared, settings.max_change, stops=settings.fail_on_change)
-        report.notes += not_compared(compared)
+        report.warnings += check_max_change(compared, settings.max_change, stops=settings.fail_on_change)
+        report.notes += comparison_skipped_note(compared)
 
-    def _probe(self, account: Staged) -> None:
+    def _probe(self, account: DataSummary) -> None:
         with self.report.step("probe"):
             files = [asdict(entry) for entry in account.files]
             manifest = {"settings": self.settings.manifest_settings(), "cities": account.folders, "files": files}
-            found = probed(Snapshot(self.staged, manifest), self.settings, self.progress)
-        require_auc(found, self.settings, "Nothing was committed or published.")
-        account.beside.append(write_probe(self.staged, found.facts))
-        self.report.counts["probe"] = found.line()
+            found = run_probe(Snapshot(self.staged, manifest), self.settings, self.progress)
+        check_auc(found, self.settings, "Nothing was committed or published.")
+        account.sidecars.append(write_probe(self.staged, found.facts))
+        self.report.counts["probe"] = found.manifest_entry()
         self.report.warnings += found.warnings()
 
-    def _secure(self, account: Staged, watch: Watch) -> None:
+    def _finalize(self, account: DataSummary, watch: ReportCollector) -> None:
         """Name the snapshot, make its report, and have its files where they can't be lost; no name where nothing has changed.
 
         Before the backfill locks rows that the application may want: to an object store, this is the upload.
@@ -144,27 +155,27 @@ class Release:
         now = self.clock()
         account.name = snapshot_name(account, now)
         with self.report.step("report"):
-            manifest = draft_manifest(account.name, self.report.manifest_facts(self.settings, now), account)
-            page = watch.page(manifest, self.staged, self.report.previous_runs)
+            manifest = build_manifest(account.name, self.report.manifest_facts(self.settings, now), account)
+            page = watch.render(manifest, self.staged, self.report.previous_runs)
             if page is not None:
-                account.beside.append(write_beside(self.staged, REPORT, page.encode()))
+                account.sidecars.append(write_sidecar(self.staged, REPORT, page.encode()))
         if watch.failure is not None:
             self.report.warnings.append(
                 f"{REPORT} could not be made ({type(watch.failure).__name__}, a bug); all else is whole. "
                 "`bpr-etl report SNAPSHOT` tries again."
             )
         with self.report.step("secure files"):
-            self.out.secure(self.staged, account.name)
+            self.out.persist(self.staged, account.name)
 
-    def finish(self, account: Staged) -> str | None:
+    def write_manifest(self, account: DataSummary) -> str | None:
         """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
         if account.name is not None:
             write_manifest(self.staged, account.name, self.report.manifest_facts(self.settings, self.clock()), account)
         return account.name
 
-    def switch(self, name: str | None) -> None:
+    def make_latest(self, name: str | None) -> None:
         """Make the staged snapshot the newest, now that the database has what it says. Nothing stops it from here on."""
-        self.report.stop.shield()
+        self.report.stop.begin_critical()
         if self.settings.dry_run:
             self.report.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
         elif name is None:
@@ -173,7 +184,7 @@ class Release:
             try:
                 with self.report.step("switch"):
                     self.out.publish(self.staged, name)
-                self.report.snapshot = self.out.at(name)
+                self.report.snapshot = self.out.location_of(name)
             except (OSError, ConnectError) as error:
                 written = "The database has been written, and the next run publishes what it holds."
                 why = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
@@ -193,12 +204,12 @@ class Release:
             self.report.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
 
 
-def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed:
+def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> ProbeResult:
     """What a probe of a snapshot finds. Raises DataError where its split holds nothing out, or has nothing to train on."""
     from etl.evaluation.probe import probe  # noqa: PLC0415 - a night without a probe need not wait for it
-    from etl.evaluation.task import question  # noqa: PLC0415
+    from etl.evaluation.task import build_task  # noqa: PLC0415
 
-    asked = question(snapshot)
+    asked = build_task(snapshot)
     if not asked.test:
         raise DataError(
             f"The split {asked.split} holds no place out: no user has a trip in it that can be ranked, so the triples "
@@ -212,7 +223,7 @@ def probed(snapshot: Snapshot, settings: Settings, progress: Progress) -> Probed
     return probe(asked, affinity_model().default_affinity, settings.seed, progress)
 
 
-def require_auc(found: Probed, settings: Settings, after: str) -> None:
+def check_auc(found: ProbeResult, settings: Settings, after: str) -> None:
     """Raise DataError where the model's AUC is below `fail_below`; `after` says what has become of the snapshot."""
     ours, popularity = found.auc
     if settings.fail_below is not None and not ours >= settings.fail_below:
@@ -222,12 +233,12 @@ def require_auc(found: Probed, settings: Settings, after: str) -> None:
         )
 
 
-def training_options(settings: Settings) -> TrainingOptions:
+def training_options(settings: Settings) -> TripleOptions:
     """What decides the triples, of all the settings."""
-    return TrainingOptions(**{f.name: getattr(settings, f.name) for f in fields(TrainingOptions)})
+    return TripleOptions(**{f.name: getattr(settings, f.name) for f in fields(TripleOptions)})
 
 
-def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
+def _unknown_cities(settings: Settings, account: DataSummary) -> Iterator[str]:
     """A weight for a city without events does nothing: said, since it may be a slip of the pen."""
     cities = sorted(account.folders.values())
     for city, _ in settings.city_weight:
@@ -236,13 +247,17 @@ def _unknown_cities(settings: Settings, account: Staged) -> Iterator[str]:
             yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
 
 
-def _doubts(settings: Settings, account: Staged) -> Iterator[str]:
+def _bias_warnings(settings: Settings, account: DataSummary) -> Iterator[str]:
     """The cities whose triples are likely to teach badly, by the sign that needs no training."""
-    low = {city: value for city, value in account.signs.items() if value is not None and value < DOUBTFUL}
+    low = {
+        city: value
+        for city, value in account.popularity_correlation.items()
+        if value is not None and value < MIN_CORRELATION
+    }
     if low:
         named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
         yield (
             f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
-            f"than negatives (rank correlation {named}; it should be {DOUBTFUL} or more). {advice(settings.negatives)} "
+            f"than negatives (rank correlation {named}; it should be {MIN_CORRELATION} or more). {advice(settings.negatives)} "
             "`bpr-etl probe` measures it; docs/negatives.md explains."
         )

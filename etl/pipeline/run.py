@@ -31,44 +31,44 @@ from etl.extract.reader import (
     seed_affinities,
 )
 from etl.load import copy as load
-from etl.load.audit import Ledger, Written
+from etl.load.audit import RowCounts, WriteAudit
 from etl.load.checks import ValidationReport, validate_database
-from etl.pipeline.guards import bad_shares, limits, require_scope
-from etl.pipeline.publication import Clock, Release, output, probed, require_auc, silently
+from etl.pipeline.guards import check_scope, limits, rejected_shares
+from etl.pipeline.publication import Clock, Publication, check_auc, no_progress, open_output, run_probe
 from etl.postgres import catalog as schema
 from etl.postgres.connection import (
-    OrderedWorker,
     Connection,
-    ordered_worker,
-    connect,
-    check_not_rewritten,
+    OrderedWorker,
     advisory_lock,
-    require_lock,
+    check_not_rewritten,
+    connect,
     ensure_tables_not_rewritten,
-    transaction,
+    ordered_worker,
+    require_lock,
     retry_on_conflict,
+    transaction,
 )
 from etl.postgres.ddl import MODELS, Naming
-from etl.postgres.scope import Scope, find_scope
-from etl.postgres.url import target_of, schema_of
-from etl.reporting.collector import NEEDED, rebuilt
+from etl.postgres.scope import Scope, resolve_scope
+from etl.postgres.url import schema_of, target_of
+from etl.reporting.collector import REQUIRED_FILES, rebuild
 from etl.reporting.listing import previous_runs
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
 from etl.runtime.ray_executor import open_executor
-from etl.runtime.run_record import Progress, RunResult, RunObserver
+from etl.runtime.run_record import Progress, RunObserver, RunResult
 from etl.settings.model import Settings, with_options
-from etl.snapshots.locations import at_hand, reading
-from etl.snapshots.publish import add_beside, add_probe, place_of
+from etl.snapshots.locations import local_snapshot, open_store
+from etl.snapshots.publish import add_probe, add_sidecars, split_location
 from etl.snapshots.reader import REPORT, Snapshot, read_dataset, read_vocabulary
-from etl.snapshots.store import writing
+from etl.snapshots.store import translate_os_errors
 from etl.synthetic.world import copy_world
 from etl.transform.affinity import affinity_model
-from etl.transform.buckets import bucket_count, partition_by_bucket, open_spill
-from etl.transform.personas import Materialised, PersonaTally, materialise
-from etl.transform.ranking_events import RankedTally, Ranking, in_file_order, in_slot_order, rank_bucket, with_shown
+from etl.transform.buckets import bucket_count, open_spill, partition_by_bucket
+from etl.transform.personas import PersonaResult, PersonaStats, build_personas
+from etl.transform.ranking_events import RankingInputs, RankingStats, add_shown, rank_bucket, sort_for_files, sort_slots
 from etl.transform.schemas import Personas, Seeds, Slots, Trips
-from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder, Dataset, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder, Vocabulary
 
 EVENTS_PER_TRIP = 6
 """About how many days a trip has: how many events are to come, before they are there."""
@@ -77,10 +77,10 @@ USERS_AT_A_TIME = 20_000
 """How many users' personas are worked out at a time."""
 
 if TYPE_CHECKING:
-    from etl.evaluation.probe import Probed
+    from etl.evaluation.probe import ProbeResult
 
 _FOR_OTHER_TRIPLES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
-_OF_THE_EVENTS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
+_INHERITED_SETTINGS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
 
 
 def utc_now() -> datetime:
@@ -88,17 +88,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def validate(settings: Settings, stop: Stop | None = None, progress: Progress = silently) -> ValidationReport:
+def validate(settings: Settings, stop: CancelToken | None = None, progress: Progress = no_progress) -> ValidationReport:
     """Check a database against the laws of section 2, in one snapshot of it; nothing is written."""
     address = target_of(settings)
     with connect(address, stop) as connection:
-        scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
+        scope, _ = resolve_scope(connection, settings, schema_of(settings, address), writes=False)
         with transaction(connection, read_only=True, commit=False):
             return validate_database(connection, scope, progress)
 
 
 def synth(
-    settings: Settings, stop: Stop | None = None, rows: Callable[[int], object] = lambda _rows: None
+    settings: Settings, stop: CancelToken | None = None, rows: Callable[[int], object] = lambda _rows: None
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction; gives the rows per table. Makes missing tables.
 
@@ -123,7 +123,7 @@ def synth(
         return copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
 
 
-def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Finding]:
+def schema_check(settings: Settings, stop: CancelToken | None = None) -> list[schema.Finding]:
     """What is missing in the database, or does not fit."""
     address = target_of(settings)
     with connect(address, stop) as connection, transaction(connection, read_only=True, commit=False):
@@ -131,7 +131,7 @@ def schema_check(settings: Settings, stop: Stop | None = None) -> list[schema.Fi
         return schema.check(connection, naming)
 
 
-def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Naming, bool]:
+def naming_to_print(settings: Settings, stop: CancelToken | None = None) -> tuple[Naming, bool]:
     """The naming for `schema print`, and whether it is known: asked for, or found in the database that is named.
 
     Where no database is named either, it is the naming by model.
@@ -144,7 +144,7 @@ def naming_to_print(settings: Settings, stop: Stop | None = None) -> tuple[Namin
         return schema.naming_for_apply(connection, name, settings.naming), True
 
 
-def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
+def schema_apply(settings: Settings, stop: CancelToken | None = None) -> list[str]:
     """Create what is missing, in one transaction; gives the names of what was created."""
     address = target_of(settings)
     name = schema_of(settings, address)
@@ -160,8 +160,8 @@ def schema_apply(settings: Settings, stop: Stop | None = None) -> list[str]:
 def run(
     settings: Settings | None = None,
     clock: Clock = utc_now,
-    progress: Progress = silently,
-    stop: Stop | None = None,
+    progress: Progress = no_progress,
+    stop: CancelToken | None = None,
     watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
@@ -172,29 +172,29 @@ def run(
     None.
     """
     settings = with_options(settings, options)
-    stop, watcher = stop or Stop(), watcher or RunObserver()
-    progress = _heard(progress, stop)
-    earlier = _earlier_vocabulary(settings)
+    stop, watcher = stop or CancelToken(), watcher or RunObserver()
+    progress = _with_cancellation(progress, stop)
+    earlier = _previous_vocabulary(settings)
     address = target_of(settings)
     with connect(address, stop) as connection, ExitStack() as stack:
-        scope, advice = find_scope(connection, settings, schema_of(settings, address), writes=True)
+        scope, advice = resolve_scope(connection, settings, schema_of(settings, address), writes=True)
         engine = stack.enter_context(open_executor(settings.engine, settings.environ, stop))
-        out = stack.enter_context(output(settings, stop))
+        out = stack.enter_context(open_output(settings, stop))
         lock = stack.enter_context(advisory_lock(connection, scope.naming.schema, settings.lock_timeout))
         tables = [scope.naming.table(model) for model in MODELS]
 
         def attempt() -> RunResult:
             report = RunResult(uuid.uuid4().hex, clock(), notes=list(advice), stop=stop, observer=watcher)
-            with writing(settings.out), out.staging(report.run_id) as (staged, scratch):
-                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
+            with translate_os_errors(settings.out), out.staging(report.run_id) as (staged, scratch):
+                release = Publication(settings, report, out, staged, scratch, clock, progress, engine)
                 with transaction(connection, commit=not settings.dry_run), check_not_rewritten(connection, tables):
                     require_lock(connection, lock)
-                    name = _night(connection, scope, earlier, release)
+                    name = _run_in_transaction(connection, scope, earlier, release)
                 report.committed = not settings.dry_run
-                release.switch(name)
+                release.make_latest(name)
             return report
 
-        done, retries = retry_on_conflict(attempt, stop.pause)
+        done, retries = retry_on_conflict(attempt, stop.sleep)
     done.retries = retries
     return done
 
@@ -202,8 +202,8 @@ def run(
 def export(
     settings: Settings | None = None,
     clock: Clock = utc_now,
-    progress: Progress = silently,
-    stop: Stop | None = None,
+    progress: Progress = no_progress,
+    stop: CancelToken | None = None,
     watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
@@ -212,32 +212,34 @@ def export(
     `options` as in `run`. Raises a kind of EtlError, StoppedError.
     """
     settings = with_options(settings, options)
-    stop, watcher = stop or Stop(), watcher or RunObserver()
-    progress = _heard(progress, stop)
-    earlier = _earlier_vocabulary(settings)
+    stop, watcher = stop or CancelToken(), watcher or RunObserver()
+    progress = _with_cancellation(progress, stop)
+    earlier = _previous_vocabulary(settings)
     address = target_of(settings)
     with (
         open_executor(settings.engine, settings.environ, stop) as engine,
         connect(address, stop) as connection,
-        output(settings, stop) as out,
-        writing(settings.out),
+        open_output(settings, stop) as out,
+        translate_os_errors(settings.out),
     ):
-        scope, _ = find_scope(connection, settings, schema_of(settings, address), writes=False)
+        scope, _ = resolve_scope(connection, settings, schema_of(settings, address), writes=False)
 
         def attempt() -> RunResult:
             report, aside = RunResult(uuid.uuid4().hex, clock(), stop=stop, observer=watcher), RejectedRows()
             with out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
-                release = Release(settings, report, out, staged, scratch, clock, progress, engine)
+                release = Publication(settings, report, out, staged, scratch, clock, progress, engine)
                 with transaction(connection, read_only=True, commit=False):
-                    require_scope(connection, scope, settings, report)
-                    dataset, rows_read = _logged(connection, scope, earlier, release, aside, shelves)
+                    check_scope(connection, scope, settings, report)
+                    dataset, rows_read = _dataset_from_logged_events(
+                        connection, scope, earlier, release, aside, shelves
+                    )
                     ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
                 report.counts["source_rows"] = rows_read
-                limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
+                limits(settings).check_rejected_share(rejected_shares(report.counts, aside.shares))
                 release.publish(dataset)
             return report
 
-        done, retries = retry_on_conflict(attempt, stop.pause)
+        done, retries = retry_on_conflict(attempt, stop.sleep)
     done.retries = retries
     return done
 
@@ -245,8 +247,8 @@ def export(
 def expand(
     settings: Settings | None = None,
     clock: Clock = utc_now,
-    progress: Progress = silently,
-    stop: Stop | None = None,
+    progress: Progress = no_progress,
+    stop: CancelToken | None = None,
     watcher: RunObserver | None = None,
     **options: Any,
 ) -> RunResult:
@@ -255,10 +257,10 @@ def expand(
     `options` as in `run`. Raises ConnectError or DataError where it can't be read, StoppedError.
     """
     settings = with_options(settings, options)
-    stop, watcher = stop or Stop(), watcher or RunObserver()
-    progress = _heard(progress, stop)
+    stop, watcher = stop or CancelToken(), watcher or RunObserver()
+    progress = _with_cancellation(progress, stop)
     report = RunResult(uuid.uuid4().hex, clock(), stop=stop, observer=watcher)
-    with at_hand(settings.snapshot or settings.out, settings.environ, _FOR_OTHER_TRIPLES, stop) as old:
+    with local_snapshot(settings.snapshot or settings.out, settings.environ, _FOR_OTHER_TRIPLES, stop) as old:
         with report.step("read") as rows:
             dataset = read_dataset(old, settings.buckets)
             rows(dataset.events.height)
@@ -267,49 +269,49 @@ def expand(
         settings = _of_the_events(settings, old)
         with (
             open_executor(settings.engine, settings.environ, stop) as engine,
-            output(settings, stop) as out,
-            writing(settings.out),
+            open_output(settings, stop) as out,
+            translate_os_errors(settings.out),
             out.staging(report.run_id) as (staged, scratch),
         ):
-            Release(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
+            Publication(settings, report, out, staged, scratch, clock, progress, engine).publish(dataset)
     return report
 
 
 def _of_the_events(settings: Settings, old: Snapshot) -> Settings:
     """The settings with those of a snapshot that decided its events. Raises DataError where they are none."""
     try:
-        return replace(settings, **{name: old.settings[name] for name in _OF_THE_EVENTS if name in old.settings})
+        return replace(settings, **{name: old.settings[name] for name in _INHERITED_SETTINGS if name in old.settings})
     except SettingsError as error:
         raise DataError(f"The manifest of {old.url or old.folder} has settings that are none: {error}") from None
 
 
-def probe(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> Probed:
+def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
     """Train a small model on a published snapshot's triples, and write what was found beside them.
 
     Raises ConnectError or DataError where the snapshot can't be read, DataError where nothing is held out, or where the AUC
     is below `fail_below`; then what was found is written all the same.
     """
-    stop = stop or Stop()
-    with at_hand(settings.snapshot or settings.out, settings.environ, stop=stop) as snapshot:
-        found = probed(snapshot, settings, _heard(progress, stop))
+    stop = stop or CancelToken()
+    with local_snapshot(settings.snapshot or settings.out, settings.environ, stop=stop) as snapshot:
+        found = run_probe(snapshot, settings, _with_cancellation(progress, stop))
         _add_report(
-            add_probe(snapshot, found.facts, found.line(), settings.environ),
+            add_probe(snapshot, found.facts, found.manifest_entry(), settings.environ),
             settings,
-            _heard(progress, stop),
+            _with_cancellation(progress, stop),
             found.facts,
         )
-    require_auc(found, settings, "It was published all the same.")
+    check_auc(found, settings, "It was published all the same.")
     return found
 
 
-def report(settings: Settings, progress: Progress = silently, stop: Stop | None = None) -> str:
+def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:
     """Make the report of a published snapshot anew, with the nights before it as they are now; gives where it is.
 
     Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its place.
     """
-    stop = stop or Stop()
-    with at_hand(settings.snapshot or settings.out, settings.environ, NEEDED, stop) as snapshot:
-        _add_report(snapshot, settings, _heard(progress, stop))
+    stop = stop or CancelToken()
+    with local_snapshot(settings.snapshot or settings.out, settings.environ, REQUIRED_FILES, stop) as snapshot:
+        _add_report(snapshot, settings, _with_cancellation(progress, stop))
         return f"{snapshot.url or snapshot.folder}/{REPORT}"
 
 
@@ -317,44 +319,44 @@ def _add_report(
     snapshot: Snapshot, settings: Settings, progress: Progress, probe: Mapping[str, Any] | None = None
 ) -> None:
     """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
-    place = place_of(snapshot)
+    place = split_location(snapshot)
     before = []
     if place is not None:
-        store = reading(place[0], settings.environ)
+        store = open_store(place[0], settings.environ)
         before = previous_runs(store, [name for name in store.folders() if name < place[1]])
-    page = rebuilt(snapshot, before, affinity_model().default_affinity, progress, probe)
-    add_beside(snapshot, {REPORT: page.encode()}, {}, settings.environ)
+    page = rebuild(snapshot, before, affinity_model().default_affinity, progress, probe)
+    add_sidecars(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
 
-def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: Release) -> str | None:
+def _run_in_transaction(connection: Connection, scope: Scope, earlier: Vocabulary, release: Publication) -> str | None:
     """All that happens inside the transaction; gives the staged snapshot's name, None when it is the newest one's twin."""
     settings, report = release.settings, release.report
     aside = RejectedRows()
     with ExitStack() as stack:
-        require_scope(connection, scope, settings, report)
-        ledger = Ledger(connection, scope, settings.allow_side_effects)
+        check_scope(connection, scope, settings, report)
+        ledger = WriteAudit(connection, scope, settings.allow_side_effects)
         buckets = settings.buckets or bucket_count(EVENTS_PER_TRIP * connection.fetch_int(queries.trip_count(scope)))
         slots = stack.enter_context(open_spill(release.scratch, buckets, Slots.create_empty()))
         with report.step("read") as rows:
             source = extract_source(connection, scope, slots, aside, rows)
         writer = stack.enter_context(ordered_worker())
-        personas = load.Replacement(connection, scope, "PersonaDimension")
-        events = load.Replacement(connection, scope, "RankingEvent")
-        _begin(release, connection, scope, writer, personas)
+        personas = load.TableReplacement(connection, scope, "PersonaDimension")
+        events = load.TableReplacement(connection, scope, "RankingEvent")
+        _register_and_delete(release, connection, scope, writer, personas)
         made, persona_rows = _write_personas(connection, scope, release, source, aside, writer, personas)
         compaction = None
         if settings.audience == "shadow":
             compaction = DatasetBuilder(stack.enter_context(open_spill(release.scratch, buckets, ENCODED_EVENTS)))
         ranked = _write_events(release, source, persona_rows, writer, events, compaction)
         report.counts |= _counts(source, made, ranked, persona_rows, aside)
-        limits(settings).require_few_bad(bad_shares(report.counts, aside.shares))
+        limits(settings).check_rejected_share(rejected_shares(report.counts, aside.shares))
         if compaction is not None:
             with report.step("compact"):
                 dataset = compaction.dataset(source.users, persona_rows, source.nodes, earlier)
             report.counts["events_left_out"] = {}
         else:
             writer.wait()
-            dataset, _ = _logged(connection, scope, earlier, release, aside, stack)
+            dataset, _ = _dataset_from_logged_events(connection, scope, earlier, release, aside, stack)
         staged = release.stage(dataset)
         writer.wait()
     with report.step("backfill") as rows:
@@ -362,38 +364,40 @@ def _night(connection: Connection, scope: Scope, earlier: Vocabulary, release: R
         rows(report.counts["signals_backfilled"])
     with report.step("check"):
         meant = {
-            "ModelRegistry": Written(inserted=report.get_step("registry").rows or 0),
+            "ModelRegistry": RowCounts(inserted=report.get_step("registry").rows or 0),
             "PersonaDimension": personas.written,
             "RankingEvent": events.written,
-            "BehavioralSignal": Written(updated=report.counts["signals_backfilled"]),
+            "BehavioralSignal": RowCounts(updated=report.counts["signals_backfilled"]),
         }
-        report.warnings += ledger.require(meant)
+        report.warnings += ledger.verify(meant)
         ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
-    return release.finish(staged)
+    return release.write_manifest(staged)
 
 
-def _heard(progress: Progress, stop: Stop) -> Progress:
+def _with_cancellation(progress: Progress, stop: CancelToken) -> Progress:
     """Progress that also listens: whoever tells it hears that an end was asked for."""
 
     def tell(what: str, done: int, of: int) -> None:
-        stop.check()
+        stop.raise_if_cancelled()
         progress(what, done, of)
 
     return tell
 
 
-def _earlier_vocabulary(settings: Settings) -> Vocabulary:
+def _previous_vocabulary(settings: Settings) -> Vocabulary:
     """The vocabulary whose indexes are kept. An --out folder's first night has none yet."""
     if settings.vocab_from is None:
         return Vocabulary()
     here = Path(settings.vocab_from) == Path(settings.out)
-    if here and reading(settings.out, settings.environ).latest_name() is None:
+    if here and open_store(settings.out, settings.environ).latest_name() is None:
         return Vocabulary()
-    with at_hand(settings.vocab_from, settings.environ, ("users.parquet", "items.parquet")) as snapshot:
+    with local_snapshot(settings.vocab_from, settings.environ, ("users.parquet", "items.parquet")) as snapshot:
         return read_vocabulary(snapshot.folder)
 
 
-def _begin(release: Release, connection: Connection, scope: Scope, writer: OrderedWorker, personas: load.Replacement) -> None:
+def _register_and_delete(
+    release: Publication, connection: Connection, scope: Scope, writer: OrderedWorker, personas: load.TableReplacement
+) -> None:
     """Register the models, and delete the persona rows that are to be replaced."""
     report, seed = release.report, release.settings.seed
 
@@ -406,7 +410,7 @@ def _begin(release: Release, connection: Connection, scope: Scope, writer: Order
     _delete(report, writer, personas)
 
 
-def _delete(report: RunResult, writer: OrderedWorker, replacement: load.Replacement) -> None:
+def _delete(report: RunResult, writer: OrderedWorker, replacement: load.TableReplacement) -> None:
     """Delete what is to be replaced."""
 
     def work() -> None:
@@ -420,18 +424,18 @@ def _delete(report: RunResult, writer: OrderedWorker, replacement: load.Replacem
 def _write_personas(
     connection: Connection,
     scope: Scope,
-    release: Release,
+    release: Publication,
     source: SourceData,
     aside: RejectedRows,
     writer: OrderedWorker,
-    replacement: load.Replacement,
-) -> tuple[PersonaTally, dy.DataFrame[Personas]]:
+    replacement: load.TableReplacement,
+) -> tuple[PersonaStats, dy.DataFrame[Personas]]:
     """Personas: decide, write, and read back what the database now holds: the one look back of the design."""
     report, seed = release.report, release.settings.seed
 
-    def write(made: Materialised) -> None:
+    def write(made: PersonaResult) -> None:
         with report.step("write personas") as rows:
-            replacement.copy(load.persona_table(made.rows))
+            replacement.copy(load.to_persona_rows(made.rows))
             rows(made.rows.height)
 
     def read_back() -> dy.DataFrame[Personas]:
@@ -442,12 +446,12 @@ def _write_personas(
             rows(personas.height)
         return personas
 
-    total = PersonaTally()
+    total = PersonaStats()
     for seeds in source.seeds.iter_slices(USERS_AT_A_TIME):
         with report.step("personas") as rows:
             vectors = source.vectors.join(seeds, on="user_id", how="semi")
             of_seeds = seed_affinities(vectors, aside)
-            made = materialise(Seeds.cast(seeds), of_seeds, source.categories, affinity_model(), seed)
+            made = build_personas(Seeds.cast(seeds), of_seeds, source.categories, affinity_model(), seed)
             rows(made.rows.height)
         total += made.tally
         report.get_step("write personas")
@@ -456,13 +460,13 @@ def _write_personas(
 
 
 def _write_events(
-    release: Release,
+    release: Publication,
     source: SourceData,
     personas: dy.DataFrame[Personas],
     writer: OrderedWorker,
-    replacement: load.Replacement,
+    replacement: load.TableReplacement,
     compaction: DatasetBuilder | None,
-) -> RankedTally:
+) -> RankingStats:
     """Ranking events, bucket by bucket: candidates by the affinities read back, and what each day's slots hold.
 
     The server takes one bucket's rows while the next is worked out. What is to be published goes into `compaction`, too.
@@ -471,7 +475,7 @@ def _write_events(
 
     def write(events: pl.DataFrame) -> None:
         with report.step("write events") as rows:
-            replacement.copy(load.event_table(events))
+            replacement.copy(load.to_event_rows(events))
             rows(events.height)
 
     def check() -> None:
@@ -479,10 +483,10 @@ def _write_events(
             replacement.check()
 
     _delete(report, writer, replacement)
-    ranking = Ranking(source.nodes, source.categories, affinity_model().default_affinity, release.settings.seed)
+    ranking = RankingInputs(source.nodes, source.categories, affinity_model().default_affinity, release.settings.seed)
     calls = _bucket_by_bucket(source, personas, progress)
     tasks = map_ordered(release.engine, rank_bucket, release.engine.broadcast(ranking), calls)
-    total, before = RankedTally(), None
+    total, before = RankingStats(), None
     while True:
         with report.step("rankings") as rows:
             task = next(tasks, None)
@@ -517,11 +521,11 @@ def _bucket_by_bucket(
         yield bucket, source.trips_of(bucket), slots, Personas.cast(of_buckets.get(bucket, Personas.create_empty()))
 
 
-def _logged(
+def _dataset_from_logged_events(
     connection: Connection,
     scope: Scope,
     earlier: Vocabulary,
-    release: Release,
+    release: Publication,
     aside: RejectedRows,
     shelves: ExitStack,
 ) -> tuple[Dataset, dict[str, int]]:
@@ -541,14 +545,14 @@ def _logged(
         for bucket in range(buckets):
             of_bucket = logged.events.read_bucket(bucket)
             if of_bucket.height:
-                ordered = in_slot_order(logged.slots.read_bucket(bucket))
-                compaction.add(bucket, with_shown(in_file_order(of_bucket), ordered))
+                ordered = sort_slots(logged.slots.read_bucket(bucket))
+                compaction.add(bucket, add_shown(sort_for_files(of_bucket), ordered))
         dataset = compaction.dataset(logged.users, logged.personas, logged.nodes, earlier)
     return dataset, logged.rows_read
 
 
 def _counts(
-    source: SourceData, made: PersonaTally, ranked: RankedTally, personas: pl.DataFrame, aside: RejectedRows
+    source: SourceData, made: PersonaStats, ranked: RankingStats, personas: pl.DataFrame, aside: RejectedRows
 ) -> dict[str, Any]:
     shadow_users = source.users.height
     with_persona = personas["user_id"].n_unique()

@@ -162,7 +162,7 @@ def detect_naming(connection: Queries, schema: str, wanted: Wanted) -> Naming:
             f"nor mapped ({', '.join(MODELS[model] for model in SOURCE_MODELS)}). "
             "Say --schema, or create them with `bpr-etl schema apply`."
         )
-    return _only(found, schema)
+    return _unambiguous(found, schema)
 
 
 def naming_for_apply(connection: Queries, schema: str, wanted: Wanted) -> Naming:
@@ -173,7 +173,7 @@ def naming_for_apply(connection: Queries, schema: str, wanted: Wanted) -> Naming
     """
     found = _source_tables(connection, schema) or {"model": [], "mapped": []}
     if wanted == "auto":
-        return _only(found, schema) if any(found.values()) else Naming("model", schema)
+        return _unambiguous(found, schema) if any(found.values()) else Naming("model", schema)
     other: Literal["model", "mapped"] = "mapped" if wanted == "model" else "model"
     if not found[wanted] and len(found[other]) == len(SOURCE_MODELS):
         raise SchemaError(
@@ -202,10 +202,10 @@ def require(connection: Queries, naming: Naming, *, writes: bool) -> list[Findin
     catalogue = _read(connection, naming)
     findings = [*_findings(catalogue, naming), *_collation_findings(connection, naming)]
     if writes and not _blocking(findings):
-        _refuse(_publication_findings(connection, naming), naming, "The tables' owner can do that.")
+        _raise_if_blocking(_publication_findings(connection, naming), naming, "The tables' owner can do that.")
         findings += (each for each in _side_effects(connection, naming) if each.severity == "blocking")
     can_create = _creatable(catalogue, naming)
-    _refuse(
+    _raise_if_blocking(
         findings,
         naming,
         "`bpr-etl schema apply` creates what is missing."
@@ -225,7 +225,9 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
     catalogue = _read(connection, naming)
     can_create = _creatable(catalogue, naming)
     left = [each for each in _findings(catalogue, naming) if each.kind != "table" or each.model not in can_create]
-    _refuse(left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created.")
+    _raise_if_blocking(
+        left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created."
+    )
     for statement in _missing_statements(catalogue, naming, can_create):
         if statement.kind in {"table", "index"} and statement.name in catalogue.relations:
             raise SchemaError(
@@ -236,7 +238,7 @@ def apply(connection: Queries, naming: Naming) -> list[str]:
         created.append(statement.name)
     # A type that was there before may lack what a table made just now needs of it.
     left = list(_findings(_read(connection, naming), naming))
-    _refuse(left, naming, "Migrate the Prisma project first; nothing was created.")
+    _raise_if_blocking(left, naming, "Migrate the Prisma project first; nothing was created.")
     return created
 
 
@@ -259,7 +261,7 @@ def _source_tables(connection: Queries, schema: str) -> dict[str, list[str]] | N
     )
 
 
-def _only(found: Mapping[str, list[str]], schema: str) -> Naming:
+def _unambiguous(found: Mapping[str, list[str]], schema: str) -> Naming:
     if found["model"] and found["mapped"]:
         raise SchemaError(
             f"Schema {quote_identifier(schema)} holds tables of both namings: by model {', '.join(found['model'])}; "
@@ -277,7 +279,7 @@ def _create_schema(connection: Queries, naming: Naming) -> list[str]:
 
 def _creatable(catalogue: _Catalogue, naming: Naming) -> list[str]:
     """The models whose missing tables we may create: our own, and the application's where it has none at all."""
-    missing = [model for model in MODELS if naming.bare(model) not in catalogue.relations]
+    missing = [model for model in MODELS if naming.table_name(model) not in catalogue.relations]
     source_too = set(SOURCE_MODELS) <= set(missing)
     return [model for model in missing if source_too or model in WRITTEN_MODELS]
 
@@ -292,7 +294,7 @@ def _missing_statements(catalogue: _Catalogue, naming: Naming, models: Sequence[
 def _missing_indexes(catalogue: _Catalogue, naming: Naming) -> Iterator[Statement]:
     """The design's plain indexes that no index of an existing table stands in for, whatever its name."""
     for statement in schema_statements(naming, _INDEXED_MODELS):
-        table = naming.bare(statement.models[0])
+        table = naming.table_name(statement.models[0])
         if statement.kind != "index" or statement.unique or not catalogue.has(table):
             continue
         length = len(statement.columns)
@@ -300,7 +302,7 @@ def _missing_indexes(catalogue: _Catalogue, naming: Naming) -> Iterator[Statemen
             yield statement
 
 
-def _refuse(findings: Iterable[Finding], naming: Naming, remedy: str) -> None:
+def _raise_if_blocking(findings: Iterable[Finding], naming: Naming, remedy: str) -> None:
     details = [finding.detail.rstrip(".") for finding in _blocking(findings)]
     if not details:
         return
@@ -317,7 +319,7 @@ def _blocking(findings: Iterable[Finding]) -> list[Finding]:
 
 def _findings(catalogue: _Catalogue, naming: Naming) -> Iterator[Finding]:
     for model in MODELS:
-        table = naming.bare(model)
+        table = naming.table_name(model)
         if table not in catalogue.relations:
             yield Finding("table", model, f"Table {naming.table(model)} is missing.")
         elif not catalogue.has(table):
@@ -337,14 +339,14 @@ def _findings(catalogue: _Catalogue, naming: Naming) -> Iterator[Finding]:
 
 
 def _column_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Iterator[Finding]:
-    table = naming.bare(model)
+    table = naming.table_name(model)
     for column in COLUMNS[model]:
         attribute = catalogue.attributes.get((table, column.name))
         if attribute is None:
             yield Finding("column", model, f"{naming.table(model)} has no column {quote_identifier(column.name)}.")
         else:
             labels = catalogue.labels.get((table, column.name), frozenset())
-            yield from _misfits(column, attribute, labels, model, naming)
+            yield from _column_problems(column, attribute, labels, model, naming)
     if model in WRITTEN_MODELS:
         ours = {column.name for column in COLUMNS[model]}
         for (owner, name), attribute in catalogue.attributes.items():
@@ -355,7 +357,7 @@ def _column_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Itera
                 )
 
 
-def _misfits(
+def _column_problems(
     column: Column, found: _Attribute, labels: frozenset[str], model: str, naming: Naming
 ) -> Iterator[Finding]:
     """What does not fit of one column that is there."""
@@ -365,14 +367,14 @@ def _misfits(
         yield Finding("type", model, f"{where} has type {_type_name(found.type)}, needed is {needed}.")
     elif lacking := [label for label in column.labels if label not in labels]:
         yield Finding("enum_value", model, f"{where} has an enum without {', '.join(map(repr, lacking))}.")
-    if column.written_null and found.not_null:
+    if column.writes_null and found.not_null:
         yield Finding("not_null", model, f"{where} is NOT NULL, and bpr-etl writes NULL there.")
     if model in SOURCE_MODELS and not column.nullable and not found.not_null:
         yield Finding("not_null", model, f"{where} may be NULL, which bpr-etl does not expect.", "advice")
 
 
 def _unique_findings(catalogue: _Catalogue, naming: Naming, model: str) -> Iterator[Finding]:
-    table = naming.bare(model)
+    table = naming.table_name(model)
     for owner, columns, severity in _UNIQUE:
         if owner == model and not any(
             index.unique and index.table == table and sorted(index.columns) == sorted(columns)
@@ -489,7 +491,7 @@ def _kind_of(catalogue: _Catalogue, name: str) -> str:
 def _read(connection: Queries, naming: Naming) -> _Catalogue:
     """What the catalogues say: one query for the names, one each for types, columns, enum values and indexes."""
     statements = schema_statements(naming)
-    tables = _literals(naming.bare(model) for model in MODELS)
+    tables = _literals(naming.table_name(model) for model in MODELS)
     names = _literals(each.name for each in statements if each.kind in {"table", "index"})
     enums = _literals(each.name for each in statements if each.kind == "enum")
     schema = f"(SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = {quote_literal(naming.schema)})"
@@ -568,7 +570,7 @@ def _side_effects(connection: Queries, naming: Naming) -> Iterator[Finding]:
 
 def _tables_of(naming: Naming, models: Iterable[str]) -> str:
     """SQL of `ours(model, oid)`: not by `to_regclass`, which a role that may not use the schema is refused."""
-    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.bare(model))})" for model in models)
+    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.table_name(model))})" for model in models)
     return (
         "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
         f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"

@@ -33,7 +33,7 @@ from adbc_driver_postgresql import dbapi as adbc
 from etl.errors import ConnectError, DataError, EtlError, LockedError, SchemaError, SettingsError
 from etl.postgres.ddl import quote_literal
 from etl.postgres.url import ConnectionTarget
-from etl.runtime.cancellation import POLL, Stop
+from etl.runtime.cancellation import POLL_SECONDS, CancelToken
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Connection:
     ours alone. It is False, too, where nobody can tell.
     """
 
-    def __init__(self, address: ConnectionTarget, stop: Stop) -> None:
+    def __init__(self, address: ConnectionTarget, stop: CancelToken) -> None:
         self.address, self.stop = address, stop
         self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
         self._closing, self._closed = threading.Lock(), False
@@ -186,7 +186,7 @@ class Connection:
         xid, process, *_ = self.fetch_rows(
             f"SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), {_ON_DISK}, {self._path_again()}"
         )[0]
-        self.stop.shield()
+        self.stop.begin_critical()
         try:
             with self._mapped_errors():
                 self._connection.adbc_connection.commit()
@@ -239,14 +239,14 @@ class Connection:
 
     @contextmanager
     def _mapped_errors(self, table: str | None = None) -> Iterator[None]:
-        self.stop.check()
+        self.stop.raise_if_cancelled()
         try:
             yield
         except adbc_errors.Error as error:
-            self.stop.check()  # it was cancelled
+            self.stop.raise_if_cancelled()  # it was cancelled
             raise _map_error(error, self.address, table) from None
         except (pa.ArrowException, OSError) as error:  # rows that are being fetched fail with what Arrow makes of it
-            self.stop.check()
+            self.stop.raise_if_cancelled()
             if "[libpq]" not in str(error):
                 raise
             raise _map_error(error, self.address, table) from None
@@ -299,15 +299,15 @@ def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
 
 
 @contextmanager
-def connect(address: ConnectionTarget, stop: Stop | None = None) -> Iterator[Connection]:
+def connect(address: ConnectionTarget, stop: CancelToken | None = None) -> Iterator[Connection]:
     """A connection for the length of a block; what it waits for is cancelled when an end is asked for.
 
     Raises ConnectError when the server can't be reached or refuses us, StoppedError.
     """
-    stop = stop or Stop()
+    stop = stop or CancelToken()
     connection = Connection(address, stop)
     try:
-        with stop.calling(connection.cancel):
+        with stop.on_cancel(connection.cancel):
             yield connection
     finally:
         connection.close()
@@ -342,7 +342,7 @@ def _verify_commit(connection: Connection, xid: str, process: int, error: EtlErr
                 f"{error} That was in the middle of COMMIT, and for {SETTLE_SECONDS:g} s the server could not say whether "
                 "it was done. Nothing was published; run again when the server is back: that mends either case."
             )
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
 def require_supported(encoding: str, version: str, number: int) -> None:
@@ -395,9 +395,7 @@ def advisory_lock(connection: Connection, schema: str, wait: float = 0.0) -> Ite
     key = lock_key(schema)
     if goes_through_transaction_pooler(connection):
         raise ConnectError(_TRANSACTION_POOLER.format(first="it gives every transaction another server process"))
-    if not connection.stop.wait_for(
-        lambda: _take(connection, key) if connection.direct else _free(connection, key), wait
-    ):
+    if not connection.stop.poll(lambda: _take(connection, key) if connection.direct else _free(connection, key), wait):
         raise LockedError(
             f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
             f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
@@ -441,7 +439,9 @@ def require_lock(connection: Connection, key: int) -> None:
             f"Another bpr-etl run has begun on this database and schema (it holds the advisory lock {key}). Run again when it "
             "is done."
         )
-    held = connection.fetch_rows(f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {lock_predicate(key)}")
+    held = connection.fetch_rows(
+        f"SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND {lock_predicate(key)}"
+    )
     if held != [(1,)]:
         raise ConnectError(_TRANSACTION_POOLER.format(first="the lock is held by another server process"))
 
@@ -472,7 +472,7 @@ def goes_through_transaction_pooler(connection: Connection) -> bool:
             other = found.get(timeout=POOL_SECONDS)
         except queue.Empty:
             _process(connection)  # where processes are shared, whoever came first is served first
-            other = found.get(timeout=POLL)
+            other = found.get(timeout=POLL_SECONDS)
         return isinstance(other, Connection) and _share_processes(connection, other)
     except queue.Empty:
         return False
@@ -509,7 +509,7 @@ def _process(connection: Connection) -> int:
 def transaction(connection: Connection, *, read_only: bool = False, commit: bool = True) -> Iterator[None]:
     """A REPEATABLE READ transaction: COMMIT at the end of the block, ROLLBACK when it raises or when `keep` is False.
 
-    From COMMIT on the run's `Stop` is shielded.
+    From COMMIT on the run's `CancelToken` is shielded.
     """
     try:
         connection.begin("ISOLATION LEVEL REPEATABLE READ" + (" READ ONLY" if read_only else ""))
@@ -518,7 +518,7 @@ def transaction(connection: Connection, *, read_only: bool = False, commit: bool
             connection.commit()
     except BaseException:
         connection.rollback()
-        connection.stop.unshield()
+        connection.stop.end_critical()
         raise
     if not commit:
         connection.rollback()
@@ -594,7 +594,7 @@ class PendingReads:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
-                self._connection.stop.check()
+                self._connection.stop.raise_if_cancelled()
                 told = self._connection.address.redact(str(error)) or type(error).__name__  # before it is cut
                 obstacle = told.splitlines()[0][:200]
         log.info("Reading through ADBC, since connectorx can't: %s.", obstacle)
@@ -611,11 +611,16 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
     name = f"{connection.name}:reading"
     url = connection.address.connectorx_url(tls=tls, name=name, options=_PINNED)
     if url is None or not connection.direct:
-        yield PendingReads(connection, queries, None, connection.address.connectorx_unsupported_reason or "a pooler may have no further sessions")
+        yield PendingReads(
+            connection,
+            queries,
+            None,
+            connection.address.connectorx_unsupported_reason or "a pooler may have no further sessions",
+        )
         return
     snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
     with (
-        connection.stop.calling(lambda: _end_sessions(connection.address, name)),
+        connection.stop.on_cancel(lambda: _end_sessions(connection.address, name)),
         ThreadPoolExecutor(1, thread_name_prefix="reading") as aside,
     ):
         frames = aside.submit(_read_connectorx, connection.address, url, queries, snapshot)

@@ -58,59 +58,61 @@ class Column:
     types: tuple[str, ...]
     nullable: bool = False
     labels: tuple[str, ...] = ()
-    written_null: bool = False
+    writes_null: bool = False
 
 
-def _of(types: tuple[str, ...], *names: str, nullable: bool = False, written_null: bool = False) -> tuple[Column, ...]:
-    return tuple(Column(name, types, nullable=nullable, written_null=written_null) for name in names)
+def _columns(
+    types: tuple[str, ...], *names: str, nullable: bool = False, written_null: bool = False
+) -> tuple[Column, ...]:
+    return tuple(Column(name, types, nullable=nullable, writes_null=written_null) for name in names)
 
 
 _TEXT, _TEXTS, _INT, _FLOAT, _TIME = ("text", "varchar"), ("_text",), ("int4",), ("float8",), ("timestamp",)
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
-        "User": _of(_TEXT, "id", "email"),
+        "User": _columns(_TEXT, "id", "email"),
         "Trip": (
-            *_of(_TEXT, "id", "userId", "city"),
-            *_of(_TIME, "startDate", "createdAt"),
+            *_columns(_TEXT, "id", "userId", "city"),
+            *_columns(_TIME, "startDate", "createdAt"),
             Column("personaSeed", ("jsonb",), nullable=True),
         ),
         "ItinerarySlot": (
-            *_of(_TEXT, "id", "tripId"),
-            *_of(_TEXT, "activityNodeId", nullable=True),
-            *_of(_INT, "dayNumber", "sortOrder"),
+            *_columns(_TEXT, "id", "tripId"),
+            *_columns(_TEXT, "activityNodeId", nullable=True),
+            *_columns(_INT, "dayNumber", "sortOrder"),
             Column("status", ("enum",), labels=("confirmed", "active", "completed")),
         ),
         "ActivityNode": (
-            *_of(_TEXT, "id", "city", "name"),
+            *_columns(_TEXT, "id", "city", "name"),
             Column("category", ("enum",)),
             Column("status", ("enum",), labels=("archived",)),
-            *_of(_FLOAT, "latitude", "longitude"),
+            *_columns(_FLOAT, "latitude", "longitude"),
         ),
         "BehavioralSignal": (
-            *_of(_TEXT, "id", "userId"),
-            *_of(_TEXT, "tripId", "slotId", "activityNodeId", "modelVersion", nullable=True),
+            *_columns(_TEXT, "id", "userId"),
+            *_columns(_TEXT, "tripId", "slotId", "activityNodeId", "modelVersion", nullable=True),
             Column("signalType", ("enum",)),
         ),
         "PersonaDimension": (
-            *_of(_TEXT, "id", "userId", "dimension", "value", "source"),
-            *_of(_FLOAT, "confidence"),
-            *_of(_TIME, "updatedAt", "createdAt"),
+            *_columns(_TEXT, "id", "userId", "dimension", "value", "source"),
+            *_columns(_FLOAT, "confidence"),
+            *_columns(_TIME, "updatedAt", "createdAt"),
         ),
         "RankingEvent": (
-            *_of(_TEXT, "id", "userId", "tripId", "modelName", "modelVersion", "surface"),
-            *_of(_TEXT, "sessionId", "shadowModelName", "shadowModelVersion", nullable=True, written_null=True),
-            *_of(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
-            *_of(_TEXTS, "shadowRankedIds", nullable=True, written_null=True),
-            *_of(_INT, "dayNumber"),
-            *_of(_INT, "latencyMs", nullable=True),
-            *_of(_TIME, "createdAt"),
+            *_columns(_TEXT, "id", "userId", "tripId", "modelName", "modelVersion", "surface"),
+            *_columns(_TEXT, "sessionId", "shadowModelName", "shadowModelVersion", nullable=True, written_null=True),
+            *_columns(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
+            *_columns(_TEXTS, "shadowRankedIds", nullable=True, written_null=True),
+            *_columns(_INT, "dayNumber"),
+            *_columns(_INT, "latencyMs", nullable=True),
+            *_columns(_TIME, "createdAt"),
         ),
         "ModelRegistry": (
-            *_of(_TEXT, "id", "modelName", "modelVersion", "modelType"),
-            *_of(_TEXT, "description", nullable=True),
+            *_columns(_TEXT, "id", "modelName", "modelVersion", "modelType"),
+            *_columns(_TEXT, "description", nullable=True),
             Column("stage", ("enum",), labels=("production", "staging")),
-            *_of(_TIME, "createdAt", "updatedAt"),
+            *_columns(_TIME, "createdAt", "updatedAt"),
         ),
     }
 )
@@ -157,7 +159,7 @@ class Naming:
     kind: Literal["model", "mapped"]
     schema: str = "public"
 
-    def bare(self, model: str) -> str:
+    def table_name(self, model: str) -> str:
         """The table's name alone, unquoted."""
         return model if self.kind == "model" else MODELS[model]
 
@@ -167,7 +169,7 @@ class Naming:
 
     def table(self, model: str) -> str:
         """The table as SQL names it: quoted and with its schema."""
-        return self.qualified(self.bare(model))
+        return self.qualified(self.table_name(model))
 
     def index(self, model: str, *columns: str) -> str:
         """The name that Prisma gives to an `@@index` on these columns, unquoted."""
@@ -178,7 +180,7 @@ class Naming:
 
         Table and columns are cut, at a character's border, so that the suffix has room within PostgreSQL's 63 bytes.
         """
-        stem = "_".join(part for part in (self.bare(model), columns) if part)
+        stem = "_".join(part for part in (self.table_name(model), columns) if part)
         kept = stem.encode()[: _MAX_BYTES - len(suffix) - 1].decode(errors="ignore")
         return f"{kept}_{suffix}"
 
@@ -299,7 +301,7 @@ def _rendered_name(name: str, naming: Naming) -> str:
 
 def _renamed(name: str, naming: Naming) -> str:
     if name in MODELS:
-        return naming.bare(name)
+        return naming.table_name(name)
     found = _CONSTRAINT.fullmatch(name)
     return naming.constraint(found["model"], found["columns"] or "", found["suffix"]) if found else name
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from etl.errors import ConnectError
 from etl.postgres.ddl import COLUMNS, MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
 
-_WHO_WROTE = "xmin"
+XMIN = "xmin"
 """The system column that tells which transaction wrote a row."""
 
 
@@ -30,7 +30,7 @@ class Privilege:
     columns: tuple[str, ...] = ()
 
 
-def needed(*, writes: bool) -> list[Privilege]:
+def required(*, writes: bool) -> list[Privilege]:
     """What a command needs; `writes` for `run`, which is all of it.
 
     Of the application's tables only the columns that are read (so not, say, a password's hash in User); the rows of the
@@ -38,7 +38,7 @@ def needed(*, writes: bool) -> list[Privilege]:
     """
     read = [
         *(Privilege(model, "SELECT", tuple(column.name for column in COLUMNS[model])) for model in _READ),
-        Privilege("BehavioralSignal", "SELECT", (*(c.name for c in COLUMNS["BehavioralSignal"]), _WHO_WROTE)),
+        Privilege("BehavioralSignal", "SELECT", (*(c.name for c in COLUMNS["BehavioralSignal"]), XMIN)),
         *(Privilege(model, "SELECT") for model in WRITTEN_MODELS),
     ]
     if not writes:
@@ -59,9 +59,9 @@ def grants(naming: Naming, role: str) -> str:
     to = f"TO {quote_identifier(role)};"
     lines = [f"GRANT USAGE ON SCHEMA {quote_identifier(naming.schema)} {to}"]
     for model in MODELS:
-        of_model = [privilege for privilege in needed(writes=True) if privilege.model == model]
+        of_model = [privilege for privilege in required(writes=True) if privilege.model == model]
         if of_model:
-            lines.append(f"GRANT {', '.join(map(_words, of_model))} ON {naming.table(model)} {to}")
+            lines.append(f"GRANT {', '.join(map(_verb_sql, of_model))} ON {naming.table(model)} {to}")
     return "\n".join(lines) + "\n"
 
 
@@ -81,34 +81,34 @@ def require_privileges(connection: Queries, naming: Naming, *, writes: bool) -> 
             f"Row security hides rows of {', '.join(name for (name,) in hidden)} from the role {role}, so what it reads would "
             f"not be all. Give it BYPASSRLS (ALTER ROLE {quote_identifier(role)} BYPASSRLS), or connect as another role."
         )
-    asked = list(_each(needed(writes=writes)))
-    questions = ", ".join(_question(naming, *each) for each in asked)
+    asked = list(_by_column(required(writes=writes)))
+    questions = ", ".join(_check_sql(naming, *each) for each in asked)
     allowed = connection.fetch_rows(f"SELECT {questions}")[0]
-    lacking = [_sentence(naming, *each) for each, may in zip(asked, allowed, strict=True) if not may]
+    lacking = [_describe(naming, *each) for each, may in zip(asked, allowed, strict=True) if not may]
     if lacking:
         raise ConnectError(_missing(role, lacking, naming))
 
 
-def _words(privilege: Privilege) -> str:
+def _verb_sql(privilege: Privilege) -> str:
     columns = f" ({', '.join(quote_identifier(name) for name in privilege.columns)})" if privilege.columns else ""
     return privilege.verb + columns
 
 
-def _each(privileges: Iterable[Privilege]) -> Iterator[tuple[str, str, str | None]]:
+def _by_column(privileges: Iterable[Privilege]) -> Iterator[tuple[str, str, str | None]]:
     """(model, verb, column), the column None for all of a table."""
     for privilege in privileges:
         for column in privilege.columns or (None,):
             yield privilege.model, privilege.verb, column
 
 
-def _question(naming: Naming, model: str, verb: str, column: str | None) -> str:
+def _check_sql(naming: Naming, model: str, verb: str, column: str | None) -> str:
     table = quote_literal(naming.table(model))
     if column is None:
         return f"has_table_privilege({table}, '{verb}')"
     return f"has_column_privilege({table}, {quote_literal(column)}, '{verb}')"
 
 
-def _sentence(naming: Naming, model: str, verb: str, column: str | None) -> str:
+def _describe(naming: Naming, model: str, verb: str, column: str | None) -> str:
     of_column = "" if column is None else f" of column {quote_identifier(column)}"
     return f"{verb}{of_column} on {naming.table(model)}"
 

@@ -37,12 +37,12 @@ class Scope:
         same = f"{end} OPERATOR(pg_catalog.=) {quote_literal('@' + _ascii_lower(self.domain))}"
         return f"COALESCE({starts} AND {same}, false)"
 
-    def is_nobody_s(self, row: str) -> str:
+    def not_ours_sql(self, row: str) -> str:
         """SQL that is true for a row whose `userId` is no shadow user's. An anti-join: NOT IN would go through them all."""
         users = self.naming.table("User")
         return f'NOT EXISTS (SELECT FROM {users} u WHERE u."id" = {row}."userId" AND {self.is_shadow("u")})'
 
-    def includes(self, user: str, audience: Audience) -> str:
+    def audience_sql(self, user: str, audience: Audience) -> str:
         """SQL that is true for the rows of an audience's users."""
         if audience == "all":
             return "true"
@@ -57,7 +57,7 @@ class Scope:
         return f'SELECT u."id" FROM {self.naming.table("User")} u WHERE {self.is_shadow("u")}'
 
 
-def find_scope(
+def resolve_scope(
     connection: Connection, settings: Settings, schema_name: str, *, writes: bool
 ) -> tuple[Scope, list[str]]:
     """Whose rows, in which tables; and what is missing but not needed, in sentences.

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from etl.errors import SettingsError
 from etl.settings.model import Settings
-from etl.settings.redaction import decode, redact, secrets_of, parse_keyword_dsn
+from etl.settings.redaction import decode, parse_keyword_dsn, redact, secrets_of
 
 _PRISMA = frozenset(
     {
@@ -191,7 +191,7 @@ def schema_of(settings: Settings, address: ConnectionTarget) -> str:
 def connection_parts(url: str, environ: Mapping[str, str]) -> dict[str, str]:
     """User, host, port, database and sslmode as the URL says them, else libpq's environment; no secret among them.
 
-    For an address that `parse_address` has understood. What a service file or a default says is not looked for.
+    For an address that `parse_url` has understood. What a service file or a default says is not looked for.
     """
     url = url.strip()
     _, after, rest = url.partition("://")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etl.errors import SettingsError
-from etl.reporting.numbers import short
+from etl.reporting.numbers import format_si
 from etl.runtime.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _set_count_ticks(axis: Any, most: float, ticks: int = 4) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     places = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(0, most or 1)
-    axis.set_ticks(places, [short(place) for place in places])
+    axis.set_ticks(places, [format_si(place) for place in places])
 
 
 def stacked_bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str], says: str) -> str:
@@ -214,7 +214,7 @@ def rank_frequency(name: str, series: Sequence[np.ndarray[Any, Any]], says: str)
     axes.minorticks_off()
     for axis, start, end in ((axes.xaxis, 1, longest), (axes.yaxis, least, most)):
         powers = 10.0 ** np.arange(math.floor(math.log10(start)), math.ceil(math.log10(end * 1.001)) + 1)
-        axis.set_ticks(powers, [short(power) for power in powers])
+        axis.set_ticks(powers, [format_si(power) for power in powers])
     axes.set_xlim(0.9, longest * 1.25)
     axes.set_ylim(10 ** math.floor(math.log10(least)) * 0.8, most * 1.6)
     axes.set_xlabel("rank of the place", color=_MUTED)
@@ -323,4 +323,4 @@ def _set_y_limits(axes: Axes, numbers: Sequence[float | None]) -> None:
     whole = all(float(number).is_integer() for number in known)
     low, high = axes.get_ylim()
     places = [place for place in MaxNLocator(3, integer=whole).tick_values(low, high) if low <= place <= high]
-    axes.set_yticks(places, [short(place) for place in places])
+    axes.set_yticks(places, [format_si(place) for place in places])

@@ -11,20 +11,20 @@ import polars as pl
 
 from etl.errors import EtlError
 from etl.reporting.event_stats import EventStats
-from etl.reporting.history import Night
+from etl.reporting.history import PreviousRun
 from etl.runtime.run_record import Progress
 from etl.snapshots.reader import Snapshot, read_dataset
 from etl.triples.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
-NEEDED = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")
+REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")
 """What of a snapshot a report is made from."""
 
 _WANTED = ("candidate_idx", "selected_idx")
 
 
-class Watch:
+class ReportCollector:
     """Looks at a night's events as they pass by, and makes the report of them in the end.
 
     A report is for people: where it can't be made, the night goes on without, and `failure` says what happened.
@@ -38,7 +38,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
-    def see(self, events: pl.DataFrame) -> None:
+    def observe(self, events: pl.DataFrame) -> None:
         """Count a bucket's events."""
         if self.failure is None:
             try:
@@ -46,14 +46,14 @@ class Watch:
             except Exception as error:  # noqa: BLE001
                 self._fail(error)
 
-    def page(self, manifest: Mapping[str, Any], folder: Path, nights: Sequence[Night]) -> str | None:
+    def render(self, manifest: Mapping[str, Any], folder: Path, nights: Sequence[PreviousRun]) -> str | None:
         """The page; None where it could not be made. Raises EtlError and OSError: a disk that fails is no fault of a report."""
         if self.failure is not None:
             return None
-        from etl.reporting.page import page  # noqa: PLC0415 - charts take a third of a second to load
+        from etl.reporting.page import render  # noqa: PLC0415 - charts take a third of a second to load
 
         try:
-            return page(manifest, folder, self._tally, self._trips, nights)
+            return render(manifest, folder, self._tally, self._trips, nights)
         except (EtlError, OSError):
             raise
         except Exception as error:  # noqa: BLE001
@@ -65,9 +65,9 @@ class Watch:
         log.debug("The report failed.", exc_info=error)
 
 
-def rebuilt(
+def rebuild(
     snapshot: Snapshot,
-    nights: Sequence[Night],
+    nights: Sequence[PreviousRun],
     unknown: float,
     progress: Progress,
     probe: Mapping[str, Any] | None = None,
@@ -76,11 +76,11 @@ def rebuilt(
 
     Raises ConnectError or DataError where they can't be read.
     """
-    from etl.reporting.page import page  # noqa: PLC0415
+    from etl.reporting.page import render  # noqa: PLC0415
 
     dataset = read_dataset(snapshot)
     tally = EventStats.of(dataset, unknown)
     for number, events in enumerate(dataset.events.select(_WANTED)):
         progress("read events", number, dataset.events.buckets)
         tally.add(events)
-    return page(snapshot.manifest, snapshot.folder, tally, dataset.trips.height, nights, probe)
+    return render(snapshot.manifest, snapshot.folder, tally, dataset.trips.height, nights, probe)

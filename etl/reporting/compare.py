@@ -11,7 +11,7 @@ import polars as pl
 
 from etl.errors import DataError
 from etl.reporting.drift import Drift, drift
-from etl.reporting.history import Change, changes, figures
+from etl.reporting.history import Change, changes, run_metrics
 from etl.snapshots.reader import Snapshot
 from etl.transform.schemas import DIMENSIONS
 
@@ -98,7 +98,7 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
             after.manifest["snapshot"],
             before.manifest["content_sha256"] == after.manifest["content_sha256"],
             _settings(before, after),
-            changes(figures(before.manifest), figures(after.manifest)),
+            changes(run_metrics(before.manifest), run_metrics(after.manifest)),
             users,
             items,
             {(old, new): n for old, new, n in statuses.sort("status", "status_after").iter_rows()},
@@ -179,7 +179,9 @@ def _drifts(before: Snapshot, after: Snapshot) -> Iterator[Drift | None]:
 
 def _selection_counts(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
     """How often each item was selected, by its name with the start of its id, and each category."""
-    parts = [_scan(snapshot, path.relative_to(snapshot.folder).as_posix()) for _, _, path in snapshot.parts("events")]
+    parts = [
+        _scan(snapshot, path.relative_to(snapshot.folder).as_posix()) for _, _, path in snapshot.data_files("events")
+    ]
     if not parts:
         return {}, {}
     chosen = (

@@ -14,7 +14,7 @@ import polars as pl
 
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset
-from etl.triples.generate import Lists
+from etl.triples.generate import ListColumn
 
 AFFINITY_STEPS = 10_000
 """Affinities are counted in ten-thousandths, from 0 to 1."""
@@ -53,7 +53,9 @@ class EventStats:
     days: Counter[int] = field(default_factory=Counter)
     cities: dict[str, CityStats] = field(default_factory=dict)
     affinities: dict[str, I64] = field(
-        default_factory=lambda: {name: np.zeros(AFFINITY_STEPS + 1, np.int64) for name in (OFFERED, TAKEN, TAKEN_OUTSIDE)}
+        default_factory=lambda: {
+            name: np.zeros(AFFINITY_STEPS + 1, np.int64) for name in (OFFERED, TAKEN, TAKEN_OUTSIDE)
+        }
     )
 
     @classmethod
@@ -76,7 +78,7 @@ class EventStats:
 
     def add(self, events: pl.DataFrame) -> None:
         """Count a bucket's events: a frame with the columns of `Dataset.events`."""
-        offered, taken = Lists.of(events["candidate_idx"]), Lists.of(events["selected_idx"])
+        offered, taken = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
         self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
         self.selected += np.bincount(taken.codes, minlength=len(self.selected))
         rows, codes = (np.repeat(np.arange(events.height), taken.lengths), taken.codes)
@@ -116,12 +118,14 @@ def _table(users: pl.DataFrame, unknown: float) -> tuple[list[str], npt.NDArray[
     known = np.zeros(users.height, np.bool_)
     for place, name in enumerate(columns):
         known |= users[name].is_not_null().to_numpy()
-        table[:, place] = (users[name].fill_null(unknown).clip(0, 1) * AFFINITY_STEPS).round().cast(pl.UInt16).to_numpy()
+        table[:, place] = (
+            (users[name].fill_null(unknown).clip(0, 1) * AFFINITY_STEPS).round().cast(pl.UInt16).to_numpy()
+        )
     return [name.removeprefix(_PREFIX) for name in columns], table, known
 
 
 def _among(
-    offered: Lists, rows: npt.NDArray[np.intp], codes: npt.NDArray[np.uint32], nodes: int
+    offered: ListColumn, rows: npt.NDArray[np.intp], codes: npt.NDArray[np.uint32], nodes: int
 ) -> npt.NDArray[np.bool_]:
     """Whether each (event's row, node) is among the event's candidates."""
     keys = np.repeat(np.arange(len(offered.lengths)), offered.lengths) * nodes + offered.codes

@@ -13,42 +13,42 @@ from math import isfinite, nan, sqrt
 from statistics import median
 from typing import Any
 
-REMEMBERED = 29
+HISTORY_LENGTH = 29
 """How many earlier runs are looked at, four of each weekday: with this one they are the 30 that the report shows."""
 
-FEWEST = 5
+MIN_RUNS = 5
 """From so many earlier runs on there is an expected range: with fewer, one odd run would be a quarter of them."""
 
 _WEEK, _TWO_WEEKS, _FEW = 7, 14, 3
 _LEAST, _MOST, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 
-WATCHED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
+MONITORED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
 """The figures whose moves `--max-change` limits. Losses and AUC are none: from 0 to 3 is no share of anything."""
 
-OF_ROWS = ("schema", "shadow_prefix", "shadow_domain", "audience")
+ROW_SETTINGS = ("schema", "shadow_prefix", "shadow_domain", "audience")
 """Settings that decide which rows are read."""
 
-_OF_TRIPLES = (*OF_ROWS, "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
-_DECIDE: tuple[tuple[str, ...], ...] = (OF_ROWS, _OF_TRIPLES)
-_BY_TRIPLES = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
+_TRIPLE_SETTINGS = (*ROW_SETTINGS, "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
+_DECIDE: tuple[tuple[str, ...], ...] = (ROW_SETTINGS, _TRIPLE_SETTINGS)
+_TRIPLE_METRICS = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
 """Figures that the triples' own settings decide, too: the others are compared whatever these say."""
 
 
 @dataclass(frozen=True)
-class Night:
+class PreviousRun:
     """An earlier snapshot: its name, the settings that it was made with, and its figures."""
 
     name: str
     settings: Mapping[str, Any]
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
     @cached_property
-    def moment(self) -> datetime | None:
+    def published_at(self) -> datetime | None:
         """When it was published."""
-        return moment_of(self.name)
+        return published_at(self.name)
 
 
-def moment_of(name: str) -> datetime | None:
+def published_at(name: str) -> datetime | None:
     """When a snapshot of this name was published; None where the name does not say."""
     try:
         return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
@@ -66,15 +66,15 @@ class Change:
     share: float | None
 
 
-def figures(manifest: Mapping[str, Any]) -> dict[str, float]:
+def run_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
     """What a night came to, by name, in this order: those figures that its manifest (or a run's counts) has.
 
     `ranking events`, `users`, `items` and `cities` are those published (cities: those with triples); losses are rows.
     """
-    return dict(_figures(manifest))
+    return dict(_run_metrics(manifest))
 
 
-def _figures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _run_metrics(manifest: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     published, probe = manifest.get("published", {}), manifest.get("probe", {})
     yield from _given("shadow users", manifest.get("shadow_users"))
     yield from _given("trips read", manifest.get("source_rows", {}).get("trips"))
@@ -102,7 +102,7 @@ def _total(parts: Mapping[str, float] | None) -> float | None:
     return None if parts is None else sum(parts.values())
 
 
-def expected(
+def expected_range(
     earlier: Sequence[tuple[datetime | None, float]], now: datetime | None, *, counts: bool = True
 ) -> tuple[float, float] | None:
     """The range that a figure is expected in, from what it was in earlier runs; None where these are fewer than 5.
@@ -114,7 +114,7 @@ def expected(
     standard deviations (the root of it) either way. A single bad run moves none of these medians.
     """
     known = [(_day(moment), value) for moment, value in earlier if isfinite(value)]
-    if len(known) < FEWEST:
+    if len(known) < MIN_RUNS:
         return None
     shares = list(_shares_of_level(known))
     typical = _typical(_day(now), shares)
@@ -163,7 +163,7 @@ def _tolerance(shares: _Series) -> float:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One figure of a run beside the `runs` before it that are comparable.
 
     `before` is the last one's, which is snapshot `since`; `usual` is the expected range, None where there are too few runs.
@@ -174,7 +174,7 @@ class Figure:
     before: float | None = None
     since: str | None = None
     runs: int = 0
-    usual: tuple[float, float] | None = None
+    expected: tuple[float, float] | None = None
 
     @property
     def change(self) -> float | None:
@@ -182,48 +182,48 @@ class Figure:
         return (self.value - self.before) / self.before if self.before else None
 
     @property
-    def whole(self) -> bool:
+    def is_count(self) -> bool:
         """Whether it counts something."""
         return not self.name.startswith("AUC")
 
     @property
-    def watched(self) -> bool:
+    def monitored(self) -> bool:
         """Whether `--max-change` limits its moves."""
-        return self.name in WATCHED
+        return self.name in MONITORED
 
     @property
-    def odd(self) -> bool:
+    def out_of_range(self) -> bool:
         """Whether it is out of its expected range."""
-        return self.usual is not None and not self.usual[0] <= self.value <= self.usual[1]
+        return self.expected is not None and not self.expected[0] <= self.value <= self.expected[1]
 
     @property
     def stays(self) -> bool:
         """Whether it is out of its range as the last run's is, and no further: that was published, and is no new change."""
-        if self.usual is None or self.before is None:
+        if self.expected is None or self.before is None:
             return False
-        (low, high), width = self.usual, (self.usual[1] - self.usual[0]) / 2
+        (low, high), width = self.expected, (self.expected[1] - self.expected[0]) / 2
         less = self.value < low and self.before < low and self.value >= self.before - width
         return less or (self.value > high and self.before > high and self.value <= self.before + width)
 
 
-def beside(
-    nights: Sequence[Night], settings: Mapping[str, Any], after: Mapping[str, float], now: datetime | None
-) -> list[Figure]:
+def compare_with_history(
+    nights: Sequence[PreviousRun], settings: Mapping[str, Any], after: Mapping[str, float], now: datetime | None
+) -> list[Metric]:
     """The figures of a run beside the comparable runs before it (oldest first): the one rule of what is usual.
 
     Comparable are those with the same settings, of all that decide the figure. `now` is when the run is published.
     """
     alike = {names: [night for night in nights if not _differing(night.settings, settings, names)] for names in _DECIDE}
-    return [_beside(name, value, alike[_deciding(name)], now) for name, value in after.items()]
+    return [_compare_metric(name, value, alike[_deciding(name)], now) for name, value in after.items()]
 
 
-def _beside(name: str, value: float, alike: Sequence[Night], now: datetime | None) -> Figure:
-    had = [night for night in alike if name in night.figures]
+def _compare_metric(name: str, value: float, alike: Sequence[PreviousRun], now: datetime | None) -> Metric:
+    had = [night for night in alike if name in night.metrics]
     if not had:
-        return Figure(name, value)
-    series = [(night.moment, night.figures[name]) for night in had]
-    range_ = expected(series, now, counts=not name.startswith("AUC"))
-    return Figure(name, value, series[-1][1], had[-1].name, len(had), range_)
+        return Metric(name, value)
+    series = [(night.published_at, night.metrics[name]) for night in had]
+    range_ = expected_range(series, now, counts=not name.startswith("AUC"))
+    return Metric(name, value, series[-1][1], had[-1].name, len(had), range_)
 
 
 def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
@@ -243,11 +243,13 @@ class Compared:
     then what they decide was not compared.
     """
 
-    moved: list[Figure]
-    differs: list[str]
+    moved: list[Metric]
+    changed_settings: list[str]
 
 
-def compare(nights: Sequence[Night], settings: Mapping[str, Any], found: Sequence[Figure], allowed: float) -> Compared:
+def compare(
+    nights: Sequence[PreviousRun], settings: Mapping[str, Any], found: Sequence[Metric], allowed: float
+) -> Compared:
     """Which of a run's figures (`beside`) moved too far since the runs before it (oldest first).
 
     Out of the expected range; where there is none yet, further than `allowed`, a share of what the last one came to. Where
@@ -256,7 +258,8 @@ def compare(nights: Sequence[Night], settings: Mapping[str, Any], found: Sequenc
     moved = [
         each
         for each in found
-        if each.watched and (each.odd if each.usual else each.change is not None and abs(each.change) > allowed)
+        if each.monitored
+        and (each.out_of_range if each.expected else each.change is not None and abs(each.change) > allowed)
     ]
     differs = [
         name
@@ -264,13 +267,13 @@ def compare(nights: Sequence[Night], settings: Mapping[str, Any], found: Sequenc
         if nights and all(_differing(night.settings, settings, names) for night in nights)
         for name in _differing(nights[-1].settings, settings, names)
     ]
-    moved.sort(key=lambda each: WATCHED.index(each.name))
+    moved.sort(key=lambda each: MONITORED.index(each.name))
     return Compared(moved, list(dict.fromkeys(differs)))
 
 
 def _deciding(name: str) -> tuple[str, ...]:
     """The settings that decide a figure."""
-    return _OF_TRIPLES if name in _BY_TRIPLES else OF_ROWS
+    return _TRIPLE_SETTINGS if name in _TRIPLE_METRICS else ROW_SETTINGS
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:

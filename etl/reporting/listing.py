@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import islice
 
 from etl.errors import ConnectError, DataError
-from etl.reporting.history import REMEMBERED, Night, figures, moment_of
+from etl.reporting.history import HISTORY_LENGTH, PreviousRun, published_at, run_metrics
 from etl.snapshots.reader import STAGING
 from etl.snapshots.store import LocalStore, Store
 
@@ -55,7 +55,7 @@ def list_snapshots(store: Store) -> list[SnapshotInfo]:
 def _info(store: Store, name: str, *, latest: bool) -> SnapshotInfo:
     try:
         manifest = store.manifest(name)
-        found = figures(manifest)
+        found = run_metrics(manifest)
         events, triples, users = (
             None if key not in found else int(found[key]) for key in ("ranking events", "triples", "users")
         )
@@ -77,20 +77,22 @@ def published(store: Store, now: datetime) -> list[str]:
     return [name for name in folders if not _after(name, now)]
 
 
-def previous_runs(store: Store, names: Sequence[str]) -> list[Night]:
+def previous_runs(store: Store, names: Sequence[str]) -> list[PreviousRun]:
     """The last snapshots of these names, oldest first. What can't be read is left out."""
     found = []
-    newest = islice(filter(store.whole, reversed(names)), REMEMBERED)  # an object store is asked for no more of them
+    newest = islice(
+        filter(store.is_complete, reversed(names)), HISTORY_LENGTH
+    )  # an object store is asked for no more of them
     for name in reversed(list(newest)):
         with suppress(DataError, ConnectError, OSError, AttributeError, TypeError):  # a manifest of any shape
             manifest = store.manifest(name)
-            found.append(Night(name, dict(manifest.get("settings", {})), figures(manifest)))
+            found.append(PreviousRun(name, dict(manifest.get("settings", {})), run_metrics(manifest)))
     return found
 
 
 def _after(name: str, now: datetime) -> bool:
     """Whether a snapshot is dated after now: a clock was wrong when it was published, or is."""
-    moment = moment_of(name)
+    moment = published_at(name)
     return moment is not None and moment > now
 
 
@@ -106,7 +108,7 @@ def misdated(store: Store, now: datetime) -> str | None:
 def incomplete(store: Store) -> list[str]:
     """What is no snapshot any more, or not yet: a run at work makes such folders, and a killed one leaves them behind."""
     staged = [path.name for path in store.root.glob(f"{STAGING}*")] if isinstance(store, LocalStore) else []
-    return [*store.litter(), *sorted(staged)]
+    return [*store.incomplete(), *sorted(staged)]
 
 
 def to_remove(names: Sequence[str], latest: str | None, keep: int) -> list[str]:
@@ -130,7 +132,7 @@ def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> P
     Raises ConnectError where something can't be removed.
     """
     names = sorted((name for name in store.names() if store.ours(name)), key=lambda name: (not _after(name, now), name))
-    litter, removed = store.litter(), to_remove(names, store.latest_name(), keep)
+    litter, removed = store.incomplete(), to_remove(names, store.latest_name(), keep)
     lines = {name: _info(store, name, latest=False) for name in removed}
     if not dry_run:
         for name in [*litter, *removed]:
@@ -144,4 +146,6 @@ def _remove(store: Store, name: str) -> None:
         with suppress(FileNotFoundError):  # somebody else took it away: as well
             store.remove(name)
     except OSError as error:
-        raise ConnectError(f"{store.at(name)} can't be removed: {error.strerror or error}. Check its rights.") from None
+        raise ConnectError(
+            f"{store.location_of(name)} can't be removed: {error.strerror or error}. Check its rights."
+        ) from None

@@ -17,33 +17,33 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from etl.errors import NothingToDo, SettingsError
-from etl.reporting.history import figures
+from etl.reporting.history import run_metrics
 from etl.runtime.files import put
 
-MOST_CITIES = 100
+MAX_CITIES = 100
 """With more cities than these, triples are not told by city: each would be a time series of its own."""
 
 Sample = tuple[str, dict[str, str], float]
 
 LAST_RUN, LAST_SUCCESS = "bpr_etl_last_run_timestamp_seconds", "bpr_etl_last_success_timestamp_seconds"
-_OF_EVERY_NIGHT = {
+_ALWAYS = {
     LAST_RUN: "When bpr-etl last ended, well or not, in seconds since 1970 UTC.",
     LAST_SUCCESS: "When bpr-etl last ended well (exit code 0, or 99: nothing to do), in seconds since 1970 UTC.",
     "bpr_etl_exit_code": "Exit code of the last run: 0 done, 99 nothing to do, anything else failed.",
     "bpr_etl_run_seconds": "How long the last run took, in seconds.",
     "bpr_etl_peak_memory_bytes": "The most memory that the last run's process held, in bytes.",
 }
-_OF_GOOD_NIGHTS = {
+_ON_SUCCESS = {
     "bpr_etl_step_seconds": ("Seconds of a step of the last good run; steps go on side by side.", ["step"]),
     "bpr_etl_rows": ("What the last good run came to: users, trips, events, triples and so on, by figure.", ["figure"]),
     "bpr_etl_left_out_rows": ("Rows that the last good run left out, by what they are and why.", ["what", "reason"]),
-    "bpr_etl_triples": (f"Triples of a city in the last good run; only up to {MOST_CITIES} cities.", ["city"]),
+    "bpr_etl_triples": (f"Triples of a city in the last good run; only up to {MAX_CITIES} cities.", ["city"]),
     "bpr_etl_warnings": ("How many warnings the last good run gave.", []),
     "bpr_etl_auc": ("AUC of the last good run's probe, from 0 to 1, by ranking.", ["ranking"]),
 }
 METRICS = {
-    **dict.fromkeys(_OF_EVERY_NIGHT, ()),
-    **{name: tuple(labels) for name, (_, labels) in _OF_GOOD_NIGHTS.items()},
+    **dict.fromkeys(_ALWAYS, ()),
+    **{name: tuple(labels) for name, (_, labels) in _ON_SUCCESS.items()},
 }
 """Every metric's name, and its labels."""
 
@@ -59,7 +59,7 @@ class Outcome:
     facts: Mapping[str, Any]
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether it is a success: nothing to do is one."""
         return self.exit_code in (0, NothingToDo.exit_code)
 
@@ -76,10 +76,10 @@ def require_writable(path: Path) -> None:
 def write(path: Path, outcome: Outcome) -> None:
     """Write the file anew: who reads it sees the old one or the new one, whole. Raises OSError."""
     registry = CollectorRegistry()
-    earlier = list(_earlier(path))
-    _write_every_night(registry, outcome, earlier)
-    samples = list(_of(outcome.facts)) if outcome.good else earlier
-    for name, (text, labels) in _OF_GOOD_NIGHTS.items():
+    earlier = list(_previous_samples(path))
+    _write_always(registry, outcome, earlier)
+    samples = list(_of(outcome.facts)) if outcome.succeeded else earlier
+    for name, (text, labels) in _ON_SUCCESS.items():
         own = [(words, value) for of, words, value in samples if of == name]
         if not own:
             continue
@@ -91,24 +91,24 @@ def write(path: Path, outcome: Outcome) -> None:
     put(path, generate_latest(registry), ".", 0o644)
 
 
-def _write_every_night(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:
+def _write_always(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:
     values = {
         LAST_RUN: outcome.ended_at.timestamp(),
-        LAST_SUCCESS: outcome.ended_at.timestamp() if outcome.good else _value(earlier, LAST_SUCCESS),
+        LAST_SUCCESS: outcome.ended_at.timestamp() if outcome.succeeded else _value(earlier, LAST_SUCCESS),
         "bpr_etl_exit_code": outcome.exit_code,
         "bpr_etl_run_seconds": outcome.seconds,
         "bpr_etl_peak_memory_bytes": outcome.peak_bytes,
     }
     for name, value in values.items():
         if value is not None:  # a first night that failed has no success before it
-            Gauge(name, _OF_EVERY_NIGHT[name], registry=registry).set(value)
+            Gauge(name, _ALWAYS[name], registry=registry).set(value)
 
 
 def _value(samples: list[Sample], name: str) -> float | None:
     return next((value for of, _, value in samples if of == name), None)
 
 
-def _earlier(path: Path) -> Iterator[Sample]:
+def _previous_samples(path: Path) -> Iterator[Sample]:
     """The samples of the file as it lies there; none where it can't be read as one."""
     try:
         families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
@@ -122,7 +122,7 @@ def _of(facts: Mapping[str, Any]) -> Iterator[Sample]:
     yield "bpr_etl_warnings", {}, len(facts.get("warnings", []))
     for step in facts.get("steps", []):
         yield "bpr_etl_step_seconds", {"step": step["step"]}, step["seconds"]
-    for name, value in figures(facts).items():
+    for name, value in run_metrics(facts).items():
         if name.startswith("AUC"):
             yield "bpr_etl_auc", {"ranking": name.partition(" of ")[2] or "model"}, value
         elif not name.startswith("left out"):  # which the next has by reason
@@ -130,7 +130,7 @@ def _of(facts: Mapping[str, Any]) -> Iterator[Sample]:
     for (what, reason), number in _left_out(facts).items():
         yield "bpr_etl_left_out_rows", {"what": what, "reason": reason}, number
     triples = facts.get("published", {}).get("triples", {})
-    if len(triples) <= MOST_CITIES:
+    if len(triples) <= MAX_CITIES:
         yield from (("bpr_etl_triples", {"city": city}, number) for city, number in triples.items())
 
 

@@ -9,7 +9,7 @@ NONE = "\N{EN DASH}"
 _SHORT = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def thousands(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """`680,207`; a number that is not whole with three decimals."""
     if value is None or not math.isfinite(value):
         return NONE
@@ -21,15 +21,15 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def between(bounds: tuple[float, float] | None, *, whole: bool) -> str:
+def format_range(bounds: tuple[float, float] | None, *, whole: bool) -> str:
     """A range: `9,114 to 9,454`; what counts something is never below 0."""
     if bounds is None:
         return NONE
     low, high = (round(max(0.0, bound), 0 if whole else 3) for bound in bounds)
-    return f"{thousands(low)} to {thousands(high)}"
+    return f"{format_number(low)} to {format_number(high)}"
 
 
-def short(value: float) -> str:
+def format_si(value: float) -> str:
     """For axes: `680k`, `1.2M`, `0.65`."""
     for unit, letter in _SHORT:
         if abs(value) >= unit:
@@ -37,7 +37,7 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def share(part: float, whole: float | None = 1.0) -> str:
+def format_percent(part: float, whole: float | None = 1.0) -> str:
     """`20.3%`; what is not nought and not all is never written as if it were."""
     if not whole:
         return NONE
@@ -49,7 +49,7 @@ def share(part: float, whole: float | None = 1.0) -> str:
     return f"{percent:.1f}%" if percent % 100 else f"{percent:.0f}%"
 
 
-def change(value: float | None) -> str:
+def format_change(value: float | None) -> str:
     """A change as a part of what was there before: `+1.2%`, `-53%`, `±0%`."""
     if value is None or not math.isfinite(value):
         return NONE
@@ -62,7 +62,7 @@ def change(value: float | None) -> str:
     return f"{sign}{percent:.1f}%" if percent < 10 else f"{sign}{percent:,.0f}%"
 
 
-def size(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Bytes: `395.8 kB`, in powers of 1,000."""
     for unit, letter in _SHORT:
         if number >= unit:
@@ -70,21 +70,21 @@ def size(number: float) -> str:
     return f"{number:,.0f} B"
 
 
-def seconds(value: float) -> str:
+def format_duration(value: float) -> str:
     """`3.3 s`, `12 min`, `2.5 h`."""
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def day(moment: date) -> str:
+def format_date(moment: date) -> str:
     """`25 Nov 2026`, in English."""
     return f"{moment.day} {MONTHS[moment.month - 1]} {moment.year}"
 
 
-def clock(moment: datetime) -> str:
+def format_datetime(moment: datetime) -> str:
     """`25 Nov 2026, 19:59 UTC`, of a moment in UTC."""
-    return f"{day(moment)}, {moment:%H:%M} UTC"
+    return f"{format_date(moment)}, {moment:%H:%M} UTC"
 
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -17,13 +17,13 @@ import numpy as np
 
 from etl.errors import escape_control_characters
 from etl.reporting import charts, numbers
-from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, AFFINITY_STEPS, EventStats
-from etl.reporting.history import Night, moment_of
+from etl.reporting.event_stats import AFFINITY_STEPS, OFFERED, TAKEN, TAKEN_OUTSIDE, EventStats
+from etl.reporting.history import PreviousRun, published_at
 from etl.reporting.page_data import City, changed_settings, cities_of, figures_of, funnel, setting, split_of, trends
-from etl.reporting.page_headlines import KEY, answers
-from etl.reporting.page_tables import Nodes, People, nodes_of, people_of
-from etl.reporting.time_bins import Days, days_of
-from etl.reporting.wording import RANKINGS, losses
+from etl.reporting.page_headlines import KEY, headlines
+from etl.reporting.page_tables import ItemStats, UserStats, nodes_of, people_of
+from etl.reporting.time_bins import TimeBins, bin_by_time
+from etl.reporting.wording import RANKER_TEXT, exclusions
 from etl.runtime.resources import resource
 from etl.snapshots.manifest import parse_probe
 from etl.snapshots.reader import PROBE, REPORT, read_small
@@ -55,25 +55,25 @@ class Affinity:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportData:
     """What the page shows besides its manifest: what files and events say."""
 
     tally: EventStats
-    nodes: Nodes
-    people: People
+    nodes: ItemStats
+    people: UserStats
     trips: int
-    days: Days | None
+    days: TimeBins | None
     affinities: list[Affinity]
     probe: Mapping[str, Any] | None
-    nights: list[Night]
+    nights: list[PreviousRun]
 
 
-def page(
+def render(
     manifest: Manifest,
     folder: Path,
     tally: EventStats,
     trips: int,
-    nights: Sequence[Night],
+    nights: Sequence[PreviousRun],
     probe: Mapping[str, Any] | None = None,
 ) -> str:
     """The page of a snapshot, as HTML, from its files in a folder, the tally of its events, and the nights before it.
@@ -83,12 +83,12 @@ def page(
     """
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
-    shown = Shown(
+    shown = ReportData(
         tally,
         nodes_of(folder, tally),
         people_of(folder),
         trips,
-        days_of(tally.days),
+        bin_by_time(tally.days),
         _affinities(tally),
         probe,
         list(nights)[-(NIGHTS - 1) :],
@@ -114,13 +114,15 @@ def _affinities(tally: EventStats) -> list[Affinity]:
     return found
 
 
-def _drawn(manifest: Manifest, shown: Shown) -> dict[str, str]:
+def _drawn(manifest: Manifest, shown: ReportData) -> dict[str, str]:
     """The charts of the snapshot's data, SVG by name; none where there is nothing to draw."""
     drawn = {}
     cities = [city for city in cities_of(manifest, shown.tally) if city.all_triples][:_CHARTED]
     if cities:
-        rows = [(_named(city.name), city.triples) for city in cities]
-        drawn["cities"] = charts.stacked_bars("cities", rows, split_of(manifest), "Triples per city and part of the split")
+        rows = [(_display_name(city.name), city.triples) for city in cities]
+        drawn["cities"] = charts.stacked_bars(
+            "cities", rows, split_of(manifest), "Triples per city and part of the split"
+        )
     if any(map(len, shown.nodes.counts.values())):
         times = list(shown.nodes.counts.values())
         drawn["ranks"] = charts.rank_frequency("ranks", times, "How often places are what, by rank")
@@ -138,9 +140,9 @@ def _drawn_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     if probe is None:
         return drawn
     for scope in ("all", "new"):
-        found = {name: probe["rankings"][name][scope]["auc"] for name in RANKINGS if name in probe["rankings"]}
+        found = {name: probe["rankings"][name][scope]["auc"] for name in RANKER_TEXT if name in probe["rankings"]}
         rows = [
-            (RANKINGS[name], auc["mean"], auc["low"], auc["high"], name == "model")
+            (RANKER_TEXT[name], auc["mean"], auc["low"], auc["high"], name == "model")
             for name, auc in found.items()
             if auc["mean"] is not None
         ]
@@ -149,12 +151,12 @@ def _drawn_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     return drawn
 
 
-def _drawn_trends(manifest: Manifest, nights: Sequence[Night]) -> dict[str, str]:
+def _drawn_trends(manifest: Manifest, nights: Sequence[PreviousRun]) -> dict[str, str]:
     """The figures over the nights; nothing where there is no night before."""
     if not nights:
         return {}
     found = {trend.name: trend for trend in trends(manifest, nights)}
-    moment = moment_of(nights[0].name)
+    moment = published_at(nights[0].name)
     now = _published_at(manifest)
     same = moment is not None and moment.date() == now.date()
     ends = (_moment(moment or now, same=same), _moment(now, same=same))
@@ -175,15 +177,15 @@ def _drawn_trends(manifest: Manifest, nights: Sequence[Night]) -> dict[str, str]
 
 def _moment(moment: datetime, *, same: bool) -> str:
     """The end of an axis: the day, or the time of it where both ends are of the same."""
-    return f"{moment:%H:%M} UTC" if same else numbers.day(moment)
+    return f"{moment:%H:%M} UTC" if same else numbers.format_date(moment)
 
 
 def _published_at(manifest: Manifest) -> datetime:
     """When the snapshot got its name, the last that is known when its page is made."""
-    return moment_of(manifest["snapshot"]) or datetime.fromisoformat(manifest["ended_at"])
+    return published_at(manifest["snapshot"]) or datetime.fromisoformat(manifest["ended_at"])
 
 
-def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict[str, Any]:
+def _context(manifest: Manifest, shown: ReportData, drawn: Mapping[str, str]) -> dict[str, Any]:
     """What the template reads."""
     from markupsafe import Markup  # noqa: PLC0415
 
@@ -194,9 +196,9 @@ def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict
         **{field.name: getattr(shown, field.name) for field in fields(shown)},
         "figures": figures,
         "key": [each for name in KEY for each in figures if each.name == name],
-        "answers": answers(manifest, figures),
+        "answers": headlines(manifest, figures),
         "funnel": funnel(manifest, shown.tally, shown.trips, shown.people.users),
-        "losses": [loss for loss in losses(manifest) if loss.rows],
+        "losses": [loss for loss in exclusions(manifest) if loss.rows],
         "splits": split_of(manifest),
         "of_splits": {part: sum(city.triples.get(part, 0) for city in cities) for part in split_of(manifest)},
         "with_triples": sum(city.all_triples > 0 for city in cities),
@@ -209,13 +211,13 @@ def _context(manifest: Manifest, shown: Shown, drawn: Mapping[str, str]) -> dict
         "started": datetime.fromisoformat(manifest["started_at"]),
         "published_at": _published_at(manifest),
         "trends": [name for name in _TRENDS if f"trend {name}" in drawn],
-        "rankings": RANKINGS,
+        "rankings": RANKER_TEXT,
         "rows_shown": ROWS,
         "charts": {name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - ours, labels escaped
     }
 
 
-def _named(name: str | None) -> str:
+def _display_name(name: str | None) -> str:
     """A name that somebody gave, as it can be shown."""
     return escape_control_characters(name or "") or _NAMELESS
 
@@ -252,6 +254,9 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = ("thousands", "between", "share", "change", "size", "seconds", "day", "clock")
-    environment.filters |= {name: getattr(numbers, name) for name in written} | {"named": _named, "visible": escape_control_characters}
+    written = [name for name in dir(numbers) if name.startswith("format_")]
+    environment.filters |= {name: getattr(numbers, name) for name in written} | {
+        "named": _display_name,
+        "visible": escape_control_characters,
+    }
     return environment

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.reporting.event_stats import CityStats, EventStats
-from etl.reporting.history import Figure, Night, beside, figures, moment_of
-from etl.reporting.wording import NO_SEED, Loss, by_reason
+from etl.reporting.history import Metric, PreviousRun, compare_with_history, published_at, run_metrics
+from etl.reporting.wording import NO_SEED, Exclusion, by_reason
 from etl.settings.values import SPLITS
 
 NO_SPLIT = "all"
@@ -35,13 +35,13 @@ class Trend:
 
 
 @dataclass(frozen=True)
-class Step:
+class FunnelStep:
     """A step of the funnel: of so many, so many were kept, and the rest was lost for these reasons. They add up."""
 
     what: str
-    came: int
-    kept: int
-    lost: list[Loss]
+    incoming: int
+    retained: int
+    excluded: list[Exclusion]
     how: str
 
 
@@ -63,26 +63,31 @@ class City:
         return sum(self.triples.values())
 
 
-def figures_of(manifest: Manifest, nights: Sequence[Night]) -> list[Figure]:
+def figures_of(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[Metric]:
     """The figures of a night beside the nights of the same settings, in the order of `etl.reporting.history.figures`."""
-    return beside(nights, manifest["settings"], figures(manifest), moment_of(str(manifest.get("snapshot"))))
+    return compare_with_history(
+        nights, manifest["settings"], run_metrics(manifest), published_at(str(manifest.get("snapshot")))
+    )
 
 
-def trends(manifest: Manifest, nights: Sequence[Night]) -> list[Trend]:
+def trends(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[Trend]:
     """The figures of this night over all nights; what was usual then, among the nights before it of the same settings."""
-    shown = figures(manifest)
-    own = Night(str(manifest.get("snapshot")), manifest["settings"], shown)
+    shown = run_metrics(manifest)
+    own = PreviousRun(str(manifest.get("snapshot")), manifest["settings"], shown)
     then = [
-        {each.name: each.usual for each in beside(nights[:place], night.settings, shown, night.moment)}
+        {
+            each.name: each.expected
+            for each in compare_with_history(nights[:place], night.settings, shown, night.published_at)
+        }
         for place, night in enumerate([*nights, own])
     ]
     return [
-        Trend(name, [*(night.figures.get(name) for night in nights), value], [usual[name] for usual in then])
+        Trend(name, [*(night.metrics.get(name) for night in nights), value], [usual[name] for usual in then])
         for name, value in shown.items()
     ]
 
 
-def changed_settings(manifest: Manifest, nights: Sequence[Night]) -> list[tuple[str, str, str]]:
+def changed_settings(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[tuple[str, str, str]]:
     """The settings that are not those of the last night: (name, before, now)."""
     if not nights:
         return []
@@ -103,7 +108,7 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> list[Step]:
+def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> list[FunnelStep]:
     """From users to triples, every loss named. `trips` are those published, `users` those of the audience."""
     published = manifest["published"]
     seeded = "ranking_events" in manifest and manifest["settings"]["audience"] == "shadow"
@@ -113,7 +118,7 @@ def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> lis
         _of_trips(manifest["source_rows"]["trips"] if seeded else trips, trips),
         _of_days(manifest, events, seeded=seeded),
         _of_events(tally, events),
-        Step(
+        FunnelStep(
             "positives",
             sum(city.selected for city in tally.cities.values()),
             published["positives"],
@@ -123,25 +128,25 @@ def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> lis
     ]
 
 
-def _of_users(manifest: Manifest, tally: EventStats, came: int) -> Step:
+def _of_users(manifest: Manifest, tally: EventStats, came: int) -> FunnelStep:
     kept = int(tally.has_events.sum())
     without = min(manifest.get("shadow_users_without_persona", 0), came - kept)
-    other = Loss("users", "no ranking event of theirs", came - kept - without)
-    return Step("users", came, kept, _some([Loss("users", NO_SEED, without), other]), "have a ranking event")
+    other = Exclusion("users", "no ranking event of theirs", came - kept - without)
+    return FunnelStep("users", came, kept, _some([Exclusion("users", NO_SEED, without), other]), "have a ranking event")
 
 
-def _of_trips(came: int, kept: int) -> Step:
+def _of_trips(came: int, kept: int) -> FunnelStep:
     why = "none of its days has a ranking event"
-    return Step("trips", came, kept, _some([Loss("trips", why, came - kept)]), "have a ranking event")
+    return FunnelStep("trips", came, kept, _some([Exclusion("trips", why, came - kept)]), "have a ranking event")
 
 
-def _of_days(manifest: Manifest, events: int, *, seeded: bool) -> Step:
+def _of_days(manifest: Manifest, events: int, *, seeded: bool) -> FunnelStep:
     lost = list(by_reason("trip-days", manifest.get("days_without_event" if seeded else "events_left_out", {})))
     if not seeded:
         aside = manifest.get("set_aside", {}).get("events", {})
-        lost += [Loss("events", f"broke the rule {rule}", rows) for rule, rows in aside.items()]
+        lost += [Exclusion("events", f"broke the rule {rule}", rows) for rule, rows in aside.items()]
     came = events + sum(loss.rows for loss in lost)
-    return Step(
+    return FunnelStep(
         "trip-days" if seeded else "events",
         came,
         events,
@@ -150,13 +155,13 @@ def _of_days(manifest: Manifest, events: int, *, seeded: bool) -> Step:
     )
 
 
-def _of_events(tally: EventStats, events: int) -> Step:
+def _of_events(tally: EventStats, events: int) -> FunnelStep:
     idle = sum(city.without_selection for city in tally.cities.values())
-    lost = _some([Loss("ranking events", "nothing was selected on that day", idle)])
-    return Step("ranking events", events, events - idle, lost, "have a selected place")
+    lost = _some([Exclusion("ranking events", "nothing was selected on that day", idle)])
+    return FunnelStep("ranking events", events, events - idle, lost, "have a selected place")
 
 
-def _some(found: Sequence[Loss] | Iterator[Loss]) -> list[Loss]:
+def _some(found: Sequence[Exclusion] | Iterator[Exclusion]) -> list[Exclusion]:
     return [loss for loss in found if loss.rows]
 
 

@@ -36,7 +36,7 @@ _VECTOR = "category_affinities"
 
 
 @dataclass(frozen=True)
-class Nodes:
+class ItemStats:
     """How often nodes are what. `counts` has for each role the times of every node that has it, highest first.
 
     `offered` nodes can be offered; `never` of them were neither candidate nor selected in any event, the first of which
@@ -46,7 +46,7 @@ class Nodes:
     offered: int
     counts: dict[str, I64]
     tenth: dict[str, float]
-    never: int
+    never_offered: int
     never_listed: list[dict[str, Any]]
     top: list[dict[str, Any]]
 
@@ -66,7 +66,7 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class People:
+class UserStats:
     """The users of the audience, the dimensions of their personas, and their mean affinity for each category."""
 
     users: int
@@ -74,7 +74,7 @@ class People:
     affinities: list[tuple[str, float]]
 
 
-def nodes_of(folder: Path, tally: EventStats) -> Nodes:
+def nodes_of(folder: Path, tally: EventStats) -> ItemStats:
     """The nodes of a snapshot. Positives and negatives are those of train, candidates and selected those of all events."""
     columns = ["item_id", *_PLACE, "n_positive", "n_negative"]
     there = pl.read_parquet_schema(_file(folder, "items"))
@@ -93,22 +93,22 @@ def nodes_of(folder: Path, tally: EventStats) -> Nodes:
     counts = {role: np.sort(items[column].to_numpy())[::-1] for role, column in roles.items()}
     never = offered.filter(n_candidate=0, n_selected=0).sort("city", "name", "item_id", nulls_last=True)
     most = items.filter(pl.col("n_selected") > 0).sort("n_selected", "item_id", descending=[True, False])
-    return Nodes(
+    return ItemStats(
         offered.height,
         {role: times[times > 0] for role, times in counts.items()},
-        {role: _tenth(times, offered.height) for role, times in counts.items()},
+        {role: _top_decile_share(times, offered.height) for role, times in counts.items()},
         never.height,
         never.head(LISTED).select(*_PLACE).to_dicts(),
         most.head(TOP).select(*_PLACE, *roles.values()).to_dicts(),
     )
 
 
-def _tenth(times: I64, nodes: int) -> float:
+def _top_decile_share(times: I64, nodes: int) -> float:
     """The share of the tenth with most, of all; nan where there is nothing."""
     return float(times[: max(1, round(nodes / 10))].sum() / times.sum()) if times.sum() else float("nan")
 
 
-def people_of(folder: Path) -> People:
+def people_of(folder: Path) -> UserStats:
     """The users of a snapshot that are still there, column by column."""
     path = _file(folder, "users")
     schema = pl.read_parquet_schema(path)
@@ -122,7 +122,7 @@ def people_of(folder: Path) -> People:
         (name.removeprefix("affinity_"), mean) for name, mean in zip(affinities, means, strict=True) if mean is not None
     ]
     dimensions = [_dimension(users, name, schema) for name in (*_DIMENSIONS, _VECTOR) if name in schema]
-    return People(height, dimensions, sorted(named, key=lambda each: (-each[1], each[0].encode())))
+    return UserStats(height, dimensions, sorted(named, key=lambda each: (-each[1], each[0].encode())))
 
 
 def _dimension(users: pl.LazyFrame, name: str, schema: Mapping[str, pl.DataType]) -> Dimension:

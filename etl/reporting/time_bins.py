@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 
-from etl.reporting.numbers import MONTHS, day
+from etl.reporting.numbers import MONTHS, format_date
 
 MOST = 120
 """Columns at the most."""
@@ -19,7 +19,7 @@ _STRAY = 0.0005
 
 
 @dataclass(frozen=True)
-class Days:
+class TimeBins:
     """Columns of a chart: how many events each has, the first day of each, what it is one of, labels by column.
 
     `first` and `last` are the days of the events that are shown; `stray` counts those before and after.
@@ -31,7 +31,7 @@ class Days:
     labels: dict[int, str]
     first: date
     last: date
-    stray: int
+    outliers: int
 
     @property
     def busiest(self) -> tuple[str, int]:
@@ -40,10 +40,10 @@ class Days:
         return self._named(self.starts[most]), self.values[most]
 
     def _named(self, start: date) -> str:
-        return f"week of {day(start)}" if self.unit == "week" else _label(start, self.unit)
+        return f"week of {format_date(start)}" if self.unit == "week" else _label(start, self.unit)
 
 
-def days_of(counts: Mapping[int, int]) -> Days | None:
+def bin_by_time(counts: Mapping[int, int]) -> TimeBins | None:
     """Columns of events by day since 1970; None where there is no event."""
     if not counts:
         return None
@@ -56,7 +56,7 @@ def days_of(counts: Mapping[int, int]) -> Days | None:
     for number, events in shown:
         values[bisect_right(edges, number) - 1] += events
     stray = sum(events for _, events in ordered) - sum(values)
-    return Days(unit, values, starts, _labels(starts, unit), first, last, stray)
+    return TimeBins(unit, values, starts, _labels(starts, unit), first, last, stray)
 
 
 def _without_strays(ordered: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -103,5 +103,5 @@ def _labels(starts: list[date], unit: str) -> dict[int, str]:
 
 def _label(start: date, unit: str) -> str:
     if unit in ("day", "week"):
-        return day(start)
+        return format_date(start)
     return f"{MONTHS[start.month - 1]} {start.year}" if unit == "month" else str(start.year)

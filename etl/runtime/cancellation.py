@@ -1,7 +1,7 @@
 """To stop in mid-run: a signal is heard at once, carried to the server, and everything under way is undone.
 
 Drivers wait in C, where Python hears no signal; so the work is done on a thread of its own (`interruptible`), and the main
-thread does nothing but listen. Whoever works looks at the `Stop` that it was given at every step.
+thread does nothing but listen. Whoever works looks at the `CancelToken` that it was given at every step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Those that ask for an end, but where the caller has them ignored (nohup, a shell's background job)."""
 
-GRACE = 3.5
+GRACE_SECONDS = 3.5
 """Seconds that the work has to undo itself. After these the process ends all the same: as safe, since a crash is, too."""
 
-AGAIN = 0.5
+AGAIN_SECONDS = 0.5
 """Seconds between two tries to cancel what the server is doing."""
 
-POLL = 0.2
+POLL_SECONDS = 0.2
 """Seconds between two looks at whether another process has done what is waited for."""
 
 
-class StoppedError(EtlError):
+class CancelledError(EtlError):
     """Somebody asked for an end: nothing was committed or published. `signal` is what asked."""
 
     exit_code = 130
@@ -44,10 +44,10 @@ class StoppedError(EtlError):
         self.exit_code = 128 + signal_number
 
 
-class Stop:
+class CancelToken:
     """Whether an end was asked for. One thread asks; the working ones look, and say what is to be called at once.
 
-    After `shield` it is too late: what has been begun (COMMIT, the switch of LATEST) is brought to its end, which is soon.
+    After `begin_critical` it is too late: what was begun (COMMIT, the switch of LATEST) is finished, which takes little time.
     Then nobody can have asked, nor can ask: `check` has nothing to raise.
     """
 
@@ -57,7 +57,7 @@ class Stop:
         self._shielded = False
         self._at_once: list[Callable[[], object]] = []
 
-    def ask(self) -> bool:
+    def cancel(self) -> bool:
         """Ask for an end, and have the waiting server calls cancelled; False where it is too late."""
         with self._lock:
             if self._shielded:
@@ -69,41 +69,41 @@ class Stop:
             threading.Thread(target=_quietly, args=(cancel,), daemon=True, name="cancel").start()
         return True
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise StoppedError where an end was asked for in time."""
         if self._asked.is_set():
-            raise StoppedError("Stopped.")
+            raise CancelledError("Stopped.")
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Wait, but not for longer than until an end is asked for: then raise StoppedError."""
         self._asked.wait(seconds)
-        self.check()
+        self.raise_if_cancelled()
 
-    def wait_for(self, ready: Callable[[], bool], seconds: float) -> bool:
+    def poll(self, ready: Callable[[], bool], seconds: float) -> bool:
         """Look again and again whether something is ready, for so long; whether it was. Raises StoppedError."""
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= deadline:
                 return False
-            self.pause(POLL)
+            self.sleep(POLL_SECONDS)
         return True
 
-    def shield(self) -> None:
+    def begin_critical(self) -> None:
         """From now on it is too late. Raises StoppedError where an end was asked for before."""
         with self._lock:
-            self.check()
+            self.raise_if_cancelled()
             self._shielded = True
 
-    def unshield(self) -> None:
+    def end_critical(self) -> None:
         """It is not too late any more: what had been begun came to nothing."""
         with self._lock:
             self._shielded = False
 
     @contextmanager
-    def calling(self, cancel: Callable[[], object]) -> Iterator[None]:
+    def on_cancel(self, cancel: Callable[[], object]) -> Iterator[None]:
         """Have something called as soon as an end is asked for, during the block. Raises StoppedError if it was already."""
         with self._lock:
-            self.check()
+            self.raise_if_cancelled()
             self._at_once.append(cancel)
         try:
             yield
@@ -117,14 +117,14 @@ def _quietly(cancel: Callable[[], object]) -> None:
         cancel()
 
 
-def interruptible(work: Callable[[Stop], T]) -> T:
+def interruptible(work: Callable[[CancelToken], T]) -> T:
     """Do work on a thread of its own while this one, the main one, listens to SIGNALS; gives what the work gives.
 
     A first signal asks for an end, further ones change nothing. Raises StoppedError when the work has undone itself, or has
     not after GRACE seconds; what the work raises of itself goes through. Where the signal comes too late, the work's end
     is the end.
     """
-    stop, done = Stop(), Future[T]()
+    stop, done = CancelToken(), Future[T]()
     with _listening() as news:
 
         def target() -> None:
@@ -141,7 +141,7 @@ def interruptible(work: Callable[[Stop], T]) -> T:
         return done.result()
 
 
-class _News:
+class _SignalPipe:
     """What the main thread waits for: the number of a signal, or 0 for the work's end. See `_listening`."""
 
     def __init__(self) -> None:
@@ -164,13 +164,13 @@ class _News:
 
 
 @contextmanager
-def _listening() -> Iterator[_News]:
+def _listening() -> Iterator[_SignalPipe]:
     """Hear SIGNALS during the block.
 
     Through a pipe that Python's own handler writes to (`set_wakeup_fd`): the system may give a signal to any thread, and then
     nothing else wakes the main one, where alone Python hears them.
     """
-    news = _News()
+    news = _SignalPipe()
     before = {
         number: signal.signal(number, lambda _number, _frame: None)
         for number in SIGNALS
@@ -188,20 +188,20 @@ def _listening() -> Iterator[_News]:
             os.close(news.theirs)
 
 
-def _end(stop: Stop, done: Future[T], number: int, news: _News) -> None:
+def _end(stop: CancelToken, done: Future[T], number: int, news: _SignalPipe) -> None:
     """Ask for an end and wait for it. Raises StoppedError but where the work came to its own end all the same."""
     name = signal.Signals(number).name
-    deadline = time.monotonic() + GRACE
-    in_time = stop.ask()
+    deadline = time.monotonic() + GRACE_SECONDS
+    in_time = stop.cancel()
     while not news.ended and time.monotonic() < deadline:
-        news.next(AGAIN)  # the end, or one more signal of an impatient person
-        stop.ask()  # again, since a cancel that comes just before its query begins is lost
+        news.next(AGAIN_SECONDS)  # the end, or one more signal of an impatient person
+        stop.cancel()  # again, since a cancel that comes just before its query begins is lost
     if not news.ended:
         state = (
             "the work could not be undone in time; the server rolls it back, and the next run clears the rest"
             if in_time
             else "COMMIT was under way, and its outcome is not known: the next run mends what is missing"
         )
-        raise StoppedError(f"Stopped by {name}: {state}.", number)
+        raise CancelledError(f"Stopped by {name}: {state}.", number)
     if in_time and done.exception() is not None:
-        raise StoppedError(f"Stopped by {name}: nothing was committed or published.", number) from None
+        raise CancelledError(f"Stopped by {name}: nothing was committed or published.", number) from None

@@ -78,7 +78,7 @@ class LocalExecutor(Executor):
         return value
 
     def submit(self, step: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
-        """See Engine. It is done when this returns."""
+        """See Executor. It is done when this returns."""
         answer = step(shared, *arguments)
         return CompletedTask(*answer) if num_outputs else CompletedTask(answer)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Written:
+class FileInfo:
     """A file as it lies on disk: rows, bytes, SHA-256."""
 
     path: Path

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import escape_control_characters
-from etl.runtime.run_record import RunResult, Step, RunObserver
+from etl.runtime.run_record import RunObserver, RunResult, Step
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
@@ -23,20 +23,20 @@ _SHORT = 8
 """Of a run's id, what a person is shown: it tells tonight's lines from last night's."""
 
 
-class Logs(logging.Handler):
-    """Where all log lines go. It knows which run and which step is being worked on, by thread; see `Steps`."""
+class LogHandler(logging.Handler):
+    """Where all log lines go. It knows which run and which step is being worked on, by thread; see `StepLogger`."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self.as_json = as_json
-        self.put: Callable[[str], object] = self._to_stderr
+        self.sink: Callable[[str], object] = self._to_stderr
         self.run_id: str | None = None
         self.steps = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put out a line."""
         try:
-            self.put(self.format(record))
+            self.sink(self.format(record))
         except Exception:  # noqa: BLE001 - a line that can't be written ends no night
             self.handleError(record)
 
@@ -50,13 +50,13 @@ class Logs(logging.Handler):
         return super().format(record)
 
     @contextmanager
-    def through(self, put: Callable[[str], object]) -> Iterator[None]:
+    def redirect(self, put: Callable[[str], object]) -> Iterator[None]:
         """Put lines out another way during the block: above what moves on a terminal."""
-        self.put = put
+        self.sink = put
         try:
             yield
         finally:
-            self.put = self._to_stderr
+            self.sink = self._to_stderr
 
     @staticmethod
     def _to_stderr(line: str) -> None:
@@ -64,7 +64,7 @@ class Logs(logging.Handler):
         sys.stderr.flush()
 
 
-def _formatter(logs: Logs) -> logging.Formatter:
+def _formatter(logs: LogHandler) -> logging.Formatter:
     import structlog  # noqa: PLC0415 - it takes its time, and most commands have nothing to log
     from rich.console import Console  # noqa: PLC0415
 
@@ -116,19 +116,19 @@ def _formatter(logs: Logs) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=last)
 
 
-def set_up(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> Logs:
+def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> LogHandler:
     """Send every log line of this process to stderr, from `quiet` (warnings) to `verbose` (each step)."""
-    logs = Logs(as_json=as_json)
+    logs = LogHandler(as_json=as_json)
     logging.basicConfig(handlers=[logs], level=logging.WARNING if quiet else logging.INFO, force=True)
     log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
     logging.getLogger("r2d2").setLevel(logging.ERROR)  # a library's own progress notes are not ours to print
     return logs
 
 
-class Steps(RunObserver):
+class StepLogger(RunObserver):
     """Says in the log which steps begin and end, and tells the log lines of a thread which step they belong to."""
 
-    def __init__(self, logs: Logs) -> None:
+    def __init__(self, logs: LogHandler) -> None:
         self._logs = logs
 
     def on_run_start(self, report: RunResult) -> None:
@@ -152,7 +152,7 @@ class Steps(RunObserver):
         self._logs.steps.name = None
 
 
-class All(RunObserver):
+class CompositeObserver(RunObserver):
     """Several watchers as one."""
 
     def __init__(self, watchers: Sequence[RunObserver]) -> None:

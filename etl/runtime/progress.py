@@ -14,13 +14,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from etl.runtime.logs import Logs
-from etl.runtime.run_record import RunResult, Step, RunObserver
+from etl.runtime.logs import LogHandler
+from etl.runtime.run_record import RunObserver, RunResult, Step
 
-PATIENCE = 1.0
+MIN_SECONDS = 1.0
 """Seconds that a step may take without being shown; one done piece by piece stays so long when it rests, too."""
 
-_WORTH = 0.3
+_MIN_TOTAL_SECONDS = 0.3
 """Seconds that such a step must have taken altogether to be shown while it rests."""
 
 _BAR = 20
@@ -40,8 +40,8 @@ class _Line:
 
     def shown(self, now: float) -> bool:
         """Whether it is worth a line: under way for long enough."""
-        pauses = self.times > 1 and self.step.seconds >= _WORTH and now - self.rested < PATIENCE
-        return (self.step.since is not None or self.done < self.of or pauses) and now - self.began >= PATIENCE
+        pauses = self.times > 1 and self.step.seconds >= _MIN_TOTAL_SECONDS and now - self.rested < MIN_SECONDS
+        return (self.step.since is not None or self.done < self.of or pauses) and now - self.began >= MIN_SECONDS
 
     def cells(self, now: float) -> list[str]:
         """Pieces, rows, rows a second, seconds so far, and those left where the pieces tell."""
@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Lines(RunObserver):
+class ProgressDisplay(RunObserver):
     """The steps under way, as a table that rich draws again and again. Told by several threads, read by one more."""
 
     def __init__(self) -> None:
@@ -107,13 +107,13 @@ class Lines(RunObserver):
 
 
 @contextmanager
-def lines(logs: Logs) -> Iterator[RunObserver]:
+def show_progress(logs: LogHandler) -> Iterator[RunObserver]:
     """Steps move on stderr during the block; log lines go above them."""
-    shown, console = Lines(), Console(stderr=True)
+    shown, console = ProgressDisplay(), Console(stderr=True)
     with (
         Live(
             shown, console=console, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False
         ),
-        logs.through(lambda line: console.print(Text.from_ansi(line), soft_wrap=True)),
+        logs.redirect(lambda line: console.print(Text.from_ansi(line), soft_wrap=True)),
     ):
         yield shown

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConnectError, EtlError, SettingsError
-from etl.runtime.cancellation import POLL, Stop
-from etl.runtime.executor import LOCAL_EXECUTOR, LOCAL, RAY, Executor, ObjectRef, TaskFunction, require_same, versions
+from etl.runtime.cancellation import POLL_SECONDS, CancelToken
+from etl.runtime.executor import LOCAL, LOCAL_EXECUTOR, RAY, Executor, ObjectRef, TaskFunction, require_same, versions
 from etl.runtime.temporary import temporary_folder
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any
 class RayTask:
     """A call under way in the cluster, maybe twice."""
 
-    def __init__(self, engine: RayExecutor, step: TaskFunction, shared: Broadcast, arguments: Sequence[Any], keeps: int) -> None:
+    def __init__(
+        self, engine: RayExecutor, step: TaskFunction, shared: Broadcast, arguments: Sequence[Any], keeps: int
+    ) -> None:
         self._engine, self._step, self._shared, self._arguments = engine, step, shared, arguments
         self._returns = 1 + keeps
         self._copies = [self._submit()]
@@ -103,8 +105,8 @@ class RayTask:
         """See Task."""
         ray, engine, began = self._engine.ray, self._engine, time.monotonic()
         while True:
-            engine.stop.check()
-            ready, _ = ray.wait([refs[0] for refs in self._copies], num_returns=1, timeout=POLL)
+            engine.stop.raise_if_cancelled()
+            ready, _ = ray.wait([refs[0] for refs in self._copies], num_returns=1, timeout=POLL_SECONDS)
             if ready:
                 break
             waited = time.monotonic() - began
@@ -135,7 +137,7 @@ class RayExecutor(Executor):
 
     apart = True
 
-    def __init__(self, ray: Any, stop: Stop) -> None:
+    def __init__(self, ray: Any, stop: CancelToken) -> None:
         self.ray, self.stop, self.longest = ray, stop, 0.0
         self.under_way: dict[Any, RayTask] = {}
         self.call = ray.remote(max_retries=RETRIES, num_cpus=1, runtime_env={"env_vars": THREADS})(_run_task)
@@ -146,12 +148,12 @@ class RayExecutor(Executor):
         return max(2, 2 * int(self.ray.cluster_resources().get("CPU", 1)))
 
     def broadcast(self, value: Any) -> Broadcast:
-        """See Engine."""
+        """See Executor."""
         return Broadcast(uuid.uuid4().hex, self.ray.put(value), versions())
 
     def submit(self, step: TaskFunction, shared: Broadcast, *arguments: Any, num_outputs: int = 0) -> RayTask:
-        """See Engine."""
-        self.stop.check()
+        """See Executor."""
+        self.stop.raise_if_cancelled()
         direct = (*_SMALL, self.ray.ObjectRef)
         placed = [each if isinstance(each, direct) else self.ray.put(each) for each in arguments]
         return RayTask(self, step, shared, placed, num_outputs)
@@ -161,9 +163,9 @@ class RayExecutor(Executor):
         errors = self.ray.exceptions
         try:
             while True:
-                self.stop.check()
+                self.stop.raise_if_cancelled()
                 with suppress(errors.GetTimeoutError):
-                    return self.ray.get(ref, timeout=5 * POLL)
+                    return self.ray.get(ref, timeout=5 * POLL_SECONDS)
         except errors.RayTaskError as error:
             if isinstance(error.cause, EtlError):
                 raise error.cause from None
@@ -182,7 +184,7 @@ class RayExecutor(Executor):
 
 @contextmanager
 def cluster(
-    address: str | None, stop: Stop, cores: int | None = None, store: int = OBJECT_STORE
+    address: str | None, stop: CancelToken, cores: int | None = None, store: int = OBJECT_STORE
 ) -> Iterator[RayExecutor]:
     """An engine for the length of a block: of the cluster at an address, or of a cluster of our own, which ends with the block.
 
@@ -306,7 +308,7 @@ def _require_reachable(address: str) -> None:
 
 
 @contextmanager
-def open_executor(name: str, environ: Mapping[str, str], stop: Stop) -> Iterator[Executor]:
+def open_executor(name: str, environ: Mapping[str, str], stop: CancelToken) -> Iterator[Executor]:
     """The engine of a setting, for the length of a block: `local`, `ray`, `ray://host:port`.
 
     `ray` alone is the cluster of RAY_ADDRESS, or else one of this machine, which is ours and ends with the block. Raises

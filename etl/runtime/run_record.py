@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.version import __version__
 from etl.settings.model import Settings
 
@@ -99,7 +99,7 @@ class RunResult:
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
-    stop: Stop = field(default_factory=Stop, repr=False, compare=False)
+    stop: CancelToken = field(default_factory=CancelToken, repr=False, compare=False)
     observer: RunObserver = field(default_factory=RunObserver, repr=False, compare=False)
     _began: float = field(default_factory=time.perf_counter, repr=False)
 
@@ -124,7 +124,7 @@ class RunResult:
 
         Raises StoppedError where an end was asked for.
         """
-        self.stop.check()
+        self.stop.raise_if_cancelled()
         step = self.get_step(name)
         step.since = start = time.perf_counter()
         self.observer.on_step_start(step)

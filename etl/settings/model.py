@@ -14,8 +14,8 @@ from typing import Any, Literal
 from etl.errors import SettingsError
 from etl.settings import parsers
 from etl.settings.permissions import writable_by_others
-from etl.settings.redaction import redact, find_secrets
-from etl.settings.values import MAX_ALPHA, parse_relative_change, parse_expected, parse_fraction
+from etl.settings.redaction import find_secrets, redact
+from etl.settings.values import MAX_ALPHA, parse_expected, parse_fraction, parse_relative_change
 
 ENVIRONMENT_PREFIX = "BPR_ETL_"
 DEFAULT_FILE = "bpr-etl.toml"
@@ -46,56 +46,56 @@ class Settings:
     Raises SettingsError where a value is wrong, or where two contradict each other.
     """
 
-    database_url: str | None = field(default=None, repr=False, metadata={"parse": parsers.filled})
-    schema: str | None = _setting(parsers.filled, None)
+    database_url: str | None = field(default=None, repr=False, metadata={"parse": parsers.parse_filled})
+    schema: str | None = _setting(parsers.parse_filled, None)
     naming: Literal["auto", "model", "mapped"] = _setting(parsers.choice("auto", "model", "mapped"), "auto")
-    shadow_prefix: str = _setting(parsers.prefix, "shadow-")
-    shadow_domain: str | None = _setting(parsers.domain, None)
+    shadow_prefix: str = _setting(parsers.parse_prefix, "shadow-")
+    shadow_domain: str | None = _setting(parsers.parse_domain, None)
     max_shadow_share: float | None = _setting(parse_fraction, None)
-    expect_users: str | None = _setting(parsers.expected, None)
+    expect_users: str | None = _setting(parsers.parse_expected, None)
     max_bad: float | None = _setting(parse_fraction, None)
     max_change: float | None = _setting(parse_relative_change, 0.25)
-    allow_side_effects: tuple[str, ...] = _setting(parsers.tables, ())
-    fail_on_change: bool = _setting(parsers.flag, default=False)
-    allow_empty: bool = _setting(parsers.flag, default=False)
-    keep: int | None = _setting(parsers.whole(1), None)
-    wait_lock: bool = _setting(parsers.flag, default=False)
-    max_wait: float = _setting(parsers.positive, 3600.0)
-    seed: int = _setting(parsers.whole(0), 0)
-    out: str = _setting(parsers.place, "out")
+    allow_side_effects: tuple[str, ...] = _setting(parsers.parse_tables, ())
+    fail_on_change: bool = _setting(parsers.parse_bool, default=False)
+    allow_empty: bool = _setting(parsers.parse_bool, default=False)
+    keep: int | None = _setting(parsers.parse_int(1), None)
+    wait_lock: bool = _setting(parsers.parse_bool, default=False)
+    max_wait: float = _setting(parsers.parse_positive, 3600.0)
+    seed: int = _setting(parsers.parse_int(0), 0)
+    out: str = _setting(parsers.parse_location, "out")
     audience: Literal["shadow", "real", "all"] = _setting(parsers.choice("shadow", "real", "all"), "shadow")
-    negatives: tuple[str, ...] = _setting(parsers.negatives, ("ranking",))
+    negatives: tuple[str, ...] = _setting(parsers.parse_negatives, ("ranking",))
     reject: Literal["seen", "event"] = _setting(parsers.choice("seen", "event"), "seen")
-    catalog_alpha: float | None = _setting(parsers.share(0, MAX_ALPHA), None)
-    split: str = _setting(parsers.split, "none")
-    city_weight: tuple[tuple[str, float], ...] = _setting(parsers.city_weights, ())
-    shuffle: bool = _setting(parsers.flag, default=False)
-    vocab_from: str | None = _setting(parsers.place, None)
-    probe: bool = _setting(parsers.flag, default=False)
-    fail_below: float | None = _setting(parsers.share(0, 1), None)
-    min_catalog: int = _setting(parsers.whole(0), 50)
+    catalog_alpha: float | None = _setting(parsers.parse_float(0, MAX_ALPHA), None)
+    split: str = _setting(parsers.parse_split, "none")
+    city_weight: tuple[tuple[str, float], ...] = _setting(parsers.parse_city_weights, ())
+    shuffle: bool = _setting(parsers.parse_bool, default=False)
+    vocab_from: str | None = _setting(parsers.parse_location, None)
+    probe: bool = _setting(parsers.parse_bool, default=False)
+    fail_below: float | None = _setting(parsers.parse_float(0, 1), None)
+    min_catalog: int = _setting(parsers.parse_int(0), 50)
     small_catalog: Literal["exclude", "weight", "keep"] = _setting(
         parsers.choice("exclude", "weight", "keep"), "exclude"
     )
     ids: Literal["string", "index", "both"] = _setting(parsers.choice("string", "index", "both"), "string")
-    rows_per_file: int = _setting(parsers.whole(1), 1_000_000)
-    buckets: int | None = _setting(parsers.whole(1, 4096), None)
-    engine: str = _setting(parsers.engine, "local")
-    profile: bool = _setting(parsers.flag, default=False)
-    skip_unchanged: bool = _setting(parsers.flag, default=False)
-    dry_run: bool = _setting(parsers.flag, default=False)
-    scale: float = _setting(parsers.positive, 1.0)
-    into_existing: bool = _setting(parsers.flag, default=False)
-    data_dir: str | None = _setting(parsers.filled, None)
-    snapshot: str | None = _setting(parsers.place, None)
+    rows_per_file: int = _setting(parsers.parse_int(1), 1_000_000)
+    buckets: int | None = _setting(parsers.parse_int(1, 4096), None)
+    engine: str = _setting(parsers.parse_engine, "local")
+    profile: bool = _setting(parsers.parse_bool, default=False)
+    skip_unchanged: bool = _setting(parsers.parse_bool, default=False)
+    dry_run: bool = _setting(parsers.parse_bool, default=False)
+    scale: float = _setting(parsers.parse_positive, 1.0)
+    into_existing: bool = _setting(parsers.parse_bool, default=False)
+    data_dir: str | None = _setting(parsers.parse_filled, None)
+    snapshot: str | None = _setting(parsers.parse_location, None)
     format: Literal["sql", "prisma"] = _setting(parsers.choice("sql", "prisma"), "sql")
-    all: bool = _setting(parsers.flag, default=False)
-    role: str | None = _setting(parsers.filled, None)
-    json: bool = _setting(parsers.flag, default=False)
-    metrics_file: str | None = _setting(parsers.filled, None)
+    all: bool = _setting(parsers.parse_bool, default=False)
+    role: str | None = _setting(parsers.parse_filled, None)
+    json: bool = _setting(parsers.parse_bool, default=False)
+    metrics_file: str | None = _setting(parsers.parse_filled, None)
     log_format: Literal["console", "json"] = _setting(parsers.choice("console", "json"), "console")
-    quiet: bool = _setting(parsers.flag, default=False)
-    verbose: bool = _setting(parsers.flag, default=False)
+    quiet: bool = _setting(parsers.parse_bool, default=False)
+    verbose: bool = _setting(parsers.parse_bool, default=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ def wants_json_log(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool
 _OPTIONS = {f.name: f for f in fields(Settings) if "parse" in f.metadata}
 
 
-def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the options given on the command line (those that are not None), the environment and `--config`.
 
     Without an `environ` it is this process's; `{}` is none. Raises SettingsError, which names where a wrong value came from,
@@ -176,7 +176,7 @@ def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Setti
             continue
         if value is not None or name not in _OPTIONS:
             _parsed(name, value, _CALL)
-    return resolve(options) if settings is None else replace(settings, **options)
+    return load_settings(options) if settings is None else replace(settings, **options)
 
 
 def sources(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.errors import SettingsError
-from etl.settings.values import parse_city_weights, parse_expected, parse_negatives, parse_split, parse_tables
+from etl.settings import values
 
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
-def text(value: Any) -> str:
+def parse_text(value: Any) -> str:
     """A text that a file and a database can hold: in UTF-8, without a NUL character."""
     if not isinstance(value, str):
         raise SettingsError("must be a text")
@@ -31,9 +31,9 @@ def text(value: Any) -> str:
     return value
 
 
-def filled(value: Any) -> str:
+def parse_filled(value: Any) -> str:
     """A text that says something: an option of which a shell's variable was empty is not one that was not given."""
-    word = text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    word = parse_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if not word.strip():
         raise SettingsError("must not be empty")
     return word
@@ -43,12 +43,12 @@ SCHEMES = ("s3", "gs", "az")
 """The object stores that snapshots may lie in."""
 
 
-def place(value: Any) -> str:
+def parse_location(value: Any) -> str:
     """Where snapshots lie: a local folder, or an object store's URL, with nothing in it that the store would not see.
 
     Its credentials come from the environment: a key or a signature in the URL would be kept wherever the URL is.
     """
-    word = filled(value)
+    word = parse_filled(value)
     scheme, after, rest = word.partition("://")
     if not after:
         if re.match(r"~|(s3|gs|az|https?|file)(:|//)", word, re.IGNORECASE):
@@ -72,7 +72,7 @@ def place(value: Any) -> str:
 _MOST = 2**63 - 1
 
 
-def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
+def parse_int(low: int, high: int | None = None) -> Callable[[Any], int]:
     """A whole number from `low` up, or to `high`."""
 
     def parse(value: Any) -> int:
@@ -87,7 +87,7 @@ def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
     return parse
 
 
-def positive(value: Any) -> float:
+def parse_positive(value: Any) -> float:
     """A finite number above 0."""
     try:
         number = float(value)
@@ -98,7 +98,7 @@ def positive(value: Any) -> float:
     return number
 
 
-def flag(value: Any) -> bool:
+def parse_bool(value: Any) -> bool:
     """True or false, in the words that people use for it."""
     word = str(value).lower()
     if word not in TRUE | FALSE:
@@ -126,7 +126,7 @@ def choice(*choices: str) -> Callable[[Any], str]:
     return Choice(choices)
 
 
-def share(low: float, high: float) -> Callable[[Any], float]:
+def parse_float(low: float, high: float) -> Callable[[Any], float]:
     """A number from `low` to `high`."""
 
     def parse(value: Any) -> float:
@@ -141,60 +141,62 @@ def share(low: float, high: float) -> Callable[[Any], float]:
     return parse
 
 
-def negatives(value: Any) -> tuple[str, ...]:
+def parse_negatives(value: Any) -> tuple[str, ...]:
     """Strategies for negatives: a list of them, or a text that parts them by commas."""
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple):
         raise SettingsError("must be a list of strategies")
-    return parse_negatives(each for word in words for each in (word.split(",") if isinstance(word, str) else [word]))
+    return values.parse_negatives(
+        each for word in words for each in (word.split(",") if isinstance(word, str) else [word])
+    )
 
 
-def tables(value: Any) -> tuple[str, ...]:
-    """Names of tables: a list of them, or a text that parts them by commas; see `choices.parse_tables`."""
+def parse_tables(value: Any) -> tuple[str, ...]:
+    """Names of tables: a list of them, or a text that parts them by commas; see `values.parse_tables`."""
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise SettingsError("must be the names of tables")
-    return parse_tables(map(text, words))
+    return values.parse_tables(map(parse_text, words))
 
 
-def split(value: Any) -> str:
-    """How events are split; see `choices.parse_split`."""
-    parse_split(value)
+def parse_split(value: Any) -> str:
+    """How events are split; see `values.parse_split`."""
+    values.parse_split(value)
     return str(value)
 
 
-def city_weights(value: Any) -> tuple[tuple[str, float], ...]:
-    """Weights of cities; see `choices.parse_city_weights`."""
+def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
+    """Weights of cities; see `values.parse_city_weights`."""
     if not isinstance(value, str | list | tuple | dict):
         raise SettingsError('must be weights of cities, like "New York=2"')
-    return parse_city_weights(value)
+    return values.parse_city_weights(value)
 
 
-def prefix(value: Any) -> str:
+def parse_prefix(value: Any) -> str:
     """The start of a shadow user's address: never empty."""
-    if not text(value):
+    if not parse_text(value):
         raise SettingsError("must not be empty: every user would be a shadow user")
     return str(value)
 
 
-def domain(value: Any) -> str:
+def parse_domain(value: Any) -> str:
     """The domain of an address."""
-    domain = text(value).removeprefix("@")
+    domain = parse_text(value).removeprefix("@")
     if not domain or "@" in domain:
         raise SettingsError("must be the domain of an address, like example.test")
     return domain
 
 
-def expected(value: Any) -> str:
-    """A number, perhaps with a tolerance; see `choices.parse_expected`."""
-    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
-    parse_expected(word)
+def parse_expected(value: Any) -> str:
+    """A number, perhaps with a tolerance; see `values.parse_expected`."""
+    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else parse_text(value)
+    values.parse_expected(word)
     return word
 
 
-def engine(value: Any) -> str:
+def parse_engine(value: Any) -> str:
     """Who works through the buckets; see `engine.opened`."""
-    word = text(value)
+    word = parse_text(value)
     host, _, port = word.removeprefix("ray://").rpartition(":")
     at = word.startswith("ray://") and host and port.isdecimal() and 0 < int(port) < 1 << 16
     if word not in {"local", "ray"} and not at:

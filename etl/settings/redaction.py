@@ -39,7 +39,7 @@ _SECRET_VARIABLE = re.compile(
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without the secrets, however they are written, and without whatever else stands where an address has one.
 
-    A secret that is too short or too plain to be told from other words (`_telling`) is hidden in addresses alone.
+    A secret that is too short or too plain to be told from other words (`_secret_pattern`) is hidden in addresses alone.
     """
     known = _pattern(tuple(secrets))
     text = known.sub("***", text) if known else text

@@ -1,7 +1,7 @@
 """A snapshot's files where an engine's workers make them: a bucket's triples in one task, each part of a partition in another.
 
 What a worker makes of a bucket stays with the engine until the parts that hold its rows are full; which rows share a part
-follows from the counts alone, as where this process writes (`etl.snapshots.parquet.Parts`), so the bytes are the same.
+follows from the counts alone, as where this process writes (`etl.snapshots.parquet.PartWriter`), so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import pyarrow as pa
 
 from etl.errors import DataError
 from etl.runtime.executor import Executor, ObjectRef, Task, map_ordered
-from etl.runtime.files import Written
+from etl.runtime.files import FileInfo
 from etl.settings.values import SPLITS
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
-from etl.snapshots.parquet import as_written, write_pieces
+from etl.snapshots.parquet import file_info, write_batches
 from etl.transform.arrays import I64
 from etl.triples.expansion import BucketStats, Key, expand_bucket
-from etl.triples.generate import NO_LISTS, Block, Coded, EventBatch, TripleBatch
-from etl.triples.partitions import Partition, Training, popular_in
+from etl.triples.generate import NO_LISTS, EventArrays, EventBatch, TripleBatch, TripleBlock
+from etl.triples.partitions import Partition, TrainingSet, count_selected
 
 Kind = Literal["events", "triples"]
 
@@ -39,28 +39,30 @@ Kind = Literal["events", "triples"]
 class ExpansionPlan:
     """What all buckets are expanded with: `keys` are the partitions that there may be, `events` whether theirs are kept."""
 
-    training: Training
+    training: TrainingSet
     keys: tuple[Key, ...]
     events: bool
 
 
-def plan_expansion(engine: Executor, training: Training, *, events: bool) -> ExpansionPlan:
+def plan_expansion(engine: Executor, training: TrainingSet, *, events: bool) -> ExpansionPlan:
     """The plan for a dataset; counts the nodes' popularity before, where draws ask for it."""
     popular = None
-    if training.weighs:
+    if training.needs_popularity:
         counts: I64 = np.zeros(training.dataset.items.height, np.int64)
         calls = ((bucket,) for bucket in training.dataset.events)
-        for task in map_ordered(engine, popular_in, engine.broadcast(training.apart()), calls):
+        for task in map_ordered(engine, count_selected, engine.broadcast(training.portable()), calls):
             counts += task.result()
         popular = counts
     splits = (None,) if training.options.split == "none" else SPLITS
-    return ExpansionPlan(training.apart(popular), tuple(product(splits, training.dataset.events.cities)), events)
+    return ExpansionPlan(training.portable(popular), tuple(product(splits, training.dataset.events.cities)), events)
 
 
-def expand_bucket_task(plan: ExpansionPlan, events: pl.DataFrame) -> tuple[BucketStats, list[EventBatch | TripleBatch | None]]:
+def expand_bucket_task(
+    plan: ExpansionPlan, events: pl.DataFrame
+) -> tuple[BucketStats, list[EventBatch | TripleBatch | None]]:
     """A step for an engine: a bucket's account, and what is kept of it: for each key the events, then for each the triples."""
     made = _CollectingSink()
-    tally = expand_bucket(plan.training, plan.training.assigned(events), made)
+    tally = expand_bucket(plan.training, plan.training.with_split(events), made)
     kept = made.events if plan.events else {}
     return tally, [*(kept.get(key) for key in plan.keys), *(made.triples(key) for key in plan.keys)]
 
@@ -70,8 +72,8 @@ class _CollectingSink:
 
     def __init__(self) -> None:
         self.events: dict[Key, EventBatch] = {}
-        self._coded: dict[Key, Coded] = {}
-        self._blocks: dict[Key, list[Block]] = {}
+        self._coded: dict[Key, EventArrays] = {}
+        self._blocks: dict[Key, list[TripleBlock]] = {}
 
     def start_partition(self, partition: Partition) -> None:
         """See Sink."""
@@ -93,13 +95,13 @@ class _CollectingSink:
             "positive",
             "negative",
             "source",
-            "among",
+            "in_candidates",
             *(["order"] if blocks[0].order is not None else []),
         ]
         columns = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
         own = self._coded[key]
-        bare = Coded(own.ids, own.users, own.trips, own.timestamps, own.days, NO_LISTS, NO_LISTS, NO_LISTS)
-        return TripleBatch(bare, Block(**columns))  # type: ignore[arg-type]
+        bare = EventArrays(own.ids, own.users, own.trips, own.timestamps, own.days, NO_LISTS, NO_LISTS, NO_LISTS)
+        return TripleBatch(bare, TripleBlock(**columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class PartSpec:
     weight: float
 
 
-def write_part(writing: PartContext, part: PartSpec, *pieces: Any) -> Written | bytes:
+def write_part(writing: PartContext, part: PartSpec, *pieces: Any) -> FileInfo | bytes:
     """A step for an engine: write a part under another name, and rename it; gives its bytes where the disk is another."""
     columns: Callable[[Sequence[Any]], list[pa.Array]]
     if part.kind == "events":
@@ -139,12 +141,12 @@ def write_part(writing: PartContext, part: PartSpec, *pieces: Any) -> Written | 
     own = (piece.rows(rows) for piece, rows in zip(pieces, part.rows, strict=True))
     if not writing.sees_driver_disk():
         content = io.BytesIO()
-        write_pieces(content, schema, own, columns)
+        write_batches(content, schema, own, columns)
         return content.getvalue()
     staged = writing.probe_file.parent / f"{uuid.uuid4().hex}.parquet"
-    rows = write_pieces(staged, schema, own, columns)
+    rows = write_batches(staged, schema, own, columns)
     staged.replace(part.path)  # its folder is there, or nobody wants it any more
-    return as_written(part.path, rows)
+    return file_info(part.path, rows)
 
 
 @dataclass
@@ -154,7 +156,7 @@ class PendingParts:
     engine: Executor
     writing: Any
     scratch: Path
-    under_way: deque[tuple[Task, PartSpec, list[Written]]] = field(default_factory=deque)
+    under_way: deque[tuple[Task, PartSpec, list[FileInfo]]] = field(default_factory=deque)
 
     @classmethod
     def of(cls, engine: Executor, texts: IdTables, ids: Ids, scratch: Path) -> PendingParts:
@@ -163,7 +165,7 @@ class PendingParts:
         mark.write_text(word, encoding="utf-8")
         return cls(engine, engine.broadcast(PartContext(texts, ids, mark, word)), scratch)
 
-    def begin(self, part: PartSpec, pieces: Sequence[ObjectRef], done: list[Written]) -> None:
+    def begin(self, part: PartSpec, pieces: Sequence[ObjectRef], done: list[FileInfo]) -> None:
         """Have a part written; it is added to `done` in its turn."""
         task = self.engine.submit(write_part, self.writing, part, *pieces)
         self.under_way.append((task, part, done))
@@ -183,22 +185,24 @@ class PendingParts:
             staged = self.scratch / f"{uuid.uuid4().hex}.parquet"
             staged.write_bytes(answer)
             staged.replace(part.path)
-            answer = as_written(part.path, rows)
+            answer = file_info(part.path, rows)
         if answer.rows != rows or not part.path.is_file() or part.path.stat().st_size != answer.bytes:
             raise DataError(f"{part.path.name} is not what a worker wrote. Run again.")
         done.append(answer)
 
 
 class RemotePartWriter:
-    """The parts of one partition, as `etl.snapshots.parquet.Parts`, each begun when its rows are there."""
+    """The parts of one partition, as `etl.snapshots.parquet.PartWriter`, each begun when its rows are there."""
 
-    def __init__(self, kind: Kind, folder: Path, rows_per_file: int, writers: PendingParts, weight: float = 1.0) -> None:
+    def __init__(
+        self, kind: Kind, folder: Path, rows_per_file: int, writers: PendingParts, weight: float = 1.0
+    ) -> None:
         self.rows = 0
         self._kind, self._folder, self._rows_per_file, self._weight = kind, folder, rows_per_file, weight
         self._writers = writers
         self._waiting: list[tuple[ObjectRef, slice]] = []
         self._have = self._parts = 0
-        self._done: list[Written] = []
+        self._done: list[FileInfo] = []
 
     def add(self, held: ObjectRef, rows: int) -> None:
         """Take in the next piece, of so many rows."""
@@ -217,7 +221,7 @@ class RemotePartWriter:
         if self._have:
             self._begin()
 
-    def written(self) -> list[Written]:
+    def written(self) -> list[FileInfo]:
         """The files, when the writers have ended."""
         return self._done
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS, Dataset
-from etl.triples.generate import I32, SOURCES, Block, EventBatch, Lists, TripleBatch
+from etl.triples.generate import I32, SOURCES, EventBatch, ListColumn, TripleBatch, TripleBlock
 
 Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
@@ -48,7 +48,9 @@ class IdTables:
     @classmethod
     def of(cls, dataset: Dataset) -> IdTables:
         """A dataset's."""
-        return cls(to_arrow(dataset.users["user_id"]), to_arrow(dataset.items["item_id"]), to_arrow(dataset.trips["trip_id"]))
+        return cls(
+            to_arrow(dataset.users["user_id"]), to_arrow(dataset.items["item_id"]), to_arrow(dataset.trips["trip_id"])
+        )
 
 
 def triple_schema(ids: Ids) -> pa.Schema:
@@ -81,7 +83,7 @@ def triple_columns(pieces: Sequence[TripleBatch], texts: IdTables, schema: pa.Sc
         "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), texts.trips, row),
         "day_number": lambda: pa.array(of_events("days")[row]),
         "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
-        "pos_in_candidates": lambda: pa.array(of_rows("among")),
+        "pos_in_candidates": lambda: pa.array(of_rows("in_candidates")),
         "weight": lambda: pa.array(np.full(len(row), weight, np.float32)),
         "user_idx": lambda: pa.array(users[row]),
         "pos_idx": lambda: pa.array(positive),
@@ -118,7 +120,7 @@ def event_columns(pieces: Sequence[EventBatch], texts: IdTables) -> list[pa.Arra
     ]
 
 
-def _events_of(block: Block) -> tuple[Codes, Codes]:
+def _events_of(block: TripleBlock) -> tuple[Codes, Codes]:
     """The rows of the events that a block names, ascending, and for each triple its place among them."""
     if block.order is not None:
         return np.unique(block.event, return_inverse=True)
@@ -156,5 +158,5 @@ def _dictionary(places: I32, codes: Codes, texts: pa.StringArray) -> pa.Dictiona
 
 def _lists(lists: pl.Series, texts: pa.StringArray) -> pa.ListArray:
     """A column of lists of codes as lists of texts."""
-    held = Lists.of(lists)
+    held = ListColumn.of(lists)
     return pa.ListArray.from_arrays(pa.array(held.ends.astype(np.int32)), _dictionary_by_first_use(held.codes, texts))

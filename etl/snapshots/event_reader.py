@@ -88,7 +88,9 @@ def read_events(
     # The parts of a partition are one file after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
-        _PartitionReader([path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket, frozenset(columns))
+        _PartitionReader(
+            [path for _, _, path in parts if path.parent == folder], city, vocabularies, bucket, frozenset(columns)
+        )
         for folder, city in folders.items()
     ]
     for number in range(buckets):

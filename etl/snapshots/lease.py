@@ -51,7 +51,9 @@ class ConditionalStore(Protocol):
 class Lease:
     """The lock object of one store, ours or not. `owner` says who asks, see there."""
 
-    def __init__(self, store: ConditionalStore, owner: dict[str, str], renew: float = RENEW, lease: float = LEASE) -> None:
+    def __init__(
+        self, store: ConditionalStore, owner: dict[str, str], renew: float = RENEW, lease: float = LEASE
+    ) -> None:
         self._store, self._owner = store, owner
         self._renew_after, self._lease = renew, lease
         self._tag: ObjectVersion | None = None

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from etl.errors import ConnectError, SettingsError
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.temporary import temporary_folder
-from etl.settings.parsers import place
+from etl.settings.parsers import parse_location
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot, open_snapshot
 from etl.snapshots.store import LocalStore, Store
 
@@ -19,12 +19,12 @@ from etl.snapshots.store import LocalStore, Store
 def is_url(location: str) -> bool:
     """Whether a location is an object store's. Raises SettingsError for what is no place for snapshots."""
     try:
-        return "://" in place(location)
+        return "://" in parse_location(location)
     except SettingsError as error:
         raise SettingsError(f"Where snapshots lie {error}.") from None
 
 
-def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | None = None) -> Store:
+def open_store(out: str, environ: Mapping[str, str] | None = None, stop: CancelToken | None = None) -> Store:
     """The store at `out`, to read from it; `publish.open_store` holds it for writing.
 
     `environ` says which credentials are at hand. Raises SettingsError for what is no place for snapshots.
@@ -37,11 +37,11 @@ def reading(out: str, environ: Mapping[str, str] | None = None, stop: Stop | Non
 
 
 @contextmanager
-def at_hand(
+def local_snapshot(
     location: str,
     environ: Mapping[str, str] | None = None,
     kinds: Sequence[str] | None = None,
-    stop: Stop | None = None,
+    stop: CancelToken | None = None,
 ) -> Iterator[Snapshot]:
     """The snapshot at a location, or the newest of an --out, as files of this machine for the length of the block.
 
@@ -67,4 +67,4 @@ def at_hand(
             entry["path"] for entry in content["files"] if kinds is None or entry["path"].startswith(tuple(kinds))
         ]
         store.fetch(f"{SNAPSHOTS}/{found}", wanted, Path(folder))
-        yield Snapshot(Path(folder), content, store.at(found))
+        yield Snapshot(Path(folder), content, store.location_of(found))

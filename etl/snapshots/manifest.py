@@ -180,7 +180,9 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     manifest: dict[str, Any] = _parse(content, Manifest, where, "manifest")
     problem = _path_problem(entry["path"] for entry in manifest["files"]) or _city_problem(manifest)
     if problem:
-        raise DataError(f"{escape_control_characters(where)} can't be read as a manifest: {escape_control_characters(problem)}.")
+        raise DataError(
+            f"{escape_control_characters(where)} can't be read as a manifest: {escape_control_characters(problem)}."
+        )
     return manifest
 
 
@@ -194,8 +196,14 @@ def _parse(content: bytes, shape: Any, where: str, what: str) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.json.decode(content)
         msgspec.convert(found, shape)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else escape_control_characters(str(error))[:300]
-        raise DataError(f"{escape_control_characters(where)} can't be read as a {what}: {why}. Publish again.") from None
+        why = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else escape_control_characters(str(error))[:300]
+        )
+        raise DataError(
+            f"{escape_control_characters(where)} can't be read as a {what}: {why}. Publish again."
+        ) from None
     return found
 
 

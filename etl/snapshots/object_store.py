@@ -23,27 +23,27 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 
 from etl.errors import ConnectError, EtlError, SettingsError, escape_control_characters
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.temporary import temporary_folder
 from etl.settings.permissions import writable_by_others
-from etl.snapshots.lease import LOCK, Lease, ObjectVersion, read_owner, owner
-from etl.snapshots.object_store_client import reraise_if_bucket_missing, translate_errors, open_object_store, servers
+from etl.snapshots.lease import LOCK, Lease, ObjectVersion, owner, read_owner
+from etl.snapshots.object_store_client import open_object_store, reraise_if_bucket_missing, servers, translate_errors
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS
-from etl.snapshots.store import Store, clear, flocked, lying, other_files, staging_in, taken_by_another
+from etl.snapshots.store import Store, clear, locked_error, lying, other_files, staging_in, try_flock
 
-PART = 8 * 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload; a file of one part is put at once."""
 
-AT_A_TIME = 4
+CONCURRENCY = 4
 """Files on their way at a time, and parts of each."""
 
 
 class ObjectStore(Store):
     """A prefix of a bucket. To write, it is held: see `hold`."""
 
-    def __init__(self, url: str, environ: Mapping[str, str], stop: Stop | None = None) -> None:
+    def __init__(self, url: str, environ: Mapping[str, str], stop: CancelToken | None = None) -> None:
         super().__init__(url.rstrip("/"))
-        self._stop = stop or Stop()
+        self._stop = stop or CancelToken()
         self._lease: Lease | None = None
         self._place: Path | None = None
         self._secured: set[str] = set()
@@ -69,14 +69,14 @@ class ObjectStore(Store):
         def one(path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
-                chunks = obstore.get(self._store, f"{folder}/{_key(to, path)}").stream(PART)
+                chunks = obstore.get(self._store, f"{folder}/{_key(to, path)}").stream(PART_BYTES)
                 with path.open("wb") as file:
                     for chunk in chunks:
-                        self._stop.check()
+                        self._stop.raise_if_cancelled()
                         file.write(chunk)
 
         with translate_errors(self.location):
-            self._all(one, [to / path for path in paths])
+            self._run_concurrently(one, [to / path for path in paths])
 
     def folders(self) -> list[str]:
         """See Store."""
@@ -84,7 +84,7 @@ class ObjectStore(Store):
             found = obstore.list_with_delimiter(self._store, SNAPSHOTS)
             return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
-    def whole(self, name: str) -> bool:
+    def is_complete(self, name: str) -> bool:
         """See Store."""
         return self.state(f"{SNAPSHOTS}/{name}/{MANIFEST}") is not None
 
@@ -108,12 +108,12 @@ class ObjectStore(Store):
                 with suppress(EtlError):  # the next run clears it, as it does after a crash
                     self.remove(name)
 
-    def secure(self, staged: Path, name: str) -> None:
+    def persist(self, staged: Path, name: str) -> None:
         """Upload all data files, and see that they are there."""
         self._secured.add(name)
         files = sorted(lying(staged))
         with translate_errors(self.location):
-            self._all(
+            self._run_concurrently(
                 lambda path: self._upload(path, f"{SNAPSHOTS}/{name}/{_key(staged, path)}"),
                 [staged / path for path, _ in files],
             )
@@ -130,25 +130,25 @@ class ObjectStore(Store):
         self.write(LATEST, name.encode())
 
     @contextmanager
-    def hold(self, wait: float) -> Iterator[None]:
+    def lock(self, wait: float) -> Iterator[None]:
         """See Store. What an end in mid-upload left is cleared."""
-        with _place_for(self.location + servers()) as (place, free):
+        with _staging_dir_for(self.location + servers()) as (place, free):
             lease: Lease | None = None
 
             def taken() -> bool:
                 nonlocal lease
                 if lease is None and free():
-                    self.require_conditions(f"{LOCK}-probe-{_token(place)}")
-                    lease = Lease(self, owner(_token(place), platform.node(), self.location))
+                    self.require_conditions(f"{LOCK}-probe-{_host_token(place)}")
+                    lease = Lease(self, owner(_host_token(place), platform.node(), self.location))
                 return lease is not None and lease.acquire()
 
-            if not self._stop.wait_for(taken, wait) or lease is None:
+            if not self._stop.poll(taken, wait) or lease is None:
                 host = escape_control_characters(str(read_owner(self).get("host", "")))
-                raise taken_by_another(f"{self.location}{f' (on {host})' if host else ''}", wait)
+                raise locked_error(f"{self.location}{f' (on {host})' if host else ''}", wait)
             self._lease, self._place = lease, place
             try:
                 clear(place)
-                for name in self.litter(after=self.latest_name()):
+                for name in self.incomplete(after=self.latest_name()):
                     self.remove(name)
                 yield
             finally:
@@ -225,30 +225,30 @@ class ObjectStore(Store):
                 (entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"), entry["size"]) for entry in self._listed(name)
             ]
         if wrong := other_files(there, files):
-            raise ConnectError(f"What lies in {self.at(name)} is not what was sent there: {wrong}. Run again.")
+            raise ConnectError(f"What lies in {self.location_of(name)} is not what was sent there: {wrong}. Run again.")
 
     def _listed(self, name: str) -> list[Any]:
         return [entry for page in obstore.list(self._store, f"{SNAPSHOTS}/{name}") for entry in page]
 
     def _upload(self, path: Path, key: str) -> None:
-        if path.stat().st_size <= PART:
+        if path.stat().st_size <= PART_BYTES:
             obstore.put(self._store, key, path.read_bytes(), use_multipart=False)
         else:
-            obstore.put(self._store, key, self._chunks(path), chunk_size=PART, max_concurrency=AT_A_TIME)
+            obstore.put(self._store, key, self._chunks(path), chunk_size=PART_BYTES, max_concurrency=CONCURRENCY)
 
     def _chunks(self, path: Path) -> Iterator[bytes]:
         """A file, part by part: what is raised in between abandons the upload, and the store forgets its parts."""
         with path.open("rb") as file:
-            while chunk := file.read(PART):
-                self._stop.check()
+            while chunk := file.read(PART_BYTES):
+                self._stop.raise_if_cancelled()
                 yield chunk
 
-    def _all(self, work: Callable[[Path], None], paths: Sequence[Path]) -> None:
+    def _run_concurrently(self, work: Callable[[Path], None], paths: Sequence[Path]) -> None:
         """Do it for all, some at a time. Raises the first that went wrong, StoppedError as soon as an end is asked for."""
-        pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="store")
+        pool = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="store")
         try:
             for future in [pool.submit(work, path) for path in paths]:
-                self._stop.wait_for(future.done, float("inf"))
+                self._stop.poll(future.done, float("inf"))
                 future.result()
         finally:
             # What hangs in a request is not waited for: its thread ends with it, or with the process.
@@ -256,7 +256,7 @@ class ObjectStore(Store):
 
 
 @contextmanager
-def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
+def _staging_dir_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
     """The folder of this machine where snapshots for a store are staged, and what takes its lock if nobody has it.
 
     It is always the same, so that the next run clears what a killed one left, and knows that its lock is dead.
@@ -277,12 +277,12 @@ def _place_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
             raise SettingsError(
                 f"{place}, where what is to be uploaded is staged, is not this user's alone: {why}. Set TMPDIR."
             )
-        yield place, lambda: flocked(handle, place)
+        yield place, lambda: try_flock(handle, place)
     finally:
         os.close(handle)
 
 
-def _token(place: Path) -> str:
+def _host_token(place: Path) -> str:
     """What tells this folder from every other, on whichever machine: who holds it knows whose lock it is that bears it."""
     file = place / "token"
     if not file.exists():

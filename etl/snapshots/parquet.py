@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError
-from etl.runtime.files import Written, file_sha256
+from etl.runtime.files import FileInfo, file_sha256
 from etl.transform.arrays import ARROW_TYPES, to_arrow
 
 ROW_GROUP = 131_072
@@ -40,7 +40,7 @@ _OPTIONS = {
 }
 
 
-class Piece(Protocol):
+class Batch(Protocol):
     """Some rows on their way into a file."""
 
     def __len__(self) -> int:
@@ -50,10 +50,10 @@ class Piece(Protocol):
         """Some of them."""
 
 
-P = TypeVar("P", bound=Piece)
+P = TypeVar("P", bound=Batch)
 
 
-class Crew:
+class WriterPool:
     """Threads that write, and a bound on what waits for them. See `crew`."""
 
     def __init__(self, threads: int) -> None:
@@ -73,16 +73,16 @@ class Crew:
 
 
 @contextmanager
-def crew(threads: int | None = None) -> Iterator[Crew]:
+def writer_pool(threads: int | None = None) -> Iterator[WriterPool]:
     """Writing threads for the length of a block: as many as there are cores."""
-    threads_ = Crew(threads or len(os.sched_getaffinity(0)))
+    threads_ = WriterPool(threads or len(os.sched_getaffinity(0)))
     try:
         yield threads_
     finally:
         threads_.stop()
 
 
-class Parts(Generic[P]):
+class PartWriter(Generic[P]):
     """The parts of one partition, each full (`rows_per_file`) but for the last: their number depends on rows alone.
 
     Pieces are collected to whole row groups; `columns` makes Arrow columns of a row group's pieces. Row groups are built by
@@ -95,15 +95,15 @@ class Parts(Generic[P]):
         schema: pa.Schema,
         rows_per_file: int,
         columns: Callable[[Sequence[P]], list[pa.Array]],
-        crew: Crew,
+        crew: WriterPool,
     ) -> None:
         self.rows = 0
         self._folder, self._schema, self._rows_per_file = folder, schema, rows_per_file
         self._columns, self._crew = columns, crew
         self._waiting: list[P] = []
         self._have = 0
-        self._part: _Part | None = None
-        self._done: list[_Part] = []
+        self._part: _OpenPart | None = None
+        self._done: list[_OpenPart] = []
 
     def add(self, piece: P) -> None:
         """Take in the next rows."""
@@ -122,14 +122,14 @@ class Parts(Generic[P]):
             self._flush()
         self._end_part()
 
-    def written(self) -> list[Written]:
+    def written(self) -> list[FileInfo]:
         """The files, when they have ended. Raises what went wrong on the way."""
         return [part.written() for part in self._done]
 
     def _flush(self) -> None:
         if self._part is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._part = _Part(self._folder / f"part-{len(self._done):05}.parquet", self._schema, self._crew)
+            self._part = _OpenPart(self._folder / f"part-{len(self._done):05}.parquet", self._schema, self._crew)
         pieces, columns = self._waiting, self._columns
         self._part.write(lambda: columns(pieces), self._have)
         self.rows += self._have
@@ -144,29 +144,29 @@ class Parts(Generic[P]):
             self._part = None
 
 
-class Copies:
+class PartCopier:
     """The parts of a partition where there are files already that hold just that: copied, and looked at as they lie then."""
 
-    def __init__(self, folder: Path, files: Sequence[Written], crew: Crew) -> None:
+    def __init__(self, folder: Path, files: Sequence[FileInfo], crew: WriterPool) -> None:
         self.rows = sum(file.rows for file in files)
         folder.mkdir(parents=True)
         self._files = [(file, folder / f"part-{number:05}.parquet") for number, file in enumerate(files)]
         self._done = [crew.submit(partial(_copy, file, path)) for file, path in self._files]
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Batch) -> None:
         """Nothing: the rows are in the files."""
 
     def end(self) -> None:
         """Nothing: the copying has begun."""
 
-    def written(self) -> list[Written]:
+    def written(self) -> list[FileInfo]:
         """The files. Raises DataError where one is not what its manifest says, ConnectError where one is not there."""
         for future in self._done:
             future.result()
         return [replace(file, path=path) for file, path in self._files]
 
 
-def _copy(file: Written, path: Path) -> None:
+def _copy(file: FileInfo, path: Path) -> None:
     try:
         shutil.copyfile(file.path, path)
     except FileNotFoundError:
@@ -200,16 +200,16 @@ class _Tail(io.RawIOBase):
         self._waiting = io.BytesIO()
 
 
-class _Part:
+class _OpenPart:
     """One file on its way: each step waits for the one before, whichever thread does it."""
 
-    def __init__(self, path: Path, schema: pa.Schema, crew: Crew) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, crew: WriterPool) -> None:
         self._path, self._schema, self._crew = path, schema, crew
         self._tail = _Tail(path)
         self._writer: pq.ParquetWriter | None = None
         self._last: Future[None] | None = None
         self._rows = 0
-        self._written: Written | None = None
+        self._written: FileInfo | None = None
 
     def write(self, columns: Callable[[], list[pa.Array]], rows: int) -> None:
         """Write a row group, in time."""
@@ -236,11 +236,11 @@ class _Part:
             if self._writer is not None:
                 self._writer.close()
                 self._tail.put()
-            self._written = as_written(self._path, self._rows)
+            self._written = file_info(self._path, self._rows)
 
         self._last = self._crew.submit(work)
 
-    def written(self) -> Written:
+    def written(self) -> FileInfo:
         """What lies on disk. Raises what went wrong on the way."""
         assert self._last is not None  # noqa: S101 - a part is closed before it is asked
         self._last.result()
@@ -248,10 +248,10 @@ class _Part:
         return self._written
 
 
-def write_pieces(
+def write_batches(
     sink: Path | IO[bytes], schema: pa.Schema, pieces: Iterable[P], columns: Callable[[Sequence[P]], list[pa.Array]]
 ) -> int:
-    """Write pieces one after the other as one file, with the bytes that `Parts` gives it; gives how many rows."""
+    """Write pieces one after the other as one file, with the bytes that `PartWriter` gives it; gives how many rows."""
     waiting: list[P] = []
     rows = have = 0
     with pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS) as writer:
@@ -274,7 +274,7 @@ def write_pieces(
     return rows
 
 
-def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
+def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> FileInfo:
     """Write frames of texts and numbers, of which there must be one, one after the other as one file."""
     waiting = pl.DataFrame()
     rows, writer, schema = 0, None, None
@@ -292,7 +292,7 @@ def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> Written:
     finally:
         if writer is not None:
             writer.close()
-    return as_written(path, rows + waiting.height)
+    return file_info(path, rows + waiting.height)
 
 
 def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: pl.DataFrame) -> None:
@@ -300,9 +300,9 @@ def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: pl.DataFrame
     writer.write_table(table, row_group_size=ROW_GROUP)
 
 
-def as_written(path: Path, rows: int) -> Written:
+def file_info(path: Path, rows: int) -> FileInfo:
     """A file as it lies on disk. Raises DataError when its footer doesn't count the rows that were written."""
     found = pq.read_metadata(path.absolute()).num_rows
     if found != rows:
         raise DataError(f"{path.name} has {found} rows on disk, and {rows} were written. Run again.")
-    return Written(path, rows, path.stat().st_size, file_sha256(path))
+    return FileInfo(path, rows, path.stat().st_size, file_sha256(path))

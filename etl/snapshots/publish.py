@@ -17,44 +17,44 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import DataError
-from etl.runtime.cancellation import Stop
-from etl.snapshots.locations import reading
+from etl.runtime.cancellation import CancelToken
+from etl.snapshots.locations import open_store
 from etl.snapshots.reader import MANIFEST, PROBE, SNAPSHOTS, Snapshot
-from etl.snapshots.staged import FileEntry, Staged
-from etl.snapshots.store import LocalStore, Store, lying, other_files, writing
+from etl.snapshots.staged import DataSummary, FileEntry
+from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
 
 FORMAT = 1
 
 
 @contextmanager
-def open_store(
-    out: str, wait: float = 0.0, stop: Stop | None = None, environ: Mapping[str, str] | None = None
+def locked_store(
+    out: str, wait: float = 0.0, stop: CancelToken | None = None, environ: Mapping[str, str] | None = None
 ) -> Iterator[Store]:
     """Hold `out` for writing: made when it isn't there, cleared of what a killed run left.
 
     Raises LockedError when another run writes there, and does so for longer than `wait` seconds; SettingsError for what is no
     place for snapshots, ConnectError where it can't be reached, StoppedError.
     """
-    store = reading(out, environ, stop)
-    with store.hold(wait):
+    store = open_store(out, environ, stop)
+    with store.lock(wait):
         yield store
 
 
-def snapshot_name(account: Staged, now: datetime) -> str:
+def snapshot_name(account: DataSummary, now: datetime) -> str:
     """`<UTC time>-<short content hash>`."""
     return f"{now:%Y%m%dT%H%M%S%f}Z-{account.content_sha256[:12]}"
 
 
-def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: Staged) -> None:
+def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: DataSummary) -> None:
     """Write the manifest, last in the snapshot, and put it on disk. Raises DataError where not what it lists lies there."""
-    if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.beside]]):
+    if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.sidecars]]):
         raise DataError(
             f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
         )
-    LocalStore(staged).write(MANIFEST, _json(draft_manifest(name, facts, account)))
+    LocalStore(staged).write(MANIFEST, _json(build_manifest(name, facts, account)))
 
 
-def draft_manifest(name: str, facts: Mapping[str, Any], account: Staged) -> dict[str, Any]:
+def build_manifest(name: str, facts: Mapping[str, Any], account: DataSummary) -> dict[str, Any]:
     """A snapshot's manifest, as far as its account is known."""
     return {
         "format": FORMAT,
@@ -62,11 +62,11 @@ def draft_manifest(name: str, facts: Mapping[str, Any], account: Staged) -> dict
         "content_sha256": account.content_sha256,
         **facts,
         "cities": account.folders,
-        "files": [asdict(entry) for entry in [*account.files, *account.beside]],
+        "files": [asdict(entry) for entry in [*account.files, *account.sidecars]],
     }
 
 
-def write_beside(folder: Path, name: str, content: bytes) -> FileEntry:
+def write_sidecar(folder: Path, name: str, content: bytes) -> FileEntry:
     """Write a small file beside the data of a staged snapshot; gives its entry in the manifest."""
     LocalStore(folder).write(name, content)
     return _entry(name, content)
@@ -74,7 +74,7 @@ def write_beside(folder: Path, name: str, content: bytes) -> FileEntry:
 
 def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
     """Write what a probe found beside the data of a staged snapshot; gives its entry in the manifest."""
-    return write_beside(folder, PROBE, _json(facts))
+    return write_sidecar(folder, PROBE, _json(facts))
 
 
 def add_probe(
@@ -84,10 +84,10 @@ def add_probe(
 
     Gives the snapshot as it is then.
     """
-    return add_beside(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
+    return add_sidecars(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
 
 
-def add_beside(
+def add_sidecars(
     snapshot: Snapshot,
     files: Mapping[str, bytes],
     facts: Mapping[str, Any],
@@ -112,7 +112,7 @@ def add_beside(
     return replace(snapshot, manifest=manifest)
 
 
-def place_of(snapshot: Snapshot) -> tuple[str, str] | None:
+def split_location(snapshot: Snapshot) -> tuple[str, str] | None:
     """The --out that a snapshot lies in, and its name there; None for a copy elsewhere."""
     where = snapshot.url or str(snapshot.folder.resolve())
     root, separator, name = where.rpartition(f"{os.sep}{SNAPSHOTS}{os.sep}")
@@ -122,13 +122,13 @@ def place_of(snapshot: Snapshot) -> tuple[str, str] | None:
 @contextmanager
 def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tuple[Store, str]]:
     """The store that a snapshot is in, held, and the folder there; a copy elsewhere is nobody's to hold."""
-    place = place_of(snapshot)
-    with writing(snapshot.url or str(snapshot.folder)):
+    place = split_location(snapshot)
+    with translate_os_errors(snapshot.url or str(snapshot.folder)):
         if place is None:
             yield LocalStore(snapshot.folder), ""
             return
         root, name = place
-        with open_store(root, environ=environ) as store:
+        with locked_store(root, environ=environ) as store:
             yield store, f"{SNAPSHOTS}/{name}/"
 
 

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError, escape_control_characters
-from etl.runtime.files import Written
+from etl.runtime.files import FileInfo
 from etl.runtime.version import __version__
 from etl.snapshots.event_reader import Vocabularies, read_events
 from etl.snapshots.manifest import parse_manifest
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import LISTS, Dataset, BucketedEvents, ReusableEventFiles, Vocabulary
+from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles, Vocabulary
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
 REPORT = "report.html"
@@ -89,7 +89,7 @@ class Snapshot:
         """The settings that it was made with."""
         return dict(self.manifest["settings"])
 
-    def parts(self, kind: str) -> list[tuple[str | None, str, Path]]:
+    def data_files(self, kind: str) -> list[tuple[str | None, str, Path]]:
         """The files of `events` or `triples`, in the manifest's order: (split, city, path)."""
         found = []
         for entry in self.manifest["files"]:
@@ -138,7 +138,8 @@ def named_by(latest: bytes | None, out: str) -> str | None:
     name = latest.decode("utf-8", "replace").strip()
     if not name or "/" in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
         raise DataError(
-            f"{LATEST} in {out} does not hold the name of a snapshot ({escape_control_characters(name[:60])!r}). Write the name of a folder "
+            f"{LATEST} in {out} does not hold the name of a snapshot ({escape_control_characters(name[:60])!r}). "
+            "Write the name of a folder "
             f"in {SNAPSHOTS}/ into it, or delete it."
         )
     return name
@@ -150,7 +151,7 @@ def read_small(path: Path) -> bytes | None:
         require_regular(path)
         if path.stat().st_size > _LARGEST:
             raise DataError(
-                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: it is not what bpr-etl writes there."
+                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: bpr-etl does not write such a file."
             )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -166,12 +167,16 @@ def require_regular(path: Path) -> None:
     except OSError:
         return  # whoever reads it says so
     if not stat.S_ISREG(mode):
-        raise DataError(f"{escape_control_characters(str(path))} is not a file. Take it away, or publish to another folder.")
+        raise DataError(
+            f"{escape_control_characters(str(path))} is not a file. Take it away, or publish to another folder."
+        )
 
 
 def unreadable(path: Path, error: OSError) -> ConnectError:
     """The error of a path that can't be read."""
-    return ConnectError(f"{escape_control_characters(str(path))} can't be read: {error.strerror or error}. Check its rights.")
+    return ConnectError(
+        f"{escape_control_characters(str(path))} can't be read: {error.strerror or error}. Check its rights."
+    )
 
 
 def folded(path: str) -> str:
@@ -213,44 +218,46 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     items = _read_vocabulary(snapshot.folder, "item", _ITEM_COLUMNS).select(_ITEM_COLUMNS)
     has_trips = (snapshot.folder / "trips.parquet").is_file()
     trips = read_file(snapshot.folder, "trips.parquet", _TRIP_COLUMNS) if has_trips else _trips(snapshot)
-    parts = snapshot.parts("events")
+    parts = snapshot.data_files("events")
     height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
     cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
     count = buckets or bucket_count(height)
     vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
     read = partial(read_events, parts, vocabularies, count)
     profiles = partial(_profiles, snapshot.folder / "users.parquet")
-    return Dataset(BucketedEvents(count, cities, height, read, _published(snapshot)), users, items, trips, profiles)
+    return Dataset(
+        BucketedEvents(count, cities, height, read, _reusable_event_files(snapshot)), users, items, trips, profiles
+    )
 
 
 def _profiles(path: Path) -> Iterator[pl.DataFrame]:
     """users.parquet without what each snapshot counts anew, some rows at a time; one frame at least."""
     try:
         with pq.ParquetFile(path.absolute()) as file:
-            empty = _uncounted(file.schema_arrow.empty_table())
+            empty = _drop_counts(file.schema_arrow.empty_table())
             yield require_columns(empty, path)
             for batch in file.iter_batches():
-                yield _uncounted(batch)
+                yield _drop_counts(batch)
     except (pa.ArrowException, OSError, pl.exceptions.PolarsError) as error:
         raise damaged(path, error) from None
 
 
-def _uncounted(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+def _drop_counts(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     frame = pl.DataFrame(rows)
     return frame.drop(USER_COUNTS, strict=False)
 
 
-def _published(snapshot: Snapshot) -> ReusableEventFiles | None:
+def _reusable_event_files(snapshot: Snapshot) -> ReusableEventFiles | None:
     """The snapshot's files of events, where this release with these libraries would write the same bytes again."""
     manifest = snapshot.manifest
     made_with = (manifest.get("tool", {}).get("version"), manifest.get("libraries", {}).get("pyarrow"))
     if made_with != (__version__, version("pyarrow")) or snapshot.settings.get("split") != "none":
         return None
-    files: dict[str, list[Written]] = {}
+    files: dict[str, list[FileInfo]] = {}
     entries = {entry["path"]: entry for entry in manifest["files"]}
-    for _, city, path in snapshot.parts("events"):
+    for _, city, path in snapshot.data_files("events"):
         entry = entries[path.relative_to(snapshot.folder).as_posix()]
-        files.setdefault(city, []).append(Written(path, entry["rows"], entry["bytes"], entry["sha256"]))
+        files.setdefault(city, []).append(FileInfo(path, entry["rows"], entry["bytes"], entry["sha256"]))
     return ReusableEventFiles(files, snapshot.settings["rows_per_file"])
 
 
@@ -294,7 +301,7 @@ def _trips(snapshot: Snapshot) -> pl.DataFrame:
         read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix(), columns).with_columns(
             city=pl.lit(city)
         )
-        for _, city, path in snapshot.parts("events")
+        for _, city, path in snapshot.data_files("events")
     ]
     events = pl.concat([_NO_EVENTS.select(*columns, "city"), *parts])
     day_one = pl.col("timestamp") * 1_000_000 - (pl.col("day_number").cast(pl.Int64) - 1) * _US_PER_DAY

@@ -36,7 +36,7 @@ class PartitionEntry:
 
 
 @dataclass
-class Staged:
+class DataSummary:
     """The account of what was staged: the data `files`, and those `beside` them that are about the data.
 
     Events x selected = `positives` in the triples + `positives_left_out`, by reason. `signs` says for each city that
@@ -45,17 +45,17 @@ class Staged:
     """
 
     files: list[FileEntry] = field(default_factory=list)
-    beside: list[FileEntry] = field(default_factory=list)
+    sidecars: list[FileEntry] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     partitions: list[PartitionEntry] = field(default_factory=list)
     positives_left_out: dict[str, int] = field(
         default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
     )
-    users_through: int = 0
+    exhausted_users: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)
     neg_sources: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
-    signs: dict[str, float | None] = field(default_factory=dict)
+    popularity_correlation: dict[str, float | None] = field(default_factory=dict)
     split: dict[str, str | None] = field(default_factory=dict)
     name: str | None = None
 
@@ -73,10 +73,10 @@ class Staged:
             "triples_by_neg_source": self.neg_sources,
             "positives": sum(entry.positives for entry in self.partitions),
             "positives_left_out": self.positives_left_out,
-            "users_with_whole_catalog_seen": self.users_through,
+            "users_with_whole_catalog_seen": self.exhausted_users,
             "cities_left_out": self.cities_left_out,
             "negatives": self.negatives,
-            "signs": self.signs,
+            "signs": self.popularity_correlation,
             "split": self.split,
             "partitions": [asdict(entry) for entry in self.partitions],
             "users": dataset.users.height,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import ConnectError, DataError, LockedError, escape_control_characters
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import put
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reader import (
@@ -34,7 +34,7 @@ from etl.snapshots.reader import (
     read_small,
 )
 
-OURS = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
+SNAPSHOT_NAME = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
 """How we name snapshots."""
 
 
@@ -57,7 +57,7 @@ class Store(ABC):
         """The names under snapshots/, sorted; not all of them need be snapshots."""
 
     @abstractmethod
-    def whole(self, name: str) -> bool:
+    def is_complete(self, name: str) -> bool:
         """Whether a folder under snapshots/ is a snapshot: whether it has a manifest."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Store(ABC):
         """Take away a snapshot, its manifest first: from then on it is none, whatever happens."""
 
     @abstractmethod
-    def hold(self, wait: float) -> AbstractContextManager[None]:
+    def lock(self, wait: float) -> AbstractContextManager[None]:
         """Hold it for writing: made when it isn't there, cleared of what a killed run left.
 
         Raises LockedError when another run writes there for longer than `wait` seconds; ConnectError, StoppedError.
@@ -76,14 +76,14 @@ class Store(ABC):
         """A fresh local folder to stage a snapshot in, and one for what waits on the way; gone at the end of the block."""
 
     @abstractmethod
-    def secure(self, staged: Path, name: str) -> None:
+    def persist(self, staged: Path, name: str) -> None:
         """Have the staged data files where they can't be lost, before COMMIT, since it takes time. Nobody sees them yet."""
 
     @abstractmethod
     def publish(self, staged: Path, name: str) -> None:
         """Make a secured snapshot, whose manifest has been written, the newest: LATEST names it, last of all."""
 
-    def at(self, name: str) -> str:
+    def location_of(self, name: str) -> str:
         """Where a snapshot is, as a person names it."""
         return f"{self.location.rstrip('/')}/{SNAPSHOTS}/{name}"
 
@@ -95,8 +95,8 @@ class Store(ABC):
         """A snapshot's manifest. Raises ConnectError where there is none, DataError where it can't be read."""
         content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}")
         if content is None:
-            raise ConnectError(f"{self.at(name)} is no snapshot: it has no {MANIFEST}.")
-        return parse_manifest(content, f"{self.at(name)}/{MANIFEST}")
+            raise ConnectError(f"{self.location_of(name)} is no snapshot: it has no {MANIFEST}.")
+        return parse_manifest(content, f"{self.location_of(name)}/{MANIFEST}")
 
     def latest(self) -> dict[str, Any] | None:
         """The manifest of the snapshot that LATEST names; None where there is none, or none that is whole."""
@@ -109,25 +109,25 @@ class Store(ABC):
 
     def names(self) -> list[str]:
         """The snapshots that are whole, oldest first."""
-        return [name for name in self.folders() if self.whole(name)]
+        return [name for name in self.folders() if self.is_complete(name)]
 
-    def litter(self, after: str | None = None) -> list[str]:
+    def incomplete(self, after: str | None = None) -> list[str]:
         """What is no snapshot any more, or not yet, and never will be while this is held; only names after `after`."""
         ours = (name for name in self.folders() if self.ours(name))
-        return [name for name in ours if (after is None or name > after) and not self.whole(name)]
+        return [name for name in ours if (after is None or name > after) and not self.is_complete(name)]
 
     def ours(self, name: str) -> bool:
         """Whether a folder under snapshots/ has a name that we give: no other is ever taken away."""
-        return OURS.fullmatch(name) is not None
+        return SNAPSHOT_NAME.fullmatch(name) is not None
 
 
 class LocalStore(Store):
     """A folder of this machine. What is staged lies inside of it, so that publishing is to rename."""
 
-    def __init__(self, root: Path, stop: Stop | None = None) -> None:
+    def __init__(self, root: Path, stop: CancelToken | None = None) -> None:
         super().__init__(str(root))
         self.root = root
-        self._stop = stop or Stop()
+        self._stop = stop or CancelToken()
 
     def read(self, path: str) -> bytes | None:
         """See Store."""
@@ -146,7 +146,7 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def whole(self, name: str) -> bool:
+    def is_complete(self, name: str) -> bool:
         """See Store."""
         return (self.root / SNAPSHOTS / name / MANIFEST).is_file()
 
@@ -167,15 +167,15 @@ class LocalStore(Store):
         shutil.rmtree(folder)
 
     @contextmanager
-    def hold(self, wait: float) -> Iterator[None]:
+    def lock(self, wait: float) -> Iterator[None]:
         """See Store. The lock is on the folder itself, so that no lock file stays behind; it ends with the process."""
-        with writing(self.location):
+        with translate_os_errors(self.location):
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if not self._stop.wait_for(lambda: flocked(handle, self.root), wait):
-                raise taken_by_another(self.location, wait)
-            with writing(self.location):
+            if not self._stop.poll(lambda: try_flock(handle, self.root), wait):
+                raise locked_error(self.location, wait)
+            with translate_os_errors(self.location):
                 clear(self.root)
                 clear(self.root / SNAPSHOTS)
                 with suppress(FileExistsError):
@@ -192,7 +192,7 @@ class LocalStore(Store):
         with staging_in(self.root, run_id) as folders:
             yield folders
 
-    def secure(self, staged: Path, name: str) -> None:
+    def persist(self, staged: Path, name: str) -> None:
         """Files first, then the folders that name them, the innermost first: power may go at any time."""
         del name
         for base, _, files in os.walk(staged, topdown=False):
@@ -250,7 +250,7 @@ def clear(root: Path) -> None:
                 litter.unlink()
 
 
-def flocked(handle: int, folder: Path) -> bool:
+def try_flock(handle: int, folder: Path) -> bool:
     """Take the lock of an open folder if nobody has it. Raises ConnectError where its file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,7 +264,7 @@ def flocked(handle: int, folder: Path) -> bool:
     return True
 
 
-def taken_by_another(place: str, waited: float) -> LockedError:
+def locked_error(place: str, waited: float) -> LockedError:
     """The error of one who comes second."""
     return LockedError(
         f"Another run is publishing to {place}{f', and did for {waited:g} s' if waited else ''}. "
@@ -287,11 +287,15 @@ def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int
     """
     found, wanted = (Counter((folded(path), size) for path, size in files) for files in (there, meant))
     paths = sorted({path for path, _ in (found - wanted) + (wanted - found)})
-    return f"{', '.join(map(escape_control_characters, paths[:3]))} ({len(paths):,} of {wanted.total():,})" if paths else None
+    return (
+        f"{', '.join(map(escape_control_characters, paths[:3]))} ({len(paths):,} of {wanted.total():,})"
+        if paths
+        else None
+    )
 
 
 @contextmanager
-def writing(out: str) -> Iterator[None]:
+def translate_os_errors(out: str) -> Iterator[None]:
     """Turns an OSError into ConnectError: the output folder can't be reached, or takes no more."""
     try:
         yield

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.load.checks import Finding
-from etl.runtime.cancellation import Stop
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
-from etl.snapshots.locations import at_hand
+from etl.snapshots.locations import local_snapshot
 from etl.snapshots.reader import MANIFEST, PROBE, REPORT, STAGING, Snapshot, damaged, read_file
 
 _POSITIVE = "every triple's positive is one that its event selected"
@@ -26,14 +26,14 @@ _TRAINING = (_POSITIVE, _NEGATIVE, _TWICE, _ONCE, _ACCOUNT)
 
 
 def validate_snapshot(
-    location: str | Path, environ: Mapping[str, str] | None = None, stop: Stop | None = None
+    location: str | Path, environ: Mapping[str, str] | None = None, stop: CancelToken | None = None
 ) -> list[Finding]:
     """Check a published snapshot against its manifest: every file's rows, bytes and SHA-256, and that no file is unlisted.
 
     Also the laws of events, splits and triples (`_TRAINING`), where the files are what they were. Raises DataError when the
     manifest can't be read.
     """
-    with at_hand(str(location), environ, stop=stop) as opened:
+    with local_snapshot(str(location), environ, stop=stop) as opened:
         return _validated(opened)
 
 
@@ -74,7 +74,7 @@ def _training(opened: Snapshot) -> list[Finding]:
     broken = dict.fromkeys(_TRAINING, 0)
     seen: list[pl.Series] = []
     selected = told = 0
-    for folder in sorted({path.parent for _, _, path in opened.parts("events")}):
+    for folder in sorted({path.parent for _, _, path in opened.data_files("events")}):
         events = _part(opened, folder, ["event_id", "selected_ids"])
         seen.append(events["event_id"])
         taken = events.explode("selected_ids", empty_as_null=False, keep_nulls=False)

@@ -19,22 +19,22 @@ import polars as pl
 
 from etl.errors import DataError
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef
-from etl.runtime.files import Written
+from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
 from etl.settings.values import SPLITS, parse_split
-from etl.snapshots.apart import RemotePartWriter, PendingParts, iter_expanded_buckets, plan_expansion
+from etl.snapshots.apart import PendingParts, RemotePartWriter, iter_expanded_buckets, plan_expansion
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
-from etl.snapshots.parquet import Copies, Crew, Parts, as_written, crew, write_file, write_pieces
+from etl.snapshots.parquet import PartCopier, PartWriter, WriterPool, file_info, write_batches, write_file, writer_pool
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
-from etl.snapshots.staged import FileEntry, PartitionEntry, Staged
+from etl.snapshots.staged import DataSummary, FileEntry, PartitionEntry
 from etl.transform.arrays import I64
 from etl.transform.buckets import prefetch
-from etl.triples.bias import sign
+from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset, ReusableEventFiles
 from etl.triples.expansion import BucketStats, Key, PartitionStats, VocabularyCounts, expand_bucket
 from etl.triples.generate import SOURCES, EventBatch, TripleBatch
-from etl.triples.partitions import Partition, Training, TrainingOptions, prepare
-from etl.triples.shuffle import Shuffle
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set
+from etl.triples.shuffle import ExternalShuffle
 
 _FOLDER_BYTES, _PREFIX_BYTES = 255, 200
 _HASHED = re.compile(r"~[0-9a-f]{16}\.*\Z", re.IGNORECASE)
@@ -45,12 +45,12 @@ _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
 class StageOptions:
     """What decides the published bytes, besides the dataset."""
 
-    training: TrainingOptions = field(default_factory=TrainingOptions)
+    training: TripleOptions = field(default_factory=TripleOptions)
     ids: Ids = "string"
     rows_per_file: int = 1_000_000
 
 
-def stage(
+def write_data_files(
     dataset: Dataset,
     options: StageOptions,
     folder: Path,
@@ -58,7 +58,7 @@ def stage(
     progress: Progress,
     see: Callable[[pl.DataFrame], object] = lambda _: None,
     engine: Executor = LOCAL_EXECUTOR,
-) -> Staged:
+) -> DataSummary:
     """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
 
     `engine` says who does it, which shows in no byte. `see` is shown every bucket's events on their way: of their lists,
@@ -72,32 +72,32 @@ def stage(
     else:  # the events' own files are copied: what only stands there need not be read
         needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
         dataset = replace(dataset, events=dataset.events.select(needed))
-    training = prepare(dataset, options.training)
-    with _Staging(training, options, (folder, scratch), published, engine) as staging:
-        (staging.apart if engine.apart else staging.here)(progress, see)
+    training = build_training_set(dataset, options.training)
+    with _SnapshotWriter(training, options, (folder, scratch), published, engine) as staging:
+        (staging.write_remote if engine.apart else staging.write_local)(progress, see)
         progress("stage files", dataset.events.buckets, dataset.events.buckets)
-        return staging.end()
+        return staging.finish()
 
 
 class _Output:
     """What a (split, city) has come to so far: its files and its account."""
 
-    def __init__(self, staging: _Staging, tally: PartitionStats) -> None:
+    def __init__(self, staging: _SnapshotWriter, tally: PartitionStats) -> None:
         self.tally = tally
         self.split, self.city = tally.key
         self.place = partition_folder(self.split, staging.places[self.city])
         self.events = _event_parts(staging, self.city, self.place)
         self.files = _triple_parts(staging, self.place, tally.weight)
-        self.shuffle = Shuffle(staging.scratch) if staging.options.training.shuffle else None
+        self.shuffle = ExternalShuffle(staging.scratch) if staging.options.training.shuffle else None
 
     def add(self, piece: TripleBatch) -> None:
         """Take in the next triples."""
         if self.shuffle is not None:
             self.shuffle.add(piece)
-        elif isinstance(self.files, Parts):
+        elif isinstance(self.files, PartWriter):
             self.files.add(piece)
 
-    def hold(self, engine: Executor, tally: PartitionStats, events: ObjectRef, triples: ObjectRef) -> None:
+    def add_remote(self, engine: Executor, tally: PartitionStats, events: ObjectRef, triples: ObjectRef) -> None:
         """Take in what an engine keeps of the next bucket."""
         if isinstance(self.events, RemotePartWriter):
             self.events.add(events, tally.events)
@@ -108,8 +108,8 @@ class _Output:
 
     def end(self) -> None:
         """Write what waits."""
-        if self.shuffle is not None and isinstance(self.files, Parts):
-            for piece in self.shuffle.pieces():
+        if self.shuffle is not None and isinstance(self.files, PartWriter):
+            for piece in self.shuffle.batches():
                 self.files.add(piece)
         self.events.end()
         self.files.end()
@@ -122,30 +122,32 @@ class _Output:
         )
 
 
-def _event_parts(staging: _Staging, city: str, place: str) -> Parts[EventBatch] | RemotePartWriter | Copies:
+def _event_parts(
+    staging: _SnapshotWriter, city: str, place: str
+) -> PartWriter[EventBatch] | RemotePartWriter | PartCopier:
     folder, rows = staging.folder / "events" / place, staging.options.rows_per_file
     if staging.published is not None:
-        return Copies(folder, staging.published.files[city], staging.crew)
+        return PartCopier(folder, staging.published.files[city], staging.crew)
     if staging.writers is not None:
         return RemotePartWriter("events", folder, rows, staging.writers)
-    return Parts[EventBatch](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
+    return PartWriter[EventBatch](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
 
 
-def _triple_parts(staging: _Staging, place: str, weight: float) -> Parts[TripleBatch] | RemotePartWriter:
+def _triple_parts(staging: _SnapshotWriter, place: str, weight: float) -> PartWriter[TripleBatch] | RemotePartWriter:
     folder, rows = staging.folder / "triples" / place, staging.options.rows_per_file
     if staging.writers is not None and not staging.options.training.shuffle:
         return RemotePartWriter("triples", folder, rows, staging.writers, weight)
     schema = triple_schema(staging.options.ids)
     columns = partial(triple_columns, texts=staging.texts, schema=schema, weight=weight)
-    return Parts[TripleBatch](folder, schema, rows, columns, staging.crew)
+    return PartWriter[TripleBatch](folder, schema, rows, columns, staging.crew)
 
 
-class _Staging(AbstractContextManager["_Staging"]):
+class _SnapshotWriter(AbstractContextManager["_SnapshotWriter"]):
     """A snapshot's data files on their way, and the account of them."""
 
     def __init__(
         self,
-        training: Training,
+        training: TrainingSet,
         options: StageOptions,
         folders: tuple[Path, Path],
         published: ReusableEventFiles | None,
@@ -157,7 +159,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         self.texts = IdTables.of(self.dataset)
         rule = options.training.split
         self.places = city_folders(self.dataset.events.cities)
-        self.account = Staged(
+        self.account = DataSummary(
             folders={folder: city for city, folder in self.places.items()},
             split={"rule": rule, "lets_in": parse_split(rule).leakage_note},
         )
@@ -166,21 +168,21 @@ class _Staging(AbstractContextManager["_Staging"]):
         self.through: set[int] = set()
         self.sources = np.zeros(len(SOURCES), np.int64)
         self.writers = PendingParts.of(engine, self.texts, options.ids, self.scratch) if engine.apart else None
-        self._crew = crew()
-        self.crew: Crew = self._crew.__enter__()
+        self._crew = writer_pool()
+        self.crew: WriterPool = self._crew.__enter__()
 
     def __exit__(self, *failure: object) -> None:
         self._crew.__exit__(None, None, None)
 
-    def here(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
+    def write_local(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
         """Write the events and triples of all buckets in this process, as they come."""
         for number, events in enumerate(prefetch(self.training.buckets())):
             progress("stage files", number, self.dataset.events.buckets)
             if events.height:
-                self._take(expand_bucket(self.training, events, self))
+                self._add_stats(expand_bucket(self.training, events, self))
                 see(events)
 
-    def apart(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
+    def write_remote(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
         """Have them written by an engine's workers."""
 
         def seen() -> Iterator[pl.DataFrame]:
@@ -193,13 +195,13 @@ class _Staging(AbstractContextManager["_Staging"]):
         for number, (tally, kept) in enumerate(iter_expanded_buckets(self.engine, whole, seen())):
             progress("stage files", number, self.dataset.events.buckets)
             for own in tally.partitions:
-                self._output(own).hold(self.engine, own, *kept[own.key])
-            self._take(tally)
+                self._output(own).add_remote(self.engine, own, *kept[own.key])
+            self._add_stats(tally)
 
     def start_partition(self, partition: Partition) -> None:
         """See Sink."""
         output = self._output(PartitionStats.of(partition))
-        if isinstance(output.events, Parts):
+        if isinstance(output.events, PartWriter):
             output.events.add(EventBatch(partition.events.clone()))  # a frame object belongs to one thread
 
     def write(self, partition: Partition, piece: TripleBatch) -> None:
@@ -211,7 +213,7 @@ class _Staging(AbstractContextManager["_Staging"]):
             self.outputs[tally.key] = _Output(self, tally.zeroed())
         return self.outputs[tally.key]
 
-    def _take(self, tally: BucketStats) -> None:
+    def _add_stats(self, tally: BucketStats) -> None:
         """Add a bucket's account to that of all."""
         for own in tally.partitions:
             self.outputs[own.key].tally.add(own)
@@ -221,7 +223,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         self.sources += tally.sources
         self.totals.add(tally)
 
-    def end(self) -> Staged:
+    def finish(self) -> DataSummary:
         """End all files, write the vocabularies, and give the account."""
         outputs = sorted(self.outputs.values(), key=_order)
         for output in outputs:
@@ -234,7 +236,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         parts = parse_split(self.options.training.split).parts or (None,)
         written += [self._without_rows(part) for part in parts if part not in full]
         account.partitions = [output.entry() for output in outputs]
-        account.users_through = len(self.through)
+        account.exhausted_users = len(self.through)
         account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
         self._by_city(outputs)
         written += [
@@ -243,7 +245,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return account
 
-    def _without_rows(self, split: str | None) -> Written:
+    def _without_rows(self, split: str | None) -> FileInfo:
         """The file of a part of the split without triples, in its first city's folder: readers find the columns and no row."""
         city = next(iter(self.dataset.events.cities), "")
         of_city = self.places.get(city) or city_folder(city)
@@ -252,7 +254,7 @@ class _Staging(AbstractContextManager["_Staging"]):
         folder.mkdir(parents=True, exist_ok=True)
         no_pieces: list[TripleBatch] = []
         path = folder / "part-00000.parquet"
-        return as_written(path, write_pieces(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
+        return file_info(path, write_batches(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
 
     def _by_city(self, outputs: list[_Output]) -> None:
         """What the account says of each city, train before valid before test."""
@@ -263,10 +265,12 @@ class _Staging(AbstractContextManager["_Staging"]):
                 self.account.cities_left_out[output.city] = reason
                 continue
             self.account.negatives[output.city] = tally.negatives_spec
-            self.account.signs.setdefault(output.city, None)
+            self.account.popularity_correlation.setdefault(output.city, None)
             if tally.is_train:
                 popularity = self.totals.items["selected"][tally.codes]
-                self.account.signs[output.city] = sign(tally.positive, tally.negative, popularity)
+                self.account.popularity_correlation[output.city] = popularity_correlation(
+                    tally.positive, tally.negative, popularity
+                )
 
     def _vocabularies(self) -> dict[str, Iterator[pl.DataFrame]]:
         """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
@@ -340,5 +344,5 @@ def _hashed_folder(city: str) -> str:
     return f"city={prefix.strip('_')}~{digest}"
 
 
-def _entry(folder: Path, file: Written) -> FileEntry:
+def _entry(folder: Path, file: FileInfo) -> FileEntry:
     return FileEntry(file.path.relative_to(folder).as_posix(), file.rows, file.bytes, file.sha256)

@@ -95,7 +95,7 @@ def _expose(rng: np.random.Generator, scene: Scene) -> _Shown:
     parts = []
     for number, eligible in enumerate(scene.nodes.eligible):
         rows = np.flatnonzero(trips.city == number)
-        weights = np.sqrt(scene.liking(rows)[:, scene.nodes.category[eligible]])
+        weights = np.sqrt(scene.affinity(rows)[:, scene.nodes.category[eligible]])
         trip, day, order, node = _rounds(rng, weights, sizes[rows])
         parts.append(np.stack([rows[trip], day, order, eligible[node]]))
     trip, day, order, node = np.concatenate(parts, axis=1)
@@ -137,7 +137,7 @@ def _swap(rng: np.random.Generator, scene: Scene, shown: _Shown, slots: Ints) ->
     in_trip, on_day = _matrix(trip, shown.node, len(nodes.city)), _matrix(date, shown.node, len(nodes.city))
     for number, eligible in enumerate(nodes.eligible):
         mine = slots[scene.trips.city[trip[slots]] == number]
-        liking = scene.liking(trip[mine])
+        liking = scene.affinity(trip[mine])
         own = np.take_along_axis(liking, nodes.category[shown.node[mine]][:, None], axis=1)
         there = liking[:, nodes.category[eligible]]
         unseen = ~in_trip[trip[mine]][:, eligible]

@@ -219,6 +219,6 @@ class Scene:
     people: People
     trips: Trips
 
-    def liking(self, trip: Ints) -> Floats:
+    def affinity(self, trip: Ints) -> Floats:
         """Return what the user of each of these trips thinks of each category: trips x categories."""
         return self.people.affinity[self.trips.user[trip]]

@@ -108,7 +108,7 @@ def _ranked(block: Block, trip: Ints) -> pl.Series:
     ranked = np.empty((len(trip), width), dtype=np.int64)
     for number, eligible in enumerate(scene.nodes.eligible):
         rows = np.flatnonzero(scene.trips.city[trip] == number)
-        liking = scene.liking(trip[rows])[:, scene.nodes.category[eligible]]
+        liking = scene.affinity(trip[rows])[:, scene.nodes.category[eligible]]
         order = np.argsort(block.rng.random(liking.shape) * 1e-6 - liking, axis=1)
         ranked[rows] = eligible[order[:, :width]]
     return block.node_ids.gather(ranked.ravel()).reshape((len(trip), width)).cast(pl.List(pl.String))

@@ -42,7 +42,7 @@ _NODES, _REAL, _SHADOW = range(3)
 
 
 @dataclass(frozen=True)
-class World:
+class WorldChunk:
     """One chunk of the world: frames with the database's columns, ready for COPY in this order (parents first).
 
     A row's parents are in the same chunk, except for the catalogue, which is in the first alone. `persona_dimensions`
@@ -74,7 +74,7 @@ MAX_SCALE = 1_000
 """85 million slots, ten times what is measured; far beyond it the plan alone fills the memory."""
 
 
-def generate(*, scale: float = 1.0, seed: int = 0, users_per_chunk: int = 5_000) -> Iterator[World]:
+def generate(*, scale: float = 1.0, seed: int = 0, users_per_chunk: int = 5_000) -> Iterator[WorldChunk]:
     """Yield the world in chunks: the catalogue with the first, then real users, then shadow users.
 
     `scale` multiplies the users, and with them all but the catalogue, which has the design's size at any scale; there
@@ -102,7 +102,7 @@ class _Plan:
     node_frame: pl.DataFrame
     real: int
     ordinary: int
-    wild: int
+    irregular: int
 
     @classmethod
     def make(cls, scale: float, seed: int) -> _Plan:
@@ -118,15 +118,15 @@ class _Plan:
             node_frame=tables.activity_nodes(rng, profile, nodes),
             real=max(counts["fewest_real"], round(counts["real"] * scale)),
             ordinary=max(1, round(counts["ordinary"] * scale)),
-            wild=max(len(profile.world["wild_seeds"]), round(counts["wild"] * scale)),
+            irregular=max(len(profile.world["wild_seeds"]), round(counts["wild"] * scale)),
         )
 
 
-def _chunks(plan: _Plan, blocks_per_chunk: int) -> Iterator[World]:
+def _chunks(plan: _Plan, blocks_per_chunk: int) -> Iterator[WorldChunk]:
     """Draw block after block and put them together."""
     blocks = [
         (kind, first, min(first + USERS_PER_BLOCK, count))
-        for kind, count in ((_REAL, plan.real), (_SHADOW, plan.ordinary + plan.wild))
+        for kind, count in ((_REAL, plan.real), (_SHADOW, plan.ordinary + plan.irregular))
         for first in range(0, count, USERS_PER_BLOCK)
     ]
     catalogue = {"activity_nodes": plan.node_frame}
@@ -134,7 +134,7 @@ def _chunks(plan: _Plan, blocks_per_chunk: int) -> Iterator[World]:
         parts = [_block(plan, *block) for block in blocks[start : start + blocks_per_chunk]]
         frames = {name: pl.DataFrame(schema=schema) for name, schema in tables.SCHEMAS.items()}
         frames |= {name: pl.concat([part[name] for part in parts if name in part]) for name in parts[0]}
-        yield World(**(frames | catalogue))
+        yield WorldChunk(**(frames | catalogue))
         catalogue = {}
 
 
@@ -159,9 +159,9 @@ def _block(plan: _Plan, kind: int, first: int, end: int) -> dict[str, pl.DataFra
 
 def _seed_kinds(rng: np.random.Generator, plan: _Plan, index: Ints) -> Ints:
     """Say what each shadow user's seed looks like: the wild ones stand evenly among the others, kind after kind."""
-    total, rules = plan.ordinary + plan.wild, plan.profile.world
-    nth_wild = index * plan.wild // total
-    is_wild = (index + 1) * plan.wild // total > nth_wild
+    total, rules = plan.ordinary + plan.irregular, plan.profile.world
+    nth_wild = index * plan.irregular // total
+    is_wild = (index + 1) * plan.irregular // total > nth_wild
     bare = rng.random(len(index)) < rules["without_affinities_share"]
     tame = np.where(bare, tables.SEED_WITHOUT_AFFINITIES, tables.ORDINARY_SEED)
     return np.where(is_wild, tables.FIRST_WILD_SEED + nth_wild % len(rules["wild_seeds"]), tame)
@@ -200,7 +200,10 @@ def _real(block: tables.Block) -> dict[str, pl.DataFrame]:
 
 
 def copy_world(
-    connection: Connection, scope: Scope, worlds: Iterable[World], told: Callable[[int], object] = lambda _rows: None
+    connection: Connection,
+    scope: Scope,
+    worlds: Iterable[WorldChunk],
+    told: Callable[[int], object] = lambda _rows: None,
 ) -> dict[str, int]:
     """Fill the tables with a synthetic world, chunk by chunk; gives the rows per table. Each chunk's are `told`."""
     rows: dict[str, int] = {}

@@ -69,7 +69,7 @@ def round_to_millionths(number: pl.Expr) -> pl.Expr:
     return nearest.cast(pl.Int64) + up - down
 
 
-def millionths_text(millionths: pl.Expr) -> pl.Expr:
+def format_millionths(millionths: pl.Expr) -> pl.Expr:
     """Whole millionths in [0, 1000000] as the shortest decimal of that float, the way JSON writes it: 0.85, 1.0, 2.5e-05.
 
     From the digits and not from a division: Polars multiplies by the reciprocal instead, which is off by a bit.
@@ -92,7 +92,7 @@ def millionths_text(millionths: pl.Expr) -> pl.Expr:
     )
 
 
-def decimal_text(number: pl.Expr) -> pl.Expr:
+def format_float(number: pl.Expr) -> pl.Expr:
     """The shortest decimal that gives the same float64, an integral one without point: 0.85, 1, 1.5e-05, 1e+16.
 
     Python's `repr` without a trailing `.0`. Polars writes the same digits, but not the same exponents. Null stays null.

@@ -11,7 +11,7 @@ import polars as pl
 
 from etl.transform.affinity import AffinityModel, rebuild_affinities
 from etl.transform.arrays import sum_counts
-from etl.transform.hashing import decimal_text, millionths_text, round_to_millionths, stable_id
+from etl.transform.hashing import format_float, format_millionths, round_to_millionths, stable_id
 from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
 
 CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
@@ -27,12 +27,12 @@ _SEED_FIELDS = {
 
 
 _NO_NUMBER = "not_a_finite_number"
-DROPPED = ("unknown_category", _NO_NUMBER)
+DROP_REASONS = ("unknown_category", _NO_NUMBER)
 """Why a number of a seed's `category_affinities` is not used."""
 
 
 @dataclass(frozen=True)
-class PersonaTally:
+class PersonaStats:
     """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
 
     `affinities_dropped` counts the keys of `category_affinities` that were not usable, `openness_dropped` the numbers of
@@ -41,11 +41,11 @@ class PersonaTally:
 
     rows: int = 0
     values_by_source: dict[str, int] = field(default_factory=dict)
-    affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
+    affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     openness_dropped: dict[str, int] = field(default_factory=lambda: {_NO_NUMBER: 0})
 
-    def __add__(self, other: PersonaTally) -> PersonaTally:
-        return PersonaTally(
+    def __add__(self, other: PersonaStats) -> PersonaStats:
+        return PersonaStats(
             self.rows + other.rows,
             sum_counts(self.values_by_source, other.values_by_source),
             sum_counts(self.affinities_dropped, other.affinities_dropped),
@@ -54,20 +54,20 @@ class PersonaTally:
 
 
 @dataclass(frozen=True)
-class Materialised:
+class PersonaResult:
     """Persona rows, and the tally of them."""
 
     rows: dy.DataFrame[PersonaRows]
-    tally: PersonaTally
+    tally: PersonaStats
 
 
-def materialise(
+def build_personas(
     seeds: dy.DataFrame[Seeds],
     seed_affinities: dy.DataFrame[SeedAffinities],
     categories: Sequence[str],
     model: AffinityModel,
     seed: int,
-) -> Materialised:
+) -> PersonaResult:
     """Eight persona rows for each seed, ordered by (user_id, dimension).
 
     `categories` are the values of the database's ActivityCategory. Never a null: what a seed lacks is the model's
@@ -91,7 +91,7 @@ def materialise(
     by_source = dict(rows.group_by("source").len().sort("source").iter_rows())
     checked = PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True)
     too_large = seeds.filter(pl.col("cuisine_openness").is_not_null() & ~_usable(_OPENNESS)).height
-    return Materialised(checked, PersonaTally(checked.height, by_source, dropped, {_NO_NUMBER: too_large}))
+    return PersonaResult(checked, PersonaStats(checked.height, by_source, dropped, {_NO_NUMBER: too_large}))
 
 
 def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -108,7 +108,7 @@ def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tu
     )
     unknown = judged.filter(~pl.col("known")).height
     no_number = judged.filter(pl.col("known") & ~pl.col("finite")).height
-    return usable, dict(zip(DROPPED, (unknown, no_number), strict=True))
+    return usable, dict(zip(DROP_REASONS, (unknown, no_number), strict=True))
 
 
 def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str]) -> dy.DataFrame[Affinities]:
@@ -153,7 +153,7 @@ def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame
     return seeds.select(
         "user_id",
         dimension=pl.lit("cuisine_openness"),
-        value=decimal_text(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
+        value=format_float(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
         source=_source(found),
     )
 
@@ -202,7 +202,7 @@ def _json_objects(vectors: pl.DataFrame, categories: Sequence[str]) -> pl.DataFr
             pair=pl.concat_str(
                 [
                     pl.col("category").replace_strict(keys, return_dtype=pl.String),
-                    millionths_text(pl.col("millionths")),
+                    format_millionths(pl.col("millionths")),
                 ],
                 separator=": ",
             )

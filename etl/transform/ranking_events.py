@@ -30,7 +30,7 @@ SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range
 
 
 @dataclass(frozen=True)
-class RankedTally:
+class RankingStats:
     """What a person wants to know of ranking events: how many; (trip, day) pairs without one, by reason; positives."""
 
     events: int = 0
@@ -38,8 +38,8 @@ class RankedTally:
     positives: int = 0
     positives_outside_candidates: int = 0
 
-    def __add__(self, other: RankedTally) -> RankedTally:
-        return RankedTally(
+    def __add__(self, other: RankingStats) -> RankingStats:
+        return RankingStats(
             self.events + other.events,
             sum_counts(self.skipped, other.skipped),
             self.positives + other.positives,
@@ -48,7 +48,7 @@ class RankedTally:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankingEvents:
     """Ranking events of the shadow users, and the tally of them.
 
     `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day): the columns of `Events`
@@ -56,7 +56,7 @@ class Ranked:
     """
 
     events: pl.DataFrame
-    tally: RankedTally
+    tally: RankingStats
 
 
 def node_type(*ids: pl.Series) -> pl.Enum:
@@ -70,7 +70,7 @@ def eligible(nodes: pl.DataFrame) -> pl.DataFrame:
     return nodes.filter(pl.col("status") != ARCHIVED)
 
 
-def in_slot_order(slots: pl.DataFrame) -> pl.DataFrame:
+def sort_slots(slots: pl.DataFrame) -> pl.DataFrame:
     """The slots that hold a node, day by day, by (sortOrder, id)."""
     return slots.filter(pl.col("node_id").is_not_null()).sort("trip_id", "day_number", "sort_order", "slot_id")
 
@@ -86,7 +86,7 @@ def selected(ordered: pl.DataFrame) -> pl.DataFrame:
     return taken.group_by("trip_id", "day_number", maintain_order=True).agg(selected_ids="node_id")
 
 
-def with_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
+def add_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
     """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null.
 
     `ordered` has the slots of the events' trips, in slot order.
@@ -104,7 +104,7 @@ def with_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def rank(
+def build_events(
     trips: dy.DataFrame[Trips],
     slots: dy.DataFrame[Slots],
     nodes: dy.DataFrame[Nodes],
@@ -112,7 +112,7 @@ def rank(
     affinities: dy.DataFrame[Affinities],
     unknown: float,
     seed: int,
-) -> Ranked:
+) -> RankingEvents:
     """One ranking event per (trip, day) that has a slot, for the users of `persona_users`.
 
     Skipped, with the reason: users without persona rows, cities without eligible nodes, days that leave the years 1 to
@@ -121,25 +121,25 @@ def rank(
     ids = node_type(nodes["node_id"], slots["node_id"])
     slots_ = slots.with_columns(pl.col("node_id").cast(ids))
     offer = eligible(nodes).with_columns(pl.col("node_id").cast(ids))
-    days = _judged_days(trips, slots_, persona_users, offer["city"].unique())
+    days = _classify_days(trips, slots_, persona_users, offer["city"].unique())
     good = days.filter(pl.col("skipped").is_null())
     top = candidates(good.select("user_id", "city").unique(), affinities, offer, unknown, seed)
-    keys, ordered = ["trip_id", "day_number"], in_slot_order(slots_)
+    keys, ordered = ["trip_id", "day_number"], sort_slots(slots_)
     events = (
         good.join(top, on=["user_id", "city"])
         .join(selected(ordered), on=keys, how="left")
         .with_columns(pl.col("selected_ids").fill_null(pl.lit([], dtype=pl.List(ids))))
     )
-    events = with_shown(in_file_order(_with_constants(events, seed)), ordered)
+    events = add_shown(sort_for_files(_with_constants(events, seed)), ordered)
     taken = events.select("candidate_ids", "selected_ids").explode("selected_ids", empty_as_null=False)
     outside = taken.filter(~pl.col("selected_ids").is_in(pl.col("candidate_ids"))).height
     counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
     skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
-    return Ranked(events, RankedTally(events.height, skipped, taken.height, outside))
+    return RankingEvents(events, RankingStats(events.height, skipped, taken.height, outside))
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingInputs:
     """What all buckets are ranked with: the catalogue, the database's categories, the affinity of an unknown one, the seed."""
 
     nodes: dy.DataFrame[Nodes]
@@ -149,19 +149,19 @@ class Ranking:
 
 
 def rank_bucket(
-    ranking: Ranking,
+    ranking: RankingInputs,
     bucket: int,
     trips: dy.DataFrame[Trips],
     slots: dy.DataFrame[Slots],
     personas: dy.DataFrame[Personas],
-) -> tuple[int, Ranked]:
+) -> tuple[int, RankingEvents]:
     """A step for an engine: a bucket's trips, slots and personas to its ranking events; gives the bucket, too."""
     affinities = read_affinities(personas, ranking.categories)
     users = personas["user_id"].unique()
-    return bucket, rank(trips, slots, ranking.nodes, users, affinities, ranking.unknown, ranking.seed)
+    return bucket, build_events(trips, slots, ranking.nodes, users, affinities, ranking.unknown, ranking.seed)
 
 
-def in_file_order(
+def sort_for_files(
     events: pl.DataFrame, within: Sequence[str] = ("created_us", "trip_id", "day_number", "event_id")
 ) -> pl.DataFrame:
     """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event); equals stay in order.
@@ -174,7 +174,9 @@ def in_file_order(
     return joined.sort("user_hash", "user_id", *within, maintain_order=True).drop("user_hash")
 
 
-def _judged_days(trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series) -> pl.DataFrame:
+def _classify_days(
+    trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series
+) -> pl.DataFrame:
     """One row per (trip, day) with a slot, its `created_us`, and in `skipped` why it gets no event (null: it does)."""
     days = slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
     # In days and not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap without a word.

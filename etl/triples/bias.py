@@ -2,7 +2,7 @@
 
 Spearman's correlation, over a city's nodes, between how much more often a node is a positive than a negative and how
 popular it is. A model that learns from the triples pushes up what is oftener a positive: where that is not what people
-choose, it learns to rank badly. Below `DOUBTFUL` the triples were nearly always at least 0.02 of AUC worse.
+choose, it learns to rank badly. Below `MIN_CORRELATION` the triples were nearly always at least 0.02 of AUC worse.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import polars as pl
 
 from etl.transform.arrays import I64
 
-DOUBTFUL = 0.85
+MIN_CORRELATION = 0.85
 
 
-def sign(positive: I64, negative: I64, popularity: I64) -> float | None:
+def popularity_correlation(positive: I64, negative: I64, popularity: I64) -> float | None:
     """The correlation over nodes, ties at their average rank; None for fewer than three nodes, or where a side is constant.
 
     `positive` and `negative` count a node's triples on either side, `popularity` the events that selected it.

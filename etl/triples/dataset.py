@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.runtime.files import Written
+from etl.runtime.files import FileInfo
 from etl.transform.arrays import list_series
 from etl.transform.buckets import BucketSpill
 from etl.transform.ranking_events import eligible
@@ -80,7 +80,7 @@ class Vocabulary:
 class ReusableEventFiles:
     """Events that a snapshot has already: their files by city, without a split, and how many rows a file has at the most."""
 
-    files: Mapping[str, Sequence[Written]]
+    files: Mapping[str, Sequence[FileInfo]]
     rows_per_file: int
 
 

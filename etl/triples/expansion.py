@@ -14,7 +14,7 @@ import polars as pl
 
 from etl.transform.arrays import I64
 from etl.triples.generate import NO_NEGATIVES, SOURCES, WHOLE_CATALOGUE_SEEN, TripleBatch
-from etl.triples.partitions import Partition, Training, in_train, times_named
+from etl.triples.partitions import Partition, TrainingSet, count_items, in_train
 
 Key = tuple[str | None, str]
 """A split (None where there is none) and a city."""
@@ -59,7 +59,7 @@ class PartitionStats:
             partition.kept,
             partition.nodes,
             partition.weight,
-            partition.informs,
+            partition.is_train,
             partition.negatives.as_dict(),
             codes,
             partition.events.height,
@@ -105,13 +105,13 @@ class BucketStats:
         users = train.group_by("user_idx").agg(
             trips=pl.col("trip_idx").n_unique(), events=pl.len(), selections=pl.col("selected_idx").list.len().sum()
         )
-        named = {name: times_named(train, f"{name}_idx", items) for name in ("candidate", "selected")}
+        named = {name: count_items(train, f"{name}_idx", items) for name in ("candidate", "selected")}
         none = {name: np.zeros(items, np.int64) for name in ("positive", "negative")}
         return cls(users.with_columns(pl.exclude("user_idx").cast(pl.Int64)), named | none)
 
 
-def expand_bucket(training: Training, events: pl.DataFrame, sink: TripleSink) -> BucketStats:
-    """Make a bucket's triples and count them. `events` has the column `split` (`Training.assigned`)."""
+def expand_bucket(training: TrainingSet, events: pl.DataFrame, sink: TripleSink) -> BucketStats:
+    """Make a bucket's triples and count them. `events` has the column `split` (`Training.with_split`)."""
     tally = BucketStats.of(in_train(events), training.dataset.items.height)
     for partition in training.partitions(events):
         own = PartitionStats.of(partition)
@@ -134,7 +134,7 @@ def _expand(partition: Partition, own: PartitionStats, tally: BucketStats, sink:
         own.triples += len(block)
         for reason, positives in block.left_out.items():
             tally.left_out[reason] += positives
-        tally.exhausted_users.update(block.users_through.tolist())
+        tally.exhausted_users.update(block.exhausted_users.tolist())
         tally.sources += [np.count_nonzero(block.source == place) for place in range(len(SOURCES))]
         if own.is_train:
             positive += np.bincount(block.pairs.code, block.per_pair, items).astype(np.int64)

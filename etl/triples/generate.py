@@ -37,14 +37,14 @@ _MARKS = 1 << 25  # (event, node) cells that a block may have: a byte each
 
 
 @dataclass(frozen=True)
-class Lists:
+class ListColumn:
     """A column of lists of codes: those of row r stand in `codes` from `ends[r]` to `ends[r + 1]`."""
 
     ends: I64
     codes: U32
 
     @classmethod
-    def of(cls, column: pl.Series) -> Lists:
+    def of(cls, column: pl.Series) -> ListColumn:
         """From a column of type List(UInt32) without nulls."""
         lengths = column.list.len().to_numpy().astype(np.int64)
         codes = column.explode(empty_as_null=False).cast(pl.UInt32).to_numpy()
@@ -55,18 +55,18 @@ class Lists:
         """How many codes each row has."""
         return np.diff(self.ends)
 
-    def long(self, first: int, end: int) -> Long:
+    def long(self, first: int, end: int) -> FlatPairs:
         """The rows from `first` to `end`, one element each; rows are counted from `first`."""
         rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
-        return Long(rows, self.codes[self.ends[first] : self.ends[end]])
+        return FlatPairs(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
-NO_LISTS = Lists(np.zeros(1, np.int64), np.zeros(0, np.uint32))
+NO_LISTS = ListColumn(np.zeros(1, np.int64), np.zeros(0, np.uint32))
 """Of events whose lists nobody needs any more."""
 
 
 @dataclass(frozen=True)
-class Long:
+class FlatPairs:
     """One row per element of some lists: the event's row and the node's code, in order."""
 
     event: I32
@@ -77,11 +77,11 @@ class Long:
         return self.event.astype(np.int64) * nodes + self.code
 
 
-NOTHING = Long(np.zeros(0, np.int32), np.zeros(0, np.uint32))
+NOTHING = FlatPairs(np.zeros(0, np.int32), np.zeros(0, np.uint32))
 
 
 @dataclass(frozen=True)
-class Coded:
+class EventArrays:
     """Events of one partition as arrays: a row per event, in file order. Ids are texts, all else codes and numbers."""
 
     ids: pa.StringArray
@@ -89,12 +89,12 @@ class Coded:
     trips: U32
     timestamps: I64
     days: I32
-    candidates: Lists
-    selected: Lists
-    shown: Lists
+    candidates: ListColumn
+    selected: ListColumn
+    shown: ListColumn
 
     @classmethod
-    def of(cls, events: pl.DataFrame) -> Coded:
+    def of(cls, events: pl.DataFrame) -> EventArrays:
         """From a frame with the columns of `Dataset.events`."""
         return cls(
             ids=to_arrow(events["event_id"]),
@@ -102,9 +102,9 @@ class Coded:
             trips=events["trip_idx"].to_numpy(),
             timestamps=events["timestamp"].to_numpy(),
             days=events["day_number"].to_numpy(),
-            candidates=Lists.of(events["candidate_idx"]),
-            selected=Lists.of(events["selected_idx"]),
-            shown=Lists.of(events["shown_idx"]),
+            candidates=ListColumn.of(events["candidate_idx"]),
+            selected=ListColumn.of(events["selected_idx"]),
+            shown=ListColumn.of(events["shown_idx"]),
         )
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Keys:
+class HashKeys:
     """What seeds the hashes that draws and the shuffled order come from: the ids' own hashes, by code, and the seed."""
 
     users: pl.Series
@@ -134,11 +134,11 @@ class Keys:
     seed: int
 
     @classmethod
-    def of(cls, users: pl.Series, items: pl.Series, seed: int) -> Keys:
+    def of(cls, users: pl.Series, items: pl.Series, seed: int) -> HashKeys:
         """Of the vocabularies' ids, in the order of their indexes."""
         return cls(users, items.to_frame("node").select(hash64(pl.col("node"))).to_series().to_numpy(), seed)
 
-    def of_events(self, kind: str, events: Coded, *, with_user: bool) -> U64:
+    def of_events(self, kind: str, events: EventArrays, *, with_user: bool) -> U64:
         """A hash per event."""
         key = {"user": self.users.gather(events.users)} if with_user else {}
         frame = pl.DataFrame({**key, "event": pl.Series(events.ids)})
@@ -147,7 +147,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Block:
+class TripleBlock:
     """Triples of some events of a partition, a row each, and the account of their positives.
 
     `event` is the row of the partition's events; `positive` and `negative` are codes; `source` the place in SOURCES; `among`
@@ -155,7 +155,7 @@ class Block:
     the events' order, then the positives' in `selected`, then the negatives': candidates, shown, drawn.
 
     `pairs` are all (event, positive), those without a row too, and `per_pair` counts the rows of each.
-    Events x selected = `positives` + `left_out`, by reason. `users_through` are the users of positives left out because
+    Events x selected = `positives` + `left_out`, by reason. `exhausted_users` are the users of positives left out because
     they have selected the whole catalogue.
     """
 
@@ -163,40 +163,45 @@ class Block:
     positive: U32
     negative: U32
     source: npt.NDArray[np.int8]
-    among: Flags
+    in_candidates: Flags
     order: U64 | None = None
-    pairs: Long = field(default_factory=lambda: NOTHING)
+    pairs: FlatPairs = field(default_factory=lambda: NOTHING)
     per_pair: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     positives: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
-    users_through: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
+    exhausted_users: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     def __len__(self) -> int:
         return len(self.event)
 
-    def rows(self, which: slice | I64) -> Block:
+    def slice(self, which: slice | I64) -> TripleBlock:
         """Some of the rows."""
         order = None if self.order is None else self.order[which]
-        return Block(
-            self.event[which], self.positive[which], self.negative[which], self.source[which], self.among[which], order
+        return TripleBlock(
+            self.event[which],
+            self.positive[which],
+            self.negative[which],
+            self.source[which],
+            self.in_candidates[which],
+            order,
         )
 
 
-def expand(
-    events: Coded, negatives: NegativeSampling, catalogue: Catalogue, keys: Keys, *, shuffle: bool = False
-) -> Iterator[Block]:
+def generate_triples(
+    events: EventArrays, negatives: NegativeSampling, catalogue: Catalogue, keys: HashKeys, *, shuffle: bool = False
+) -> Iterator[TripleBlock]:
     """The triples of a partition's events, block by block.
 
     A positive without a negative gives no row and is counted with the reason. A negative is never a positive of the same
     event, and no (event, positive, negative) stands twice. Neither the blocks nor the other events decide what comes out.
     """
-    expansion = _Expansion(events, negatives, catalogue, keys, shuffle)
+    expansion = _Generator(events, negatives, catalogue, keys, shuffle)
     bounds = _bounds(events, negatives, len(keys.nodes))
     for first, end in pairwise(bounds):
         yield expansion.block(first, end)
 
 
-def _bounds(events: Coded, negatives: NegativeSampling, nodes: int) -> list[int]:
+def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> list[int]:
     """Where blocks begin and end: about BLOCK triples each, and no more events than the table of marks has cells for."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
@@ -209,14 +214,14 @@ def _bounds(events: Coded, negatives: NegativeSampling, nodes: int) -> list[int]
     return bounds
 
 
-class _Marks:
+class _MembershipTable:
     """Set membership for (event, node) keys of a block: a table of marks, wiped after each use where it was written."""
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
         self._table = np.zeros(0, np.bool_)
 
-    def among(self, long: Long, others: Long) -> Flags:
+    def among(self, long: FlatPairs, others: FlatPairs) -> Flags:
         """Which rows of `long` stand in `others` too."""
         ours, theirs = long.keys(self.nodes), others.keys(self.nodes)
         size = max(int(ours.max(initial=-1)), int(theirs.max(initial=-1))) + 1
@@ -229,33 +234,33 @@ class _Marks:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _EventNegatives:
     """The negatives that events themselves name: candidates before shown ones, each once, no positive among them."""
 
-    long: Long
+    long: FlatPairs
     source: npt.NDArray[np.int8]
 
 
-class _Expansion:
+class _Generator:
     """What the blocks of a partition share."""
 
     def __init__(
         self,
-        events: Coded,
+        events: EventArrays,
         negatives: NegativeSampling,
         catalogue: Catalogue,
-        keys: Keys,
+        keys: HashKeys,
         shuffle: bool,  # noqa: FBT001
     ) -> None:
         self.events = events
         self.negatives = negatives
         self.catalogue = catalogue
         self.nodes = keys.nodes
-        self.marks = _Marks(len(keys.nodes))
+        self.marks = _MembershipTable(len(keys.nodes))
         self.to_draw = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
         self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 
-    def block(self, first: int, end: int) -> Block:
+    def block(self, first: int, end: int) -> TripleBlock:
         """The triples of the events from `first` to `end`."""
         pairs = self.events.selected.long(first, end)
         candidates = self.events.candidates.long(first, end)
@@ -270,37 +275,37 @@ class _Expansion:
         per_pair = np.bincount(pair, minlength=len(pairs.event))
         event = (first + pairs.event).astype(np.int32)
         without = event[per_pair == 0]
-        through = without[self._has_seen_all(without)]
-        return Block(
+        through = without[self._catalog_exhausted(without)]
+        return TripleBlock(
             event[pair],
             pairs.code[pair],
             code,
             source,
             self.marks.among(pairs, candidates)[pair],
             order,
-            Long(event, pairs.code),
+            FlatPairs(event, pairs.code),
             per_pair,
             len(pairs.event) - len(without),
             {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)},
             np.unique(self.events.users[through]),
         )
 
-    def _named(self, pairs: Long, candidates: Long, shown: Long) -> _Named:
+    def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _EventNegatives:
         asked = [candidates if self.negatives.ranking else NOTHING, shown if self.negatives.shown else NOTHING]
         kept = []
         for place, long in enumerate(asked):
             new = ~self.marks.among(long, pairs)
             if place and len(asked[0].event):
                 new &= ~self.marks.among(long, asked[0])
-            kept.append(Long(long.event[new], long.code[new]))
+            kept.append(FlatPairs(long.event[new], long.code[new]))
         source = np.repeat(np.arange(2, dtype=np.int8), [len(long.event) for long in kept])
         if not len(kept[1].event):
-            return _Named(kept[0], source)
+            return _EventNegatives(kept[0], source)
         event, code = (np.concatenate([getattr(long, name) for long in kept]) for name in ("event", "code"))
         order = np.argsort(event, kind="stable")
-        return _Named(Long(event[order], code[order]), source[order])
+        return _EventNegatives(FlatPairs(event[order], code[order]), source[order])
 
-    def _with_drawn(self, first: int, pairs: Long, named: _Named, shared: _Rows) -> _Rows:
+    def _with_drawn(self, first: int, pairs: FlatPairs, named: _EventNegatives, shared: _Rows) -> _Rows:
         """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
         assert self.to_draw is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
@@ -314,7 +319,7 @@ class _Expansion:
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
         code = self.catalogue.codes.astype(np.uint32)[places.T[counts.T]]
         if len(named.long.event):
-            new = ~self.marks.among(Long(pairs.event[pair], code), named.long)
+            new = ~self.marks.among(FlatPairs(pairs.event[pair], code), named.long)
             pair, code = pair[new], code[new]
         drawn = (pair, code, np.full(len(pair), SOURCES.index("catalog"), np.int8))
         if not len(shared[0]):
@@ -323,7 +328,7 @@ class _Expansion:
         order = np.argsort(both[0], kind="stable")
         return both[0][order], both[1][order], both[2][order]
 
-    def _has_seen_all(self, events: I32) -> Flags:
+    def _catalog_exhausted(self, events: I32) -> Flags:
         """Whether nothing was left to draw for these events, and something could have been offered."""
         if not (self.negatives.catalog and len(self.catalogue.codes)):
             return np.zeros(len(events), np.bool_)
@@ -334,7 +339,7 @@ _Rows = tuple[I32, U32, npt.NDArray[np.int8]]
 """Triples of a block as numbers: the row of the pair (event, positive), the negative's code, the place in SOURCES."""
 
 
-def _of_all_positives(pairs: Long, named: _Named, events: int) -> _Rows:
+def _of_all_positives(pairs: FlatPairs, named: _EventNegatives, events: int) -> _Rows:
     """Every pair with every negative that its event names."""
     per_event = np.bincount(named.long.event, minlength=events)
     per_pair = per_event[pairs.event]
@@ -349,15 +354,15 @@ def _of_all_positives(pairs: Long, named: _Named, events: int) -> _Rows:
 class TripleBatch:
     """Triples with the events that they are of."""
 
-    events: Coded
-    block: Block
+    events: EventArrays
+    block: TripleBlock
 
     def __len__(self) -> int:
         return len(self.block)
 
     def slice(self, which: slice) -> Self:
         """Some of them."""
-        return type(self)(self.events, self.block.rows(which))
+        return type(self)(self.events, self.block.slice(which))
 
 
 @dataclass(frozen=True)

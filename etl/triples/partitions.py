@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from etl.settings.values import SPLITS, NegativeSampling, resolve_for_catalog, parse_split
+from etl.settings.values import SPLITS, NegativeSampling, parse_split, resolve_for_catalog
 from etl.transform.arrays import I64
-from etl.triples.dataset import ENCODED_EVENTS, Dataset, BucketedEvents, no_events
-from etl.triples.generate import Block, Catalogue, Coded, Keys, expand
+from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset, no_events
+from etl.triples.generate import Catalogue, EventArrays, HashKeys, TripleBlock, generate_triples
 from etl.triples.sampling import build_pools, integer_weights
 from etl.triples.splits import assign
 
@@ -29,7 +29,7 @@ _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TripleOptions:
     """What decides the triples, besides the dataset (CONTRACT, section 3)."""
 
     min_catalog: int = 50
@@ -68,85 +68,87 @@ class Partition:
     weight: float
     negatives: NegativeSampling
     catalogue: Catalogue
-    keys: Keys
+    keys: HashKeys
     shuffle: bool
 
     @property
-    def informs(self) -> bool:
+    def is_train(self) -> bool:
         """Whether counts may be taken from it: it is train, or there is no split."""
         return self.split in {None, "train"}
 
     @cached_property
-    def coded(self) -> Coded:
+    def coded(self) -> EventArrays:
         """The events as arrays: what a block's `event` counts the rows of."""
-        return Coded.of(self.events)
+        return EventArrays.of(self.events)
 
-    def expand(self) -> Iterator[Block]:
+    def expand(self) -> Iterator[TripleBlock]:
         """The triples, block by block."""
-        return expand(self.coded, self.negatives, self.catalogue, self.keys, shuffle=self.shuffle)
+        return generate_triples(self.coded, self.negatives, self.catalogue, self.keys, shuffle=self.shuffle)
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSet:
     """A dataset with its split. `eligible` counts each city's nodes, `kept` are the cities that have triples.
 
     `popular` is the `popularity`, where somebody has counted it already.
     """
 
     dataset: Dataset
-    options: TrainingOptions
+    options: TripleOptions
     eligible: Mapping[str, int]
     kept: tuple[str, ...]
-    popular: I64 | None = None
+    popularity_counts: I64 | None = None
 
     def buckets(self) -> Iterator[pl.DataFrame]:
         """The events with the column `split`, by user bucket, in file order."""
         for events in self.dataset.events:
-            yield self.assigned(events)
+            yield self.with_split(events)
 
-    def assigned(self, events: pl.DataFrame) -> pl.DataFrame:
+    def with_split(self, events: pl.DataFrame) -> pl.DataFrame:
         """A bucket's events with the column `split`."""
         return assign(events, self.dataset.trips, parse_split(self.options.split), self.kept)
 
     @property
     def events(self) -> pl.DataFrame:
         """All of them in one frame: for those who look at everything at once."""
-        return pl.concat([self.assigned(ENCODED_EVENTS), *self.buckets()])
+        return pl.concat([self.with_split(ENCODED_EVENTS), *self.buckets()])
 
     @cached_property
     def popularity(self) -> I64:
         """The train events that selected each node, by code."""
-        if self.popular is not None:
-            return self.popular
+        if self.popularity_counts is not None:
+            return self.popularity_counts
         counts = np.zeros(self.dataset.items.height, np.int64)
         for events in self.dataset.events:
-            counts += popular_in(self, events)
+            counts += count_selected(self, events)
         return counts
 
     @property
-    def weighs(self) -> bool:
+    def needs_popularity(self) -> bool:
         """Whether draws of any city ask for the nodes' popularity."""
         sizes = [self.eligible.get(city, 0) for city in self.kept]
-        return any(resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes)
+        return any(
+            resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes
+        )
 
-    def apart(self, popular: I64 | None = None) -> Training:
+    def portable(self, popular: I64 | None = None) -> TrainingSet:
         """The same for one who is given its events and knows nothing else of the dataset than triples need; it can travel."""
         dataset = self.dataset
         trips = dataset.trips.select("start_us") if self.options.split == "last-trip" else pl.DataFrame()
         events = BucketedEvents(0, dataset.events.cities, 0, no_events)
         own = Dataset(events, dataset.users.select("user_id"), dataset.items, trips)
-        return Training(own, self.options, self.eligible, self.kept, popular)
+        return TrainingSet(own, self.options, self.eligible, self.kept, popular)
 
     def partitions(self, events: pl.DataFrame) -> Iterator[Partition]:
         """One per (split, city) that a bucket has events of: train before valid before test, cities in their bytes' order."""
-        drawing = _Drawing.of(self, events)
+        drawing = _SamplingContext.of(self, events)
         parts = events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
         for split, city in sorted(parts, key=lambda key: (SPLITS.index(key[0]), key[1].encode())):
             yield self._partition(split, city, parts[split, city], drawing)
 
     @cached_property
-    def _keys(self) -> Keys:
-        return Keys.of(self.dataset.users["user_id"], self.dataset.items["item_id"], self.options.seed)
+    def _keys(self) -> HashKeys:
+        return HashKeys.of(self.dataset.users["user_id"], self.dataset.items["item_id"], self.options.seed)
 
     @cached_property
     def _offered(self) -> dict[tuple[object, ...], pl.DataFrame]:
@@ -154,7 +156,7 @@ class Training:
         offered = self.dataset.eligible_items().sort("item_id").select("city", node="item_idx")
         return offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True)
 
-    def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _Drawing) -> Partition:
+    def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _SamplingContext) -> Partition:
         nodes = self.eligible.get(city, 0)
         negatives = resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, nodes)
         offered = self._offered.get((city,), _NO_NODES).with_row_index("place")
@@ -172,9 +174,9 @@ class Training:
         )
 
 
-def popular_in(training: Training, events: pl.DataFrame) -> I64:
+def count_selected(training: TrainingSet, events: pl.DataFrame) -> I64:
     """A step for an engine: the train events of a bucket that selected each node, by code."""
-    return times_named(in_train(training.assigned(events)), "selected_idx", training.dataset.items.height)
+    return count_items(in_train(training.with_split(events)), "selected_idx", training.dataset.items.height)
 
 
 def in_train(events: pl.DataFrame) -> pl.DataFrame:
@@ -182,20 +184,20 @@ def in_train(events: pl.DataFrame) -> pl.DataFrame:
     return events.filter(pl.col("split") == "train")
 
 
-def times_named(events: pl.DataFrame, column: str, items: int) -> I64:
+def count_items(events: pl.DataFrame, column: str, items: int) -> I64:
     """How many of the events name each node in a column of lists, by code."""
     return np.bincount(events[column].explode(empty_as_null=False).to_numpy(), minlength=items)
 
 
-def prepare(dataset: Dataset, options: TrainingOptions) -> Training:
+def build_training_set(dataset: Dataset, options: TripleOptions) -> TrainingSet:
     """A dataset with its split and its options: which cities have triples."""
     eligible = dataset.eligible
     kept = tuple(city for city in dataset.events.cities if options.keeps(eligible.get(city, 0)))
-    return Training(dataset, options, eligible, kept)
+    return TrainingSet(dataset, options, eligible, kept)
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class _SamplingContext:
     """What draws need to know of a bucket beyond one partition.
 
     `seen` has one row per (user, node) ever selected, with the first split it was; `popular` says the train events that
@@ -207,16 +209,20 @@ class _Drawing:
     reject: Reject
 
     @classmethod
-    def of(cls, training: Training, events: pl.DataFrame) -> _Drawing:
+    def of(cls, training: TrainingSet, events: pl.DataFrame) -> _SamplingContext:
         taken = events.select("user_idx", "split", node="selected_idx").explode("node", empty_as_null=False)
         seen = taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
         return cls(seen, lambda: training.popularity, training.options.reject)
 
-    def catalogue(self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: NegativeSampling) -> Catalogue:
+    def catalogue(
+        self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: NegativeSampling
+    ) -> Catalogue:
         """The city's catalogue with the pool that each event of the partition draws from."""
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
-            return Catalogue(codes, np.zeros(events.height, np.int64), build_pools(np.ones(len(codes), np.uint64), *_NONE))
+            return Catalogue(
+                codes, np.zeros(events.height, np.int64), build_pools(np.ones(len(codes), np.uint64), *_NONE)
+            )
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
         places = rejected.join(offered, on="node").sort("group", "place")
         by_group = (
@@ -227,7 +233,9 @@ class _Drawing:
         even = build_pools(np.ones(len(codes), np.uint64), *by_group)
         if not negatives.alpha:
             return Catalogue(codes, groups, even)
-        return Catalogue(codes, groups, even, build_pools(integer_weights(self.popular()[codes], negatives.alpha), *by_group))
+        return Catalogue(
+            codes, groups, even, build_pools(integer_weights(self.popular()[codes], negatives.alpha), *by_group)
+        )
 
     def _seen(self, split: str, events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
         """A pool per user, without all that the user has selected in this part of the split or before it."""

@@ -66,8 +66,12 @@ class SamplingPools:
         """The place whose piece of its group's pool holds this point of the measure."""
         last = np.searchsorted(self.boundaries, (groups.astype(np.uint64) << np.uint64(32)) | measure, side="right") - 1
         behind = last >= self.offsets[groups]
-        point = measure + np.where(behind, self.removed_weight[last], np.uint64(0)) if len(self.removed_weight) else measure
-        where = point if self.cumulative_weight is None else np.searchsorted(self.cumulative_weight, point, side="right")
+        point = (
+            measure + np.where(behind, self.removed_weight[last], np.uint64(0)) if len(self.removed_weight) else measure
+        )
+        where = (
+            point if self.cumulative_weight is None else np.searchsorted(self.cumulative_weight, point, side="right")
+        )
         return where.astype(np.int32)
 
 
@@ -97,7 +101,9 @@ def integer_weights(counts: Iterable[int], alpha: float) -> U64:
     return np.array([int(value * scale) + 1 for value in raised], dtype=np.uint64)
 
 
-def sample(keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None = None) -> tuple[Positions, Flags]:
+def sample(
+    keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None = None
+) -> tuple[Positions, Flags]:
     """Up to `wanted` distinct nodes per draw: (places, which of them count), both of shape (wanted, draws).
 
     A pool of at most `wanted` nodes comes whole, ascending. Otherwise evenly by Floyd's algorithm (Bentley and Floyd 1987,
@@ -120,7 +126,9 @@ def _threads() -> int:
     return min(len(os.sched_getaffinity(0)), pl.thread_pool_size())
 
 
-def _sample_block(keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None) -> tuple[Positions, Flags]:
+def _sample_block(
+    keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None
+) -> tuple[Positions, Flags]:
     """One block of `draw`."""
     even, near = even.of(groups)
     sizes = even.sizes[near]

@@ -16,7 +16,7 @@ import psycopg
 
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.reader import LATEST
 from tests.states import data_files, database_state
 
@@ -42,7 +42,7 @@ class Ended:
 
 @dataclass
 class Nights:
-    """Nights of two seeds, in turns. `settled` is what a whole night of a seed leaves: the tables', and the data files'."""
+    """Nights of two seeds, in turns. `with_options` is what a whole night of a seed leaves: the tables', and the data files'."""
 
     url: str
     out: Path
@@ -52,9 +52,9 @@ class Nights:
     def prepared(cls, url: str, out: Path) -> Nights:
         """After a whole night of each seed; the last one is SEEDS[-1]'s."""
         nights = cls(url, out)
-        pipeline.run(resolve({"database_url": url, "out": str(out), "seed": SEEDS[0]}, {}))
+        pipeline.run(load_settings({"database_url": url, "out": str(out), "seed": SEEDS[0]}, {}))
         for seed in (SEEDS[1], *SEEDS):
-            report = pipeline.run(resolve({"database_url": url, "out": str(out), "seed": seed}, {}))
+            report = pipeline.run(load_settings({"database_url": url, "out": str(out), "seed": seed}, {}))
             nights.settled[seed] = database_state(url), data_files(report.snapshot)
         assert nights.settled[SEEDS[0]][0] != nights.settled[SEEDS[1]][0]
         assert nights.settled[SEEDS[0]][1] != nights.settled[SEEDS[1]][1]
@@ -127,7 +127,7 @@ class Nights:
     def night(self, seed: int, url: str | None = None) -> EtlError | None:
         """A night in this process, by another URL if one is given; gives the error that it ended with."""
         try:
-            pipeline.run(resolve({"database_url": url or self.url, "out": str(self.out), "seed": seed}, {}))
+            pipeline.run(load_settings({"database_url": url or self.url, "out": str(self.out), "seed": seed}, {}))
         except EtlError as error:
             return error
         return None

@@ -25,7 +25,7 @@ Verdict = str | None
 
 @dataclass
 class Proxy:
-    """Between a client and the server that a URL names; `judge` says for each message what becomes of it."""
+    """Between a client and the server that a URL names; `evaluate` says for each message what becomes of it."""
 
     target: str
     judge: Callable[[Message], Verdict] = lambda _: None

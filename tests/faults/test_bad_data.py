@@ -25,7 +25,7 @@ import pytest
 from etl.errors import DataError, SchemaError
 from etl.pipeline import run as pipeline
 from etl.postgres.ddl import Naming, schema_sql
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.transform.personas import read_affinities
 from etl.transform.schemas import Personas
@@ -172,7 +172,7 @@ def test_a_value_beyond_an_index_s_limit_is_told_with_table_and_remedy(databases
     url = databases.holding(world)
     rows = database_state(url)
     with pytest.raises(DataError) as refused:
-        pipeline.run(resolve({"database_url": url, "out": str(tmp_path / "out")}, {}))
+        pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
     said = str(refused.value)
     assert "PersonaDimension" in said
     assert "Shorten" in said
@@ -379,7 +379,7 @@ def test_arrays_of_any_shape_are_read_element_by_element(databases, tmp_path):
                 (f"e{day}", user, trip, day),
             )
     report = pipeline.export(
-        resolve({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
+        load_settings({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
     )
     events = pl.read_parquet(Path(report.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
     for name in ("candidate_ids", "ranked_ids", "selected_ids"):
@@ -408,7 +408,7 @@ def test_what_others_wrote_of_a_persona_is_published_as_far_as_it_is_one(make_da
                 (f"p{number}", *row),
             )
     report = pipeline.export(
-        resolve({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
+        load_settings({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
     )
     assert report.counts["set_aside"]["personas"] == {"primary_key": 2}
     users = {row["user_id"]: row for row in pl.read_parquet(Path(report.snapshot) / "users.parquet").to_dicts()}
@@ -449,15 +449,15 @@ def test_what_others_say_of_the_client_s_encoding_changes_nothing(databases, tmp
     url = databases.holding(accented())
     name = urlsplit(url).path[1:]
     plain = pipeline.run(
-        resolve({"database_url": url, "out": str(tmp_path / "a"), "min_catalog": 1, "allow_empty": True}, {})
+        load_settings({"database_url": url, "out": str(tmp_path / "a"), "min_catalog": 1, "allow_empty": True}, {})
     )
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE \"{name}\" SET client_encoding = 'LATIN1'")
     try:
         url += ("&" if "?" in url else "?") + "client_encoding=LATIN1"
         options = {"database_url": url, "out": str(tmp_path / "b"), "min_catalog": 1, "allow_empty": True}
-        ran = pipeline.run(resolve(options, {"PGOPTIONS": "-c client_encoding=LATIN1"}))
-        exported = pipeline.export(resolve(options, {}))
+        ran = pipeline.run(load_settings(options, {"PGOPTIONS": "-c client_encoding=LATIN1"}))
+        exported = pipeline.export(load_settings(options, {}))
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f'ALTER DATABASE "{name}" RESET client_encoding')
@@ -474,7 +474,7 @@ def test_a_database_in_another_encoding_is_refused_before_anything_is_read(serve
             store(connection, accented())
         rows = database_state(url)
         with pytest.raises(SchemaError, match=r"LATIN1.*UTF8"):
-            pipeline.run(resolve({"database_url": url, "out": str(tmp_path / "out")}, {}))
+            pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
         assert database_state(url) == rows
         assert not (tmp_path / "out").exists()
     finally:
@@ -487,7 +487,7 @@ def test_a_database_without_encoding_is_read_as_far_as_it_holds_utf_8(server_url
     try:
         with psycopg.connect(url) as connection:
             store(connection, accented())
-        report = pipeline.run(resolve(options, {}))
+        report = pipeline.run(load_settings(options, {}))
         users = pl.read_parquet(Path(report.snapshot) / "users.parquet")
         assert users.select("user_id", "pace_preference").rows() == [("\u00fc", "langs\u00e4m")]
         with psycopg.connect(url) as connection:
@@ -496,7 +496,7 @@ def test_a_database_without_encoding_is_read_as_far_as_it_holds_utf_8(server_url
             connection.execute("SET client_encoding = 'SQL_ASCII'")
             before = connection.execute("SELECT md5(string_agg(p::text, '')) FROM \"PersonaDimension\" p").fetchone()
         with pytest.raises(DataError, match="UTF8"):
-            pipeline.run(resolve(options, {}))
+            pipeline.run(load_settings(options, {}))
         with psycopg.connect(url) as connection:
             connection.execute("SET client_encoding = 'SQL_ASCII'")
             after = connection.execute("SELECT md5(string_agg(p::text, '')) FROM \"PersonaDimension\" p").fetchone()
@@ -527,7 +527,7 @@ def test_a_user_with_very_many_slots(databases, tmp_path, effort):
             FROM generate_series(1, %(slots)s) n""",
             {"day": full_day, "slots": slots},
         )
-    settings = resolve(
+    settings = load_settings(
         {"database_url": url, "out": str(tmp_path / "out"), "buckets": 7, "min_catalog": 1, "allow_empty": True}, {}
     )
     report = pipeline.run(settings)

@@ -17,7 +17,7 @@ import pytest
 
 from etl.errors import SettingsError
 from etl.postgres.url import ConnectionTarget, parse_url
-from etl.settings.model import Settings, resolve
+from etl.settings.model import Settings, load_settings
 from etl.settings.values import parse_city_weights, parse_negatives, parse_split
 from etl.snapshots.writer import city_folder
 from tests.faults.bad_data import ODD_CHARACTERS, nasty_text
@@ -79,10 +79,10 @@ def test_any_value_of_any_option_is_understood_or_refused(effort, tally):
         r = Random(number)  # noqa: S311 - no secret
         name, value = r.choice(OPTIONS), any_value(r)
         said = {name: value}
-        understood = understood_or_refused(lambda: resolve(said, {}), number, {name: type(value)})  # noqa: B023
+        understood = understood_or_refused(lambda: load_settings(said, {}), number, {name: type(value)})  # noqa: B023
         assert understood_or_refused(lambda: Settings(**said), number, {name: type(value)}) is understood  # noqa: B023
         if understood:  # what a parser gave, it takes as it is
-            assert Settings(**said) == replace(Settings(**said)) == resolve(said, {}), number
+            assert Settings(**said) == replace(Settings(**said)) == load_settings(said, {}), number
         outcomes[understood] += 1
     assert min(outcomes.values()) > cases / 10
     tally("fuzzed settings", cases)
@@ -129,7 +129,7 @@ def test_any_settings_file_is_understood_or_refused(effort, tally, tmp_path):
     for number in range(cases):
         content = file_bytes(Random(number))  # noqa: S311
         path.write_bytes(content)
-        outcomes[understood_or_refused(lambda: resolve({"config": str(path)}, {}), number, content)] += 1
+        outcomes[understood_or_refused(lambda: load_settings({"config": str(path)}, {}), number, content)] += 1
     assert min(outcomes.values()) > cases / 20
     tally("fuzzed settings", cases)
 
@@ -147,14 +147,14 @@ ONCE_TRACEBACKS = (
 def test_a_settings_file_s_value_of_the_wrong_kind_or_size_is_refused(name, value):
     """Each of these has ended in a traceback: lists are in no set, and Python has its own limits for whole numbers."""
     with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} must"):
-        resolve({name: value}, {})
+        load_settings({name: value}, {})
 
 
 @pytest.mark.parametrize("content", ["seed = " + "1" * 5_000, "negatives = " + "[" * 5_000])
 def test_a_settings_file_that_python_can_t_read_is_refused(content, tmp_path):
     (tmp_path / "own.toml").write_text(content)
     with pytest.raises(SettingsError, match=r"own\.toml is not TOML"):
-        resolve({"config": str(tmp_path / "own.toml")}, {})
+        load_settings({"config": str(tmp_path / "own.toml")}, {})
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\udcff"])
@@ -162,7 +162,7 @@ def test_a_settings_file_that_python_can_t_read_is_refused(content, tmp_path):
 def test_a_text_that_no_file_and_no_database_can_hold_is_refused_before_anything_is_done(name, text):
     """A NUL, which a settings file can have, and bytes that are no UTF-8, which a command line can."""
     with pytest.raises(SettingsError, match=r"UTF-8|NUL"):
-        resolve({name: f"{text}=1" if name == "city_weight" else text}, {})
+        load_settings({name: f"{text}=1" if name == "city_weight" else text}, {})
 
 
 # ---------------------------------------------------------------------------------------------------------------- URLs
@@ -212,7 +212,12 @@ def test_any_url_is_an_address_or_refused_and_its_password_is_never_repeated(eff
             except SettingsError as refused:
                 said.append(str(refused))
                 raise
-            said += [repr(address), str(address.connectorx_unsupported_reason), str(address.pooler_hint), str(address.schema)]
+            said += [
+                repr(address),
+                str(address.connectorx_unsupported_reason),
+                str(address.pooler_hint),
+                str(address.schema),
+            ]
             if url.startswith(("postgresql://u:", "postgres://u:")) or password is not None:
                 said.append(address.redact(f"cannot connect to {url}"))
 
@@ -233,9 +238,7 @@ def test_a_good_url_means_the_same_to_both_drivers_whatever_the_password(effort,
         r = Random(number)  # noqa: S311
         password = nasty_text(r) or "x"
         encoded = quote(password, safe="")
-        address = parse_url(
-            f"postgresql://u:{encoded}@db:5433/app?schema=a&connection_limit=5", {"HOME": "/nowhere"}
-        )
+        address = parse_url(f"postgresql://u:{encoded}@db:5433/app?schema=a&connection_limit=5", {"HOME": "/nowhere"})
         assert isinstance(address, ConnectionTarget)
         for url in (address.libpq, address.connectorx):
             assert url is not None, number

@@ -176,7 +176,7 @@ def test_an_administrator_ends_the_session_at_any_statement(nights, effort, tall
             end_sessions(nights.url)
         return original(self, *table)
 
-    monkeypatch.setattr(Connection, "_translated", counted)
+    monkeypatch.setattr(Connection, "_mapped_errors", counted)
     assert nights.night(nights.other_seed()) is None
     total = count
     points = list(range(2, total + 1, max(1, total // effort(5, total))))

@@ -19,9 +19,9 @@ from psycopg import sql
 
 from etl.errors import ConnectError, SettingsError, escape_control_characters
 from etl.postgres.connection import connect
-from etl.postgres.url import target_of, parse_url
-from etl.settings.model import Settings, resolve
-from etl.settings.redaction import RedactingStream, redact, find_secrets, secrets_of
+from etl.postgres.url import parse_url, target_of
+from etl.settings.model import Settings, load_settings
+from etl.settings.redaction import RedactingStream, find_secrets, redact, secrets_of
 from tests.faults.calling import ROOT, call, environment
 
 PLAIN = "Zyxxy8Qk3v"
@@ -419,7 +419,7 @@ def test_a_traceback_holds_no_password(bug, search, tmp_path, effort):
 def test_neither_settings_nor_address_show_it(search):
     url = f"postgresql://u:{quote(ODD, safe='')}@h/d"
     environ = {"DATABASE_URL": url, "PGPASSWORD": ODD, "HOME": "/nonexistent"}
-    settings = resolve({}, environ)
+    settings = load_settings({}, environ)
     address = target_of(settings)
     search(ODD, [repr(settings), str(settings), repr(address), str(address), str(settings.manifest_settings())])
 

@@ -25,7 +25,7 @@ from etl.commands import help as commands
 from etl.errors import ConnectError, DataError
 from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reader import MANIFEST
 from tests.states import database_state
@@ -84,7 +84,7 @@ def published(small_world_template) -> Iterator[Path]:
         out = Path(folder) / "out"
         for more in ({}, {"negatives": ["recommended"], "split": "last-trip"}):
             pipeline.export(
-                resolve({"database_url": small_world_template, "out": str(out), "audience": "all", **more}, {})
+                load_settings({"database_url": small_world_template, "out": str(out), "audience": "all", **more}, {})
             )
         yield out
 

@@ -12,9 +12,9 @@ import pytest
 
 from etl.errors import LockedError
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import ConflictError, connect, advisory_lock
+from etl.postgres.connection import ConflictError, advisory_lock, connect
 from etl.postgres.url import target_of
-from etl.runtime.cancellation import Stop, StoppedError
+from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.snapshots.reader import LATEST
 from etl.snapshots.validation import validate_snapshot
 from tests.faults.application import Application
@@ -141,10 +141,10 @@ def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
 
 
 def test_waiting_ends_when_an_end_is_asked_for(small_world, settings_for):
-    settings, stop = settings_for(small_world, wait_lock=True), Stop()
+    settings, stop = settings_for(small_world, wait_lock=True), CancelToken()
     with connect(target_of(settings)) as holder, advisory_lock(holder, "public"):
-        threading.Timer(0.3, stop.ask).start()
-        with pytest.raises(StoppedError):
+        threading.Timer(0.3, stop.cancel).start()
+        with pytest.raises(CancelledError):
             pipeline.run(settings, stop=stop)
 
 
@@ -179,7 +179,7 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
     """Has statements run by somebody else as soon as the first attempt's snapshot is taken."""
 
     def arm(statements: str) -> None:
-        original, done = pipeline.require_scope, []
+        original, done = pipeline.check_scope, []
 
         def meddling(*arguments):
             original(*arguments)
@@ -188,7 +188,7 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
                 with psycopg.connect(small_world) as connection:
                     connection.execute(statements)
 
-        monkeypatch.setattr(pipeline, "require_scope", meddling)
+        monkeypatch.setattr(pipeline, "check_scope", meddling)
 
     return arm
 

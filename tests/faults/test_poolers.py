@@ -18,7 +18,7 @@ from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, LockedError
 from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
-from etl.postgres.connection import connect, goes_through_transaction_pooler, advisory_lock
+from etl.postgres.connection import advisory_lock, connect, goes_through_transaction_pooler
 from etl.postgres.url import target_of
 from tests.faults.nights import call, start
 from tests.faults.poolers import PGBOUNCER, pgbouncer, transaction_pool

@@ -15,7 +15,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect, transaction
 from etl.postgres.url import target_of
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.reader import LATEST
 from tests.faults.test_server import server_processes
 from tests.states import database_state
@@ -121,16 +121,16 @@ def test_the_folder_is_not_ahead_of_a_server_that_answers_before_it_is_on_disk()
     try:
         server = embedded.start(folder / "pg", parameters=unsafe)
         given = {"database_url": server.url(), "out": str(folder / "out")}
-        pipeline.synth(resolve({**given, "scale": 0.02}, {}))
-        pipeline.run(resolve(given, {}))
+        pipeline.synth(load_settings({**given, "scale": 0.02}, {}))
+        pipeline.run(load_settings(given, {}))
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
-        assert pipeline.run(resolve({**given, "seed": 1}, {})).committed
+        assert pipeline.run(load_settings({**given, "seed": 1}, {})).committed
         for pid in server_processes(server.data_dir):
             os.kill(pid, signal.SIGKILL)
         after = embedded.start(folder / "pg", parameters=unsafe)
         state = database_state(after.url())
-        assert pipeline.run(resolve({**given, "seed": 1}, {})).committed
+        assert pipeline.run(load_settings({**given, "seed": 1}, {})).committed
         assert database_state(after.url()) == state
     finally:
         embedded.stop(folder / "pg")

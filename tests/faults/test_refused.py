@@ -15,7 +15,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
 from etl.postgres.connection import connect, require_supported, transaction
 from etl.postgres.url import parse_url
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from tests.faults.tls_server import tls_server
 from tests.states import database_state, folder_state
 
@@ -176,8 +176,8 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
     """A nondeterministic collation needs a server with ICU, which the embedded one lacks."""
     with tls_server() as server:
         url = server.url(sslmode="require")
-        pipeline.synth(resolve({"database_url": url, "scale": 0.02}, {}))
-        plain = pipeline.run(resolve({"database_url": url, "out": str(tmp_path / "a")}, {}))
+        pipeline.synth(load_settings({"database_url": url, "scale": 0.02}, {}))
+        plain = pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "a")}, {}))
         try:
             server.admin("CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
         except AssertionError as error:
@@ -185,7 +185,9 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         server.admin('DROP INDEX "User_email_key"')
         server.admin('ALTER TABLE "User" ALTER "email" TYPE text COLLATE ci')
         server.admin("""INSERT INTO "User" ("id", "email") VALUES ('real', 'SHADOW-1@example.test')""")
-        settings = resolve({"database_url": url, "out": str(tmp_path / "b"), "shadow_domain": "overplanned.test"}, {})
+        settings = load_settings(
+            {"database_url": url, "out": str(tmp_path / "b"), "shadow_domain": "overplanned.test"}, {}
+        )
         ran = pipeline.run(settings)
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
         assert pipeline.validate(settings).broken == []

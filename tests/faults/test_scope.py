@@ -14,10 +14,10 @@ from etl.pipeline import run as pipeline
 from etl.postgres import privileges
 from etl.postgres.connection import ConflictError, connect
 from etl.postgres.ddl import Naming
-from etl.postgres.privileges import needed
+from etl.postgres.privileges import required
 from etl.postgres.scope import Scope
 from etl.postgres.url import target_of
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from tests.states import database_state, folder_state
 
 EMAILS = (
@@ -74,7 +74,7 @@ def test_a_prefix_and_a_domain_are_plain_characters(database_url, prefix, domain
         if email.startswith(prefix) and (domain is None or lowered(email).endswith("@" + lowered(domain)))
     }
     scope = Scope(Naming("model", "public"), prefix, domain)
-    settings = resolve({"database_url": database_url}, {})
+    settings = load_settings({"database_url": database_url}, {})
     with connect(target_of(settings)) as connection:
         found = {row[0] for row in connection.fetch_rows(scope.shadow_ids())}
     assert found == meant
@@ -616,7 +616,7 @@ def test_the_main_path_under_a_role_that_may_do_no_more(role, small_world, tmp_p
                 connection.execute(statement)
 
 
-@pytest.mark.parametrize("privilege", needed(writes=True), ids=lambda p: f"{p.verb} {p.model}")
+@pytest.mark.parametrize("privilege", required(writes=True), ids=lambda p: f"{p.verb} {p.model}")
 def test_a_privilege_that_is_missing_is_named(role, small_world, settings_for, tmp_path, privilege, tally):
     """Before anything is read: a plain sentence with the privilege, the table, and what to do."""
     name, url = role

@@ -20,7 +20,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres import embedded, privileges
 from etl.postgres.ddl import Naming
 from etl.runtime.run_record import RunResult
-from etl.settings.model import Settings, resolve
+from etl.settings.model import Settings, load_settings
 from tests.conftest import FAST
 from tests.faults.nights import SEEDS, Nights
 from tests.states import database_state, folder_state
@@ -63,7 +63,7 @@ def own_server() -> Iterator[Callable[[Path | None], embedded.Server]]:
 
 
 def settings(url: str, out: Path, **more: object) -> Settings:
-    return resolve({"database_url": url, "out": str(out), **more}, {})
+    return load_settings({"database_url": url, "out": str(out), **more}, {})
 
 
 @contextmanager

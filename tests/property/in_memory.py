@@ -13,10 +13,10 @@ import dataframely as dy
 import polars as pl
 
 from etl.transform.buckets import BucketSpill
-from etl.transform.ranking_events import in_file_order
+from etl.transform.ranking_events import sort_for_files
 from etl.transform.schemas import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
-from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder, Dataset, Vocabulary
-from etl.triples.partitions import TrainingOptions
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder, Vocabulary
+from etl.triples.partitions import TripleOptions
 from tests.property import oracle
 from tests.property.dense import dense_world
 from tests.property.oracle import DIMENSION_OF_LABEL, World
@@ -122,7 +122,7 @@ def dataset_of(after: World, exported: oracle.Exported, options: oracle.Settings
     ]
     schema = {**Events.create_empty().schema, "shown_ids": pl.List(pl.String)}
     compaction = DatasetBuilder(BucketSpill(Path(), 1, ENCODED_EVENTS))
-    compaction.add(0, in_file_order(pl.DataFrame(rows, schema=schema)))
+    compaction.add(0, sort_for_files(pl.DataFrame(rows, schema=schema)))
     who = oracle.audience(after, options)
     shadow = oracle.shadow_users(after, options)
     users = frame(Users, [{"user_id": user_id, "is_shadow": user_id in shadow} for user_id in sorted(who)])
@@ -130,7 +130,7 @@ def dataset_of(after: World, exported: oracle.Exported, options: oracle.Settings
     return compaction.dataset(users, personas, nodes_of(after), Vocabulary())
 
 
-def training_options(options: oracle.Settings) -> TrainingOptions:
+def training_options(options: oracle.Settings) -> TripleOptions:
     """The oracle's settings as those of the triples."""
     names = ("min_catalog", "small_catalog", "negatives", "reject", "catalog_alpha", "split", "city_weight", "shuffle")
-    return TrainingOptions(**{name: getattr(options, name) for name in (*names, "seed")})
+    return TripleOptions(**{name: getattr(options, name) for name in (*names, "seed")})

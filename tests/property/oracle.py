@@ -1,7 +1,7 @@
 """The contract's sections 2 and 3 once more, as slow and obvious Python: the judge of the real pipeline.
 
 What becomes of the exported events (splits, negatives, triples, and what is counted of them) is in `oracle_training`.
-Written from the contract's text and not from the code, with the standard library alone. A `World` is what the
+Written from the contract's text and not from the code, with the standard library alone. A `WorldChunk` is what the
 database holds, in the Python values that a driver would give; each function's docstring quotes the sentence it implements.
 Sequences in a world are bags: no function here depends on their order.
 """

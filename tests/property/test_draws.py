@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl.triples import sampling as draws
-from etl.triples.sampling import sample, build_pools, integer_weights
-from tests.property.oracle_training import even_draw, integer_weights, weighted_draw
+from etl.triples.sampling import build_pools, integer_weights, sample
+from tests.property import oracle_training as oracle
+from tests.property.oracle_training import even_draw, weighted_draw
 
 
 @st.composite
@@ -38,7 +39,7 @@ def ours(case) -> list[list[int]]:
 def theirs(case) -> list[list[int]]:
     n, rejected, counts, keys, groups, wanted, alpha = case
     names = [f"{place:03}" for place in range(n)]
-    weights = integer_weights(dict(zip(names, counts, strict=True)), alpha)
+    weights = oracle.integer_weights(dict(zip(names, counts, strict=True)), alpha)
     found = []
     for key, group in zip(keys, groups, strict=True):
         pool = tuple(name for place, name in enumerate(names) if place not in rejected[group])
@@ -78,7 +79,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch):
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_laid_out_or_searched_pools_give_the_same(monkeypatch, laid_out, case):
-    monkeypatch.setattr(draws, "_LAID_OUT", laid_out)
+    monkeypatch.setattr(draws, "_MATERIALIZE_RATIO", laid_out)
     assert ours(case) == theirs(case)
 
 

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folders
 from etl.transform.affinity import affinity_model
@@ -58,7 +58,7 @@ def the_night_is_the_oracle_s(
     """A run with these options, and exports of what it left with others; gives the run's report."""
     url = databases.holding(world)
     with tempfile.TemporaryDirectory() as folder:
-        settings_ = resolve({"database_url": url, "out": f"{folder}/out", **as_given(options)}, {})
+        settings_ = load_settings({"database_url": url, "out": f"{folder}/out", **as_given(options)}, {})
         report = pipeline.run(replace(settings_, buckets=BUCKETS[len(world.trips) % len(BUCKETS)]))
         after = oracle.after_run(world, options, MODEL)
         rows_are_the_oracle_s(url, after)
@@ -71,7 +71,7 @@ def the_night_is_the_oracle_s(
         for other in others:
             given_ = as_given(other) | {"shadow_prefix": options.shadow_prefix}
             given_["buckets"] = BUCKETS[len(world.slots) % len(BUCKETS)]
-            exported = pipeline.export(resolve({"database_url": url, "out": f"{folder}/other", **given_}, {}))
+            exported = pipeline.export(load_settings({"database_url": url, "out": f"{folder}/other", **given_}, {}))
             snapshot_is_the_oracle_s(exported, after, replace(other, shadow_prefix=options.shadow_prefix))
         return report
 
@@ -278,7 +278,7 @@ def what_expand_makes_is_what_export_makes(
     with tempfile.TemporaryDirectory() as folder:
 
         def chosen(name: str, **more: Any):
-            return resolve({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
+            return load_settings({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
 
         night = pipeline.run(chosen("night", split="none", negatives=["ranking"]))
         if not any((Path(night.snapshot) / "events").rglob("*.parquet")):
@@ -298,7 +298,7 @@ def a_vocabulary_is_kept(databases, world: oracle.World, options: oracle.Setting
     with tempfile.TemporaryDirectory() as folder:
 
         def chosen(name: str, **more: Any):
-            return resolve({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
+            return load_settings({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
 
         url = databases.holding(world)
         first = pipeline.run(chosen("first"))

@@ -16,8 +16,8 @@ from etl.pipeline import run as pipeline
 from etl.reporting.compare import compare_snapshots
 from etl.reporting.drift import MOVED_MUCH
 from etl.runtime.run_record import RunResult
-from etl.settings.model import resolve
-from etl.snapshots.publish import open_store
+from etl.settings.model import load_settings
+from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import Snapshot, open_snapshot
 from tests.states import database_state, folder_state
 
@@ -40,7 +40,7 @@ def halved(make_database, small_world_template):
 
 
 def night(url: str, out: Path, **options: object) -> RunResult:
-    return pipeline.run(resolve({"database_url": url, "out": str(out), **options}, {}))
+    return pipeline.run(load_settings({"database_url": url, "out": str(out), **options}, {}))
 
 
 def moves(result: RunResult) -> list[str]:
@@ -80,9 +80,9 @@ def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, h
 def test_how_far_is_too_far_can_be_said(two_nights, world):
     out, *_ = two_nights
     assert moves(night(world, out, max_change="900%", dry_run=True)) == []
-    assert resolve({"max_change": "off"}, {}).max_change is None
+    assert load_settings({"max_change": "off"}, {}).max_change is None
     with pytest.raises(SettingsError, match="--fail-on-change has no limit to go by"):
-        resolve({"max_change": "off", "fail_on_change": True}, {})
+        load_settings({"max_change": "off", "fail_on_change": True}, {})
 
 
 def test_other_settings_are_said_and_what_they_decide_is_not_compared(two_nights, world):
@@ -170,7 +170,7 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
     assert any("could not be removed" in each for each in last.warnings)
     assert (out / "LATEST").read_text() == Path(last.snapshot).name
     assert called("prune", str(out))[0] == 2  # how many?
-    with open_store(str(out)):
+    with locked_store(str(out)):
         assert called("prune", str(out), "--keep", "1")[0] == 6
     assert called("prune", str(out), "--keep", "1", "--dry-run")[0] == 0
     assert len(list((out / "snapshots").iterdir())) == 2
@@ -180,7 +180,7 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
 
 def nightly(url: str, out: Path, day: str, **options: object) -> RunResult:
     """A run at three o'clock of a day."""
-    settings = resolve({"database_url": url, "out": str(out), **options}, {})
+    settings = load_settings({"database_url": url, "out": str(out), **options}, {})
     return pipeline.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
 
 
@@ -192,12 +192,12 @@ def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
         nightly(halved, out, "2026-11-06", fail_on_change=True)
     bad = nightly(halved, out, "2026-11-06")
     assert "5 runs before" in moves(bad)[0]
-    odd = [each for each in bad.metrics if each.watched and each.odd]
+    odd = [each for each in bad.metrics if each.monitored and each.out_of_range]
     assert all(each.name in moves(bad)[0] for each in odd)  # the summary and the warning name the same
     again = nightly(halved, out, "2026-11-07", fail_on_change=True)  # let through once: it stops no more, and is said
     assert moves(again)
     restored = nightly(world, out, "2026-11-08", fail_on_change=True)
-    assert (moves(restored), [each.name for each in restored.metrics if each.odd]) == ([], [])
+    assert (moves(restored), [each.name for each in restored.metrics if each.out_of_range]) == ([], [])
     assert next(each.change for each in restored.metrics if each.name == "trips read") > 0.5
 
 

@@ -13,14 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from etl.commands.doctor import run_checks, machine_checks
+from etl.commands.doctor import machine_checks, run_checks
 from etl.commands.doctor_check import Check, exit_code
 from etl.commands.doctor_database import clock_skew
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import connect, advisory_lock
+from etl.postgres.connection import advisory_lock, connect
 from etl.postgres.url import target_of
-from etl.settings.model import resolve
-from etl.snapshots.publish import open_store
+from etl.settings.model import load_settings
+from etl.snapshots.publish import locked_store
 from tests.states import database_state, folder_state
 
 
@@ -31,7 +31,7 @@ def world(make_database, small_world_template):
 
 
 def examined(url: str | None, out: object, **options: object) -> list[Check]:
-    return list(run_checks(resolve({"database_url": url, "out": str(out), **options}, {}), pipeline.utc_now))
+    return list(run_checks(load_settings({"database_url": url, "out": str(out), **options}, {}), pipeline.utc_now))
 
 
 def of(checks: list[Check], name: str) -> list[Check]:
@@ -133,13 +133,16 @@ def test_no_shadow_users_and_more_than_allowed(world, tmp_path):
 
 
 def test_another_run_is_at_work(world, tmp_path):
-    with connect(target_of(resolve({"database_url": world}, {}))) as connection, advisory_lock(connection, "public"):
+    with (
+        connect(target_of(load_settings({"database_url": world}, {}))) as connection,
+        advisory_lock(connection, "public"),
+    ):
         checks = examined(world, tmp_path)
     assert (exit_code(checks), bad(checks)) == (6, {"other run": "failed"})
 
 
 def test_a_store_that_is_held(world, tmp_path):
-    with open_store(str(tmp_path / "out")):
+    with locked_store(str(tmp_path / "out")):
         checks = examined(world, tmp_path / "out")
     assert (exit_code(checks), bad(checks)) == (6, {"store's lock": "failed"})
     assert bad(examined(world, tmp_path / "out")) == {}
@@ -198,7 +201,9 @@ def test_a_server_that_does_not_count_rows(world, tmp_path):
 
 def test_clocks():
     now = datetime(2026, 11, 25, tzinfo=UTC)
-    states = [clock_skew("clock", now, now, (now + timedelta(seconds=off)).timestamp(), "x").state for off in (4, -6, 61)]
+    states = [
+        clock_skew("clock", now, now, (now + timedelta(seconds=off)).timestamp(), "x").state for off in (4, -6, 61)
+    ]
     assert states == ["ok", "warning", "failed"]
 
 

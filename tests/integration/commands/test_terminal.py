@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 
 from etl.commands import runner as terminal
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from tests.faults.calling import ROOT, call, environment
 from tests.unit.reporting.test_metrics_file import samples
 
@@ -127,14 +127,14 @@ def told(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def measured(folder: Path) -> terminal._Measured:
-    return terminal._Measured({"metrics_file": str(folder / "bpr.prom")}, {})
+def measured(folder: Path) -> terminal._MetricsFile:
+    return terminal._MetricsFile({"metrics_file": str(folder / "bpr.prom")}, {})
 
 
 def test_a_rehearsal_is_no_night(tmp_path):
     for dry_run in (True, False):
         of = measured(tmp_path)
-        of.begin(resolve({"metrics_file": str(tmp_path / "bpr.prom"), "dry_run": dry_run}, {}))
+        of.begin(load_settings({"metrics_file": str(tmp_path / "bpr.prom"), "dry_run": dry_run}, {}))
         of.write(0, {})
         assert (tmp_path / "bpr.prom").exists() is not dry_run
 
@@ -145,7 +145,7 @@ def test_metrics_that_can_t_be_written_are_refused_before_the_night_and_warned_o
     assert done.stderr.startswith("Error: --metrics-file nowhere/bpr.prom can't be written")
     assert len(done.stderr.splitlines()) == 1
     of = measured(tmp_path)
-    of.begin(resolve({"metrics_file": str(tmp_path / "bpr.prom")}, {}))
+    of.begin(load_settings({"metrics_file": str(tmp_path / "bpr.prom")}, {}))
     (tmp_path / "bpr.prom").mkdir()
     records: list[logging.LogRecord] = []
     handler = logging.Handler()

@@ -14,7 +14,7 @@ import pytest
 from etl.errors import DataError
 from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from tests.states import data_files
 
 
@@ -22,9 +22,9 @@ def test_connectorx_and_adbc_read_the_same(small_world, tmp_path, caplog):
     """PGAPPNAME is libpq's alone: where it could matter, connectorx is not asked."""
     caplog.set_level(logging.INFO)
     given = {"database_url": small_world}
-    fast = pipeline.run(resolve(given | {"out": str(tmp_path / "a")}, {}))
+    fast = pipeline.run(load_settings(given | {"out": str(tmp_path / "a")}, {}))
     assert not [record for record in caplog.records if "ADBC" in record.message]
-    slow = pipeline.run(resolve(given | {"out": str(tmp_path / "b")}, {"PGOPTIONS": "-c application_name=x"}))
+    slow = pipeline.run(load_settings(given | {"out": str(tmp_path / "b")}, {"PGOPTIONS": "-c application_name=x"}))
     said = [record.message for record in caplog.records if "ADBC" in record.message]
     assert len(said) == 1
     assert "PGOPTIONS" in said[0]
@@ -40,7 +40,7 @@ def test_a_panic_of_connectorx_is_no_end(small_world, tmp_path, caplog, monkeypa
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(database, "_read_connectorx", panic)
-    report = pipeline.run(resolve({"database_url": small_world, "out": str(tmp_path / "out")}, {}))
+    report = pipeline.run(load_settings({"database_url": small_world, "out": str(tmp_path / "out")}, {}))
     assert report.committed
     assert "called Option::unwrap()" in caplog.text
 
@@ -50,7 +50,7 @@ def test_libpq_s_words_are_an_address_too(small_world, tmp_path):
     if "host=" not in parts.query:
         pytest.skip("the server is not on a unix socket")
     words = f"host={parts.query.split('host=')[1]} dbname={parts.path[1:]} user={parts.username}"
-    assert pipeline.run(resolve({"database_url": words, "out": str(tmp_path / "out")}, {})).committed
+    assert pipeline.run(load_settings({"database_url": words, "out": str(tmp_path / "out")}, {})).committed
 
 
 def test_dates_that_no_frame_can_hold_are_counted_and_cost_nobody_else(small_world, settings_for):

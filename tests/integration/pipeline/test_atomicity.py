@@ -171,7 +171,7 @@ def test_a_real_serialisation_failure_is_retried(small_world, settings_for, monk
 
 
 def test_serialisation_failures_without_end_end_the_run(small_world, settings_for, fail_after, monkeypatch):
-    monkeypatch.setattr(stopping.Stop, "pause", lambda *_: None)
+    monkeypatch.setattr(stopping.CancelToken, "sleep", lambda *_: None)
     rows = database_state(small_world)
     fail_after("read", ConflictError("Somebody else changed the same rows."), times=99)
     with pytest.raises(ConflictError, match="Tried 5 times"):

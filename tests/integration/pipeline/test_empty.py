@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import cli
 from etl.errors import DataError
 from etl.pipeline import run as pipeline
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots.validation import validate_snapshot
 from tests.states import database_state, folder_state
 
@@ -51,7 +51,7 @@ def test_export_and_expand_publish_nothing_either(small_world, settings_for, tmp
     with pytest.raises(DataError, match="There are no triples"):
         pipeline.export(settings_for(small_world, **NO_CATALOGUE))
     with pytest.raises(DataError, match="There are no triples"):
-        pipeline.expand(resolve({"snapshot": out, "out": str(tmp_path / "out"), **NO_CATALOGUE}, {}))
+        pipeline.expand(load_settings({"snapshot": out, "out": str(tmp_path / "out"), **NO_CATALOGUE}, {}))
     assert folder_state(tmp_path / "out") == there
 
 
@@ -66,7 +66,7 @@ def test_where_that_is_meant_each_part_is_a_file_without_rows(small_world, setti
     names = pq.read_schema(Path(report.snapshot) / f"triples/split=train/{place}").names
     assert names[:3] == (["user_idx", "pos_idx", "neg_idx"] if ids == "index" else ["user_id", "pos_item", "neg_item"])
     given = {"snapshot": report.snapshot, "small_catalog": "keep", "ids": ids}
-    kept = pipeline.expand(resolve({**given, "out": str(tmp_path / "kept")}, {}))
+    kept = pipeline.expand(load_settings({**given, "out": str(tmp_path / "kept")}, {}))
     straight = pipeline.export(settings_for(small_world, small_catalog="keep", ids=ids))
     assert triples(kept.snapshot) == triples(straight.snapshot)
     assert sum(triples(kept.snapshot).values()) > 0
@@ -80,7 +80,9 @@ def test_without_any_event_all_that_looks_at_a_snapshot_still_does(small_world, 
         report = pipeline.run(settings_for(small_world, allow_empty=True))
         assert list(triples(report.snapshot).values()) == [0]
     out = str(tmp_path / "out")
-    expanded = pipeline.expand(resolve({"snapshot": out, "out": out, "split": "last-trip", "allow_empty": True}, {}))
+    expanded = pipeline.expand(
+        load_settings({"snapshot": out, "out": out, "split": "last-trip", "allow_empty": True}, {})
+    )
     assert list(triples(expanded.snapshot).values()) == [0, 0, 0]
     for command, exit_code in {"list": 0, "inspect": 0, "diff": 0, "report": 0, "probe": 5}.items():
         done = CliRunner().invoke(cli.app, [command, out])
@@ -98,7 +100,7 @@ def test_a_train_part_without_triples_is_no_success_and_can_t_be_probed(small_wo
     rows = triples(report.snapshot)
     assert [number for path, number in rows.items() if "split=train" in path] == [0]
     with pytest.raises(DataError, match="there are no triples, so there is nothing to probe"):
-        pipeline.probe(resolve({"snapshot": str(tmp_path / "out")}, {}))
+        pipeline.probe(load_settings({"snapshot": str(tmp_path / "out")}, {}))
 
 
 def test_a_valid_or_test_part_without_triples_is_a_warning(small_world, settings_for):

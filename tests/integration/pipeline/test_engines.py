@@ -21,17 +21,17 @@ import pytest
 
 from etl.errors import ConnectError, SettingsError
 from etl.pipeline import run as pipeline
-from etl.pipeline.publication import silently
+from etl.pipeline.publication import no_progress
 from etl.runtime import ray_executor as ray_engine
-from etl.runtime.cancellation import Stop, StoppedError
+from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, versions
 from etl.runtime.ray_executor import open_executor
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.snapshots import apart
 from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset
-from etl.snapshots.staged import Staged
-from etl.snapshots.writer import StageOptions, stage
-from etl.triples.partitions import TrainingOptions
+from etl.snapshots.staged import DataSummary
+from etl.snapshots.writer import StageOptions, write_data_files
+from etl.triples.partitions import TripleOptions
 from tests.states import data_files, database_state, folder_state
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +65,7 @@ class Travelling(LocalExecutor):
 def published(make_database: Callable[..., str], small_world_template: str, tmp_path_factory: Any) -> Snapshot:
     """A snapshot of the small world, every city in it, whose events others are staged from."""
     url, out = make_database(small_world_template), tmp_path_factory.mktemp("published")
-    done = pipeline.run(resolve({"database_url": url, "out": str(out), "small_catalog": "keep"}, {}))
+    done = pipeline.run(load_settings({"database_url": url, "out": str(out), "small_catalog": "keep"}, {}))
     return open_snapshot(str(done.snapshot))
 
 
@@ -73,18 +73,20 @@ def published(make_database: Callable[..., str], small_world_template: str, tmp_
 def ray() -> Iterator[ModuleType]:
     """A Ray session of two workers in this process, which an engine then uses."""
     pytest.importorskip("ray", reason=WITHOUT_RAY)
-    with ray_engine.cluster(None, Stop(), cores=2, store=200 << 20) as engine:
+    with ray_engine.cluster(None, CancelToken(), cores=2, store=200 << 20) as engine:
         yield engine.ray
 
 
-def staged(snapshot: Snapshot, folder: Path, engine: Executor, buckets: int, **options: Any) -> tuple[Staged, dict]:
+def staged(
+    snapshot: Snapshot, folder: Path, engine: Executor, buckets: int, **options: Any
+) -> tuple[DataSummary, dict]:
     """What staging the snapshot's events anew comes to."""
     data, scratch = folder / "data", folder / "scratch"
     for each in (data, scratch):
         each.mkdir(parents=True)
-    training = TrainingOptions(**{"small_catalog": "keep", **options})
+    training = TripleOptions(**{"small_catalog": "keep", **options})
     dataset = read_dataset(snapshot, buckets)
-    account = stage(dataset, StageOptions(training, "both", 700), data, scratch, silently, engine=engine)
+    account = write_data_files(dataset, StageOptions(training, "both", 700), data, scratch, no_progress, engine=engine)
     return account, account.counts(dataset)
 
 
@@ -92,7 +94,7 @@ def staged(snapshot: Snapshot, folder: Path, engine: Executor, buckets: int, **o
 @pytest.mark.parametrize("shares_disk", [True, False])
 def test_steps_may_be_done_elsewhere(published, tmp_path, monkeypatch, options, shares_disk):
     if not shares_disk:
-        monkeypatch.setattr(apart.PartContext, "shares_disk", lambda _: False)
+        monkeypatch.setattr(apart.PartContext, "sees_driver_disk", lambda _: False)
     here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, **options)
     assert len(here.files) > 20
     for buckets in (1, 7):
@@ -105,7 +107,7 @@ def test_steps_may_be_done_elsewhere(published, tmp_path, monkeypatch, options, 
 def test_ray_stages_the_same_bytes(ray, published, tmp_path, options):
     del ray
     here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, **options)
-    with open_executor("ray", {}, Stop()) as engine:
+    with open_executor("ray", {}, CancelToken()) as engine:
         there, theirs = staged(published, tmp_path / "there", engine, 7, **options)
     assert (there.files, theirs) == (here.files, counts)
 
@@ -136,7 +138,9 @@ def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small
             monkeypatch.setattr(
                 pipeline, "rank_bucket", partial(dies_once, str(tmp_path / "killed"), pipeline.rank_bucket)
             )
-        settings = resolve({"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {})
+        settings = load_settings(
+            {"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {}
+        )
         done = pipeline.run(settings)
         counts = {name: value for name, value in done.counts.items() if name != "signals_backfilled"}
         nights.append((data_files(str(done.snapshot)), database_state(url), counts))
@@ -151,7 +155,7 @@ def test_a_worker_that_is_killed_changes_nothing(ray, published, tmp_path, monke
     for name in ("expand_apart", "write_part"):
         killed = partial(dies_once, str(tmp_path / name), getattr(apart, name))
         monkeypatch.setattr(apart, name, killed)
-    with open_executor("ray", {}, Stop()) as engine:
+    with open_executor("ray", {}, CancelToken()) as engine:
         there, theirs = staged(published, tmp_path / "there", engine, 5, split="last-trip")
     assert (tmp_path / "expand_apart").exists()
     assert (tmp_path / "write_part").exists()
@@ -169,9 +173,9 @@ def sleeps_once(shared: str) -> str:
 
 def test_what_keeps_everybody_waiting_is_begun_again(ray, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(ray_engine, "SLOW", 1.0)
+    monkeypatch.setattr(ray_engine, "SPECULATE_AFTER", 1.0)
     began = time.monotonic()
-    with open_executor("ray", {}, Stop()) as engine:
+    with open_executor("ray", {}, CancelToken()) as engine:
         assert engine.submit(sleeps_once, engine.broadcast(str(tmp_path / "marker"))).result() == "done"
     assert time.monotonic() - began < 300
 
@@ -183,7 +187,7 @@ def fails(_shared: None, kind: type[Exception]) -> None:
 
 def test_errors_come_through_and_an_end_is_heard(ray):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    stop = Stop()
+    stop = CancelToken()
     with open_executor("ray", {}, stop) as engine:
         nothing = engine.broadcast(None)
         with pytest.raises(ConnectError, match=r"^Said by a step\.$"):
@@ -193,8 +197,8 @@ def test_errors_come_through_and_an_end_is_heard(ray):
         task = engine.submit(sleeps_once, engine.broadcast("/nowhere/to/be/found"))
         del task
         task = engine.submit(fails, nothing, ConnectError)
-        stop.ask()
-        with pytest.raises(StoppedError):
+        stop.cancel()
+        with pytest.raises(CancelledError):
             task.result()
         assert engine.under_way
     assert not engine.under_way
@@ -260,8 +264,8 @@ def test_an_end_in_mid_run_leaves_no_process_and_nobody_else_is_let_in(small_wor
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    settings = resolve({"snapshot": str(tmp_path), "engine": "ray"}, {})
-    with pytest.raises(SettingsError) as refused, open_executor(settings.engine, {}, Stop()):
+    settings = load_settings({"snapshot": str(tmp_path), "engine": "ray"}, {})
+    with pytest.raises(SettingsError) as refused, open_executor(settings.engine, {}, CancelToken()):
         pass
     assert str(refused.value) == "--engine ray needs Ray, which is not installed: pip install 'bpr-etl[ray]'."
 
@@ -281,4 +285,4 @@ def test_a_cluster_that_is_not_there(published, tmp_path):
 @pytest.mark.parametrize("word", ["Ray", "ray:", "ray://", "ray://host", "ray://host:port", "ray://:6379", "dask", ""])
 def test_other_words_are_refused(word):
     with pytest.raises(SettingsError, match="--engine must be local, ray or ray://HOST:PORT"):
-        resolve({"engine": word}, {})
+        load_settings({"engine": word}, {})

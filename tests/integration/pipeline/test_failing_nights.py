@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
-from etl.snapshots.publish import open_store
+from etl.snapshots.publish import locked_store
 from tests.faults.calling import call
 from tests.faults.test_server import tmpfs
 
@@ -85,7 +85,7 @@ def store_unreachable(url, _tmp_path):
 
 @contextmanager
 def lock_held(url, tmp_path):
-    with open_store(str(tmp_path / "out")):
+    with locked_store(str(tmp_path / "out")):
         yield {"url": url}
 
 

@@ -8,7 +8,7 @@ import psycopg
 
 from etl.extract import reader as extract
 from etl.pipeline import run as pipeline
-from etl.postgres.scope import Scope, find_scope
+from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.url import target_of
 from etl.transform.buckets import open_spill
 from etl.transform.schemas import Slots
@@ -63,7 +63,7 @@ def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for,
     settings = settings_for(small_world)
     address = target_of(settings)
     with pipeline.connect(address) as connection:
-        scope, _ = find_scope(connection, settings, "public", writes=False)
+        scope, _ = resolve_scope(connection, settings, "public", writes=False)
         assert isinstance(scope, Scope)
         with pipeline.transaction(connection, read_only=True, commit=False):
             slots = connection.fetch_int(

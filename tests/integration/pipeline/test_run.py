@@ -185,7 +185,7 @@ def test_two_runs_at_once_on_a_database(small_world, settings_for, tmp_path):
 def test_a_pooler_that_takes_the_lock_elsewhere_is_named(small_world, settings_for, monkeypatch):
     """As behind a transaction pooler: the lock was taken, by another server process than the transaction's."""
     before = database_state(small_world)
-    monkeypatch.setattr(pipeline, "locked", lambda *_: contextlib.nullcontext(12345))
+    monkeypatch.setattr(pipeline, "advisory_lock", lambda *_: contextlib.nullcontext(12345))
     with pytest.raises(ConnectError, match="transaction pooler"):
         pipeline.run(settings_for(small_world))
     assert database_state(small_world) == before

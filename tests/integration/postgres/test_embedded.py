@@ -523,7 +523,7 @@ def test_root_without_a_user_to_run_as_creates_one_or_says_why_not(monkeypatch: 
         return subprocess.CompletedProcess(command, 0, "")
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(embedded, "_entry", entries.get)
+    monkeypatch.setattr(embedded, "_user_by_name", entries.get)
     monkeypatch.setattr(embedded, "_run", refused)
     with pytest.raises(SettingsError, match="cannot lock /etc/passwd"):
         embedded._account()

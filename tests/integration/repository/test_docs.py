@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 import etl
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from tests.faults.calling import ROOT, environment
 
 DOCS = ROOT / "docs"
@@ -83,5 +83,5 @@ def test_the_role_s_lines_work_with_a_prisma_url(make_database, small_world_temp
 
 def test_an_error_has_a_sentence_and_an_exit_code(small_world, tmp_path):
     with pytest.raises(etl.EtlError, match="expect-users") as caught:
-        etl.run(resolve({"database_url": small_world, "out": str(tmp_path / "out"), "expect_users": "1"}, {}))
+        etl.run(load_settings({"database_url": small_world, "out": str(tmp_path / "out"), "expect_users": "1"}, {}))
     assert caught.value.exit_code == 5

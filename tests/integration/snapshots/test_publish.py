@@ -25,13 +25,13 @@ import cli
 from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, DataError, LockedError, SettingsError
 from etl.pipeline import run as pipeline
-from etl.runtime.cancellation import Stop, StoppedError
+from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.run_record import RunResult
 from etl.snapshots import object_store as objects
 from etl.snapshots.lease import LOCK, Lease, owner
-from etl.snapshots.locations import at_hand, reading
+from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.object_store import ObjectStore
-from etl.snapshots.publish import open_store
+from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import MANIFEST
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import validate_snapshot
@@ -55,10 +55,10 @@ class Place:
 
     def latest(self) -> str:
         """The name that LATEST has."""
-        return reading(self.out).latest_name()
+        return open_store(self.out).latest_name()
 
     def snapshots(self) -> list[str]:
-        return reading(self.out).names()
+        return open_store(self.out).names()
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def other_server():
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], **quiet)
     try:
-        assert Stop().wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
+        assert CancelToken().poll(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
@@ -131,9 +131,9 @@ def test_a_night_is_published_whole(night, place, tmp_path, small_world, setting
     """LATEST names it, its manifest lists every file, and its bytes are those of a folder."""
     report = night()
     name = place.latest()
-    assert report.snapshot == reading(place.out).at(name)
+    assert report.snapshot == open_store(place.out).location_of(name)
     state = place.state()
-    listed = {entry["path"]: entry["sha256"] for entry in reading(place.out).manifest(name)["files"]}
+    listed = {entry["path"]: entry["sha256"] for entry in open_store(place.out).manifest(name)["files"]}
     there = {path.removeprefix(f"snapshots/{name}/"): digest for path, digest in state.items() if path != "LATEST"}
     assert there.pop(MANIFEST)
     assert listed == there
@@ -171,7 +171,7 @@ def test_a_failure_leaves_everything_as_it_was(night, place, small_world, monkey
 def test_an_end_between_commit_and_switch_is_mended_by_the_next_night(night, place, monkeypatch):
     old = night(seed=1)
     files = place.state()
-    store = type(reading(place.out))
+    store = type(open_store(place.out))
     with monkeypatch.context() as patch:
         patch.setattr(store, "publish", lambda *_: (_ for _ in ()).throw(Injected()))
         with pytest.raises(Injected):
@@ -184,7 +184,7 @@ def test_an_end_between_commit_and_switch_is_mended_by_the_next_night(night, pla
 
 
 def test_a_place_that_fails_after_commit_is_told_apart(night, place, small_world, settings_for, monkeypatch):
-    store = type(reading(place.out))
+    store = type(open_store(place.out))
 
     def full(*_):
         raise ConnectError("The store has gone.") if place.bucket else OSError(28, "No space left on device")
@@ -196,7 +196,7 @@ def test_a_place_that_fails_after_commit_is_told_apart(night, place, small_world
 
 
 def test_one_writer_at_a_time(night, place):
-    with open_store(place.out), pytest.raises(LockedError, match="publishing"):
+    with locked_store(place.out), pytest.raises(LockedError, match="publishing"):
         night()
     assert night().snapshot
 
@@ -205,7 +205,7 @@ def test_who_waits_comes_next(night, place):
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with open_store(place.out):
+        with locked_store(place.out):
             held.set()
             done.wait(0.5)
 
@@ -226,15 +226,15 @@ def test_a_dry_run_leaves_nothing(night, place):
 def test_a_published_snapshot_is_expanded_probed_and_kept_to(night, place, small_world, settings_for):
     report = night(split="last-trip")
     expanded = pipeline.expand(settings_for(small_world, out=place.out, negatives=["shown"], split="last-trip"))
-    assert reading(place.out).latest()["settings"]["negatives"] == ["shown"]
+    assert open_store(place.out).latest()["settings"]["negatives"] == ["shown"]
     found = pipeline.probe(settings_for(small_world, snapshot=expanded.snapshot))
-    manifest = reading(place.out).manifest(Path(expanded.snapshot).name)
-    assert manifest["probe"] == found.line()
+    manifest = open_store(place.out).manifest(Path(expanded.snapshot).name)
+    assert manifest["probe"] == found.manifest_entry()
     assert [finding for finding in validate_snapshot(expanded.snapshot) if finding.broken] == []
     kept = night(vocab_from=place.out)
-    with at_hand(kept.snapshot) as new, at_hand(report.snapshot) as old:
+    with local_snapshot(kept.snapshot) as new, local_snapshot(report.snapshot) as old:
         assert new.manifest["published"]["users"] == old.manifest["published"]["users"]
-    with pytest.raises(ConnectError, match="no snapshot"), at_hand(f"{place.out}/snapshots/none"):
+    with pytest.raises(ConnectError, match="no snapshot"), local_snapshot(f"{place.out}/snapshots/none"):
         pass
 
 
@@ -306,14 +306,14 @@ def test_whoever_looks_at_snapshots_sees_them_there(night, place, small_world):
     first, second = (Path(night(seed=seed).snapshot).name for seed in (1, 0))
     assert [line["name"] for line in say("list", place.out)["snapshots"]] == [second, first]
     assert say("inspect", place.out)["snapshot"] == second
-    moved = say("diff", *(reading(place.out).at(name) for name in (first, second)))
+    moved = say("diff", *(open_store(place.out).location_of(name) for name in (first, second)))
     assert moved["same_data"] is False
-    page = reading(place.out).read(f"snapshots/{second}/report.html")
-    say("report", reading(place.out).at(second))
-    assert reading(place.out).read(f"snapshots/{second}/report.html") == page
+    page = open_store(place.out).read(f"snapshots/{second}/report.html")
+    say("report", open_store(place.out).location_of(second))
+    assert open_store(place.out).read(f"snapshots/{second}/report.html") == page
     checks = {each["name"]: each for each in say("doctor", "--database-url", small_world, "--out", place.out)["checks"]}
     assert {checks[name]["state"] for name in ("store", "store's lock", "snapshots")} == {"ok"}
-    with open_store(place.out):
+    with locked_store(place.out):
         held = say("doctor", "--database-url", small_world, "--out", place.out, code=6)
     assert [each["name"] for each in held["checks"] if each["state"] == "failed"] == ["store's lock"]
     assert say("prune", place.out, "--keep", "1")["removed"] == [first]
@@ -325,12 +325,12 @@ def test_whoever_looks_at_snapshots_sees_them_there(night, place, small_world):
 
 
 def test_large_files_go_in_parts(bucket, monkeypatch):
-    monkeypatch.setattr(objects, "PART", 5 * 1024 * 1024)
+    monkeypatch.setattr(objects, "PART_BYTES", 5 * 1024 * 1024)
     store = ObjectStore(bucket.out, {})
     content = os.urandom(12 * 1024 * 1024)
-    with store.hold(0), store.staging("run") as (staged, _):
+    with store.lock(0), store.staging("run") as (staged, _):
         (staged / "large").write_bytes(content)
-        store.secure(staged, "20260101T000000000000Z-0123456789ab")
+        store.persist(staged, "20260101T000000000000Z-0123456789ab")
         key = "nights/out/snapshots/20260101T000000000000Z-0123456789ab/large"
         assert bucket.client.head_object(Bucket=bucket.name, Key=key)["ETag"].endswith('-3"')
         assert bucket.client.get_object(Bucket=bucket.name, Key=key)["Body"].read() == content
@@ -339,22 +339,22 @@ def test_large_files_go_in_parts(bucket, monkeypatch):
 
 
 def test_an_upload_hears_that_an_end_was_asked_for(bucket, monkeypatch):
-    monkeypatch.setattr(objects, "PART", 5 * 1024 * 1024)
-    stop = Stop()
+    monkeypatch.setattr(objects, "PART_BYTES", 5 * 1024 * 1024)
+    stop = CancelToken()
     store = ObjectStore(bucket.out, {}, stop)
     original = store._chunks
 
     def chunks(path):
         for number, chunk in enumerate(original(path)):
             if number == 1:
-                stop.ask()
+                stop.cancel()
             yield chunk
 
     monkeypatch.setattr(store, "_chunks", chunks)
-    with store.hold(0), store.staging("run") as (staged, _):
+    with store.lock(0), store.staging("run") as (staged, _):
         (staged / "large").write_bytes(bytes(16 * 1024 * 1024))
-        with pytest.raises(StoppedError):
-            store.secure(staged, "20260101T000000000000Z-0123456789ab")
+        with pytest.raises(CancelledError):
+            store.persist(staged, "20260101T000000000000Z-0123456789ab")
     assert bucket.objects() == {}
 
 
@@ -376,7 +376,7 @@ def test_replies_that_are_lost_are_asked_for_again(
 def test_a_store_that_goes_in_mid_upload_stops_the_night(bucket, object_server, monkeypatch, small_world, settings_for):
     flaky = Flaky(object_server.endpoint, lambda _: False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.endpoint)
-    monkeypatch.setattr(objects, "reach", reach_at_once)
+    monkeypatch.setattr(objects, "open_object_store", reach_at_once)
     rows = database_state(small_world)
     original = ObjectStore._upload
 
@@ -389,7 +389,7 @@ def test_a_store_that_goes_in_mid_upload_stops_the_night(bucket, object_server, 
         pipeline.run(settings_for(small_world, out=bucket.out))
     assert database_state(small_world) == rows
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.endpoint)
-    assert reading(bucket.out).names() == []
+    assert open_store(bucket.out).names() == []
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_store_that_goes_in_mid_upload_stops_the_night(bucket, object_server, 
 def test_a_store_that_does_not_let_us_in_says_what_to_do(bucket, monkeypatch, small_world, settings_for, change, said):
     for name, value in change.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(objects, "reach", reach_at_once)
+    monkeypatch.setattr(objects, "open_object_store", reach_at_once)
     rows = database_state(small_world)
     with pytest.raises(ConnectError, match=said) as refused:
         pipeline.run(settings_for(small_world, out=bucket.out))
@@ -429,7 +429,7 @@ def test_the_credentials_of_a_profile_are_found(bucket, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     for name, value in profile.items():
         monkeypatch.setenv(name, value)
-    store = reading(bucket.out, profile)
+    store = open_store(bucket.out, profile)
     store.write("hello", b"world")
     assert bucket.objects() == {"hello": b"world"}
 
@@ -437,7 +437,7 @@ def test_the_credentials_of_a_profile_are_found(bucket, monkeypatch, tmp_path):
 def test_a_bucket_that_is_not_there_is_told_from_an_empty_place(bucket, small_world, settings_for):
     with pytest.raises(ConnectError, match="no such bucket"):
         pipeline.run(settings_for(small_world, out="s3://no-such-bucket/out"))
-    with pytest.raises(ConnectError, match="nothing was published there"), at_hand(bucket.out):
+    with pytest.raises(ConnectError, match="nothing was published there"), local_snapshot(bucket.out):
         pass
 
 
@@ -451,7 +451,7 @@ def test_a_living_lock_of_another_machine_is_respected_and_a_dead_one_is_not(buc
     store = ObjectStore(bucket.out, {})
     theirs = Lease(store, owner("their token", "other", bucket.out))
     assert theirs.acquire()
-    with pytest.raises(LockedError, match=r"publishing to .* \(on other\)"), store.hold(0):
+    with pytest.raises(LockedError, match=r"publishing to .* \(on other\)"), store.lock(0):
         pass
     monkeypatch.setattr(theirs, "_renew_after", 1e9)
     late = Lease(store, owner("token", "third", bucket.out), lease=-1.0)
@@ -468,10 +468,10 @@ def test_a_living_lock_of_another_machine_is_respected_and_a_dead_one_is_not(buc
 def test_a_lock_of_this_machine_whose_folder_nobody_holds_is_dead(bucket):
     """A run that was killed: its place in the temporary folder is free again, so nobody waits for its lease."""
     store = ObjectStore(bucket.out, {})
-    with store.hold(0):
+    with store.lock(0):
         abandoned = bucket.objects()[LOCK]
     bucket.client.put_object(Bucket=bucket.name, Key=f"nights/out/{LOCK}", Body=abandoned)
-    with store.hold(0):
+    with store.lock(0):
         pass
 
 
@@ -480,20 +480,20 @@ def test_a_lock_is_renewed_as_long_as_its_owner_lives(bucket):
     ours = Lease(store, owner("token", "host", bucket.out), renew=0.02)
     assert ours.acquire()
     first = store.state(LOCK)
-    assert Stop().wait_for(lambda: store.state(LOCK) != first, 10)
+    assert CancelToken().poll(lambda: store.state(LOCK) != first, 10)
     ours.assert_held()
     ours.release()
     assert store.state(LOCK) is None
 
 
 def test_who_has_lost_the_lock_publishes_nothing(bucket, small_world, settings_for, monkeypatch):
-    original = ObjectStore.secure
+    original = ObjectStore.persist
 
     def robbed(self, staged, name):
         original(self, staged, name)
         bucket.client.put_object(Bucket=bucket.name, Key=f"nights/out/{LOCK}", Body=b"{}")
 
-    monkeypatch.setattr(ObjectStore, "secure", robbed)
+    monkeypatch.setattr(ObjectStore, "persist", robbed)
     with pytest.raises(ConnectError, match="was lost"):
         pipeline.run(settings_for(small_world, out=bucket.out))
     assert set(bucket.objects()) == {LOCK}
@@ -541,14 +541,14 @@ def test_a_folder_is_compared_before_the_manifest_and_before_commit(
     small_world, settings_for, tmp_path, monkeypatch, harm
 ):
     """Whoever took a staged file away or put one there, as a file system may that sees no case."""
-    original, (name, content) = LocalStore.secure, HARMS[harm]
+    original, (name, content) = LocalStore.persist, HARMS[harm]
 
     def spoiled(self, staged, snapshot):
         original(self, staged, snapshot)
         (staged / name).unlink() if content is None else (staged / name).write_bytes(content)
 
     rows = database_state(small_world)
-    monkeypatch.setattr(LocalStore, "secure", spoiled)
+    monkeypatch.setattr(LocalStore, "persist", spoiled)
     with pytest.raises(DataError, match=rf"{name} \(1 of [\d,]+\)"):
         pipeline.run(settings_for(small_world))
     assert folder_state(tmp_path / "out") == {}
@@ -572,25 +572,25 @@ def test_an_object_store_is_compared_before_the_manifest(bucket, small_world, se
     monkeypatch.setattr(ObjectStore, "publish", original)
     assert "The database has been written, and the next run publishes what it holds." in str(refused.value)
     assert bucket.state() == before
-    assert reading(bucket.out).latest_name() == Path(first.snapshot).name
+    assert open_store(bucket.out).latest_name() == Path(first.snapshot).name
     assert pipeline.run(settings_for(small_world, out=bucket.out)).snapshot is not None
 
 
 def test_one_name_at_two_endpoints_is_two_places(bucket, other_server, monkeypatch):
     """Another store at another address, whose bucket happens to be called the same, does not wait."""
     boto3.client("s3", endpoint_url=other_server).create_bucket(Bucket=bucket.name)
-    with ObjectStore(bucket.out, {}).hold(0):
-        with pytest.raises(LockedError), ObjectStore(bucket.out, {}).hold(0):
+    with ObjectStore(bucket.out, {}).lock(0):
+        with pytest.raises(LockedError), ObjectStore(bucket.out, {}).lock(0):
             pass
         monkeypatch.setenv("AWS_ENDPOINT_URL", other_server)
-        with ObjectStore(bucket.out, {}).hold(0):
+        with ObjectStore(bucket.out, {}).lock(0):
             pass
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "open to all", "another's"])
 def test_a_staging_place_that_is_not_ours_alone_is_refused(bucket, tmp_path, kind):
     store = ObjectStore(bucket.out, {})
-    with store.hold(0):
+    with store.lock(0):
         (place,) = tmp_path.glob("bpr-etl-*")
     shutil.rmtree(place)
     if kind == "link":
@@ -608,7 +608,7 @@ def test_a_staging_place_that_is_not_ours_alone_is_refused(bucket, tmp_path, kin
             os.chown(place, 65534, 65534)
     with (
         pytest.raises(SettingsError, match=f"{place}, where what is to be uploaded is staged, .*Set TMPDIR"),
-        store.hold(0),
+        store.lock(0),
     ):
         pass
     assert bucket.objects() == {}
@@ -617,8 +617,8 @@ def test_a_staging_place_that_is_not_ours_alone_is_refused(bucket, tmp_path, kin
 def test_names_of_any_kind_keep_their_key(bucket):
     """What a folder is called is what the key says: nothing is encoded twice."""
     store = ObjectStore(bucket.out, {})
-    with store.hold(0), store.staging("run") as (staged, _):
+    with store.lock(0), store.staging("run") as (staged, _):
         (staged / "city=New%20York").mkdir()
         (staged / "city=New%20York" / "part~0.parquet").write_bytes(b"x")
-        store.secure(staged, "20260101T000000000000Z-0123456789ab")
+        store.persist(staged, "20260101T000000000000Z-0123456789ab")
         assert "snapshots/20260101T000000000000Z-0123456789ab/city=New%20York/part~0.parquet" in bucket.objects()

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from rich.console import Console, RenderableType
 
-from etl.commands.console import findings_table, outcome, probe_tables, rows_table, run_summary
-from etl.reporting.history import Figure, Night, beside, figures
+from etl.commands.console import findings_table, probe_tables, rows_table, run_summary, status_lines
+from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
 from etl.runtime.run_record import RunResult, Step
 
 RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " "))
@@ -29,15 +29,15 @@ def report(**counts: object) -> RunResult:
     return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), steps, counts)
 
 
-def nights(*triples: int) -> list[Night]:
-    return [Night(str(number), {}, {"triples": each}) for number, each in enumerate(triples)]
+def nights(*triples: int) -> list[PreviousRun]:
+    return [PreviousRun(str(number), {}, {"triples": each}) for number, each in enumerate(triples)]
 
 
 def test_the_first_lines_say_whether_it_worked():
     night = report()
     night.snapshot, night.committed, night.retries = "out/snapshots/1", True, 2
     night.warnings, night.notes = ["Odd."], ["An index is missing.", "Dry."]
-    first, second, *others = outcome("Night", night)
+    first, second, *others = status_lines("Night", night)
     assert first == "Night: did it work?"
     assert second.startswith("Yes: a snapshot was published, the database was written and committed; ")
     assert second.endswith(" s, 2 retries, 1 warning, 2 notes.")
@@ -59,7 +59,7 @@ def test_the_first_lines_say_whether_it_worked():
 def test_a_night_that_published_nothing_says_why(committed, dry_run, said):
     night = report()
     night.committed = committed
-    assert outcome("Night", night, dry_run=dry_run)[1].startswith(said)
+    assert status_lines("Night", night, dry_run=dry_run)[1].startswith(said)
 
 
 def test_a_run_without_figures_shows_its_steps_and_says_that_nothing_was_left_out():
@@ -97,7 +97,7 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 )
 def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
-    night.metrics = beside(nights(*before), {}, figures(night.counts), None)
+    night.metrics = compare_with_history(nights(*before), {}, run_metrics(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
@@ -105,7 +105,7 @@ def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, 
 
 def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
     night = report()
-    night.metrics = [Figure("triples", 9, 9, "1", 5, (8, 10)), Figure("left out: positives", 90, 9, "1", 5, (0, 18))]
+    night.metrics = [Metric("triples", 9, 9, "1", 5, (8, 10)), Metric("left out: positives", 90, 9, "1", 5, (0, 18))]
     lines = read(run_summary(night, profile=False))
     assert lines[0] == "Is it the usual amount? Yes, but 1 of 2 figures left their range."
     assert "left out: positives 90 9 +900.0% 0 to 18 more than usual" in lines
@@ -121,7 +121,7 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
     }
     counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
     night = report(published=published, **counts)
-    night.metrics = beside([], {}, figures(night.counts), None)
+    night.metrics = compare_with_history([], {}, run_metrics(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert "Rome 1,200 24,000 0.25" in lines
     assert "Village 30 left out" in lines
@@ -154,8 +154,8 @@ def test_the_summary_fits_a_mail_of_100_columns():
     names = {f"{'Llanfairpwllgwyngyll' * 4}{number}": 10**9 for number in range(3)}
     published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
     night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
-    before = [Night("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
-    night.metrics = beside(before, {}, figures(night.counts), None)
+    before = [PreviousRun("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
+    night.metrics = compare_with_history(before, {}, run_metrics(night.counts), None)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(run_summary(night, profile=True))

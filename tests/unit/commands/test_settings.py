@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from etl.commands.settings import EXAMPLES, shown, template, write_template
+from etl.commands.settings import EXAMPLES, settings_with_origin, template, write_template
 from etl.errors import ConnectError, SettingsError
-from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, explicit_settings_file, resolve
+from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, explicit_settings_file, load_settings
 
 SETTINGS = {name: field for name, field in Settings.__dataclass_fields__.items() if "parse" in field.metadata}
 NO_DEFAULT = {name for name, field in SETTINGS.items() if field.default is None}
@@ -29,7 +29,7 @@ def uncommented(marker: str) -> dict[str, object]:
 def test_as_it_is_written_it_sets_nothing(tmp_path):
     write_template(tmp_path / "own.toml")
     assert tomllib.loads((tmp_path / "own.toml").read_text(encoding="utf-8")) == {}
-    assert resolve({"config": str(tmp_path / "own.toml")}, {}) == Settings()
+    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == Settings()
 
 
 def test_with_every_default_uncommented_it_gives_the_defaults(tmp_path):
@@ -37,14 +37,14 @@ def test_with_every_default_uncommented_it_gives_the_defaults(tmp_path):
     assert {name.replace("-", "_") for name in named} == set(SETTINGS) - NO_DEFAULT
     text = re.sub(r"^#(?=[a-z-]+ = )", "", template(), flags=re.MULTILINE)
     (tmp_path / "own.toml").write_text(text, encoding="utf-8")
-    assert resolve({"config": str(tmp_path / "own.toml")}, {}) == Settings()
+    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == Settings()
 
 
 def test_a_setting_without_a_default_has_an_example_that_is_understood():
     named = {name.replace("-", "_"): value for name, value in uncommented("#: ").items()}
     assert set(named) == NO_DEFAULT == set(EXAMPLES)
     for name, value in named.items():
-        assert getattr(resolve({name: value}, {}), name) is not None
+        assert getattr(load_settings({name: value}, {}), name) is not None
 
 
 def test_every_setting_has_its_words_above_it_and_lines_are_not_long():
@@ -74,7 +74,7 @@ def test_each_value_is_shown_with_where_it_came_from(tmp_path):
     (tmp_path / "own.toml").write_text('seed = 1\nids = "both"\nmin-catalog = 7\n')
     given = {"config": str(tmp_path / "own.toml"), "seed": 3}
     environ = {"BPR_ETL_IDS": "index", "DIRECT_URL": "postgresql://app:s3cr3t@h/d", "PGPASSWORD": "s3cr3t"}
-    rows = {each.name: each for each in shown(resolve(given, environ), given, environ)}
+    rows = {each.name: each for each in settings_with_origin(load_settings(given, environ), given, environ)}
     assert set(rows) == set(SETTINGS)
     assert (rows["seed"].value, rows["seed"].origin) == (3, "the command line")
     assert (rows["ids"].value, rows["ids"].origin) == ("index", "environment: BPR_ETL_IDS")
@@ -87,7 +87,7 @@ def test_each_value_is_shown_with_where_it_came_from(tmp_path):
 
 def test_a_password_is_masked_wherever_it_was_put():
     given = {"database_url": "host=h password='s3 cr3t' dbname=d", "out": "s3 cr3t", "negatives": ["ranking"]}
-    rows = {each.name: each.value for each in shown(resolve(given, {}), given, {})}
+    rows = {each.name: each.value for each in settings_with_origin(load_settings(given, {}), given, {})}
     assert "s3 cr3t" not in str(rows)
     assert rows["negatives"] == ["ranking"]
 
@@ -112,7 +112,7 @@ def test_the_file_in_the_working_folder_is_read_where_nobody_names_another(
     (tmp_path / DEFAULT_FILE).write_text("seed = 7")
     assert (explicit_settings_file(given, environ), default_settings_file(given, environ)) == (named, at_hand)
     if named is None:
-        assert resolve(given, environ).seed == 0  # a library's call reads no file that it wasn't told of
+        assert load_settings(given, environ).seed == 0  # a library's call reads no file that it wasn't told of
 
 
 def in_folder(tmp_path, monkeypatch) -> Path:
@@ -157,7 +157,7 @@ def test_a_file_that_somebody_else_may_have_written_is_not_read_unasked(tmp_path
     with pytest.raises(SettingsError, match=rf"somebody else may have written it {said}.*--config {DEFAULT_FILE}"):
         default_settings_file({}, {})
     assert default_settings_file({"config": ""}, {}) is None
-    assert resolve({"config": DEFAULT_FILE}, {}).seed == 7  # who names it takes it as it is
+    assert load_settings({"config": DEFAULT_FILE}, {}).seed == 7  # who names it takes it as it is
     done = subprocess.run(
         [Path(sys.executable).parent / "bpr-etl", "config", "show"], capture_output=True, text=True, check=False
     )

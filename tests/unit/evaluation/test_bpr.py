@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.evaluation import bpr
-from etl.evaluation.bpr import VARIANTS, Model, BprConfig, Parameters, train
+from etl.evaluation.bpr import VARIANTS, BprConfig, Model, Parameters, train
 
 N_USERS, N_ITEMS = 4, 5
 TRIPLES = st.lists(
@@ -61,7 +61,9 @@ def test_both_ways_to_the_gradient_give_the_same(rows, seed):
 @given(TRIPLES, st.integers(0, 99), st.data())
 def test_the_gradient_is_the_slope_of_the_loss(rows, seed, data):
     parameters = some_parameters(seed)
-    gradient = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))._sparse_gradient(parameters, np.arange(len(rows))).gradient
+    gradient = (
+        bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))._sparse_gradient(parameters, np.arange(len(rows))).gradient
+    )
     part = data.draw(st.sampled_from(range(3)))
     cell = data.draw(st.sampled_from(range(parameters[part].size)))
     losses = []

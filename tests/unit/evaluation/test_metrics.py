@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from etl.evaluation.metrics import bootstrap, choose, mean_of_groups, rank
+from etl.evaluation.metrics import bootstrap, mean_per_user, ranking_metrics, select_variant
 
 # Few different scores, so that ties are common; lists short enough for every order of their ties.
 PLACE = st.tuples(st.sampled_from([-math.inf, -1.5, 0.0, 0.25, 3.0, math.inf]), st.booleans(), st.booleans())
@@ -46,7 +46,7 @@ def naive(group, at):
 
 @given(GROUPS, st.integers(1, 7))
 def test_every_figure_is_the_mean_over_all_orders_of_the_ties(groups, at):
-    ranking = rank(*arrays(groups), at=at)
+    ranking = ranking_metrics(*arrays(groups), k=at)
     found = np.stack([ranking.auc, ranking.ndcg, ranking.recall], axis=1)
     expected = [naive(group, at) or (math.nan,) * 3 for group in groups]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -55,7 +55,10 @@ def test_every_figure_is_the_mean_over_all_orders_of_the_ties(groups, at):
 @given(GROUPS)
 def test_scores_that_are_the_answer_are_perfect_and_their_opposite_is_nought(groups):
     _, candidates, positives = arrays(groups)
-    best, worst = rank(positives * 1.0, candidates, positives), rank(positives * -1.0, candidates, positives)
+    best, worst = (
+        ranking_metrics(positives * 1.0, candidates, positives),
+        ranking_metrics(positives * -1.0, candidates, positives),
+    )
     judged = ~np.isnan(best.auc)
     assert (best.auc[judged] == 1).all()
     assert (worst.auc[judged] == 0).all()
@@ -66,7 +69,7 @@ def test_scores_that_are_the_answer_are_perfect_and_their_opposite_is_nought(gro
 @given(GROUPS, st.integers(1, 7))
 def test_a_constant_is_worth_what_chance_is(groups, at):
     scores, candidates, positives = arrays(groups)
-    ranking = rank(np.zeros_like(scores), candidates, positives, at=at)
+    ranking = ranking_metrics(np.zeros_like(scores), candidates, positives, k=at)
     judged = ~np.isnan(ranking.auc)
     assert (ranking.auc[judged] == 0.5).all()
     np.testing.assert_allclose(ranking.recall[judged], np.minimum(1, at / candidates.sum(axis=1)[judged]))
@@ -75,33 +78,33 @@ def test_a_constant_is_worth_what_chance_is(groups, at):
 @given(GROUPS, st.randoms(use_true_random=False))
 def test_neither_the_order_of_places_nor_what_is_no_candidate_matters(groups, random):
     scores, candidates, positives = arrays(groups)
-    first = rank(scores, candidates, positives)
+    first = ranking_metrics(scores, candidates, positives)
     scores = np.where(candidates, scores, np.nan)
     positives = np.where(candidates, positives, [[random.random() < 0.5] for _ in groups])
     order = random.sample(range(scores.shape[1]), scores.shape[1])
-    second = rank(scores[:, order], candidates[:, order], positives[:, order])
+    second = ranking_metrics(scores[:, order], candidates[:, order], positives[:, order])
     for one, other in ((first.auc, second.auc), (first.ndcg, second.ndcg), (first.recall, second.recall)):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 def test_no_group_and_no_place_give_no_figure():
-    assert rank(np.zeros((0, 3)), np.zeros((0, 3), bool), np.zeros((0, 3), bool)).auc.shape == (0,)
-    assert np.isnan(rank(np.zeros((2, 0)), np.zeros((2, 0), bool), np.zeros((2, 0), bool)).ndcg).all()
+    assert ranking_metrics(np.zeros((0, 3)), np.zeros((0, 3), bool), np.zeros((0, 3), bool)).auc.shape == (0,)
+    assert np.isnan(ranking_metrics(np.zeros((2, 0)), np.zeros((2, 0), bool), np.zeros((2, 0), bool)).ndcg).all()
 
 
 def test_what_cannot_be_ranked_is_refused():
     everything = np.ones((1, 2), bool)
     with pytest.raises(ValueError, match="not a number"):
-        rank(np.array([[np.nan, 1.0]]), everything, everything)
+        ranking_metrics(np.array([[np.nan, 1.0]]), everything, everything)
     with pytest.raises(ValueError, match="differ"):
-        rank(np.zeros((1, 3)), everything, everything)
+        ranking_metrics(np.zeros((1, 3)), everything, everything)
     with pytest.raises(ValueError, match="first 0"):
-        rank(np.zeros((1, 2)), everything, everything, at=0)
+        ranking_metrics(np.zeros((1, 2)), everything, everything, k=0)
 
 
 def test_an_owner_of_several_groups_counts_once():
     values, owners = np.array([1.0, 0.0, np.nan, 0.25, np.nan]), np.array([0, 0, 0, 2, 3])
-    np.testing.assert_array_equal(mean_of_groups(values, owners, 5), [0.5, np.nan, 0.25, np.nan, np.nan])
+    np.testing.assert_array_equal(mean_per_user(values, owners, 5), [0.5, np.nan, 0.25, np.nan, np.nan])
 
 
 VALUES = hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(-1, 1) | st.just(math.nan))
@@ -140,14 +143,14 @@ def test_another_trial_is_chosen_only_when_chance_does_not_explain_it():
     noise = np.random.default_rng(0).normal(0, 0.1, 100)
     default = np.full(100, 0.6)
     clearly, barely, more = default + 0.05 + noise, default + 0.005 + noise, default + 0.06 + noise
-    assert choose([default, barely]) == 0
-    assert choose([default, barely, clearly]) == 2
-    assert choose([default, clearly, more, more]) == 2
-    assert choose([default, default]) == 0
-    assert choose([default, default + 0.01]) == 1
+    assert select_variant([default, barely]) == 0
+    assert select_variant([default, barely, clearly]) == 2
+    assert select_variant([default, clearly, more, more]) == 2
+    assert select_variant([default, default]) == 0
+    assert select_variant([default, default + 0.01]) == 1
 
 
 def test_too_few_values_choose_the_default():
     one = np.array([0.1, np.nan, np.nan])
-    assert choose([one, one + 0.5]) == 0
-    assert choose([np.full(2, np.nan), np.ones(2)]) == 0
+    assert select_variant([one, one + 0.5]) == 0
+    assert select_variant([np.full(2, np.nan), np.ones(2)]) == 0

@@ -9,19 +9,19 @@ import pytest
 
 from etl.errors import DataError
 from etl.evaluation import bpr
-from etl.evaluation.probe import MODEL, POPULARITY, Probed, probe
-from etl.pipeline.publication import require_auc
-from etl.settings.model import resolve
+from etl.evaluation.probe import MODEL, POPULARITY, ProbeResult, probe
+from etl.pipeline.publication import check_auc
+from etl.settings.model import load_settings
 
 
-def found(ours: float | None, theirs: float | None) -> Probed:
+def found(ours: float | None, theirs: float | None) -> ProbeResult:
     def interval(mean: float | None) -> dict:
         return {"mean": mean, "low": mean, "high": mean}
 
     rankings = {name: {"all": {"auc": interval(mean)}} for name, mean in ((MODEL, ours), (POPULARITY, theirs))}
     difference = None if ours is None or theirs is None else ours - theirs
     against = {POPULARITY: {"all": {"auc": interval(difference)}}}
-    return Probed({"rankings": rankings, "model_against": against}, bpr.BprConfig(), {})
+    return ProbeResult({"rankings": rankings, "model_against": against}, bpr.BprConfig(), {})
 
 
 def test_a_model_that_is_better_than_popularity_is_no_warning():
@@ -48,12 +48,12 @@ def test_a_model_that_is_no_better_is_one_and_says_how_bad_it_is(ours, theirs, s
     [(0.6, None, False), (0.6, 0.6, False), (0.59, 0.6, True), (None, 0.6, True), (None, None, False)],
 )
 def test_fail_below_ends_a_night_whose_model_is_worse_or_could_not_be_judged(ours, fail_below, fails):
-    settings = replace(resolve({"database_url": "postgresql://h/d"}, {}), fail_below=fail_below)
+    settings = replace(load_settings({"database_url": "postgresql://h/d"}, {}), fail_below=fail_below)
     if not fails:
-        require_auc(found(ours, 0.5), settings, "After.")
+        check_auc(found(ours, 0.5), settings, "After.")
         return
     with pytest.raises(DataError, match=r"--fail-below asks for 0.6 \(popularity has 0.500\). After. Try"):
-        require_auc(found(ours, 0.5), settings, "After.")
+        check_auc(found(ours, 0.5), settings, "After.")
 
 
 def test_nothing_held_out_is_nothing_to_judge():

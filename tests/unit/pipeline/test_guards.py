@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from etl.errors import DataError, SettingsError
-from etl.pipeline.guards import Limits, several_domains
-from etl.settings.model import resolve
-from etl.settings.values import parse_relative_change, parse_expected, parse_fraction
+from etl.pipeline.guards import Limits, multiple_domains_warning
+from etl.settings.model import load_settings
+from etl.settings.values import parse_expected, parse_fraction, parse_relative_change
 
 
 @pytest.mark.parametrize(
@@ -39,47 +39,47 @@ def test_what_no_share_is(word):
 
 
 def test_settings_of_limits_come_from_anywhere():
-    settings = resolve({"expect_users": 747}, {"BPR_ETL_MAX_BAD": "1%", "BPR_ETL_MAX_SHADOW_SHARE": "0.99"})
+    settings = load_settings({"expect_users": 747}, {"BPR_ETL_MAX_BAD": "1%", "BPR_ETL_MAX_SHADOW_SHARE": "0.99"})
     assert (settings.expect_users, settings.max_bad, settings.max_shadow_share) == ("747", 0.01, 0.99)
     with pytest.raises(SettingsError, match="--shadow-domain must be the domain"):
-        resolve({"shadow_domain": "a@b"}, {})
+        load_settings({"shadow_domain": "a@b"}, {})
 
 
 @pytest.mark.parametrize(("users", "holds"), [(711, True), (784, True), (709, False), (785, False), (0, False)])
 def test_users_are_as_many_as_expected(users, holds):
     limits = Limits(expect_users="747±5%")
     if holds:
-        limits.require_users(users, None)
+        limits.check_user_count(users, None)
     else:
         with pytest.raises(DataError, match=rf"{users:,} shadow users, and --expect-users says 747±5%"):
-            limits.require_users(users, None)
+            limits.check_user_count(users, None)
 
 
 def test_a_share_of_users_that_is_too_large():
-    Limits(max_shadow_share=0.99).require_users(99, 100)
-    Limits().require_users(100, 100)
+    Limits(max_shadow_share=0.99).check_user_count(99, 100)
+    Limits().check_user_count(100, 100)
     with pytest.raises(DataError, match=r"100 of 100 users \(100.0%\)"):
-        Limits(max_shadow_share=0.99).require_users(100, 100)
+        Limits(max_shadow_share=0.99).check_user_count(100, 100)
 
 
 def test_a_share_of_bad_rows_that_is_too_large():
     bad = {"rows of slots": (1, 100), "trip-days": (3, 200), "rows of nodes": (0, 0)}
-    Limits().require_few_bad(bad)
-    Limits(max_bad=0.015).require_few_bad(bad)
+    Limits().check_rejected_share(bad)
+    Limits(max_bad=0.015).check_rejected_share(bad)
     with pytest.raises(DataError, match=r"3 of 200 trip-days \(1.50%\), and --max-bad allows 1.00%") as refused:
-        Limits(max_bad=0.01).require_few_bad(bad)
+        Limits(max_bad=0.01).check_rejected_share(bad)
     assert "slots" not in str(refused.value)
     with pytest.raises(DataError, match="rows of slots"):
-        Limits(max_bad=0).require_few_bad(bad)
+        Limits(max_bad=0).check_rejected_share(bad)
 
 
 def test_several_domains_are_said():
-    assert several_domains([]) is None
-    assert several_domains([("a.test", 5)]) is None
-    said = several_domains([(f"{letter}.test", 9) for letter in "abcdefg"] + [("", 1)])
+    assert multiple_domains_warning([]) is None
+    assert multiple_domains_warning([("a.test", 5)]) is None
+    said = multiple_domains_warning([(f"{letter}.test", 9) for letter in "abcdefg"] + [("", 1)])
     assert "8 domains (a.test 9, b.test 9" in said
     assert "and 3 more" in said
-    assert "(none) 1" in several_domains([("a.test", 5), ("", 1)])
+    assert "(none) 1" in multiple_domains_warning([("a.test", 5), ("", 1)])
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_what_postgresql_can_t_store_is_no_literal(text):
 def test_a_table_is_named_by_model_or_by_map_in_its_schema():
     assert MODEL.table("Trip") == '"public"."Trip"'
     assert Naming("mapped", 'o"dd').table("Trip") == '"o""dd"."trips"'
-    assert [MAPPED.bare(model) for model in MODELS] == list(MODELS.values())
+    assert [MAPPED.table_name(model) for model in MODELS] == list(MODELS.values())
 
 
 def test_an_index_has_prisma_s_name():
@@ -198,7 +198,7 @@ def test_the_labels_that_are_needed_are_labels_that_are_created():
 
 def test_null_is_written_only_where_null_is_allowed():
     columns = [column for model in MODELS for column in COLUMNS[model]]
-    assert all(column.nullable for column in columns if column.written_null)
+    assert all(column.nullable for column in columns if column.writes_null)
 
 
 def test_the_files_that_are_read_are_there():

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import ConnectError
-from etl.reporting.listing import list_snapshots, misdated, previous_runs, prune, published, require_published, to_remove, incomplete
+from etl.reporting.listing import (
+    incomplete,
+    list_snapshots,
+    misdated,
+    previous_runs,
+    prune,
+    published,
+    require_published,
+    to_remove,
+)
 from etl.snapshots.store import LocalStore
 from tests.manifests import FILE, SOUND
 

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from etl.errors import SettingsError
-from etl.reporting.metrics_file import METRICS, MOST_CITIES, Outcome, require_writable, write
+from etl.reporting.metrics_file import MAX_CITIES, METRICS, Outcome, require_writable, write
 
 ALERTS = Path(__file__).parents[3] / "docs" / "alerts" / "bpr-etl.rules.yml"
 NIGHT = datetime(2026, 1, 1, 3, tzinfo=UTC)
@@ -124,7 +124,7 @@ def test_whatever_lay_there_before_is_no_obstacle(tmp_path, before):
 
 
 def test_the_number_of_series_does_not_grow_with_the_cities(tmp_path):
-    for number, told in ((MOST_CITIES, MOST_CITIES), (MOST_CITIES + 1, 0)):
+    for number, told in ((MAX_CITIES, MAX_CITIES), (MAX_CITIES + 1, 0)):
         cities = {f"city {each}": 1 for each in range(number)}
         published = FACTS["published"] | {
             "events": cities,

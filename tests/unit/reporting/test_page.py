@@ -18,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.reporting import charts, numbers
-from etl.reporting.collector import Watch
-from etl.reporting.event_stats import OFFERED, TAKEN, TAKEN_OUTSIDE, AFFINITY_STEPS, CityStats, EventStats
-from etl.reporting.history import Night, figures
+from etl.reporting.collector import ReportCollector
+from etl.reporting.event_stats import AFFINITY_STEPS, OFFERED, TAKEN, TAKEN_OUTSIDE, CityStats, EventStats
+from etl.reporting.history import PreviousRun, run_metrics
 from etl.reporting.page_data import cities_of, figures_of, funnel, trends
 from etl.reporting.page_tables import nodes_of, people_of
-from etl.reporting.time_bins import MOST, days_of
-from etl.reporting.wording import losses
+from etl.reporting.time_bins import MOST, bin_by_time
+from etl.reporting.wording import exclusions
 from etl.runtime.run_record import RunResult
-from etl.settings.model import resolve
-from etl.snapshots.publish import draft_manifest, snapshot_name
-from etl.snapshots.writer import StageOptions, stage
+from etl.settings.model import load_settings
+from etl.snapshots.publish import build_manifest, snapshot_name
+from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model
 from tests.property import oracle
 from tests.property.dense import both_settings
@@ -63,15 +63,19 @@ def staged(folder: Path, make, number, other=0, **changes):
     after = oracle.after_run(world, options, MODEL.raw)
     exported = oracle.exported(after, options)
     dataset = dataset_of(after, exported, options)
-    watch = Watch(dataset, MODEL.default_affinity)
+    watch = ReportCollector(dataset, MODEL.default_affinity)
     out, scratch = folder / "staged", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
-    account = stage(dataset, StageOptions(training_options(options)), out, scratch, lambda *_: None, watch.see)
+    account = write_data_files(
+        dataset, StageOptions(training_options(options)), out, scratch, lambda *_: None, watch.observe
+    )
     report = RunResult("run", NOW)
     report.counts["published"] = account.counts(dataset)
-    settings = resolve({"split": options.split, "negatives": list(options.negatives), "audience": "all", **changes}, {})
-    manifest = draft_manifest(snapshot_name(account, NOW), report.manifest_facts(settings, NOW), account)
+    settings = load_settings(
+        {"split": options.split, "negatives": list(options.negatives), "audience": "all", **changes}, {}
+    )
+    manifest = build_manifest(snapshot_name(account, NOW), report.manifest_facts(settings, NOW), account)
     events = [(city, event) for city, events in exported.cities.items() for event in events]
     return dataset, events, watch, out, manifest
 
@@ -123,11 +127,11 @@ def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_
     people = people_of(out)
     steps = funnel(manifest, watch._tally, dataset.trips.height, people.users)
     for step in steps:
-        assert step.kept + sum(loss.rows for loss in step.lost) == step.came, step
-        assert all(loss.rows > 0 for loss in step.lost), step
+        assert step.retained + sum(loss.rows for loss in step.excluded) == step.incoming, step
+        assert all(loss.rows > 0 for loss in step.excluded), step
     assert [step.what for step in steps] == ["users", "trips", "events", "ranking events", "positives"]
-    assert steps[-1].came == sum(len(event.selected_ids) for _, event in events)
-    assert steps[-2].kept == sum(bool(event.selected_ids) for _, event in events)
+    assert steps[-1].incoming == sum(len(event.selected_ids) for _, event in events)
+    assert steps[-2].retained == sum(bool(event.selected_ids) for _, event in events)
     cities = cities_of(manifest, watch._tally)
     assert {city.name: city.all_triples for city in cities if city.all_triples} == {
         name: number for name, number in manifest["published"]["triples"].items() if number
@@ -141,11 +145,11 @@ def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
     nodes, people = nodes_of(out, watch._tally), people_of(out)
     offered = set(dataset.eligible_items()["item_id"])
     named = {node for _, event in events for node in (*event.candidate_ids, *event.selected_ids)}
-    assert (nodes.offered, nodes.never) == (len(offered), len(offered - named))
-    assert len(nodes.never_listed) == min(50, nodes.never)
+    assert (nodes.offered, nodes.never_offered) == (len(offered), len(offered - named))
+    assert len(nodes.never_listed) == min(50, nodes.never_offered)
     chosen = {node for _, event in events for node in event.selected_ids}
     unoffered = replace(watch._tally, candidate=np.zeros_like(watch._tally.candidate))
-    assert nodes_of(out, unoffered).never == len(offered - chosen)
+    assert nodes_of(out, unoffered).never_offered == len(offered - chosen)
     triples = pl.read_parquet(out / "items.parquet")
     for role in ("positive", "negative"):
         assert nodes.counts[role].tolist() == sorted((n for n in triples[f"n_{role}"] if n), reverse=True)
@@ -159,9 +163,9 @@ def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
             assert dimension.without == users[dimension.name].null_count()
 
 
-def nights_of(manifest: dict, number: int) -> list[Night]:
+def nights_of(manifest: dict, number: int) -> list[PreviousRun]:
     return [
-        Night(f"202611{day + 1:02}T030000000000Z-0123456789ab", manifest["settings"], figures(manifest))
+        PreviousRun(f"202611{day + 1:02}T030000000000Z-0123456789ab", manifest["settings"], run_metrics(manifest))
         for day in range(number)
     ]
 
@@ -172,9 +176,9 @@ def test_a_page_is_the_same_bytes_again_asks_nobody_and_has_each_id_once(tmp_pat
     before = nights_of(manifest, nights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        page = watch.page(manifest, out, before)
+        page = watch.render(manifest, out, before)
     assert watch.failure is None
-    assert page == watch.page(manifest, out, before)
+    assert page == watch.render(manifest, out, before)
     read = Page(page)
     assert not [(tag, name, value) for tag, names in read.tags for name, value in names.items() if fetches(name, value)]
     assert "http://" not in page
@@ -207,7 +211,7 @@ def fetches(name: str, value: str | None) -> bool:
     )
 
 
-def renamed(manifest: dict, watch: Watch, out: Path) -> None:
+def renamed(manifest: dict, watch: ReportCollector, out: Path) -> None:
     """Give a city, its places and their categories a name that means harm."""
     published = manifest["published"]
     victim = published["partitions"][0]["city"]
@@ -236,7 +240,7 @@ def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
     renamed(manifest, watch, out)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that no font has is one
-        page = watch.page(manifest, out, [])
+        page = watch.render(manifest, out, [])
     assert watch.failure is None
     read = Page(page)
     assert sum(tag == "script" for tag, _ in read.tags) == 1
@@ -262,7 +266,7 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
         watch._tally.cities[name] = CityStats(events=2, selected=1)
         if number % 2:
             published["cities_left_out"][name] = "too small"
-    page = watch.page(manifest, out, [])
+    page = watch.render(manifest, out, [])
     assert watch.failure is None
     assert len(page.encode()) < 400_000
     read = " ".join(Page(page).text.split())
@@ -275,7 +279,9 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
 def test_a_label_from_data_is_escaped_in_a_chart_and_never_read_as_mathematics(tmp_path):
     with charts.chart_style(tmp_path), warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg = charts.stacked_bars("x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<')
+        svg = charts.stacked_bars(
+            "x", [("$\\frac{", {"all": 3}), ("<b>&", {"all": 1}), ("東京🗼", {"all": 2})], ["all"], 'a"<'
+        )
     assert ">$\\frac{</text>" in svg
     assert "&lt;b&gt;&amp;</text>" in svg
     assert "東京🗼</text>" in svg
@@ -296,11 +302,11 @@ DAYS = st.dictionaries(st.integers(-719_162, 2_932_896), st.integers(1, 1000), m
 
 @given(DAYS)
 def test_events_by_day_fit_into_a_chart_and_none_is_lost(counts):
-    days = days_of(counts)
-    assert sum(days.values) + days.stray == sum(counts.values())
+    days = bin_by_time(counts)
+    assert sum(days.values) + days.outliers == sum(counts.values())
     assert len(days.values) == len(days.starts) <= MOST
     assert days.starts == sorted(set(days.starts))
-    assert days.stray <= 2 * 0.0005 * sum(counts.values())
+    assert days.outliers <= 2 * 0.0005 * sum(counts.values())
     assert days.starts[0] <= days.first <= days.last
     assert days.busiest[1] == max(days.values)
     assert 1 <= len(days.labels) <= 4
@@ -312,43 +318,43 @@ def test_events_by_day_fit_into_a_chart_and_none_is_lost(counts):
     [(1, "day"), (120, "day"), (121, "week"), (800, "week"), (1000, "month"), (4000, "year"), (60_000, "decade")],
 )
 def test_columns_are_as_fine_as_a_chart_can_show(span, unit):
-    assert days_of(dict.fromkeys(range(20_000, 20_000 + span), 1)).unit == unit
+    assert bin_by_time(dict.fromkeys(range(20_000, 20_000 + span), 1)).unit == unit
 
 
 def test_a_few_events_of_another_age_don_t_crowd_the_rest_together():
-    days = days_of({-700_000: 1, **dict.fromkeys(range(20_000, 20_100), 100), 2_900_000: 2})
-    assert (days.unit, days.stray, len(days.values)) == ("day", 3, 100)
+    days = bin_by_time({-700_000: 1, **dict.fromkeys(range(20_000, 20_100), 100), 2_900_000: 2})
+    assert (days.unit, days.outliers, len(days.values)) == ("day", 3, 100)
 
 
 def test_no_event_has_no_days():
-    assert days_of({}) is None
+    assert bin_by_time({}) is None
 
 
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (numbers.thousands(680207), "680,207"),
-        (numbers.thousands(0.66789), "0.668"),
-        (numbers.thousands(None), "\N{EN DASH}"),
-        (numbers.short(680207), "680k"),
-        (numbers.short(0.65), "0.65"),
-        (numbers.share(9547, 46953), "20.3%"),
-        (numbers.share(1, 100_000), "< 0.1%"),
-        (numbers.share(99_999, 100_000), "> 99.9%"),
-        (numbers.share(0, 5), "0%"),
-        (numbers.share(5, 5), "100%"),
-        (numbers.share(1, 0), "\N{EN DASH}"),
-        (numbers.change(0.0123), "+1.2%"),
-        (numbers.change(-0.53), "\N{MINUS SIGN}53%"),
-        (numbers.change(0), "±0%"),
-        (numbers.change(0.0003), "+0.03%"),
-        (numbers.size(395_776), "395.8 kB"),
-        (numbers.size(12), "12 B"),
-        (numbers.seconds(3.31), "3.3 s"),
-        (numbers.seconds(7300), "2.0 h"),
-        (numbers.between((-3.0, 17.4), whole=True), "0 to 17"),
-        (numbers.between((0.66123, 0.674), whole=False), "0.661 to 0.674"),
-        (numbers.clock(NOW), "25 Nov 2026, 03:00 UTC"),
+        (numbers.format_number(680207), "680,207"),
+        (numbers.format_number(0.66789), "0.668"),
+        (numbers.format_number(None), "\N{EN DASH}"),
+        (numbers.format_si(680207), "680k"),
+        (numbers.format_si(0.65), "0.65"),
+        (numbers.format_percent(9547, 46953), "20.3%"),
+        (numbers.format_percent(1, 100_000), "< 0.1%"),
+        (numbers.format_percent(99_999, 100_000), "> 99.9%"),
+        (numbers.format_percent(0, 5), "0%"),
+        (numbers.format_percent(5, 5), "100%"),
+        (numbers.format_percent(1, 0), "\N{EN DASH}"),
+        (numbers.format_change(0.0123), "+1.2%"),
+        (numbers.format_change(-0.53), "\N{MINUS SIGN}53%"),
+        (numbers.format_change(0), "±0%"),
+        (numbers.format_change(0.0003), "+0.03%"),
+        (numbers.format_bytes(395_776), "395.8 kB"),
+        (numbers.format_bytes(12), "12 B"),
+        (numbers.format_duration(3.31), "3.3 s"),
+        (numbers.format_duration(7300), "2.0 h"),
+        (numbers.format_range((-3.0, 17.4), whole=True), "0 to 17"),
+        (numbers.format_range((0.66123, 0.674), whole=False), "0.661 to 0.674"),
+        (numbers.format_datetime(NOW), "25 Nov 2026, 03:00 UTC"),
     ],
 )
 def test_numbers_are_written_with_their_units(written, expected):
@@ -362,7 +368,7 @@ def manifest_of(triples: int) -> dict:
 
 def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
     nights = [
-        Night(str(day), {}, figures(manifest_of(number)))
+        PreviousRun(str(day), {}, run_metrics(manifest_of(number)))
         for day, number in enumerate([100, 101, 99, 100, 101, 40, 100])
     ]
     (trend,) = [trend for trend in trends(manifest_of(300), nights) if trend.name == "triples"]
@@ -370,40 +376,40 @@ def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
     assert trend.odd == [False] * 5 + [True, False, True]
     assert trend.usual[:5] == [None] * 5
     found = {each.name: each for each in figures_of(manifest_of(300), nights)}
-    assert found["triples"].odd
+    assert found["triples"].out_of_range
     assert found["triples"].change == 2.0
-    assert not found["ranking events"].odd
+    assert not found["ranking events"].out_of_range
 
 
 def test_what_is_usual_is_so_among_nights_of_the_same_settings():
-    shown = [Night(f"shown {day}", {"negatives": ["shown"]}, figures(manifest_of(9))) for day in range(5)]
-    ours = [Night(f"ours {day}", {}, figures(manifest_of(100))) for day in range(5)]
+    shown = [PreviousRun(f"shown {day}", {"negatives": ["shown"]}, run_metrics(manifest_of(9))) for day in range(5)]
+    ours = [PreviousRun(f"ours {day}", {}, run_metrics(manifest_of(100))) for day in range(5)]
     mixed = [night for pair in zip(shown, ours, strict=True) for night in pair]
     (trend,) = [trend for trend in trends(manifest_of(100), [*mixed, shown[0]]) if trend.name == "triples"]
     assert trend.usual[-1] == pytest.approx((70, 100 / 0.7))
     found = {each.name: each for each in figures_of(manifest_of(100), [*mixed, shown[0]])}
-    assert (found["triples"].before, found["triples"].runs, found["triples"].odd) == (100, 5, False)
+    assert (found["triples"].before, found["triples"].runs, found["triples"].out_of_range) == (100, 5, False)
 
 
 def test_a_night_s_losses_have_words_for_every_reason_of_the_manifest():
     reasons = ["user_without_persona", "city_without_nodes", "date_out_of_range", "trip_gone", "small_catalog"]
-    found = list(losses({"days_without_event": dict.fromkeys(reasons, 1)}))
+    found = list(exclusions({"days_without_event": dict.fromkeys(reasons, 1)}))
     assert not [loss.why for loss in found if "_" in loss.why]
 
 
 def test_what_goes_wrong_costs_the_report_and_no_more(tmp_path):
     _, _, watch, out, manifest = staged(tmp_path, *WORLDS[0])
     del manifest["published"]["signs"]
-    assert watch.page(manifest, out, []) is None
+    assert watch.render(manifest, out, []) is None
     assert isinstance(watch.failure, KeyError)
 
 
 def test_a_dataset_that_can_t_be_tallied_costs_the_report_and_no_more(tmp_path):
     dataset, _, _, out, manifest = staged(tmp_path, *WORLDS[0])
-    watch = Watch(dataset, MODEL.default_affinity)
-    watch.see(pl.DataFrame({"nothing": [1]}))
+    watch = ReportCollector(dataset, MODEL.default_affinity)
+    watch.observe(pl.DataFrame({"nothing": [1]}))
     assert watch.failure is not None
-    assert watch.page(manifest, out, []) is None
+    assert watch.render(manifest, out, []) is None
 
 
 def test_a_tally_of_no_event_is_all_nought(tmp_path):

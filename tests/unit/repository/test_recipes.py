@@ -20,7 +20,7 @@ from typer.main import get_command
 from cli import app
 from etl.postgres.url import target_of
 from etl.reporting.metrics_file import METRICS
-from etl.settings.model import ENVIRONMENT_PREFIX, Settings, resolve
+from etl.settings.model import ENVIRONMENT_PREFIX, Settings, load_settings
 
 DOCS = Path(__file__).parents[3] / "docs"
 RECIPES = DOCS / "recipes"
@@ -58,7 +58,7 @@ def test_the_settings_file_of_the_environment_is_taken_and_said_the_same_by_a_sh
     ).stdout
     of_shell = dict(line.split("=", 1) for line in shell.splitlines())
     assert of_systemd.items() <= of_shell.items()
-    settings = resolve({}, of_shell)
+    settings = load_settings({}, of_shell)
     assert target_of(settings)
     assert (settings.negatives, settings.split, settings.skip_unchanged) == (("recommended",), "last-trip", True)
     assert settings.fail_on_change

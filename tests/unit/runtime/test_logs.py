@@ -10,20 +10,20 @@ from datetime import UTC, datetime
 
 import pytest
 
-from etl.runtime.logs import All, Logs, Steps, log
+from etl.runtime.logs import CompositeObserver, LogHandler, StepLogger, log
 from etl.runtime.run_record import RunResult
 
 
 @pytest.fixture
-def listen() -> Iterator[Callable[..., tuple[Logs, list[str]]]]:
+def listen() -> Iterator[Callable[..., tuple[LogHandler, list[str]]]]:
     """Listen to our log and to a library's, at its loudest, and hand over the lines."""
     library, handlers = logging.getLogger("library"), []
     before = log.level, library.level
 
-    def begin(*, as_json: bool) -> tuple[Logs, list[str]]:
+    def begin(*, as_json: bool) -> tuple[LogHandler, list[str]]:
         lines: list[str] = []
-        logs = Logs(as_json=as_json)
-        logs.put = lines.append
+        logs = LogHandler(as_json=as_json)
+        logs.sink = lines.append
         handlers.append(logs)
         for each in (log, library):
             each.addHandler(logs)
@@ -38,8 +38,10 @@ def listen() -> Iterator[Callable[..., tuple[Logs, list[str]]]]:
     library.setLevel(before[1])
 
 
-def a_run(logs: Logs) -> RunResult:
-    return RunResult("0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), observer=All([Steps(logs)]))
+def a_run(logs: LogHandler) -> RunResult:
+    return RunResult(
+        "0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), observer=CompositeObserver([StepLogger(logs)])
+    )
 
 
 def test_json_has_a_line_per_event_with_run_and_step(listen):
@@ -121,6 +123,6 @@ def test_a_line_that_can_t_be_written_ends_nothing(listen, capsys):
     def refuse(_line: str) -> None:
         raise OSError("no space")
 
-    logs.put = refuse
+    logs.sink = refuse
     log.info("lost")
     assert "no space" in capsys.readouterr().err

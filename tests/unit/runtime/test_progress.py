@@ -9,7 +9,7 @@ from rich.console import Console
 
 from etl.runtime import progress
 from etl.runtime import run_record as journal
-from etl.runtime.progress import Lines
+from etl.runtime.progress import ProgressDisplay
 from etl.runtime.run_record import RunResult
 
 
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def seen(lines: Lines) -> list[str]:
+def seen(lines: ProgressDisplay) -> list[str]:
     console = Console(width=160, color_system=None)
     with console.capture() as captured:
         console.print(lines)
@@ -42,8 +42,8 @@ def seen(lines: Lines) -> list[str]:
 
 
 @pytest.fixture
-def night(clock: Clock) -> tuple[RunResult, Lines]:  # noqa: ARG001 - its clock begins first
-    lines = Lines()
+def night(clock: Clock) -> tuple[RunResult, ProgressDisplay]:  # noqa: ARG001 - its clock begins first
+    lines = ProgressDisplay()
     return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), observer=lines), lines
 
 

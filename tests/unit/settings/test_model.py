@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from etl.errors import SettingsError
-from etl.settings.model import Settings, resolve, with_options, unknown_variables
+from etl.settings.model import Settings, load_settings, unknown_variables, with_options
 
 
 def test_option_environment_file_default(tmp_path):
     file = tmp_path / "own.toml"
     file.write_text('seed = 1\nout = "file"\nmin-catalog = 7\nids = "both"\n')
-    settings = resolve(
+    settings = load_settings(
         {"seed": 3, "config": str(file), "out": None}, {"BPR_ETL_SEED": "2", "BPR_ETL_OUT": "environment"}
     )
     assert (settings.seed, settings.out, settings.min_catalog, settings.ids) == (3, "environment", 7, "both")
@@ -23,7 +23,7 @@ def test_option_environment_file_default(tmp_path):
 
 def test_the_file_may_be_named_by_the_environment(tmp_path):
     (tmp_path / "own.toml").write_text("seed = 4")
-    assert resolve({}, {"BPR_ETL_CONFIG": str(tmp_path / "own.toml")}).seed == 4
+    assert load_settings({}, {"BPR_ETL_CONFIG": str(tmp_path / "own.toml")}).seed == 4
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_the_file_may_be_named_by_the_environment(tmp_path):
     ],
 )
 def test_the_url_s_variables_in_their_order(variables, expected):
-    assert resolve({}, variables).database_url == expected
-    assert resolve({"database_url": "option"}, variables).database_url == "option"
+    assert load_settings({}, variables).database_url == expected
+    assert load_settings({"database_url": "option"}, variables).database_url == "option"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_url_s_variables_in_their_order(variables, expected):
 )
 def test_a_wrong_value_is_refused_with_its_name(given, said):
     with pytest.raises(SettingsError, match="from the command line") as refused:
-        resolve(given, {})
+        load_settings(given, {})
     assert said in str(refused.value)
 
 
@@ -77,15 +77,15 @@ def test_a_wrong_file_is_refused_with_its_name(content, tmp_path):
     file = tmp_path / "own.toml"
     file.write_text(content)
     with pytest.raises(SettingsError, match=r"own\.toml"):
-        resolve({"config": str(file)}, {})
+        load_settings({"config": str(file)}, {})
 
 
 def test_a_flag_can_be_said_everywhere(tmp_path):
     (tmp_path / "own.toml").write_text("dry-run = true")
     given = {"config": str(tmp_path / "own.toml")}
-    assert resolve(given, {}).dry_run
-    assert not resolve(given, {"BPR_ETL_DRY_RUN": "off"}).dry_run
-    assert resolve(given | {"dry_run": True}, {"BPR_ETL_DRY_RUN": "0"}).dry_run
+    assert load_settings(given, {}).dry_run
+    assert not load_settings(given, {"BPR_ETL_DRY_RUN": "off"}).dry_run
+    assert load_settings(given | {"dry_run": True}, {"BPR_ETL_DRY_RUN": "0"}).dry_run
 
 
 WRONG = [
@@ -138,7 +138,7 @@ def test_settings_that_were_checked_are_taken_as_they_are():
         "max_wait": "5",
         "fail_below": "0.5",
     }
-    made, resolved = Settings(**said), resolve(said, {})
+    made, resolved = Settings(**said), load_settings(said, {})
     assert (
         made == resolved == replace(made) == Settings(**{each.name: getattr(made, each.name) for each in fields(made)})
     )
@@ -160,7 +160,7 @@ def test_settings_that_were_checked_are_taken_as_they_are():
 )
 def test_a_mistyped_variable_is_named_and_what_was_meant(variable, meant):
     with pytest.raises(SettingsError, match=rf"{variable} .*did you mean {meant}\?"):
-        resolve({}, {variable: "x"})
+        load_settings({}, {variable: "x"})
 
 
 def test_a_variable_that_resembles_no_option_is_somebody_else_s_and_is_warned_of():
@@ -168,29 +168,29 @@ def test_a_variable_that_resembles_no_option_is_somebody_else_s_and_is_warned_of
     of_kubernetes = ["BPR_ETL_PORT", "BPR_ETL_PORT_80_TCP", "BPR_ETL_PORT_80_TCP_ADDR", "BPR_ETL_SERVICE_HOST"]
     ours = ["BPR_ETL_TEST_DATABASE_URL", "BPR_ETL_BENCH_DIR", "BPR_ETL_CONFIG", "_BPR_ETL_COMPLETE", "BPR_ETL_SEED"]
     environ = dict.fromkeys([*of_kubernetes, *ours], "")
-    assert resolve({}, environ) == Settings()
+    assert load_settings({}, environ) == Settings()
     assert unknown_variables(environ) == of_kubernetes
 
 
 def test_an_option_that_is_none_is_named_and_what_was_meant():
     with pytest.raises(SettingsError, match=r"There is no setting .negative.; did you mean .negatives.\?"):
-        resolve({"negative": "shown"}, {})
+        load_settings({"negative": "shown"}, {})
 
 
 def test_where_to_publish_is_never_empty(tmp_path):
     (tmp_path / "own.toml").write_text('out = ""')
     for given, environ in (({"out": ""}, {}), ({}, {"BPR_ETL_OUT": ""}), ({}, {"BPR_ETL_OUT": " "})):
         with pytest.raises(SettingsError, match="--out must not be empty"):
-            resolve(given, environ)
+            load_settings(given, environ)
     with pytest.raises(SettingsError, match="--out must not be empty"):
-        resolve({"config": str(tmp_path / "own.toml")}, {})
-    assert resolve({}, {"BPR_ETL_SCHEMA": ""}).schema is None  # any other empty variable is none
+        load_settings({"config": str(tmp_path / "own.toml")}, {})
+    assert load_settings({}, {"BPR_ETL_SCHEMA": ""}).schema is None  # any other empty variable is none
 
 
 def test_without_an_environment_it_is_this_process_s(monkeypatch):
     monkeypatch.setenv("BPR_ETL_SEED", "7")
-    assert resolve({}).seed == 7
-    assert resolve({}, {}).seed == 0
+    assert load_settings({}).seed == 7
+    assert load_settings({}, {}).seed == 0
     assert (with_options(None, {"out": "x"}).seed, with_options(None, {"seed": 1}).seed) == (7, 1)
     assert with_options(Settings(out="x"), {"seed": 1}) == Settings(out="x", seed=1)
 
@@ -204,7 +204,7 @@ def test_an_option_of_a_call_is_checked_as_such(settings):
 
 
 def test_a_secret_is_in_no_repr_and_no_public_settings():
-    settings = resolve({"database_url": "postgresql://u:s3cr3t@h/d"}, {"PGPASSWORD": "s3cr3t"})
+    settings = load_settings({"database_url": "postgresql://u:s3cr3t@h/d"}, {"PGPASSWORD": "s3cr3t"})
     assert "s3cr3t" not in repr(settings)
     assert "s3cr3t" not in str(settings.manifest_settings())
 
@@ -214,8 +214,8 @@ def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
     with pytest.raises(
         SettingsError, match="--out must be a folder, written out where it begins with ~, or a URL with ://"
     ):
-        resolve({"out": out}, {})
-    assert resolve({"out": f"./{out}"}, {}).out == f"./{out}"
+        load_settings({"out": out}, {})
+    assert load_settings({"out": f"./{out}"}, {}).out == f"./{out}"
 
 
 @pytest.mark.parametrize("options", [{"foo": None}, {"foo": 1}, {"config": "x"}])
@@ -229,10 +229,10 @@ def test_a_call_with_an_option_that_does_not_exist(options):
 )
 def test_numbers_beyond_what_can_be_used(given):
     with pytest.raises(SettingsError, match=r"--keep|--city-weight"):
-        resolve(given, {})
+        load_settings(given, {})
 
 
 def test_an_address_without_its_scheme_is_not_repeated():
     with pytest.raises(SettingsError) as raised:
-        resolve({"split": "u:S3cret@host/db"}, {})
+        load_settings({"split": "u:S3cret@host/db"}, {})
     assert "S3cret" not in str(raised.value)

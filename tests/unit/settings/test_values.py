@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from etl.errors import SettingsError
-from etl.settings.model import resolve
+from etl.settings.model import load_settings
 from etl.settings.values import (
     LARGE_CATALOGUE,
     NegativeSampling,
     SplitSpec,
-    resolve_for_catalog,
     parse_city_weights,
     parse_negatives,
     parse_split,
     parse_table,
     parse_tables,
+    resolve_for_catalog,
 )
 
 
@@ -98,7 +98,7 @@ def test_weights_of_cities_come_from_anywhere():
     assert parse_city_weights({"Washington, DC": 0.5, "New York": 2}) == expected
     assert parse_city_weights(["a=b=3"]) == (("a=b", 3.0),)
     environ = {"BPR_ETL_CITY_WEIGHT": "Washington, DC=0.5,New York=2", "BPR_ETL_NEGATIVES": "ranking,catalog:4"}
-    settings = resolve({}, environ)
+    settings = load_settings({}, environ)
     assert settings.city_weight == expected
     assert settings.negatives == ("ranking", "catalog:4")
 
@@ -109,7 +109,7 @@ def test_a_settings_file_says_them_too(tmp_path):
         'negatives = ["shown", "recommended"]\nsplit = "time:2026-01-01"\nshuffle = true\ncatalog-alpha = 1\n'
         'fail-below = 0.6\n[city-weight]\n"New York" = 2\n'
     )
-    settings = resolve({"config": str(file)}, {})
+    settings = load_settings({"config": str(file)}, {})
     assert settings.negatives == ("shown", "recommended")
     assert (settings.split, settings.shuffle, settings.catalog_alpha) == ("time:2026-01-01", True, 1.0)
     assert (settings.fail_below, settings.city_weight) == (0.6, (("New York", 2.0),))

@@ -18,7 +18,7 @@ from etl.runtime.files import file_sha256
 from etl.snapshots import parquet
 from etl.snapshots import writer as stage
 from etl.snapshots.event_reader import Vocabularies, _batches
-from etl.snapshots.parquet import Copies, Parts, as_written, crew, write_file, write_pieces
+from etl.snapshots.parquet import PartCopier, PartWriter, file_info, write_batches, write_file, writer_pool
 from etl.snapshots.reader import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import _as_listed
@@ -84,7 +84,7 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, which: slice) -> Numbers:
+    def slice(self, which: slice) -> Numbers:
         return Numbers(self.values[which])
 
 
@@ -98,8 +98,8 @@ def test_however_many_partitions_are_on_their_way_none_of_their_files_stays_open
     def opened() -> int:
         return sum(path.resolve().suffix == ".parquet" for path in Path("/proc/self/fd").iterdir())
 
-    with crew(2) as two:
-        parts = [Parts(tmp_path / str(place), schema, 100, columns, two) for place in range(40)]
+    with writer_pool(2) as two:
+        parts = [PartWriter(tmp_path / str(place), schema, 100, columns, two) for place in range(40)]
         for start in (0, 6, 12):  # a whole row group each time, and rows that wait
             for each in parts:
                 each.add(Numbers(tuple(range(start, start + 6))))
@@ -107,14 +107,14 @@ def test_however_many_partitions_are_on_their_way_none_of_their_files_stays_open
         for each in parts:
             each.end()
         written = [file for each in parts for file in each.written()]
-    write_pieces(tmp_path / "whole.parquet", schema, [Numbers(tuple(range(18)))], columns)
+    write_batches(tmp_path / "whole.parquet", schema, [Numbers(tuple(range(18)))], columns)
     assert {file.sha256 for file in written} == {file_sha256(tmp_path / "whole.parquet")}
 
 
 def test_a_file_that_holds_other_rows_than_were_written_is_not_published(file):
-    assert as_written(file, 10).sha256 == file_sha256(file)
+    assert file_info(file, 10).sha256 == file_sha256(file)
     with pytest.raises(DataError, match=r"rows.parquet has 10 rows on disk, and 11 were written. Run again."):
-        as_written(file, 11)
+        file_info(file, 11)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_a_file_that_holds_other_rows_than_were_written_is_not_published(file):
     ],
 )
 def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path, harm, said):
-    written = as_written(file, 10)
-    with crew() as two:
-        copies = Copies(tmp_path / "sound", [written], two)
+    written = file_info(file, 10)
+    with writer_pool() as two:
+        copies = PartCopier(tmp_path / "sound", [written], two)
         assert copies.rows == 10
         assert copies.written() == [replace(written, path=tmp_path / "sound" / "part-00000.parquet")]
     harm(file)
-    with crew() as two, pytest.raises(said[0], match=said[1]):
-        Copies(tmp_path / "harmed", [written], two).written()
+    with writer_pool() as two, pytest.raises(said[0], match=said[1]):
+        PartCopier(tmp_path / "harmed", [written], two).written()
 
 
 def test_two_cities_that_would_share_a_folder_are_refused(monkeypatch):

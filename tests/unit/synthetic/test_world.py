@@ -13,22 +13,22 @@ import pytest
 
 from etl.errors import SettingsError
 from etl.runtime.resources import resource
-from etl.synthetic.world import World, generate
+from etl.synthetic.world import WorldChunk, generate
 
 MODEL = json.loads(resource("affinity-model.json").read_text(encoding="utf-8"))
 PROFILE = json.loads(resource("world.json").read_text(encoding="utf-8"))
 REFERENCE = pl.lit(PROFILE["reference_date"]).str.to_datetime("%Y-%m-%d", time_unit="ms")
 SELECTED = ["confirmed", "active", "completed"]
-TABLES = [field.name for field in fields(World)]
+TABLES = [field.name for field in fields(WorldChunk)]
 
 
-def whole(**settings) -> World:
+def whole(**settings) -> WorldChunk:
     chunks = list(generate(**settings))
-    return World(**{name: pl.concat([getattr(chunk, name) for chunk in chunks]) for name in TABLES})
+    return WorldChunk(**{name: pl.concat([getattr(chunk, name) for chunk in chunks]) for name in TABLES})
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
+def world() -> WorldChunk:
     return whole(scale=1, seed=0)
 
 

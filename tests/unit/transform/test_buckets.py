@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from etl.settings.values import resolve_for_catalog
 from etl.snapshots import parquet
-from etl.snapshots.parquet import Parts, crew
-from etl.transform.buckets import bucket_expr, bucket_count, partition_by_bucket, open_spill
+from etl.snapshots.parquet import PartWriter, writer_pool
+from etl.transform.buckets import bucket_count, bucket_expr, open_spill, partition_by_bucket
 from etl.triples import generate as triples
 from etl.triples import shuffle
-from etl.triples.generate import Block, Catalogue, Coded, Keys, TripleBatch, expand
+from etl.triples.generate import Catalogue, EventArrays, HashKeys, TripleBatch, TripleBlock, generate_triples
 from etl.triples.sampling import build_pools
-from etl.triples.shuffle import Shuffle
+from etl.triples.shuffle import ExternalShuffle
 
 EMPTY = pl.DataFrame(schema={"user_id": pl.String, "n": pl.Int64})
 
@@ -59,7 +59,7 @@ def test_a_shelf_leaves_nothing_behind(tmp_path):
 
 
 class Numbers(list):
-    def rows(self, which):
+    def slice(self, which):
         return Numbers(self[which])
 
 
@@ -79,8 +79,8 @@ def test_pieces_and_threads_do_not_show_in_the_files(tmp_path_factory, sizes, ro
         patch.setattr(parquet, "ROW_GROUP", 16)
         for pieces in (sizes, [len(numbers)]):
             folder = tmp_path_factory.mktemp("parts")
-            with crew(threads) as writers:
-                parts = Parts(folder / "p", SCHEMA, rows_per_file, as_columns, writers)
+            with writer_pool(threads) as writers:
+                parts = PartWriter(folder / "p", SCHEMA, rows_per_file, as_columns, writers)
                 start = 0
                 for size in pieces:
                     parts.add(Numbers(numbers[start : start + size]))
@@ -99,8 +99,8 @@ def test_what_goes_wrong_in_a_writing_thread_is_raised(tmp_path):
     def broken(_):
         raise RuntimeError("no")
 
-    with crew(1) as writers:
-        parts = Parts(tmp_path / "p", SCHEMA, 10, broken, writers)
+    with writer_pool(1) as writers:
+        parts = PartWriter(tmp_path / "p", SCHEMA, 10, broken, writers)
         parts.add(Numbers([1]))
         parts.end()
         with pytest.raises(RuntimeError, match="no"):
@@ -133,10 +133,10 @@ def coded(draw):
             **dict.fromkeys(("candidate_idx", "selected_idx", "shown_idx"), pl.List(pl.UInt32)),
         },
     )
-    return Coded.of(frame), rows
+    return EventArrays.of(frame), rows
 
 
-KEYS = Keys.of(pl.Series([f"u{n}" for n in range(5)]), pl.Series([f"n{n}" for n in range(8)]), 0)
+KEYS = HashKeys.of(pl.Series([f"u{n}" for n in range(5)]), pl.Series([f"n{n}" for n in range(8)]), 0)
 EMPTY_POOL = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
@@ -146,7 +146,7 @@ def rows_of(blocks):
         row
         for block in blocks
         for row in zip(
-            *(getattr(block, name).tolist() for name in ("event", "positive", "negative", "source", "among")),
+            *(getattr(block, name).tolist() for name in ("event", "positive", "negative", "source", "in_candidates")),
             strict=True,
         )
     ]
@@ -156,12 +156,14 @@ def rows_of(blocks):
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
     negatives = resolve_for_catalog(words, None, 6)
-    catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL))
-    whole = rows_of(expand(coded_, negatives, catalogue, KEYS))
+    catalogue = Catalogue(
+        np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL)
+    )
+    whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triples, "BLOCK", 1)
         patch.setattr(triples, "_MARKS", 1)
-        blocks = list(expand(coded_, negatives, catalogue, KEYS))
+        blocks = list(generate_triples(coded_, negatives, catalogue, KEYS))
     assert rows_of(blocks) == whole
     assert len(blocks) == len(rows)
     assert sum(block.positives + sum(block.left_out.values()) for block in blocks) == sum(len(row[1]) for row in rows)
@@ -184,7 +186,7 @@ def plainly(rows, words):
 def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, held):
     """Equal keys, which hashes hardly have, keep the order of the file."""
     order = [*order, *order[:3]]
-    events = Coded.of(
+    events = EventArrays.of(
         pl.DataFrame(
             {"event_id": ["a"], "user_idx": [0], "trip_idx": [0], "timestamp": [0], "day_number": [1]},
             schema_overrides={"user_idx": pl.UInt32, "trip_idx": pl.UInt32, "day_number": pl.Int32},
@@ -196,14 +198,14 @@ def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, h
     found = []
     for most in (held, 10**6):
         folder = tmp_path_factory.mktemp("shuffle")
-        shuffled = Shuffle(folder, most)
+        shuffled = ExternalShuffle(folder, most)
         for start in range(0, len(order), 7):
             part = slice(start, start + 7)
             zeros = np.zeros(len(place[part]), np.int32)
             keys = np.array(order[part], np.uint64)
-            block = Block(zeros, place[part], place[part], zeros.astype(np.int8), zeros.astype(bool), keys)
+            block = TripleBlock(zeros, place[part], place[part], zeros.astype(np.int8), zeros.astype(bool), keys)
             shuffled.add(TripleBatch(events, block))
-        found.append([n for piece in shuffled.pieces() for n in piece.block.positive.tolist()])
+        found.append([n for piece in shuffled.batches() for n in piece.block.positive.tolist()])
         assert list(folder.iterdir()) == []
     assert found[0] == found[1] == [n for _, n in sorted((key, n) for n, key in enumerate(order))]
-    assert shuffle.HELD >= 1_000_000
+    assert shuffle.MAX_ROWS_IN_MEMORY >= 1_000_000

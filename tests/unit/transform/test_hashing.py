@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from etl.transform.hashing import (
     NAMESPACE,
-    decimal_text,
+    format_float,
+    format_millionths,
     hash64,
     md5_32,
-    millionths_text,
     mix64,
     round_to_millionths,
     stable_id,
@@ -58,16 +58,18 @@ def test_mix64_is_splitmix64_s_finalizer(number):
 def test_rounding_is_python_s_and_its_text_is_json_s(number):
     millionths = round_to_millionths(pl.col("a"))
     assert one(millionths, a=number) == round(round(number, 6) * 1e6)
-    assert one(millionths_text(millionths), a=number) == json.dumps(round(number, 6))
+    assert one(format_millionths(millionths), a=number) == json.dumps(round(number, 6))
 
 
 def test_every_text_of_millionths_is_json_s():
     every = pl.DataFrame({"a": range(0, 1_000_001, 7)})
-    assert every.select(millionths_text(pl.col("a"))).to_series().to_list() == [json.dumps(n / 1e6) for n in every["a"]]
+    assert every.select(format_millionths(pl.col("a"))).to_series().to_list() == [
+        json.dumps(n / 1e6) for n in every["a"]
+    ]
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-2e-4, 2e-4))
 def test_a_decimal_is_the_shortest_without_a_needless_point(number):
     expected = "0" if number == 0 else repr(number).removesuffix(".0")
-    assert one(decimal_text(pl.col("a")), a=number) == expected
+    assert one(format_float(pl.col("a")), a=number) == expected
     assert float(expected) == number

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from etl.transform.affinity import affinity_model
-from etl.transform.personas import DROPPED, PersonaTally, materialise, read_affinities, usable_affinities
+from etl.transform.personas import DROP_REASONS, PersonaStats, build_personas, read_affinities, usable_affinities
 from etl.transform.schemas import Affinities, Personas, SeedAffinities, Seeds
 from tests.property import oracle
 from tests.property.dense import dense_settings
@@ -20,10 +20,10 @@ MODEL = affinity_model()
 @pytest.mark.parametrize(("make", "number"), WORLDS)
 def test_personas_are_the_oracle_s(make, number):
     world, options = make(number), dense_settings(number)
-    made = materialise(*seeds_of(world, options), world.categories, MODEL, options.seed)
+    made = build_personas(*seeds_of(world, options), world.categories, MODEL, options.seed)
     rows, counts = oracle.personas(world, options, MODEL.raw)
     assert made.rows.rows() == [(*astuple(row)[:6], us(row.created_at)) for row in rows]
-    assert made.tally == PersonaTally(
+    assert made.tally == PersonaStats(
         len(rows),
         {source: counts[f"source_{source}"] for source in sorted(oracle.CONFIDENCE) if counts[f"source_{source}"]},
         {
@@ -50,9 +50,9 @@ def test_the_vectors_read_back_are_the_ones_written(make, number):
 
 
 def test_no_seeds_give_no_rows():
-    made = materialise(Seeds.create_empty(), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
+    made = build_personas(Seeds.create_empty(), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
     assert made.rows.height == 0
-    assert made.tally == PersonaTally()
+    assert made.tally == PersonaStats()
 
 
 def test_a_number_that_no_float_holds_is_dropped_and_counted_and_stops_nothing():
@@ -61,7 +61,7 @@ def test_a_number_that_no_float_holds_is_dropped_and_counted_and_stops_nothing()
     usable, dropped = usable_affinities(frame(SeedAffinities, rows), ["dining"])
     assert usable.rows() == [("u0", "dining", 500_000)]
     assert dropped == {"unknown_category": 0, "not_a_finite_number": 7}
-    assert tuple(dropped) == DROPPED
+    assert tuple(dropped) == DROP_REASONS
 
 
 def test_an_openness_that_is_no_number_counts_as_missing():
@@ -70,7 +70,7 @@ def test_an_openness_that_is_no_number_counts_as_missing():
         {**seed, "user_id": f"u{place}", "cuisine_openness": text}
         for place, text in enumerate(("0.85", "1" + "0" * 5_000, "a lot", None))
     ]
-    made = materialise(frame(Seeds, rows), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
+    made = build_personas(frame(Seeds, rows), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
     found = made.rows.filter(pl.col("dimension") == "cuisine_openness").select("value", "source", "confidence").rows()
     default = oracle.shortest(MODEL.default("cuisine_openness"))
     assert found == [("0.85", "onboarding", 1.0), *[(default, "default", 0.0)] * 3]
@@ -80,7 +80,7 @@ def test_an_openness_that_is_no_number_counts_as_missing():
 def test_an_enum_without_the_model_s_categories_rebuilds_to_an_empty_object():
     seed = dict.fromkeys(Seeds.column_names()) | {"user_id": "u", "created_us": 0, "trips": 4}
     for categories in ([], ["chess"]):
-        made = materialise(frame(Seeds, [seed]), SeedAffinities.create_empty(), categories, MODEL, 0)
+        made = build_personas(frame(Seeds, [seed]), SeedAffinities.create_empty(), categories, MODEL, 0)
         of_vector = made.rows.filter(pl.col("dimension") == "category_affinities")
         assert of_vector.select("value", "source", "confidence").rows() == [("{}", "reconstructed", 0.95)]
         personas = made.rows.select(pl.col(Personas.column_names()).cast(pl.String)).cast({"confidence": pl.Float64})
@@ -88,9 +88,9 @@ def test_an_enum_without_the_model_s_categories_rebuilds_to_an_empty_object():
 
 
 def test_tallies_add_up():
-    one = PersonaTally(8, {"onboarding": 5, "default": 3}, {"unknown_category": 1, "not_a_finite_number": 2})
-    other = PersonaTally(16, {"onboarding": 7, "reconstructed": 9}, {"unknown_category": 10, "not_a_finite_number": 20})
-    assert one + other == PersonaTally(
+    one = PersonaStats(8, {"onboarding": 5, "default": 3}, {"unknown_category": 1, "not_a_finite_number": 2})
+    other = PersonaStats(16, {"onboarding": 7, "reconstructed": 9}, {"unknown_category": 10, "not_a_finite_number": 20})
+    assert one + other == PersonaStats(
         24, {"onboarding": 12, "default": 3, "reconstructed": 9}, {"unknown_category": 11, "not_a_finite_number": 22}
     )
-    assert one + PersonaTally() == one
+    assert one + PersonaStats() == one

@@ -11,20 +11,20 @@ import pytest
 
 from etl.transform import candidates as candidates_
 from etl.transform.affinity import affinity_model
-from etl.transform.candidates import TOP_K, _ScoredPairs, _needed_categories, _smallest_hashes, candidates
+from etl.transform.candidates import TOP_K, _needed_categories, _ScoredPairs, _smallest_hashes, candidates
 from etl.transform.hashing import mix64
 from etl.transform.personas import read_affinities
 from etl.transform.ranking_events import (
     SKIP_REASONS,
-    RankedTally,
+    RankingStats,
+    add_shown,
+    build_events,
     day_nodes,
     eligible,
-    in_file_order,
-    in_slot_order,
     node_type,
-    rank,
     selected,
-    with_shown,
+    sort_for_files,
+    sort_slots,
 )
 from etl.transform.schemas import SELECTED_STATUSES, Affinities, Nodes, Slots
 from tests.property import oracle
@@ -37,7 +37,7 @@ NODE_LISTS = ("candidate_ids", "ranked_ids", "selected_ids", "shown_ids")
 
 
 def ranked(world: oracle.World, personas: list[oracle.PersonaRow], options: oracle.Settings):
-    return rank(
+    return build_events(
         trips_of(world, options),
         slots_of(world, options),
         nodes_of(world),
@@ -81,7 +81,7 @@ def test_events_are_the_oracle_s(make, number):
     found = ranked(world, personas, options)
     expected = [as_ranked(world, row) for row in sorted(rows, key=file_order)]
     assert found.events.drop("skipped").to_dicts() == expected
-    assert found.tally == RankedTally(
+    assert found.tally == RankingStats(
         counts["events"],
         {reason: counts[reason] for reason in oracle.SKIP_REASONS},
         counts["positives"],
@@ -111,16 +111,16 @@ def some_days() -> pl.DataFrame:
 
 
 def test_slots_come_trip_by_trip_and_day_by_day_without_those_that_hold_nothing():
-    assert in_slot_order(some_days())["slot_id"].to_list() == ["s1", "s6", "s7", "s4", "s9", "s2", "s3"]
+    assert sort_slots(some_days())["slot_id"].to_list() == ["s1", "s6", "s7", "s4", "s9", "s2", "s3"]
 
 
 def test_a_day_s_nodes_are_distinct_each_where_it_is_first():
-    found = day_nodes(in_slot_order(some_days()))
+    found = day_nodes(sort_slots(some_days()))
     assert found["slot_id"].to_list() == ["s1", "s6", "s7", "s4", "s9", "s2"]
 
 
 def test_what_was_taken_is_in_slot_order_and_a_day_without_any_has_no_row():
-    found = {(trip, day): ids for trip, day, ids in selected(in_slot_order(some_days())).iter_rows()}
+    found = {(trip, day): ids for trip, day, ids in selected(sort_slots(some_days())).iter_rows()}
     assert found == {("t1", 1): ["f"], ("t1", 2): ["e"], ("t2", 1): ["b", "a"]}
 
 
@@ -134,10 +134,10 @@ def test_lists_keep_the_slots_order_however_many_days_there_are():
         for place in range(5)
     ]
     r.shuffle(rows)
-    ordered = in_slot_order(slots(*rows))
+    ordered = sort_slots(slots(*rows))
     events = selected(ordered).with_columns(event_id=pl.concat_str("trip_id", "day_number", separator="/"))
     events = events.sample(fraction=1.0, shuffle=True, seed=1)
-    found = with_shown(events, ordered)
+    found = add_shown(events, ordered)
     assert found["event_id"].to_list() == events["event_id"].to_list()
     by_day: dict[str, list[tuple]] = {}
     for row in sorted(rows, key=lambda row: (row[4], row[0])):
@@ -153,7 +153,7 @@ def test_events_of_equal_keys_stay_in_order_in_files():
     r = Random(0)  # noqa: S311 - no secret
     keys = [(f"u{r.randrange(40)}", r.randrange(3)) for _ in range(5_000)]
     events = pl.DataFrame(keys, schema=["user_id", "created_us"], orient="row").with_row_index("place")
-    found = in_file_order(events, ["created_us"])
+    found = sort_for_files(events, ["created_us"])
     expected = sorted(range(len(keys)), key=lambda place: (_digest(keys[place][0]), keys[place][1], place))
     assert found["place"].to_list() == expected
     assert found.columns == events.columns
@@ -168,10 +168,10 @@ def test_nodes_are_ordered_by_the_bytes_of_their_ids_whichever_column_they_come_
 
 
 def test_tallies_add_up():
-    one = RankedTally(5, dict(zip(SKIP_REASONS, (1, 2, 3), strict=True)), 7, 4)
-    other = RankedTally(50, dict(zip(SKIP_REASONS, (10, 20, 30), strict=True)), 70, 40)
-    assert one + other == RankedTally(55, dict(zip(SKIP_REASONS, (11, 22, 33), strict=True)), 77, 44)
-    assert RankedTally() + one == one
+    one = RankingStats(5, dict(zip(SKIP_REASONS, (1, 2, 3), strict=True)), 7, 4)
+    other = RankingStats(50, dict(zip(SKIP_REASONS, (10, 20, 30), strict=True)), 70, 40)
+    assert one + other == RankingStats(55, dict(zip(SKIP_REASONS, (11, 22, 33), strict=True)), 77, 44)
+    assert RankingStats() + one == one
 
 
 # ------------------------------------------------------------------------------------------------------- candidates
@@ -230,7 +230,9 @@ def test_candidates_are_the_oracle_s_where_categories_are_as_large_as_the_top(nu
     assert tops(nodes, liked, number) == expected_tops(nodes, liked, number)
 
 
-@pytest.mark.parametrize(("name", "value"), [("_CELLS", 1), ("_CELLS", 100), ("_SURE", -2.0), ("_SURE", 1e9)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("_CELLS", 1), ("_CELLS", 100), ("_MARGIN_SIGMAS", -2.0), ("_MARGIN_SIGMAS", 1e9)]
+)
 def test_how_many_nodes_are_looked_at_decides_nothing(monkeypatch, name, value):
     monkeypatch.setattr(candidates_, name, value)
     for number in range(8):

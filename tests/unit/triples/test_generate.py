@@ -15,8 +15,17 @@ from etl.settings.values import NegativeSampling
 from etl.transform.affinity import affinity_model
 from etl.triples import generate as triples
 from etl.triples.dataset import Dataset
-from etl.triples.generate import SOURCES, Block, Catalogue, Coded, Keys, Lists, Long, expand
-from etl.triples.partitions import Partition, prepare
+from etl.triples.generate import (
+    SOURCES,
+    Catalogue,
+    EventArrays,
+    FlatPairs,
+    HashKeys,
+    ListColumn,
+    TripleBlock,
+    generate_triples,
+)
+from etl.triples.partitions import Partition, build_training_set
 from etl.triples.sampling import build_pools
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings
@@ -36,7 +45,7 @@ class Made:
 
 
 def made_of(dataset: Dataset, options: oracle.Settings) -> Made:
-    training, made = prepare(dataset, training_options(options)), Made()
+    training, made = build_training_set(dataset, training_options(options)), Made()
     users = dataset.users["user_id"]
     for partition in (each for events in training.buckets() for each in training.partitions(events)):
         key = partition.split or "train", partition.city
@@ -48,14 +57,16 @@ def made_of(dataset: Dataset, options: oracle.Settings) -> Made:
             made.triples.setdefault(key, []).extend(rows)
             made.positives[key] += block.positives
             made.left_out.update(block.left_out)
-            made.through.update(users[int(user)] for user in block.users_through)
+            made.through.update(users[int(user)] for user in block.exhausted_users)
             pairs = zip(block.pairs.event.tolist(), block.pairs.code.tolist(), block.per_pair.tolist(), strict=True)
             counted = Counter(zip(block.event.tolist(), block.positive.tolist(), strict=True))
             assert {(event, code): number for event, code, number in pairs if number} == counted
     return made
 
 
-def rows_of(block: Block, partition: Partition, dataset: Dataset, options: oracle.Settings) -> Iterator[oracle.Triple]:
+def rows_of(
+    block: TripleBlock, partition: Partition, dataset: Dataset, options: oracle.Settings
+) -> Iterator[oracle.Triple]:
     """A block's rows as triples; what they are to be shuffled by is compared on the way."""
     coded, items = partition.coded, dataset.items["item_id"]
     assert (block.order is not None) == options.shuffle
@@ -69,7 +80,7 @@ def rows_of(block: Block, partition: Partition, dataset: Dataset, options: oracl
             trip_id=dataset.trips["trip_id"][int(coded.trips[event])],
             day_number=int(coded.days[event]),
             neg_source=SOURCES[block.source[row]],
-            pos_in_candidates=bool(block.among[row]),
+            pos_in_candidates=bool(block.in_candidates[row]),
             weight=oracle_training.float32(partition.weight),
         )
         assert block.order is None or int(block.order[row]) == oracle_training.shuffle_key(options.seed, triple)
@@ -100,11 +111,11 @@ NODES = 12
 NOBODY = np.zeros(0, np.int64), np.zeros(0, np.int32), 1
 
 
-def keys() -> Keys:
-    return Keys.of(pl.Series(["ann", "bob"]), pl.Series([f"n{number:02}" for number in range(NODES)]), 3)
+def keys() -> HashKeys:
+    return HashKeys.of(pl.Series(["ann", "bob"]), pl.Series([f"n{number:02}" for number in range(NODES)]), 3)
 
 
-def coded(*events: tuple[list[int], list[int], list[int]]) -> Coded:
+def coded(*events: tuple[list[int], list[int], list[int]]) -> EventArrays:
     """Events of (candidates, selected, shown), of two users by turns."""
     lists = {
         name: pl.Series(values=[list(event[place]) for event in events], dtype=pl.List(pl.UInt32))
@@ -114,10 +125,10 @@ def coded(*events: tuple[list[int], list[int], list[int]]) -> Coded:
     plain = {"event_id": [f"e{number}" for number in numbers], "user_idx": [number % 2 for number in numbers]}
     plain |= {"trip_idx": list(numbers), "timestamp": list(numbers), "day_number": list(numbers)}
     types = {"event_id": pl.String, "user_idx": pl.UInt32, "trip_idx": pl.UInt32, "timestamp": pl.Int64}
-    return Coded.of(pl.DataFrame({**plain, **lists}, schema_overrides={**types, "day_number": pl.Int32}))
+    return EventArrays.of(pl.DataFrame({**plain, **lists}, schema_overrides={**types, "day_number": pl.Int32}))
 
 
-def catalogue(events: Coded, rejected: dict[int, list[int]]) -> Catalogue:
+def catalogue(events: EventArrays, rejected: dict[int, list[int]]) -> Catalogue:
     """All nodes for all, but for what each event rejects."""
     pairs = [(event, place) for event, places in sorted(rejected.items()) for place in sorted(places)]
     by_group = np.array([e for e, _ in pairs], np.int64), np.array([p for _, p in pairs], np.int32)
@@ -130,9 +141,9 @@ TYPES = {
     "positive": np.uint32,
     "negative": np.uint32,
     "source": np.int8,
-    "among": np.bool_,
+    "in_candidates": np.bool_,
     "order": np.uint64,
-    "users_through": np.uint32,
+    "exhausted_users": np.uint32,
 }
 """What is written takes these as they are: an array of another width is another column, or twice the memory."""
 
@@ -149,7 +160,7 @@ TYPES = {
 )
 def test_arrays_have_their_types_whatever_the_negatives_come_from(negatives):
     events = coded(([1, 2], [2, 3], [4, 1]), ([5], [], [6]), ([7, 8], [9], []))
-    (block,) = expand(events, negatives, catalogue(events, {0: [2, 3], 2: [9]}), keys(), shuffle=True)
+    (block,) = generate_triples(events, negatives, catalogue(events, {0: [2, 3], 2: [9]}), keys(), shuffle=True)
     assert len(block) > 0
     assert {name: getattr(block, name).dtype for name in TYPES} == TYPES
     assert (block.pairs.event.dtype, block.pairs.code.dtype) == (np.int32, np.uint32)
@@ -157,9 +168,9 @@ def test_arrays_have_their_types_whatever_the_negatives_come_from(negatives):
 
 def test_rows_have_no_order_unless_a_shuffle_is_asked_for():
     events = coded(([1, 2], [2], []))
-    (block,) = expand(events, NegativeSampling(ranking=True), catalogue(events, {}), keys())
+    (block,) = generate_triples(events, NegativeSampling(ranking=True), catalogue(events, {}), keys())
     assert block.order is None
-    assert block.rows(slice(0, 1)).order is None
+    assert block.slice(slice(0, 1)).order is None
 
 
 def test_a_positive_is_no_negative_even_where_it_was_shown_too():
@@ -169,7 +180,7 @@ def test_a_positive_is_no_negative_even_where_it_was_shown_too():
         (NegativeSampling(ranking=True, shown=True), [(1, 0), (3, 0), (4, 1)]),
         (NegativeSampling(shown=True), [(3, 1), (4, 1)]),
     ):
-        (block,) = expand(events, negatives, catalogue(events, {}), keys())
+        (block,) = generate_triples(events, negatives, catalogue(events, {}), keys())
         found = list(zip(block.negative.tolist(), block.source.tolist(), strict=True))
         assert found == expected * 2
         assert block.positive.tolist() == [2] * len(expected) + [5] * len(expected)
@@ -179,7 +190,7 @@ def test_an_event_s_candidates_come_before_what_it_showed_however_many_events_th
     rng = np.random.default_rng(5)
     rows = [[rng.permutation(NODES)[: rng.integers(0, 5)].tolist() for _ in range(3)] for _ in range(500)]
     events = coded(*rows)
-    (block,) = expand(events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys())
+    (block,) = generate_triples(events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys())
     expected = [
         (event, positive, negative, source)
         for event, (candidates, selected, shown) in enumerate(rows)
@@ -194,10 +205,12 @@ def test_an_event_s_candidates_come_before_what_it_showed_however_many_events_th
 
 def test_some_rows_of_a_block_are_those_rows():
     events = coded(([1, 2, 3], [2, 4], [5]), ([6, 7], [6], []))
-    (block,) = expand(events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=True)
+    (block,) = generate_triples(
+        events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=True
+    )
     which = np.array([3, 0, 6])
-    names = ("event", "positive", "negative", "source", "among", "order")
-    some = block.rows(which)
+    names = ("event", "positive", "negative", "source", "in_candidates", "order")
+    some = block.slice(which)
     assert len(some) == 3
     for name in names:
         assert getattr(some, name).tolist() == getattr(block, name)[which].tolist()
@@ -206,28 +219,35 @@ def test_some_rows_of_a_block_are_those_rows():
 def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without_negatives_are_not():
     events = coded(([1], [1], []), ([2], [2, 3], []), ([4], [4], []))
     offered = catalogue(events, {0: list(range(NODES)), 1: list(range(NODES)), 2: [4]})
-    (block,) = expand(events, NegativeSampling(catalog=2), offered, keys())
+    (block,) = generate_triples(events, NegativeSampling(catalog=2), offered, keys())
     assert block.left_out == {"no_negatives": 0, "whole_catalog_seen": 3}
-    assert (block.users_through.tolist(), block.positives, block.per_pair.tolist()) == ([0, 1], 1, [0, 0, 0, 2])
-    (block,) = expand(events, NegativeSampling(shown=True), offered, keys())
+    assert (block.exhausted_users.tolist(), block.positives, block.per_pair.tolist()) == ([0, 1], 1, [0, 0, 0, 2])
+    (block,) = generate_triples(events, NegativeSampling(shown=True), offered, keys())
     assert block.left_out == {"no_negatives": 4, "whole_catalog_seen": 0}
-    assert (block.users_through.tolist(), block.positives, len(block)) == ([], 0, 0)
+    assert (block.exhausted_users.tolist(), block.positives, len(block)) == ([], 0, 0)
 
 
 def test_nothing_to_draw_from_is_not_a_catalogue_seen():
     events = coded(([1], [1], []))
     none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(np.zeros(0, np.uint64), *NOBODY))
-    (block,) = expand(events, NegativeSampling(catalog=2), none, keys())
+    (block,) = generate_triples(events, NegativeSampling(catalog=2), none, keys())
     assert block.left_out == {"no_negatives": 1, "whole_catalog_seen": 0}
 
 
 def test_no_events_give_no_blocks():
     events = coded()
-    assert list(expand(events, NegativeSampling(ranking=True, catalog=2), catalogue(events, {}), keys(), shuffle=True)) == []
+    assert (
+        list(
+            generate_triples(
+                events, NegativeSampling(ranking=True, catalog=2), catalogue(events, {}), keys(), shuffle=True
+            )
+        )
+        == []
+    )
 
 
 def test_rows_of_a_column_of_lists_are_counted_from_the_first_of_them():
-    lists = Lists.of(pl.Series(values=[[5], [], [6, 7], [8]], dtype=pl.List(pl.UInt32)))
+    lists = ListColumn.of(pl.Series(values=[[5], [], [6, 7], [8]], dtype=pl.List(pl.UInt32)))
     assert lists.lengths.tolist() == [1, 0, 2, 1]
     long = lists.long(1, 3)
     assert (long.event.tolist(), long.code.tolist()) == ([1, 1], [6, 7])
@@ -237,7 +257,7 @@ def test_rows_of_a_column_of_lists_are_counted_from_the_first_of_them():
 
 def test_an_event_and_a_node_are_one_number_however_many_there_are():
     """In 32 bits the product would wrap: a million events of a partition by a catalogue of 10,000."""
-    long = Long(np.array([1_000_000], np.int32), np.array([9_999], np.uint32))
+    long = FlatPairs(np.array([1_000_000], np.int32), np.array([9_999], np.uint32))
     assert long.keys(10_000).tolist() == [10_000_009_999]
 
 

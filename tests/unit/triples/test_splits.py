@@ -9,7 +9,7 @@ import pytest
 
 from etl.settings.values import SPLITS, SplitSpec, parse_split
 from etl.transform.affinity import affinity_model
-from etl.triples.partitions import prepare
+from etl.triples.partitions import build_training_set
 from etl.triples.splits import SPLIT, assign
 from tests.property import dense, oracle, oracle_training
 from tests.property.dense import both_settings
@@ -24,7 +24,7 @@ def test_splits_are_the_oracle_s(make, number, split):
     world, options = make(number), replace(both_settings(number)[number % 2], split=split)
     after = oracle.after_run(world, options, MODEL)
     exported = oracle.exported(after, options)
-    training = prepare(dataset_of(after, exported, options), training_options(options))
+    training = build_training_set(dataset_of(after, exported, options), training_options(options))
     events = training.events
     found = dict(events.select("event_id", "split").iter_rows())
     assert found == oracle_training.splits(after, exported, options)
