@@ -151,7 +151,7 @@ def read_small(path: Path) -> bytes | None:
         require_regular(path)
         if path.stat().st_size > _LARGEST:
             raise DataError(
-                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: bpr-etl does not write such a file."
+                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: no file of bpr-etl has so many."
             )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
