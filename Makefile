@@ -107,8 +107,7 @@ bench-full: bench-setup
 
 # Which negatives teach: some ten minutes each.
 bench-negatives: bench-setup
-	$(BIN)/python -m benchmarks.negatives --save
-	$(BIN)/python -m benchmarks.large_catalogue --save
+	$(BIN)/python -m benchmarks negatives large_catalogue --save
 
 bench-setup: $(call with,bench)
 

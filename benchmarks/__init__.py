@@ -1,1 +1,1 @@
-"""Measurements of the job on data that nobody invented, and at sizes that tests don't reach."""
+"""Benchmarks: speed, memory and training value, on synthetic and on real data. `python -m benchmarks` runs them."""

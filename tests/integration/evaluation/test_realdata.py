@@ -15,7 +15,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import realdata
+from benchmarks.run import realdata
 from etl.pipeline import run as pipeline
 from etl.settings.model import Settings
 

@@ -1,0 +1,1 @@
+"""What all measurements share: timing, databases, results, plots, synthetic inputs."""

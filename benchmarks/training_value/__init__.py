@@ -1,0 +1,1 @@
+"""Measurements of what models learn from the published triples."""

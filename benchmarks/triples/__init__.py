@@ -1,0 +1,1 @@
+"""Measurements of the steps from candidates to triples on disk."""
