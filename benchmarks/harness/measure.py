@@ -33,7 +33,7 @@ peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.s
 print("\\n" + json.dumps({"answer": answer, "seconds": seconds, "peak_mib": peak}))
 """
 
-# Between us and the command: what the kernel says of a child's peak memory begins with its parent's own, so that must be small.
+# A small process between this one and the command: a child's ru_maxrss begins with its parent's peak (docs/pitfalls.md, 21).
 _WATCHER = """
 import json, os, subprocess, sys, time
 started, start = time.time(), time.perf_counter()
@@ -41,8 +41,8 @@ with open(sys.argv[1], "wb") as answer:
     child = subprocess.Popen(sys.argv[2:], stdout=answer)
     _, status, used = os.wait4(child.pid, 0)
 seconds = time.perf_counter() - start
-print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status), "started_at": started, "seconds": seconds, "user": used.ru_utime,
-                  "system": used.ru_stime, "peak_mib": used.ru_maxrss / 1024}))
+print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status), "started_at": started, "seconds": seconds,
+                  "user": used.ru_utime, "system": used.ru_stime, "peak_mib": used.ru_maxrss / 1024}))
 """
 
 
