@@ -32,7 +32,7 @@ def night(small_world, tmp_path):
         path = f"{command.parent}:/usr/bin:/bin"
         env = environment(PATH=path, BPR_ETL_ENV=str(file), BPR_ETL_PAUSES="0.01")
         done = subprocess.run(
-            ["sh", RECIPES / "bpr-etl-night"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+            ["sh", RECIPES / "bpr-etl-cron"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         return done.returncode, done.stdout + done.stderr
 

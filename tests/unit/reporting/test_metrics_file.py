@@ -178,7 +178,7 @@ def test_a_place_that_can_t_be_written_is_found_before_the_night(tmp_path):
 def test_every_alert_asks_for_metrics_and_labels_that_are_written():
     groups = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    assert {"BprEtlNightMissing", "BprEtlNightFailed", "BprEtlNightSmall"} <= {rule["alert"] for rule in rules}
+    assert {"BprEtlRunMissing", "BprEtlRunFailed", "BprEtlRunSmall"} <= {rule["alert"] for rule in rules}
     for rule in rules:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["annotations"].keys() == {"summary", "description"}

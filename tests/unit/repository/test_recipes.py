@@ -86,7 +86,7 @@ def night(tmp_path):
             "BPR_ETL_PAUSES": "0.01 0.01 0.01",
         }
         done = subprocess.run(
-            ["sh", RECIPES / "bpr-etl-night"], capture_output=True, text=True, check=False, env=environ
+            ["sh", RECIPES / "bpr-etl-cron"], capture_output=True, text=True, check=False, env=environ
         )
         return done.returncode, done.stdout, len(called.read_text().splitlines())
 
@@ -115,8 +115,8 @@ def test_cron_s_script_tries_again_what_may_be_over_and_prints_what_it_was_told(
 
 def test_cron_s_line_has_a_user_and_what_it_calls_is_there():
     lines = [line for line in read("bpr-etl.cron").splitlines() if re.match(r"[\d*]", line)]
-    assert [line.split()[5:] for line in lines] == [["bpr-etl", "bpr-etl-night"]]
-    assert (RECIPES / "bpr-etl-night").stat().st_mode & 0o111
+    assert [line.split()[5:] for line in lines] == [["bpr-etl", "bpr-etl-cron"]]
+    assert (RECIPES / "bpr-etl-cron").stat().st_mode & 0o111
 
 
 def test_systemd_s_unit_says_the_same_of_exit_codes():
@@ -143,12 +143,12 @@ def test_airflow_s_dag_says_the_same_of_exit_codes():
 def test_github_s_workflow_loads_and_its_scripts_are_ones():
     flow = yaml.safe_load(read("github-actions.yml"))
     assert flow["concurrency"] == {"group": "bpr-etl", "cancel-in-progress": False}
-    scripts = [step["run"] for step in flow["jobs"]["night"]["steps"] if "run" in step]
+    scripts = [step["run"] for step in flow["jobs"]["run"]["steps"] if "run" in step]
     assert len(scripts) == 2
     for script in scripts:
         subprocess.run(["bash", "-n", "-c", script], check=True)
     assert set(re.findall(r"^ +(\d[\d |]*)\)", scripts[1], re.MULTILINE)) == {"0", "99", "3 | 6"}
-    assert flow["jobs"]["night"]["env"]["BPR_ETL_FAIL_ON_CHANGE"] == "true"
+    assert flow["jobs"]["run"]["env"]["BPR_ETL_FAIL_ON_CHANGE"] == "true"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_github_s_workflow_loads_and_its_scripts_are_ones():
     ],
 )
 def test_github_s_script_shows_warnings_of_a_night_that_went_well(tmp_path, night, code, annotations, summary):
-    script = yaml.safe_load(read("github-actions.yml"))["jobs"]["night"]["steps"][-1]["run"]
+    script = yaml.safe_load(read("github-actions.yml"))["jobs"]["run"]["steps"][-1]["run"]
     fake = tmp_path / "bpr-etl"
     fake.write_text(f"#!/bin/sh\necho '{json.dumps(night)}'\nexit {code}\n")
     fake.chmod(0o755)
