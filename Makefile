@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# What is installed beside that, one extra of pyproject.toml each: $(call with,test) is the marker that says it is there.
+# What else is installed, one extra of pyproject.toml each: $(call with,test) is the marker that says it is there.
 with = $(VENV)/.has-$(1)
 WORKERS ?= 2
 
@@ -48,7 +48,7 @@ $(call with,%): $(READY)
 	@touch $@
 
 # PyTorch and Hugging Face datasets, without which the tests of their recipes skip. By pip even where uv set up the rest:
-# uv does not look where pip is told to find wheels (find-links), which is where a CPU build of torch may lie.
+# uv ignores pip's find-links, which may be where a CPU build of torch is.
 consumers: $(call with,consumers)
 
 $(call with,consumers): $(READY)
@@ -74,7 +74,7 @@ test: $(call with,test)
 test-slow: $(call with,test)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
-# Everything that can happen at night, by the thousand: an hour on two cores. Prints what it tried.
+# All fault injections, by the thousand: an hour on two cores. Prints what it tried.
 test-faults: $(call with,test)
 	$(BIN)/python -m pytest -n $(WORKERS) --full tests/faults
 
@@ -97,7 +97,7 @@ format: $(call with,lint)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Everything side by side with what else does it: some ten minutes. PYSPARK names an interpreter that has PySpark.
+# Comparisons with other tools: about ten minutes. PYSPARK names an interpreter that has PySpark.
 bench: bench-setup
 	$(BIN)/python -m benchmarks --save $(if $(PYSPARK),--pyspark $(PYSPARK))
 
@@ -105,7 +105,7 @@ bench: bench-setup
 bench-full: bench-setup
 	$(BIN)/python -m benchmarks --save --full $(if $(PYSPARK),--pyspark $(PYSPARK))
 
-# Which negatives teach: some ten minutes each.
+# Training value of negatives: about ten minutes each.
 bench-negatives: bench-setup
 	$(BIN)/python -m benchmarks negatives large_catalogue --save
 

@@ -1,4 +1,4 @@
-"""The documentation site: `make docs`. No page asks for anything from outside, while it is built or read."""
+"""The documentation site: `make docs`. Neither building nor reading it loads anything from the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import made  # noqa: E402 - beside this file
+import made  # noqa: E402 - in this folder, which is on sys.path only now
 
 from etl.runtime.version import __version__  # noqa: E402
 
@@ -23,11 +23,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
-smartquotes = False  # what is quoted is often to be pasted
-default_role = "code"  # docstrings say `name`, as Markdown does
+smartquotes = False  # quoted code is pasted into shells
+default_role = "code"  # docstrings write `name`, as in Markdown
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say what things are; signatures stay short enough to read
+autodoc_typehints = "none"  # docstrings describe the values; signatures stay short
 html_theme = "furo"
 html_title = f"bpr-etl {release}"
 html_copy_source = False
@@ -41,6 +41,6 @@ def _fill(_app: Sphinx, _page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Called by Sphinx: pages are filled with what is made when they are read."""
+    """Register the hook that fills in generated parts when a page is read. Called by Sphinx."""
     app.connect("source-read", _fill)
     return {"parallel_read_safe": True}

@@ -1,7 +1,7 @@
-"""What is not written by hand in these pages: commands, settings and measurements, made of the program and its results.
+"""Generates parts of the documentation: commands, settings, measurements, and the page of ARCHITECTURE.md.
 
-A page says `<!-- made: commands -->` where it wants them, so nothing can go stale. Links that lead out of `docs/`, as they are
-right in a checkout, are led to the pages that the site has of the same files.
+A page includes a part by `<!-- made: commands -->`, so it can't become outdated. Links that leave `docs/`, which are right in a
+checkout, are rewritten to the site's pages of the same files.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import typer.main
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cli import app  # noqa: E402 - stands at the top of the repository
+from cli import app  # noqa: E402 - at the top of the repository, which is on sys.path only now
 from etl.commands.options import PANELS  # noqa: E402
 from etl.settings.model import Settings  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-_HEADING = re.compile("\x08|Examples?:$")  # typer's mark that lines stay lines, and the word above them
+_HEADING = re.compile("\x08|Examples?:$")  # typer's mark for unwrapped lines, and the heading of examples
 _ENVIRONMENT = re.compile(r" \[env: (\w+)\]$")
 _OUT_OF_DOCS = re.compile(r"\]\((?:\.\./)?(?:benchmarks/results/|(?=\w+\.(?:md|svg)\)))(\w+)\.(md|svg)\)")
 
 
 def commands() -> str:
-    """The reference of commands, from the command line's own help."""
+    """Return the reference of all commands, from their help."""
     return "\n".join(_command(("bpr-etl",), typer.main.get_command(app)))
 
 
@@ -57,7 +57,7 @@ def _command(path: tuple[str, ...], command: Any) -> Iterator[str]:
 
 
 def _panel(parameter: Any) -> str:
-    """The heading that `--help` has it under; none where the command has but a few."""
+    """Return the panel of `--help` that shows the parameter; empty if the command has no panels."""
     panel = getattr(parameter, "rich_help_panel", None)
     return panel if isinstance(panel, str) else ""
 
@@ -71,31 +71,31 @@ def _name(parameter: Any) -> str:
 
 
 def _examples(epilog: str) -> str:
-    """Each example on a line of its own, ready to be pasted."""
+    """Return the examples, one per line, ready to paste."""
     return "\n".join(line.strip() for line in epilog.splitlines() if line.strip() and not _HEADING.match(line))
 
 
 def _parameter(parameter: Any) -> str:
-    said = parameter.help or ""
-    variable = _ENVIRONMENT.search(said)
+    text = parameter.help or ""
+    variable = _ENVIRONMENT.search(text)
     value = f" {parameter.metavar}" if parameter.metavar else ""
     options = [*(each + value for each in parameter.opts), *parameter.secondary_opts]
     name = ", ".join(f"`{_code(each)}`" for each in ([_name(parameter)] if _is_argument(parameter) else options))
-    return f"| {name} | {_cell(_ENVIRONMENT.sub('', said))} | {f'`{variable[1]}`' if variable else ''} |"
+    return f"| {name} | {_cell(_ENVIRONMENT.sub('', text))} | {f'`{variable[1]}`' if variable else ''} |"
 
 
 def _cell(text: str) -> str:
-    """Plain text, as Markdown says it: no smart dashes, no markup."""
+    """Escape plain text for a Markdown table: no dashes or markup are interpreted."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("--", "\\-\\-").replace("*", "\\*")
 
 
 def _code(text: str) -> str:
-    """A piece of code in a table's cell."""
+    """Escape code for a table cell."""
     return text.replace("|", "\\|")
 
 
 def settings() -> str:
-    """Every setting: its name in a settings file and in Python, and its default."""
+    """Return a table of all settings: name in a settings file, name in Python, default."""
     rows = [
         f"| `{each.name.replace('_', '-')}` | `{each.name}` | `{_toml(each.default)}` |"
         for each in fields(Settings)
@@ -113,13 +113,13 @@ def _toml(value: object) -> str:
 
 
 def measured() -> str:
-    """Every page of results, one after the other, each with its own way of being measured again."""
+    """Return all result pages, one after the other; each begins with the command that measures it."""
     pages = sorted(path for path in RESULTS.glob("*.md") if path.stem != "README")
     return "\n".join(f"({path.stem})=\n" + _lowered(path.read_text(encoding="utf-8")) for path in pages)
 
 
 def architecture() -> str:
-    """ARCHITECTURE.md without its title, with links that stay in the site."""
+    """Return ARCHITECTURE.md without its title, with links to pages of the site."""
     return (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("\n")[2].replace("](docs/", "](")
 
 
@@ -131,13 +131,13 @@ MADE: dict[str, Callable[[], str]] = {each.__name__: each for each in (commands,
 
 
 def fill(page: str) -> str:
-    """The page with what is made in its places, and with links that stay in the site."""
+    """Return the page with generated parts inserted and links rewritten to pages of the site."""
     page = re.sub(r"<!-- made: (\w+) -->", lambda found: MADE[found[1]](), page)
     page = page.replace("](../ARCHITECTURE.md)", "](architecture.md)")
-    return _OUT_OF_DOCS.sub(_led, page)
+    return _OUT_OF_DOCS.sub(_site_link, page)
 
 
-def _led(link: re.Match[str]) -> str:
+def _site_link(link: re.Match[str]) -> str:
     name, kind = link[1], link[2]
     if not (RESULTS / f"{name}.{kind}").exists():
         return link[0]

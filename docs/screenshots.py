@@ -1,7 +1,7 @@
-"""Make the README's two pictures again, from real runs: `make screenshots`. Needs Chromium for the report's.
+"""Makes the README's two pictures from real runs: `make screenshots`. The report's picture needs Chromium.
 
-Seven nights of the synthetic world at the design's size, on an embedded PostgreSQL of its own, a few of whose trips come in
-from night to night; then what the last one shows in a terminal, and its report.html.
+Seven runs on the synthetic world at the design's size, on an embedded PostgreSQL of its own. A few days of trips are added
+before each run. The pictures show the terminal output and the report of the last one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 
 IMAGES = Path(__file__).parent / "images"
-NIGHTS = 7
+RUNS = 7
 OPTIONS = {"negatives": "recommended", "split": "last-trip", "probe": True}
 COLUMNS_OF_SLOTS = "SELECT column_name FROM information_schema.columns WHERE table_name = 'ItinerarySlot'"
-COLUMNS, SHOWN = 92, 37
-"""How wide the terminal is, and how many of its lines are shown."""
+COLUMNS, LINES = 92, 37
+"""Width of the terminal, and number of its lines in the picture."""
 
 _BACK, _TEXT, _DIM, _BRIGHT = (23, 27, 34), (225, 230, 238), (120, 132, 150), (255, 255, 255)
 _COLOURS = [(236, 112, 99), (88, 190, 130), (226, 178, 92), (110, 168, 236), (190, 140, 226), (92, 196, 200)]
 THEME = TerminalTheme(_BACK, _TEXT, [_BACK, *_COLOURS, _TEXT], [_DIM, *_COLOURS, _BRIGHT])
-# Rich's own form names fonts at a content network; this one asks for nothing.
+# Rich's own template loads fonts from the network; this one loads nothing.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
@@ -59,25 +59,23 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 """
 
 
-def nights(url: str, out: Path) -> None:
-    """All nights but the last: at first a part of the days is not there yet."""
+def earlier_runs(url: str, out: Path) -> None:
+    """Run the job on a growing database: all runs except the last."""
     pipeline.synth(load_settings({"database_url": url}, {}))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            f"""CREATE TABLE later AS SELECT abs(hashtext("tripId")) % 200 AS night, * FROM "ItinerarySlot"
-            WHERE abs(hashtext("tripId")) % 200 < {NIGHTS - 1}"""
+            f"""CREATE TABLE later AS SELECT abs(hashtext("tripId")) % 200 AS run, * FROM "ItinerarySlot"
+            WHERE abs(hashtext("tripId")) % 200 < {RUNS - 1}"""
         )
         connection.execute('DELETE FROM "ItinerarySlot" WHERE id IN (SELECT id FROM later)')
         columns = ", ".join(f'"{name}"' for (name,) in connection.execute(COLUMNS_OF_SLOTS))
-        for night in range(NIGHTS - 1):
+        for run in range(RUNS - 1):
             pipeline.run(load_settings({"database_url": url, "out": str(out), **OPTIONS}, {}))
-            connection.execute(
-                f'INSERT INTO "ItinerarySlot" ({columns}) SELECT {columns} FROM later WHERE night = {night}'
-            )
+            connection.execute(f'INSERT INTO "ItinerarySlot" ({columns}) SELECT {columns} FROM later WHERE run = {run}')
 
 
-def shown(url: str, out: Path) -> str:
-    """What the last night prints in a terminal, escape sequences and all."""
+def terminal_output(url: str, out: Path) -> str:
+    """Return what the last run prints in a terminal, with its escape sequences."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
     command = [Path(sys.executable).parent / "bpr-etl", "run", "--out", str(out), "--probe"]
@@ -85,29 +83,29 @@ def shown(url: str, out: Path) -> str:
     environ = {**os.environ, "DATABASE_URL": url, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
     run = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environ)
     os.close(theirs)
-    said = b""
+    printed = b""
     try:
         while piece := os.read(ours, 65536):
-            said += piece
-    except OSError:  # how Linux says that nobody writes any more
+            printed += piece
+    except OSError:  # Linux raises it when the other end of a pty is closed
         pass
     if run.wait():
         raise SystemExit(f"bpr-etl run ended with {run.returncode}")
-    return said.decode().replace("\r\n", "\n")
+    return printed.decode().replace("\r\n", "\n")
 
 
-def terminal(said: str, out: Path) -> str:
-    """The picture of it, as SVG. The folder of the trial is shown as /srv/bpr."""
+def terminal_picture(printed: str, out: Path) -> str:
+    """Return an SVG of the terminal output. The temporary folder is shown as /srv/bpr."""
     command = "$ bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe\n"
-    lines = (command + said.replace(str(out), "/srv/bpr")).splitlines()
+    lines = (command + printed.replace(str(out), "/srv/bpr")).splitlines()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
-        console.print(Text.from_ansi("\n".join(lines[:SHOWN])))
+        console.print(Text.from_ansi("\n".join(lines[:LINES])))
         return console.export_svg(title="bpr-etl run", theme=THEME, code_format=SVG, unique_id="bpr-etl")
 
 
-def picture(report: Path, to: Path) -> None:
-    """The report's beginning, as a browser shows it at desk width."""
+def report_picture(report: Path, to: Path) -> None:
+    """Save the top of the report as a browser shows it at desktop width."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         print("No Chromium: the report's picture stays as it is.")
@@ -117,17 +115,19 @@ def picture(report: Path, to: Path) -> None:
 
 
 def main() -> None:
-    """Make both."""
+    """Make both pictures."""
     IMAGES.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bpr-shots-"))
     folder.chmod(0o755)
     server = embedded.start(folder / "pg")
     try:
         out = folder / "out"
-        nights(server.url(), out)
-        (IMAGES / "terminal.svg").write_text(terminal(shown(server.url(), out), out), encoding="utf-8")
+        earlier_runs(server.url(), out)
+        (IMAGES / "terminal.svg").write_text(
+            terminal_picture(terminal_output(server.url(), out), out), encoding="utf-8"
+        )
         newest = out / "snapshots" / (out / "LATEST").read_text(encoding="utf-8").strip()
-        picture(newest / "report.html", IMAGES / "report.png")
+        report_picture(newest / "report.html", IMAGES / "report.png")
     finally:
         embedded.stop(folder / "pg")
         shutil.rmtree(folder, ignore_errors=True)

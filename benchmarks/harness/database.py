@@ -14,7 +14,7 @@ from etl.postgres.ddl import quote_identifier
 from etl.postgres.url import parse_url
 
 PREFIX, SEED = "shadow-", 0
-"""The prefix and the seed of every run that is measured: the defaults."""
+"""Prefix and seed of all measured runs: the defaults."""
 
 
 SHADOW = f'SELECT u."id" FROM "User" u WHERE starts_with(u."email", \'{PREFIX}\')'
@@ -35,7 +35,7 @@ def server(database_url: str | None) -> Iterator[Callable[[str], str]]:
 
 
 def _with_database(url: str, name: str) -> str:
-    """The URL with another database in it."""
+    """Return the URL with another database name."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise SettingsError("--database-url must look like postgresql://user:password@host:5432/database.")
@@ -45,7 +45,7 @@ def _with_database(url: str, name: str) -> str:
 
 @contextmanager
 def fresh_database(url_of: Callable[[str], str], label: str) -> Iterator[str]:
-    """URL of a new database, which goes at the end of the block. Its name is new, so nobody's database is dropped."""
+    """Yield the URL of a new database, and drop it at the end. Its name is unique, so no other database is dropped."""
     name = f"rd_bpr_etl_{label}_{uuid.uuid4().hex[:8]}"
     address = parse_url(url_of(""), {})
     with connect(address) as connection:

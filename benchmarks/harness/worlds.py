@@ -33,7 +33,7 @@ EVENT_COLUMNS = (
     *_LISTS,
 )
 ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
-"""The columns of `events/` and of `items.parquet` (CONTRACT, section 3)."""
+"""The columns of `events/` and of `items.parquet` (docs/contract.md)."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ _OURS = {
 }
 ANY_OTHER = "experience"
 CATEGORY_OF: Mapping[str, str] = MappingProxyType({theirs: ours for ours, names in _OURS.items() for theirs in names})
-"""The ActivityCategory of a place's category; what is not here is ANY_OTHER."""
+"""ActivityCategory by the category of the source; all others are ANY_OTHER."""
 
 
 def locate() -> Path | None:
@@ -140,7 +140,7 @@ def trip_table(trips: pl.DataFrame) -> pl.DataFrame:
 
 
 def node_table(nodes: pl.DataFrame) -> pl.DataFrame:
-    """The columns of ActivityNode. Grain: a place, sorted by id; all approved, coordinates in degrees."""
+    """The columns of ActivityNode. Grain: a node, sorted by id; all approved, coordinates in degrees."""
     named = nodes.select(
         "city",
         "name",
@@ -185,7 +185,7 @@ def persona_seeds(trips: pl.DataFrame, slots: pl.DataFrame, nodes: pl.DataFrame)
     """What each user liked before the latest trip. Grain: a user with a visit before it, by id; `userId`, `personaSeed`.
 
     `personaSeed` is the JSON text of {"category_affinities": {category: affinity}}, with every category of the affinity
-    model. Where the user made n visits in all trips but the latest by (startDate, trip id), n_c of them to places of
+    model. Where the user made n visits in all trips but the latest by (startDate, trip id), n_c of them to nodes of
     category c:
 
         share_c    = (n_c + 1) / (n + number of categories)                Laplace: as if every category was visited once
@@ -223,7 +223,7 @@ def _columns(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 class Outcome:
     """What one database's run came to. Counts are rows; `left_out` counts by reason; `seconds` are those of `run`.
 
-    `broken` names the laws that don't hold, with the rows that break them: it should be empty.
+    `broken` names the failed checks, with the number of rows that break each; expected to be empty.
     """
 
     city: str
@@ -370,7 +370,7 @@ def save(outcomes: Sequence[Outcome], made_with: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code: 1 when a law is broken."""
+    """Measure and print the table. Returns 1 if a check failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run.realdata", description="Run the job on real visits."
     )
@@ -392,8 +392,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(outcomes), end="")
     if given.save:
         save(outcomes, made_with)
-    broken = [f"{o.city}: broken {n} times: {law}" for o in outcomes for law, n in o.broken.items()]
-    print("\n".join(broken) if broken else "\nEvery law holds, and every export published what its run did.")
+    broken = [f"{o.city}: {n} rows fail the check: {check}" for o in outcomes for check, n in o.broken.items()]
+    print("\n".join(broken) if broken else "\nAll checks pass, and every export published the same bytes as its run.")
     return 1 if broken else 0
 
 

@@ -84,7 +84,7 @@ STRATEGIES = (
 
 @dataclass(frozen=True)
 class World:
-    """A world's snapshot, and a file with the factor of each (trip, day, place)'s weight by what its signals say."""
+    """A world's snapshot, and a file with the factor of each (trip, day, item)'s weight by what its signals say."""
 
     name: str
     snapshot: str

@@ -128,7 +128,7 @@ def check_samples(case: Case) -> None:
     seen = np.zeros((len(case.seen), len(every)), np.bool_)
     np.put_along_axis(seen, case.seen, values=True, axis=1)
     if not counts.all() or (ordered[1:] == ordered[:-1]).any() or seen[case.groups, positions].any():
-        raise RuntimeError("A draw has a place twice, too few, or one that its user has seen.")
+        raise RuntimeError("A sample has an item twice, too few items, or one that its user has seen.")
 
 
 def time_case(case: Case) -> float:

@@ -92,7 +92,7 @@ class _Contest:
         self.rounds[name] = self.rounds.get(name, 0) + 1
         if found != self.expected:
             self.wrong[name] = self.wrong.get(name, 0) + 1
-            # DuckDB 2.0.0 now and then loses an ENUM's text, in a handful of rows. That is said, and the others' times hold.
+            # DuckDB 2.0.0 sometimes loses an ENUM's text in a few rows. This is reported; the other times remain valid.
             if name not in alternatives.WAYS or self.wrong[name] == self.rounds[name] > 2:
                 raise _mismatch(name, found, self.expected)
         return seconds

@@ -1,4 +1,4 @@
-"""docs/dependencies.md lists what the program stands on, and under which licence; `--write-golden` writes its tables anew."""
+"""docs/dependencies.md lists all dependencies with their licences; `--write-golden` rewrites its tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "dependencies.md"
 OLDEST = {"python_version": "3.11", "python_full_version": "3.11.0", "extra": ""}
-"""The environment that asks for most: what a newer Python brings along is asked for by the oldest alone."""
+"""The environment with the most requirements: only the oldest Python needs backports."""
 
 
 def closure(*extras: str) -> dict[str, tuple[Distribution | None, set[str]]]:
@@ -49,7 +49,7 @@ def closure(*extras: str) -> dict[str, tuple[Distribution | None, set[str]]]:
 
 
 def licence(of: Distribution) -> str:
-    """The licence as the distribution itself declares it, in whichever place; its licence file's first line at the last."""
+    """The licence that the distribution declares in its metadata; else the first line of its licence file."""
     if expression := of.metadata.get("License-Expression"):
         return str(expression)
     classifiers = [
@@ -67,7 +67,7 @@ def licence(of: Distribution) -> str:
 
 
 def bundled(of: Distribution) -> list[str]:
-    """Libraries of others that the wheel brings along beside its package, by the names that they are loaded by."""
+    """Third-party libraries in the wheel, by the names that they are loaded by."""
     names = {file.name for file in of.files or [] if file.parts[0].endswith(".libs")}
     return sorted({re.sub(r"-[0-9a-f]{8}", "", name).split(".so")[0] for name in names})
 
@@ -93,7 +93,7 @@ def test_the_page_lists_what_is_installed_with_its_licence(request):
     written, _, after = rest.partition("<!-- /dependencies -->")
     if request.config.getoption("--write-golden"):
         PAGE.write_text(f"{before}<!-- dependencies -->\n{tables()}<!-- /dependencies -->{after}", encoding="utf-8")
-        pytest.skip("written anew")
+        pytest.skip("rewritten")
     assert written == tables()
 
 
@@ -105,17 +105,17 @@ def test_every_direct_dependency_says_why_it_is_there():
     assert [name for name in direct if not re.search(rf"^\|[^|]*\b{name}\b", reasons, re.MULTILINE)] == []
 
 
-def test_what_is_not_permissive_is_spoken_of():
-    """A licence that asks more than to be named: GPL, LGPL, AGPL, MPL and their like, and none at all."""
+def test_licences_with_further_conditions_are_described():
+    """Licences with further conditions (GPL, LGPL, AGPL, MPL and similar), and undeclared ones."""
     page = PAGE.read_text(encoding="utf-8")
-    spoken_of = page.split("<!-- /dependencies -->", 1)[1]
+    described = page.split("<!-- /dependencies -->", 1)[1]
     asking = re.compile(r"GPL|MPL|EPL|CDDL|SSPL|BUSL|General Public|none declared", re.IGNORECASE)
     names = [name for name, (there, _) in closure().items() if there and asking.search(licence(there))]
     libraries = [name for there, _ in closure().values() if there for name in bundled(there)]
     copyleft = [name for name in libraries if name in {"libreadline", "libgfortran", "libquadmath", "libkeyutils"}]
     assert copyleft  # they are there, so the list of names is not out of date
     for name in (*names, *copyleft):
-        assert name in spoken_of
+        assert name in described
 
 
 def pins() -> dict[str, str]:
@@ -125,7 +125,7 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name.strip()): version.strip().partition("+")[0] for name, _, version in pairs}
 
 
-def test_all_that_is_installed_by_make_is_pinned():
+def test_everything_that_make_installs_is_pinned():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     asked = closure(*extras)
     assert len(asked) > 60
@@ -133,9 +133,9 @@ def test_all_that_is_installed_by_make_is_pinned():
 
 
 def test_every_pin_admits_the_oldest_python():
-    """Debian 12's Python is 3.11.2: one pin that asks for more, and no target of the Makefile works there.
+    """Debian 12's Python is 3.11.2: with one pin that needs a newer one, no target of the Makefile works there.
 
-    Looks at what is installed here, which is all of it after `make consumers ray-extra bench-setup`.
+    Checks what is installed here, which is all of it after `make consumers ray-extra bench-setup`.
     """
     refused, looked_at = [], 0
     for name, pinned in pins().items():

@@ -1,4 +1,4 @@
-"""The documentation says what the program says: messages, options, exit codes and pages that are made."""
+"""The documentation agrees with the program: messages, options, exit codes and generated pages."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CODES = {
 }
 
 
-def said() -> set[str]:
-    """Every text of the program but docstrings, with {} where something is filled in."""
+def program_texts() -> set[str]:
+    """All string constants of the program except docstrings, with {} for interpolated values."""
     texts = set()
     for path in (ROOT / "etl").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -56,8 +56,8 @@ def reference(made) -> str:
     return made.commands()
 
 
-def test_the_faq_quotes_what_the_program_says():
-    texts = said()
+def test_the_faq_quotes_messages_of_the_program():
+    texts = program_texts()
     assert len(MESSAGES) > 15
     assert [each for each in MESSAGES if not any(each in text for text in texts)] == []
 
@@ -72,7 +72,7 @@ def test_the_reference_has_every_command_with_its_options_and_an_example(referen
 
 
 def options_named(text: str) -> set[str]:
-    """Long options in the text's calls of bpr-etl, and in code of its own."""
+    """Long options in calls of bpr-etl and in inline code."""
     calls = re.findall(r"bpr-etl[^\n`]*", text) + re.findall(r"`(--[^`]+)`", text)
     return {option for call in calls for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", call)}
 
@@ -92,9 +92,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
-def test_a_page_names_only_options_that_there_are(page, reference):
+def test_a_page_names_only_existing_options(page, reference):
     if page.name in {"negatives.md", "dependencies.md"}:
-        pytest.skip("speaks of options that were tried and are not there, and of other programs'")
+        pytest.skip("names options that were tried and not included, and options of other programs")
     known = set(re.findall(r"--[a-z][a-z-]+", reference)) | FOREIGN
     assert options_named(page.read_text(encoding="utf-8")) - known == set()
 
@@ -110,14 +110,14 @@ def test_every_page_is_in_the_site():
     assert {page.stem for page in PAGES} - {"index"} <= listed
 
 
-def test_every_file_that_a_page_shows_is_there():
+def test_every_included_file_exists():
     for page in PAGES:
         for path in re.findall(r"\{(?:literalinclude|image)\} (\S+)", page.read_text(encoding="utf-8")):
             assert (DOCS / path).is_file(), f"{page.name}: {path}"
 
 
-def test_every_number_on_the_performance_page_is_one_that_was_measured():
-    """But for counts and limits, which stand in sentences: what the tables say is in the results."""
+def test_every_number_on_the_performance_page_was_measured():
+    """Numbers in tables must be in the results; sentences may have counts and limits of their own."""
     results = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
     page = (DOCS / "performance.md").read_text(encoding="utf-8").split("## Targets", 1)[0]
     numbers = {
@@ -128,7 +128,7 @@ def test_every_number_on_the_performance_page_is_one_that_was_measured():
 
 
 @pytest.mark.parametrize("name", sorted(etl._MODULES))
-def test_a_public_name_is_there_and_documented(name):
+def test_a_public_name_exists_and_is_documented(name):
     assert getattr(etl, name).__doc__
     assert f":: etl.{name}" in (DOCS / "api.md").read_text(encoding="utf-8") or name == "EtlError"
     assert name in dir(etl)

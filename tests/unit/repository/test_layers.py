@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[3]
 MODULES = sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "etl").rglob("*.py") if "_bundled" not in path.parts
 )
-TOLD_BY_THE_ENVIRONMENT = {
-    # Libraries that take some settings from the environment alone.
+READS_ENVIRONMENT = {
+    # They configure libraries that take some settings only from the environment.
     "etl/postgres/embedded.py",
     "etl/reporting/charts.py",
     "etl/runtime/ray_executor.py",
@@ -23,11 +23,11 @@ PACKAGES = sorted(path.parent.name for path in (ROOT / "etl").glob("*/__init__.p
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_environment_and_the_clock_enter_at_the_top(module):
-    """The settings read the environment, the pipeline the clock; everything else is passed both."""
+    """Only the settings read the environment, and only the pipeline reads the clock."""
     source = (ROOT / module).read_text(encoding="utf-8")
     if module == "etl/settings/model.py":
         assert source.count("os.environ") == 1
-    elif module not in TOLD_BY_THE_ENVIRONMENT:
+    elif module not in READS_ENVIRONMENT:
         assert "os.environ" not in source
         assert "getenv" not in source
     if module != "etl/pipeline/run.py":

@@ -1,4 +1,4 @@
-"""Nothing that is read is ever run: no call in what ships makes code, or a shell's line, of data."""
+"""No shipped code executes data: no eval, no pickle, no shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 SHIPPED = sorted([*(ROOT / "etl").rglob("*.py"), ROOT / "cli.py", ROOT / "hatch_build.py"])
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "pty", "commands", "code"}
-"""Which make objects or code of bytes that they are given."""
+"""Modules that create objects or code from bytes."""
 
 CALLS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load"),
@@ -21,14 +21,14 @@ RUNNERS = {"subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.
 
 
 def name_of(node: ast.expr) -> str:
-    """`a.b.c` of a call's function, as it is written."""
+    """`a.b.c` of a call's function, as written."""
     if isinstance(node, ast.Attribute):
         return f"{name_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def dangers(source: str) -> list[str]:
-    """What a source text does that this house does not do."""
+    """Forbidden imports and calls in a source text."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -43,7 +43,7 @@ def dangers(source: str) -> list[str]:
             found += [name] if name in CALLS else []
             found += ["shell="] if "shell" in keywords else []
             found += (
-                ["a text as command"]
+                ["a string as command"]
                 if name in RUNNERS and isinstance(node.args[0], ast.Constant | ast.JoinedStr)
                 else []
             )
@@ -51,7 +51,7 @@ def dangers(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_ships_makes_no_code_of_data(path):
+def test_shipped_code_executes_no_data(path):
     assert dangers(path.read_text(encoding="utf-8")) == []
 
 
@@ -71,10 +71,10 @@ def test_what_ships_makes_no_code_of_data(path):
         "tempfile.mktemp()",
     ],
 )
-def test_the_check_sees_what_it_looks_for(source):
+def test_the_check_finds_forbidden_calls(source):
     assert dangers(source) != []
 
 
-def test_the_check_looks_at_everything_that_ships():
+def test_the_check_covers_all_shipped_code():
     assert {"embedded.py", "cli.py", "url.py"} <= {path.name for path in SHIPPED}
     assert dangers("subprocess.run(command, check=False)\nre.compile('x')\nrow.load()") == []

@@ -1,6 +1,6 @@
-"""The recipes of docs/recipes.md, as far as they can be looked at without the programs that they are for.
+"""The recipes of docs/recipes.md, as far as they can be checked without the programs that they are for.
 
-`make check-recipes` has those programs look at them, where they are installed.
+`make check-recipes` checks them with those programs, where these are installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def unit(name: str) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_options_and_variables_that_are_named_are_there(path):
+def test_named_options_and_variables_exist(path):
     text = path.read_text(encoding="utf-8")
     options = {option for command in get_command(app).commands["run"].params for option in command.opts}
     for call in re.findall(r"bpr-etl run([^\n\"|&>;]*)", text):
@@ -50,7 +50,7 @@ def test_options_and_variables_that_are_named_are_there(path):
     assert named - of_the_script <= set(Settings.__dataclass_fields__)
 
 
-def test_the_settings_file_of_the_environment_is_taken_and_said_the_same_by_a_shell_and_by_systemd():
+def test_the_environment_file_is_valid_and_means_the_same_to_a_shell_and_to_systemd():
     lines = [line for line in read("env").splitlines() if line and not line.startswith("#")]
     of_systemd = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
     shell = subprocess.run(
@@ -65,10 +65,10 @@ def test_the_settings_file_of_the_environment_is_taken_and_said_the_same_by_a_sh
 
 
 @pytest.fixture
-def night(tmp_path):
-    """Run the script of cron with a bpr-etl that ends with these codes, one after the other, and says something each time.
+def cron_script(tmp_path):
+    """Run the cron script with a fake bpr-etl that exits with these codes in turn and prints `says` each time.
 
-    How it ends, what it prints, and how often it called.
+    Returns its exit code, its output, and the number of calls.
     """
 
     def run(*codes: int, says: str = "") -> tuple[int, str, int]:
@@ -105,21 +105,21 @@ def night(tmp_path):
         ((6, 6, 6, 6), 6, 4),
     ],
 )
-def test_cron_s_script_tries_again_what_may_be_over_and_prints_what_it_was_told(night, codes, ends, calls):
+def test_the_cron_script_retries_temporary_failures_and_prints_messages(cron_script, codes, ends, calls):
     for says in ("", "a warning\\n"):
-        code, said, called = night(*codes, says=says)
+        code, said, called = cron_script(*codes, says=says)
         assert (code, called) == (ends, calls)
         first = "" if ends == 0 else f"bpr-etl run ended with exit code {ends}:\n"
         assert said == first + says.replace("\\n", "\n")
 
 
-def test_cron_s_line_has_a_user_and_what_it_calls_is_there():
+def test_the_cron_line_has_a_user_and_an_existing_script():
     lines = [line for line in read("bpr-etl.cron").splitlines() if re.match(r"[\d*]", line)]
     assert [line.split()[5:] for line in lines] == [["bpr-etl", "bpr-etl-cron"]]
     assert (RECIPES / "bpr-etl-cron").stat().st_mode & 0o111
 
 
-def test_systemd_s_unit_says_the_same_of_exit_codes():
+def test_the_systemd_unit_handles_exit_codes_the_same_way():
     service = unit("bpr-etl.service")["Service"]
     assert service["SuccessExitStatus"] == "99"
     assert set(service["RestartPreventExitStatus"].split()) == NO_RETRY
@@ -128,7 +128,7 @@ def test_systemd_s_unit_says_the_same_of_exit_codes():
     assert unit("bpr-etl.timer")["Timer"]["OnCalendar"] == "*-*-* 03:17"
 
 
-def test_airflow_s_dag_says_the_same_of_exit_codes():
+def test_the_airflow_dag_handles_exit_codes_the_same_way():
     tree = ast.parse(read("airflow_dag.py"))
     constants = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -140,7 +140,7 @@ def test_airflow_s_dag_says_the_same_of_exit_codes():
     assert "run --skip-unchanged --fail-on-change --json" in read("airflow_dag.py")
 
 
-def test_github_s_workflow_loads_and_its_scripts_are_ones():
+def test_the_github_workflow_loads_and_its_scripts_parse():
     flow = yaml.safe_load(read("github-actions.yml"))
     assert flow["concurrency"] == {"group": "bpr-etl", "cancel-in-progress": False}
     scripts = [step["run"] for step in flow["jobs"]["run"]["steps"] if "run" in step]
@@ -152,17 +152,17 @@ def test_github_s_workflow_loads_and_its_scripts_are_ones():
 
 
 @pytest.mark.parametrize(
-    ("night", "code", "annotations", "summary"),
+    ("result", "code", "annotations", "summary"),
     [
         ({"snapshot": "/out/s", "warnings": []}, 0, [], ["/out/s"]),
         ({"snapshot": "/out/s", "warnings": ["Odd.", "Odder."]}, 0, ["Odd.", "Odder."], ["/out/s", "Odd.", "Odder."]),
         ({"message": "Half of them are gone."}, 5, [], ["Half of them are gone."]),
     ],
 )
-def test_github_s_script_shows_warnings_of_a_night_that_went_well(tmp_path, night, code, annotations, summary):
+def test_the_github_script_shows_warnings_of_a_successful_run(tmp_path, result, code, annotations, summary):
     script = yaml.safe_load(read("github-actions.yml"))["jobs"]["run"]["steps"][-1]["run"]
     fake = tmp_path / "bpr-etl"
-    fake.write_text(f"#!/bin/sh\necho '{json.dumps(night)}'\nexit {code}\n")
+    fake.write_text(f"#!/bin/sh\necho '{json.dumps(result)}'\nexit {code}\n")
     fake.chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
@@ -174,7 +174,7 @@ def test_github_s_script_shows_warnings_of_a_night_that_went_well(tmp_path, nigh
     assert (tmp_path / "summary").read_text() == "\n\n".join(summary) + "\n"
 
 
-def test_alerts_ask_for_metrics_that_are_written():
+def test_alerts_use_metrics_that_are_written():
     rules = yaml.safe_load((DOCS / "alerts" / "bpr-etl.rules.yml").read_text(encoding="utf-8"))
     asked = {
         metric
@@ -186,7 +186,7 @@ def test_alerts_ask_for_metrics_that_are_written():
     assert asked <= set(METRICS)
 
 
-def test_exit_codes_of_the_page_are_sorted_as_the_recipes_sort_them():
+def test_the_page_groups_exit_codes_as_the_recipes_do():
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\d, ]+) \| (.+) \|$", page, re.MULTILINE))
     again = {code for codes, what in rows.items() if what.startswith("try again") for code in codes.split(", ")}

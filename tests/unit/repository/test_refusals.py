@@ -1,4 +1,4 @@
-"""What a part of the program refuses of another, or of its own installation: a bug of ours must not become a wrong row."""
+"""Internal checks between parts of the program, and of the installation: a bug must not become a wrong row."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_a_column_of_another_type_is_refused_before_a_byte_is_sent(column, wrong
         check(ROWS.with_columns(wrong.alias(column)))
 
 
-def test_a_column_that_the_table_has_not_or_of_a_type_that_nobody_thought_of_is_refused():
+def test_a_missing_column_or_an_unsupported_type_is_refused():
     with pytest.raises(SchemaError, match=r"Table \"Trip\" has no column 'score'. See `bpr-etl schema check`."):
         check(ROWS, {name: kind for name, kind in COLUMNS.items() if name != "score"})
     with pytest.raises(SchemaError, match="Column 'score' of table \"Trip\" has type numeric"):
         check(ROWS, COLUMNS | {"score": "numeric"})
 
 
-def test_an_empty_list_of_an_enum_is_not_made_into_one_list_fewer():
+def test_an_empty_list_of_an_enum_is_refused():
     nodes = pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"]))
     assert list_series(np.array([1, 1]), nodes).to_list() == [["a"], ["b"]]
     with pytest.raises(ValueError, match="An empty list of an Enum"):
@@ -80,8 +80,8 @@ def test_no_strategy_at_all_is_refused():
         parse_negatives([])
 
 
-def test_a_vector_that_others_wrote_gives_the_numbers_that_it_has():
-    """Null, no JSON, no object, too deep, too large, no number: what is none is null, and stops nobody."""
+def test_a_foreign_vector_gives_its_finite_numbers():
+    """Null, no JSON, no object, too deep, too large, no number: each gives null, without an error."""
     values = [
         *(None, "", "half past", "[]", "null", '"0.5"', "[" * 100_000, "7"),
         *('{"a": 0.5, "b": true, "c": "1"}', '{"a": 1e999, "b": NaN, "c": -3}', '{"c": ' + "9" * 400 + "}", '{"z": 1}'),
@@ -92,7 +92,7 @@ def test_a_vector_that_others_wrote_gives_the_numbers_that_it_has():
     assert found.rows() == [nothing] * 8 + [(0.5, None, None), (None, None, -3.0), nothing, nothing]
 
 
-def test_the_peak_is_this_process_s_own_where_the_system_says_it(monkeypatch, tmp_path):
+def test_the_peak_is_that_of_this_process_if_the_system_reports_it(monkeypatch, tmp_path):
     own = journal.peak_mib()
     assert own > 1
 
@@ -102,7 +102,7 @@ def test_the_peak_is_this_process_s_own_where_the_system_says_it(monkeypatch, tm
 
     status("Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t 1 kB\n")
     assert journal.peak_mib() == 2.0
-    status("Name:\tx\n")  # a kernel that doesn't say: what it counts of all that this process was begins there
+    status("Name:\tx\n")  # a kernel without VmHWM: ru_maxrss is used, which is never smaller
     assert journal.peak_mib() >= own - 1
     monkeypatch.setattr(journal, "Path", lambda _: Path(tmp_path, "none"))
     assert journal.peak_mib() >= own - 1
