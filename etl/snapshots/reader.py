@@ -99,6 +99,10 @@ class Snapshot:
                 found.append((split, str(self.manifest["cities"][place[-2]]), self.folder / entry["path"]))
         return found
 
+    def parts(self, kind: str) -> list[tuple[str | None, str, Path]]:
+        """Return `data_files(kind)`: the old name, kept for one release."""
+        return self.data_files(kind)
+
 
 def find_snapshot(path: Path) -> Path:
     """The snapshot's folder: the path itself, or the one that LATEST names in it.

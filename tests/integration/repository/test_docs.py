@@ -1,4 +1,4 @@
-"""The Python of docs/api.md and docs/start.md, run as it stands there."""
+"""The Python examples of docs/api.md and docs/start.md, run as they are."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def test_the_api_s_example_and_the_start_s(small_world, tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert f"{names['result'].snapshot} {names['result'].counts['ranking_events']} " in said
     assert "part-00000.parquet" in said
+    snapshot = names["snapshot"]
+    assert snapshot.parts("triples") == snapshot.data_files("triples") != []  # the old name
 
     exec(compile(example("start.md"), "docs/start.md", "exec"), names)  # noqa: S102
     assert names["triples"].height == sum(names["result"].counts["published"]["triples"].values())
