@@ -39,7 +39,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The results of the common shape, by name: those that have targets or variants."""
+    """Return the results that have targets or variants, by name."""
     found = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: (_sort_key(path.stem), path.stem)):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def _format_number(value: float) -> str:
 
 
 def page(results: Results) -> str:
-    """The results' own README."""
+    """Return the text of the results' README."""
     head = (
         "# Measurements\n\n`make bench` (minutes) and `make bench-full` (up to an hour) measure again; `python -m "
         "benchmarks.harness.collect` makes this page from the JSON files. Ratios are medians of paired rounds.\n"
@@ -92,7 +92,7 @@ def _medians(variants: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def section(results: Results) -> str:
-    """The page's section: circumstances, targets, plots."""
+    """Return the section of docs/performance.md: environments, targets, plots."""
     machines: dict[str, list[str]] = {}
     for name, document in results.items():
         machines.setdefault(describe_environment(document["made_with"]), []).append(name)
@@ -116,7 +116,7 @@ def update_page(results: Results, of: Path = PAGE) -> bool:
 
 
 def panels(results: Results) -> dict[str, dict[str, float]]:
-    """What is shown side by side: medians, of candidates those at the largest size alone."""
+    """Return medians by panel and variant. Of candidates, only those at the largest size."""
     found = {}
     for name, title in PANELS.items():
         medians = {what: each["median"] for what, each in results.get(name, {}).get("variants", {}).items()}
@@ -128,7 +128,7 @@ def panels(results: Results) -> dict[str, dict[str, float]]:
 
 
 def scale_curves(results: Results) -> dict[str, list[tuple[float, float, float]]]:
-    """(scale, seconds, peak MiB) by what was run: `scales` of scale.json and expand_scale.json."""
+    """Return (scale, seconds, peak MiB) by what was run, from `scales` of scale.json and expand_scale.json."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for source in ("scale", "expand_scale"):
         for account in results.get(source, {}).get("scales", ()):
@@ -139,7 +139,7 @@ def scale_curves(results: Results) -> dict[str, list[tuple[float, float, float]]
 
 
 def _measured_parts(account: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The parts of one scale's account that say seconds and memory, or the account itself, which has no name."""
+    """Yield the parts of a scale's entry that have seconds and memory; the entry itself has an empty name."""
     for what, used in {"": account, **account}.items():
         if what not in _SETUP_PARTS and isinstance(used, Mapping) and {"seconds", "peak_mib"} <= used.keys():
             yield what, used

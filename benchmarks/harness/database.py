@@ -23,7 +23,7 @@ SHADOW = f'SELECT u."id" FROM "User" u WHERE starts_with(u."email", \'{PREFIX}\'
 
 @contextmanager
 def server(database_url: str | None) -> Iterator[Callable[[str], str]]:
-    """A function from a database's name (empty: the one to connect to first) to its URL, on the server to use.
+    """Yield a function from a database's name (empty: the first one to connect to) to its URL on the server to use.
 
     That is the one of `database_url`, or the embedded one, which is stopped at the end if it was not running before.
     """
@@ -58,14 +58,14 @@ def fresh_database(url_of: Callable[[str], str], label: str) -> Iterator[str]:
 
 
 def vacuum(url: str) -> None:
-    """What autovacuum does between two runs, and a checkpoint: so that each round finds what the one before it found."""
+    """Do what autovacuum does between two runs, and a checkpoint: each round starts from the same state."""
     with connect(parse_url(url, {})) as connection:
         connection.execute('VACUUM (ANALYZE) "PersonaDimension", "RankingEvent"')
         connection.execute("CHECKPOINT")
 
 
 def reset_signals(url: str) -> None:
-    """Everything to backfill again, in a table and indexes that grew row by row: what a first run finds.
+    """Restore the state of a first run: everything to backfill, in a table and indexes that grew row by row.
 
     Neither after VACUUM, which leaves room for new versions on their own page, nor after VACUUM FULL, which packs the
     indexes so tightly that every page splits, does the UPDATE cost what it costs the first time.

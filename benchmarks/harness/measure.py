@@ -48,7 +48,7 @@ print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status), "started_at": 
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a function did in a process of its own: its answer, the seconds inside it, the process's peak memory in MiB."""
+    """Result of a function in a process of its own: its return value, seconds inside it, peak memory of the process in MiB."""
 
     answer: Any
     seconds: float
@@ -56,7 +56,7 @@ class CallResult:
 
 
 def call_in_process(target: str, environment: Mapping[str, str] | None = None, **arguments: Any) -> CallResult:
-    """Call `module:function` with JSON-able keyword arguments in a fresh interpreter; its answer must be JSON-able too.
+    """Call `module:function` with JSON-able keyword arguments in a new interpreter; its return value must be JSON-able, too.
 
     Where the answer is a mapping with `seconds`, those count: a function may time only the part that is compared.
     """
@@ -76,7 +76,7 @@ def call_in_process(target: str, environment: Mapping[str, str] | None = None, *
 
 @dataclass(frozen=True)
 class CommandResult:
-    """A command's answer (its stdout), when it began (seconds since 1970), wall seconds, processor time, peak memory in MiB."""
+    """Result of a command: stdout, start (seconds since 1970), wall seconds, processor time, peak memory in MiB."""
 
     answer: str
     started_at: float
@@ -105,14 +105,14 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per variant and round. Each variant says its own seconds; who goes first changes from round to round."""
+    """Return seconds per variant and round. Variants report their own seconds; the order rotates from round to round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -123,5 +123,5 @@ def interleave(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """The median of the rounds' own ratios."""
+    """Return the median of the ratios of paired rounds."""
     return statistics.median(above / below for above, below in zip(numerator, denominator, strict=True))

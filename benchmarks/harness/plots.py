@@ -117,7 +117,7 @@ def curves(measured: Mapping[str, Sequence[tuple[float, float, float]]], path: P
 
 
 def _save(figure: Any, path: Path) -> None:
-    """On white, whatever the page's colour is: black text can be read on both."""
+    """Save on white, whatever the background of the page: black text is readable on both."""
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None}, facecolor="white", transparent=False)
     plt.close(figure)

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def table_row(cells: Iterable[str]) -> str:
-    """A row of a Markdown table."""
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -43,7 +43,7 @@ def _server_version(url: str) -> str:
 
 
 def _proc_field(path: str, name: str) -> str | None:
-    """The first value of a field in one of the kernel's files; None where there is no such file or field."""
+    """Return the first value of a field in one of the kernel's files; None if there is no such file or field."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError:
@@ -64,7 +64,7 @@ def describe_environment(made_with: Mapping[str, Any]) -> str:
 
 
 def variant_entry(seconds: Sequence[float], peak_mib: float | None = None) -> dict[str, Any]:
-    """One contestant's account, in the shape that all results share."""
+    """Return the entry of a variant in the common shape of results."""
     account: dict[str, Any] = {
         "seconds": [round(each, 4) for each in seconds],
         "median": round(statistics.median(seconds), 4),
@@ -75,7 +75,7 @@ def variant_entry(seconds: Sequence[float], peak_mib: float | None = None) -> di
 def target_entry(
     what: str, measured: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> dict[str, Any]:
-    """Something to be reached, what was measured, and whether it is met. Exactly one bound is given."""
+    """Return the entry of a target: what was measured, and whether it is met. Exactly one bound is given."""
     if (at_most is None) == (at_least is None):
         raise ValueError("Give one bound, `at_most` or `at_least`.")
     met = measured <= at_most if at_most is not None else at_least is not None and measured >= at_least
@@ -84,7 +84,7 @@ def target_entry(
 
 
 def targets_table(targets: Iterable[Mapping[str, Any]]) -> str:
-    """The targets as a Markdown table."""
+    """Return the targets as a Markdown table."""
     lines = [table_row(("what", "target", "measured", "")), table_row(("---", "---:", "---:", "---"))]
     lines += [
         table_row((each["what"], each["target"], f"{each['measured']:,.2f}", "met" if each["met"] else "**missed**"))
@@ -94,7 +94,7 @@ def targets_table(targets: Iterable[Mapping[str, Any]]) -> str:
 
 
 def variants_table(variants: Mapping[str, Mapping[str, Any]]) -> str:
-    """The variants as a Markdown table: median, fastest and slowest round, and peak memory where it was measured."""
+    """Return the variants as a Markdown table: median, fastest and slowest round, peak memory where it was measured."""
     lines = [table_row(("variant", "median, s", "rounds, s", "peak, MiB")), table_row(("---", "---:", "---:", "---:"))]
     for name, each in variants.items():
         rounds = f"{min(each['seconds']):.2f} to {max(each['seconds']):.2f} ({len(each['seconds'])})"
@@ -104,7 +104,7 @@ def variants_table(variants: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def save_results(name: str, results: Mapping[str, Any], head: str, text: str) -> None:
-    """Write `results/<name>.json` and `<name>.md`: the head, the circumstances, the tables."""
+    """Write `results/<name>.json` and `<name>.md`: the head, the environment, the tables."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(

@@ -38,7 +38,7 @@ ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "
 
 @dataclass(frozen=True)
 class SourceTables:
-    """The frames that a run reads, for the shadow users alone; `affinities` are drawn."""
+    """The frames that a run reads, for shadow users only; `affinities` are random."""
 
     users: pl.DataFrame
     trips: pl.DataFrame
@@ -57,7 +57,7 @@ def events_snapshot(folder: Path, scale: float, seed: int = 0) -> Path:
 
 
 def source(scale: float, seed: int = 0) -> SourceTables:
-    """The synthetic world as a run reads it."""
+    """Return the synthetic world as a run reads it."""
     parts = list(chunks(scale, seed))
     return SourceTables(
         users=pl.concat([part.users for part in parts]),
@@ -69,7 +69,7 @@ def source(scale: float, seed: int = 0) -> SourceTables:
 
 
 def chunks(scale: float, seed: int = 0) -> Iterator[SourceTables]:
-    """The same, some thousand users at a time, each with all that is theirs and with the whole catalogue."""
+    """Yield the world in chunks of some thousand users, each with their rows and the whole catalogue."""
     nodes = pl.DataFrame()
     for number, world in enumerate(generate(scale=scale, seed=seed)):
         if world.activity_nodes.height:
@@ -90,14 +90,14 @@ def chunks(scale: float, seed: int = 0) -> Iterator[SourceTables]:
 
 
 def affinities(users: pl.DataFrame, nodes: pl.DataFrame, seed: tuple[int, ...]) -> pl.DataFrame:
-    """A number in [0, 1] for each user and category, evenly drawn, with as few decimals as a persona's have."""
+    """Return a uniform number in [0, 1] for each user and category, with as few decimals as those of a persona."""
     rng = np.random.default_rng(seed)
     pairs = users.select("user_id").join(nodes.select(pl.col("category").unique().sort()), how="cross")
     return pairs.with_columns(affinity=pl.Series(rng.random(pairs.height).round(_DECIMALS)))
 
 
 def ranking_events(world: SourceTables, seed: int) -> pl.DataFrame:
-    """The ranking events of a world (`rankings.Ranked.events`): what is known here of the insides."""
+    """Return the ranking events of a world. Calls internal functions of `etl.transform`."""
     return build_events(
         Trips.cast(world.trips),
         Slots.cast(world.slots),

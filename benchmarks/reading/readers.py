@@ -49,7 +49,7 @@ _SLOTS = queries.slots(Scope(Naming("model"), PREFIX), "shadow")
 
 
 def read(url: str, name: str, *, check: bool) -> dict[str, Any]:
-    """Read the slots in one way; gives seconds, rows, and with `check` a checksum (which takes memory of its own).
+    """Read the slots in one way. Returns seconds, rows, and with `check` a checksum (which takes memory of its own).
 
     The libraries are loaded before the clock starts.
     """
@@ -66,7 +66,7 @@ def read(url: str, name: str, *, check: bool) -> dict[str, Any]:
 
 
 def _parts(name: str, url: str, libpq: str) -> Iterator[Any]:
-    """What a reader gives: one table, or batch after batch."""
+    """Yield what a reader returns: one table, or batch after batch."""
     import adbc_driver_postgresql.dbapi as adbc  # noqa: PLC0415
     import connectorx  # noqa: PLC0415
 
@@ -94,7 +94,7 @@ def _parts(name: str, url: str, libpq: str) -> Iterator[Any]:
 
 
 def _checksum(part: pl.DataFrame) -> int:
-    """A sum over the rows' hashes, whatever their order. connectorx streams int4 as int64, so types are made alike."""
+    """Return an order-independent sum of row hashes. Types are unified, because connectorx streams int4 as int64."""
     alike = part.select(pl.col(pl.String), pl.col("day_number", "sort_order").cast(pl.Int32))
     return int(alike.hash_rows().to_numpy().sum(dtype=np.uint64))
 
@@ -138,7 +138,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reading.readers", description="Ways to read the slots.")
     parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 10.0], help="sizes of the synthetic world")

@@ -42,7 +42,7 @@ Seconds = dict[str, list[float]]
 
 
 class Cluster:
-    """A cluster of node processes on loopback, in which this process has a session: a head without cores, and the others."""
+    """A cluster of node processes on loopback with a session of this process: a head without cores, and the others."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster  # noqa: PLC0415 - after the environment has been told
@@ -54,13 +54,13 @@ class Cluster:
         self.cluster.wait_for_nodes()
 
     def kill_one(self) -> None:
-        """End a node process with its workers and what it keeps, as when a machine goes."""
+        """Kill a node process with its workers and its data, like the loss of a machine."""
         self.cluster.remove_node(self.others.pop(), allow_graceful=False)
 
 
 @contextmanager
 def start_cluster() -> Iterator[Cluster]:
-    """A cluster for the length of a block."""
+    """Yield a cluster for the length of the block."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_LOG_TO_DRIVER": "0"}
     import ray  # noqa: PLC0415
 
@@ -85,7 +85,7 @@ class Runs:
     def run(
         self, name: str, engine: str, buckets: int | None, progress: Callable[[str, int, int], object] | None = None
     ) -> float:
-        """One run; gives its seconds. Raises RuntimeError when it publishes other bytes than those before it."""
+        """Run once. Returns its seconds. Raises RuntimeError if it publishes other bytes than the runs before it."""
         vacuum(self.url)
         out = self.folder / "out"
         settings = load_settings({"database_url": self.url, "out": str(out), "engine": engine, "buckets": buckets}, {})
@@ -101,13 +101,13 @@ class Runs:
         return seconds
 
     def medians(self, name: str) -> dict[str, float]:
-        """Seconds of the steps that an engine has a part in, medians of all rounds."""
+        """Return seconds of the steps that an executor takes part in: medians of all rounds."""
         runs = self.steps[name][1:] or self.steps[name]  # the first one is the comparison, and warms workers up
         return {step: sorted(run[step] for run in runs)[len(runs) // 2] for step in STEPS}
 
 
 def compare_at(runs: Runs, scale: float, rounds: int) -> Seconds:
-    """Here, here in as many buckets as there, and there: compared first, then in turns."""
+    """Time local runs, local runs with the cluster's number of buckets, and Ray runs, in turns; bytes are compared first."""
     buckets = BUCKETS.get(scale, 16)
     variants: dict[str, tuple[str, int | None]] = {
         "local": ("local", None),
@@ -124,7 +124,7 @@ def compare_at(runs: Runs, scale: float, rounds: int) -> Seconds:
 
 
 def time_run_with_lost_node(runs: Runs, cluster: Cluster, buckets: int) -> float:
-    """A run in which a node is lost when half of the buckets are staged."""
+    """Time a run in which a node is lost when half of the buckets are staged."""
     lost: list[threading.Thread] = []
 
     def told(what: str, done: int, of: int) -> None:
@@ -140,7 +140,7 @@ def time_run_with_lost_node(runs: Runs, cluster: Cluster, buckets: int) -> float
 
 
 def time_cluster_start() -> Seconds:
-    """What a cluster of our own takes to start, to do its first task, and to end."""
+    """Time the start of a cluster, its first task, and its end."""
     seconds: Seconds = {f"a cluster of its own: {what}": [] for what in ("start", "first task", "end")}
     for _ in range(3):
         began = time.perf_counter()
@@ -159,7 +159,7 @@ def _no_task(_shared: None) -> None:
 
 
 def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, folder: Path) -> dict[str, Any]:
-    """All of it."""
+    """Run all measurements."""
     results: dict[str, Any] = {"variants": {name: variant_entry(each) for name, each in time_cluster_start().items()}}
     results |= {"steps": {}, "ratios": {}, "triples": {}}
     for scale in scales:
@@ -182,7 +182,7 @@ def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, 
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The ratios, the variants, and the steps that an engine has a part in."""
+    """Format the ratios, the variants, and the steps that an executor takes part in."""
     lines = [
         f"{scale}: {results['triples'][scale]:,} triples; a run on Ray takes {each:.2f} times as long as a local run."
         for scale, each in results["ratios"].items()
@@ -195,7 +195,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run.executors", description="Compare runs on Ray with local runs."
     )

@@ -37,7 +37,7 @@ def _default(axis: str) -> str:
 
 
 def _plain(axis: str) -> str:
-    """A seed's label as the model knows it."""
+    """Return a seed's label with synonyms resolved, as SQL."""
     label = f"CASE jsonb_typeof(seed->'{axis}') WHEN 'string' THEN seed->>'{axis}' ELSE {_default(axis)} END"
     return f"COALESCE(m.j->'label_synonyms'->'{axis}'->>({label}), {label})"
 
@@ -190,7 +190,7 @@ STATEMENTS = (
 
 
 def run(url: str) -> None:
-    """All of it, in one transaction."""
+    """Do all of it in one transaction."""
     with psycopg.connect(url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         for statement in STATEMENTS:

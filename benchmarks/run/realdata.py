@@ -154,7 +154,7 @@ def node_table(nodes: pl.DataFrame) -> pl.DataFrame:
 
 
 def slot_table(visits: pl.DataFrame) -> pl.DataFrame:
-    """The columns of ItinerarySlot. Grain: a visit, by (trip, day, order); all completed, for every visit happened."""
+    """The columns of ItinerarySlot. Grain: a visit, by (trip, day, order); all completed, because every visit happened."""
     named = visits.sort("trip_id", "day_number", "sort_order").select(
         id=pl.format("{}/{}/{}", "trip_id", "day_number", "sort_order"),
         tripId="trip_id",
@@ -221,7 +221,7 @@ def _columns(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one database's run came to. Counts are rows; `left_out` counts by reason; `seconds` are those of `run`.
+    """Result of one database's run. Counts are rows; `left_out` counts by reason; `seconds` are those of `run`.
 
     `broken` names the failed checks, with the number of rows that break each; expected to be empty.
     """
@@ -243,7 +243,7 @@ class Outcome:
 
 
 def fill(url: str, kind: Kind, world: WorldChunk) -> dict[str, int]:
-    """Make the tables of an empty database, named as said, and COPY the world into them; gives the rows per table."""
+    """Create the tables of an empty database with the given naming and COPY the world into them. Returns the rows per table."""
     with connect(parse_url(url, {})) as connection, transaction(connection):
         naming = schema.naming_for_apply(connection, "public", kind)
         schema.apply(connection, naming)
@@ -251,7 +251,7 @@ def fill(url: str, kind: Kind, world: WorldChunk) -> dict[str, int]:
 
 
 def settings_for(url: str, out: Path) -> Settings:
-    """The job's own defaults, but for small catalogues, which are kept: all but Melbourne's are small.
+    """Return the job's defaults, except that small catalogues are kept: all but Melbourne's are small.
 
     Of the environment only what libpq reads: a BPR_ETL_ variable must not change what is measured.
     """
@@ -292,7 +292,7 @@ def measure(city: str, kind: Kind, url: str, world: WorldChunk, out: Path) -> Ou
 
 
 def _content(report: RunResult) -> str:
-    """The content hash in the manifest of the snapshot that was published."""
+    """Return the content hash in the manifest of the published snapshot."""
     if report.snapshot is None:
         raise AssertionError(report.notes)  # only --dry-run and --skip-unchanged publish nothing
     manifest: dict[str, Any] = json.loads((Path(report.snapshot) / MANIFEST).read_text(encoding="utf-8"))
@@ -314,7 +314,7 @@ def _left_out(counts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def measure_all(data: Path, url_of: Callable[[str], str], out: Path) -> Iterator[Outcome]:
-    """Each city in a database of its own, then all in one."""
+    """Measure each city in a database of its own, then all in one."""
     worlds = [(city, kind, [data / city]) for city, kind in CITIES.items()]
     for label, kind, folders in [*worlds, ("all", "model", [data / city for city in CITIES])]:
         world = read_world(folders)

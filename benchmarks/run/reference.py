@@ -33,7 +33,7 @@ _CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
 
 
 def row_id(kind: str, *key: str) -> str:
-    """The id of a row, as the contract says."""
+    """Return the id of a row, as in docs/internals.md."""
     return str(uuid.uuid5(_NAMESPACE, "\x00".join([kind, str(SEED), *key])))
 
 
@@ -50,7 +50,7 @@ def mix64(z: int) -> int:
 
 
 def personas(user: str, trips: Sequence[Any], known: set[str]) -> list[tuple[Any, ...]]:
-    """The eight rows of a user, none where no trip has a seed that is an object."""
+    """Return the eight rows of a user; none if no trip has a seed that is an object."""
     seeds = ((created, json.loads(seed)) for _, _, _, created, seed in trips if seed is not None)
     first = next(((created, seed) for created, seed in seeds if isinstance(seed, dict)), None)
     if first is None:
@@ -84,14 +84,14 @@ def personas(user: str, trips: Sequence[Any], known: set[str]) -> list[tuple[Any
 
 
 def top_candidates(user: str, affinities: Mapping[str, float], nodes: Iterable[tuple[str, str, int]]) -> list[str]:
-    """The top 20 of (node, category, hash of the node), by affinity, then by the tie."""
+    """Return the top 20 of (node, category, hash of the node), by affinity, then by tie hash."""
     unknown, hashed = affinity_model().default_affinity, hash64(f"{SEED}\x00{user}")
     order = sorted((-affinities.get(category, unknown), mix64(hashed ^ h), node) for node, category, h in nodes)
     return [node for _, _, node in order[:TOP_K]]
 
 
 def events(user: str, trip: tuple[str, datetime], slots: Sequence[Any], top: list[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows of a trip (id, start), one per day: from its slots (node, day, status) in their order, and the candidates."""
+    """Yield the rows of a trip (id, start), one per day, from its slots (node, day, status) in order and the candidates."""
     trip_id, start = trip
     days: dict[int, list[str]] = {}
     for node, day, status in slots:
@@ -118,7 +118,7 @@ def _number(value: Any) -> float | None:
 
 
 def _affinities(seed: dict[str, Any], labels: dict[str, str], known: set[str]) -> tuple[str, str]:
-    """The vector as JSON and where it is from: the seed, or rebuilt from the labels."""
+    """Return the vector as JSON and its source: the seed, or rebuilt from the labels."""
     raw = seed.get("category_affinities")
     numbers = {name: _number(value) for name, value in (raw if isinstance(raw, dict) else {}).items() if name in known}
     usable = {name: min(max(number, 0.0), 1.0) for name, number in numbers.items() if number is not None}

@@ -59,7 +59,7 @@ BACKFILL = (
 
 
 def run_script() -> Script:
-    """The work of one run, in the transaction that a driver holds open."""
+    """Yield the statements of one run, for the open transaction of a driver."""
     users = [user for (user,) in (yield USERS, ())]
     known = {category for (category,) in (yield CATEGORIES, ())}
     cities: dict[str, list[tuple[str, str, int]]] = {}
@@ -85,7 +85,7 @@ def run_script() -> Script:
 def _events_of_user(
     user: str, affinities: dict[str, float], trips: Sequence[Any], cities: dict[str, list[tuple[str, str, int]]]
 ) -> Script:
-    """Per trip a SELECT of its slots, per day an INSERT."""
+    """Yield a SELECT of slots per trip and an INSERT per day."""
     tops: dict[str, list[str]] = {}  # by city, whatever the number of trips
     for trip, city, start, _, _ in trips:
         if city not in tops:
@@ -96,7 +96,7 @@ def _events_of_user(
 
 
 def with_psycopg(url: str, script: Callable[[], Script] = run_script) -> None:
-    """Play a script with psycopg, which prepares what it sees often."""
+    """Play a script with psycopg, which prepares frequent statements."""
     with psycopg.connect(url, cursor_factory=psycopg.RawCursor) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with connection.cursor() as cursor:
@@ -111,7 +111,7 @@ def with_psycopg(url: str, script: Callable[[], Script] = run_script) -> None:
 
 
 def with_asyncpg(url: str, script: Callable[[], Script] = run_script) -> None:
-    """Play a script with asyncpg, which prepares everything and keeps it."""
+    """Play a script with asyncpg, which prepares and caches all statements."""
     asyncio.run(_with_asyncpg(url, script))
 
 
@@ -165,7 +165,7 @@ def written(url: str) -> tuple[Rows, Rows]:
 
 
 def require_equal(ours: tuple[Rows, Rows], theirs: tuple[Rows, Rows], who: str) -> None:
-    """Raise RuntimeError with the first difference, where the rows are not the same."""
+    """Raise RuntimeError with the first difference if the rows differ."""
     for table, mine, other in zip(("PersonaDimension", "RankingEvent"), ours, theirs, strict=True):
         if mine != other:
             first = next((pair for pair in zip(mine, other, strict=False) if pair[0] != pair[1]), ("fewer", "more"))

@@ -63,7 +63,7 @@ class Runs:
     contents: set[str] = field(default_factory=set)
 
     def run(self) -> float:
-        """One run in this process; gives its seconds. Raises RuntimeError when it publishes other bytes."""
+        """Run once in this process. Returns its seconds. Raises RuntimeError if it publishes other bytes."""
         reports: list[Any] = []
         settings = load_settings({"database_url": self.url, "out": self.out}, {})
         seconds = seconds_of(lambda: reports.append(pipeline.run(settings)))
@@ -73,7 +73,7 @@ class Runs:
         return seconds
 
     def published(self, snapshot: str) -> None:
-        """Take note of what a run published, and make room: its folder is the only one that stays."""
+        """Record what a run published, and delete older folders."""
         self.contents.add(Path(snapshot).name.split("-")[1])
         if len(self.contents) != 1:
             raise RuntimeError("Two runs on the same source published different bytes.")
@@ -82,13 +82,13 @@ class Runs:
                 shutil.rmtree(folder)
 
     def medians(self, since: int = 0) -> dict[str, float]:
-        """Seconds per step, medians of the runs since one."""
+        """Return seconds per step: medians of the runs from `since` on."""
         runs = self.steps[since:]
         return {name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]}
 
 
 def compare_rows(runs: Runs) -> None:
-    """Every variant must write what ours writes. Raises RuntimeError where one does not."""
+    """Raise RuntimeError if a variant writes other rows than `run`."""
     runs.run()
     exact, comparable = row_by_row.written(runs.url), pure_sql.comparable(runs.url)
     for name, play in row_by_row.drivers().items():
@@ -116,7 +116,7 @@ def time_further_runs(runs: Runs, rounds: int, slow_rounds: int) -> tuple[Second
 
 
 def time_first_runs(runs: Runs, rounds: int) -> Seconds:
-    """Runs with everything to backfill: ours, the server's floors, row by row."""
+    """Time runs with everything to backfill: ours, the server's lower bound, row by row."""
     url = runs.url
     events = server_writes.ready_events(url)
 
@@ -135,7 +135,7 @@ def time_first_runs(runs: Runs, rounds: int) -> Seconds:
 
 
 def time_commands(runs: Runs, rounds: int) -> tuple[Seconds, float]:
-    """The command in a process of its own: seconds in all, until its work begins, and of `--help`; its peak memory in MiB.
+    """Time the command in a process of its own: seconds in all, until its work begins, and of `--help`; peak memory in MiB.
 
     The work begins where the manifest says so: after imports, options, connect, a look at the schema, and the lock. Steps
     may run at the same time, so the whole less their sum would say nothing.
@@ -157,7 +157,7 @@ def time_commands(runs: Runs, rounds: int) -> tuple[Seconds, float]:
 
 
 def measure(url: str, out: str, rounds: int, slow_rounds: int) -> dict[str, Any]:
-    """All of it. The database holds a synthetic world."""
+    """Run all measurements. The database holds a synthetic world."""
     runs = Runs(url, out)
     compare_rows(runs)
     began = len(runs.steps)
@@ -199,7 +199,7 @@ def _targets(fast: Seconds, slow: Seconds, first: Seconds, processes: Seconds) -
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Targets, variants, and the steps of our runs."""
+    """Format targets, variants, and the steps of our runs."""
     first, further = results["steps"]["first runs"], results["steps"]["further runs"]
     lines = [
         table_row(("step", "rows", "first runs, s", "further runs, s")),
@@ -214,7 +214,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run.run", description="Compare a run with other ways to do its work."
     )

@@ -31,7 +31,7 @@ MOST_EXPONENT, MOST_MIB = 1.05, 2048
 
 
 def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
-    """Fill the database, run two runs, and give an account of them."""
+    """Fill the database, run twice, and return the measurements."""
     environment = os.environ | {"BPR_ETL_DATABASE_URL": url}
     filled = run_command([sys.executable, "cli.py", "synth", "--scale", f"{scale:g}", "--json"], environment)
     account: dict[str, Any] = {"scale": scale, "synth": _resources(filled)}
@@ -69,13 +69,13 @@ def _rows(answer: dict[str, Any]) -> dict[str, int]:
 
 
 def exponent(smaller: dict[str, Any], larger: dict[str, Any], run: str) -> float:
-    """What power of the size the seconds grow with, between two scales."""
+    """Return the exponent of time as a power of size, between two scales."""
     times = larger[run]["seconds"] / smaller[run]["seconds"]
     return math.log(times) / math.log(larger["scale"] / smaller["scale"])
 
 
 def results_of(accounts: Sequence[dict[str, Any]], made_with: dict[str, Any]) -> dict[str, Any]:
-    """The accounts in the shape that all results share."""
+    """Return the measurements in the common shape of results."""
     targets = []
     for run in RUNS:
         for smaller, larger in pairwise(accounts):
@@ -141,7 +141,7 @@ def save(results: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run.scale", description="Full runs at growing scale.")
     parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
     parser.add_argument(

@@ -48,20 +48,20 @@ FROM "RankingEvent" WHERE "userId" IN ({SHADOW})
 
 
 def ready_events(url: str) -> pl.DataFrame:
-    """The shadow users' ranking events as they stand there, as a frame that COPY takes."""
+    """Return the shadow users' ranking events in the database, as a frame for COPY."""
     with connect(parse_url(url, {})) as connection:
         return connection.fetch_frame(f'SELECT * FROM "RankingEvent" WHERE "userId" IN ({SHADOW})')
 
 
 def backfill(url: str) -> float:
-    """Seconds of the single UPDATE and its COMMIT, with everything to backfill."""
+    """Return the seconds of the single UPDATE and its COMMIT, with everything to backfill."""
     reset_signals(url)
     with connect(parse_url(url, {})) as connection:
         return seconds_of(lambda: _in_transaction(connection, lambda: load.backfill(connection, SCOPE)))
 
 
 def copy(url: str, events: pl.DataFrame) -> float:
-    """Seconds of COPY BINARY of the ready rows and its COMMIT, into the table emptied of them, with the schema's indexes."""
+    """Return the seconds of COPY BINARY of these rows and its COMMIT, into the emptied table with the schema's indexes."""
     with connect(parse_url(url, {})) as connection:
         connection.execute(_EMPTY)
         vacuum(url)
@@ -70,14 +70,14 @@ def copy(url: str, events: pl.DataFrame) -> float:
 
 
 def delete(url: str) -> float:
-    """Seconds of the DELETE of a run's events, which is rolled back."""
+    """Return the seconds of the DELETE of a run's events, which is rolled back."""
     vacuum(url)
     with connect(parse_url(url, {})) as connection, transaction(connection, commit=False):
         return seconds_of(lambda: connection.execute(_EMPTY))
 
 
 def checksum(url: str) -> float:
-    """Seconds of reading back count and checksum of the events."""
+    """Return the seconds of reading back count and checksum of the events."""
     with connect(parse_url(url, {})) as connection:
         return seconds_of(lambda: connection.fetch_rows(_CHECKSUM))
 
@@ -88,7 +88,7 @@ def _in_transaction(connection: Any, work: Callable[[], object]) -> None:
 
 
 def measure(url: str, rounds: int) -> dict[str, Any]:
-    """Time the floors. The database holds a synthetic world, on which a run has run."""
+    """Time all writes. The database holds a synthetic world on which a run was made."""
     events = ready_events(url)
     seconds = interleave(
         {
@@ -115,13 +115,13 @@ def measure(url: str, rounds: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The seconds of each floor, and its rows."""
+    """Format the seconds of each write, and its rows."""
     rows = ", ".join(f"{name}: {count:,} rows" for name, count in results["rows"].items())
     return variants_table(results["variants"]) + f"\n{rows}.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run.server_writes", description="What the server alone takes."
     )

@@ -35,7 +35,7 @@ AFFINITY_WEIGHT = 2.5
 
 
 def simulate(nodes: int, seed: int = 0) -> Dataset:
-    """A city of so many items and `USERS` users with `TRIPS` trips each, none with a candidate."""
+    """Simulate a city of that many items, and `USERS` users with `TRIPS` trips each, none with a candidate."""
     rng = np.random.default_rng(seed)
     category = rng.integers(CATEGORIES, size=nodes)
     popularity = -np.log(np.arange(nodes) + 10.0)[rng.permutation(nodes)]
@@ -82,19 +82,19 @@ def simulate(nodes: int, seed: int = 0) -> Dataset:
 
 
 def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
-    """Each user's events one after the other."""
+    """Order the events by user."""
     return events.sort("user_idx", "timestamp")
 
 
 def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:
-    """The figures of catalog:16 with draws in proportion to popularity to the power alpha."""
+    """Return the metrics of catalog:16 sampled in proportion to popularity to the power alpha."""
     options = TripleOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
     training = build_training_set(simulate(nodes), options)
     return train(build_task_from(training, lambda part: regenerate(training, part), "last-trip"), seeds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_value.large_catalogue", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="how many times a model is trained")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/large_catalogue.json and .md")

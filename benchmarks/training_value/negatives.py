@@ -84,7 +84,7 @@ STRATEGIES = (
 
 @dataclass(frozen=True)
 class World:
-    """A world's snapshot, and a file with the factor of each (trip, day, item)'s weight by what its signals say."""
+    """A world's snapshot, and a file with a weight factor per (trip, day, item), derived from its signals."""
 
     name: str
     snapshot: str
@@ -94,7 +94,7 @@ class World:
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy in one world: the figures of each ranking per user, by (ranking, scope); the options tuned."""
+    """One strategy in one world: metrics of each ranking per user, by (ranking, scope); the tuned options."""
 
     world: str
     strategy: str
@@ -124,7 +124,7 @@ def worlds(url_of: Callable[[str], str], folder: Path) -> Iterator[World]:
 
 
 def _dwell_of_visits(folder: Path) -> pl.DataFrame:
-    """log2(2 + minutes) of a visit, from the first photo to the last, over its mean: one row per (trip, day, place)."""
+    """Return log2(2 + minutes) of each visit, from first to last photo, over its mean: one row per (trip, day, item)."""
     minutes = (pl.col("timestamp_end") - pl.col("timestamp")).dt.total_seconds().clip(0, 12 * 3600) / 60
     return _over_mean(
         pl.read_parquet(folder / "visits.parquet")
@@ -134,7 +134,7 @@ def _dwell_of_visits(folder: Path) -> pl.DataFrame:
 
 
 def _weight_of_signals() -> pl.DataFrame:
-    """Twice the weight for a slot that was loved, half for one disliked, half as much again for one dwelt on."""
+    """Return weight factors: 2 for loved, 0.5 for disliked, 1.5 for dwelt on."""
     frames = []
     for chunk in generate(scale=1.0, seed=0):
         slots = chunk.itinerary_slots.select("tripId", "dayNumber", "activityNodeId", slotId="id")
@@ -176,7 +176,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
 
 
 def train(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], Figures]:
-    """Every ranking's figures per user, the model's as the mean over the seeds."""
+    """Return each ranking's metrics per user; the model's are means over the seeds."""
     unknown = affinity_model().default_affinity
     found = probe(asked, unknown, 0, _no_progress)
     further = [probe(asked, unknown, seed, _no_progress, (found.options,)) for seed in range(1, seeds)]
@@ -188,7 +188,7 @@ def _no_progress(_what: str, _done: int, _of: int) -> None:
 
 
 def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, float | None]) -> TripleArrays:
-    """The part's triples; of train also each city's sign (`etl.triples.bias`)."""
+    """Return the part's triples; for train also each city's popularity correlation (`etl.triples.bias`)."""
     nodes, frames = training.dataset.items.height, []
     for partition in partitions(training, part):
         triples = change(table(partition), partition, training.dataset)
@@ -225,7 +225,7 @@ def _mean(every: Sequence[Figures]) -> Figures:
 
 
 def measure_all(every: Sequence[World], seeds: int) -> list[Row]:
-    """Every strategy in every world, as many at a time as there are cores; one thread each, so that they don't compete."""
+    """Measure every strategy in every world, as many at a time as there are cores, with one thread each."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[name] = "1"
     jobs = [(world, strategy) for world in reversed(every) for strategy in STRATEGIES]
@@ -245,7 +245,7 @@ def measure_all(every: Sequence[World], seeds: int) -> list[Row]:
 
 
 def pooled(rows: Sequence[Row]) -> list[Row]:
-    """The real cities as one world, user by user, for the strategies that all of them have."""
+    """Pool the real cities, user by user, for the strategies that all of them have."""
     real = [row for row in rows if row.world != SYNTHETIC]
     cities = {row.world for row in real}
     found = []
@@ -264,13 +264,13 @@ def _joined(every: Sequence[Figures]) -> Figures:
 
 
 def interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-    """The mean over users with its interval of 95%."""
+    """Return the mean over users and its 95% interval."""
     found: Interval = bootstrap(values, seed=0)
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4), "users": found.n}
 
 
 def row_entry(row: Row) -> dict[str, Any]:
-    """A row as the results file has it: every ranking's figures, and the model's differences from each, with intervals."""
+    """Return a row for the results file: each ranking's metrics, and the model's differences from each, with intervals."""
     rankings: dict[str, Any] = {}
     against: dict[str, Any] = {}
     for (name, scope), figures in row.figures.items():
@@ -290,7 +290,7 @@ def row_entry(row: Row) -> dict[str, Any]:
 
 
 def verdicts(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool]]:
-    """What `recommended` is to reach, what it reached, and whether that will do."""
+    """Return target, measurement and whether it is met, for each target of `recommended`."""
     found = []
     for each in accounts:
         if each["strategy"] != "recommended":
@@ -316,7 +316,7 @@ def verdicts(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool
 
 
 def format_interval(found: Mapping[str, float]) -> str:
-    """A mean and its interval."""
+    """Format a mean and its interval."""
     return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
@@ -386,7 +386,7 @@ def save(accounts: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any], se
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code: 1 when `recommended` doesn't reach what it is to reach."""
+    """Measure and print the tables. Returns 1 if `recommended` misses a target, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training_value.negatives", description="Measure the training value of negatives."
     )

@@ -30,7 +30,7 @@ BATCHES = (256, 8)
 
 
 def recipe() -> str:
-    """The numpy recipe's code."""
+    """Return the code of the numpy recipe."""
     found = re.search(r"^## numpy$.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     if found is None:
         raise ValueError(f"{PAGE} has no numpy recipe.")
@@ -38,7 +38,7 @@ def recipe() -> str:
 
 
 def share_preferred(root: str, code: str) -> float:
-    """The share of test rows whose positive the recipe's model prefers, after training on train."""
+    """Return the share of test rows whose positive the model prefers, after training with the recipe."""
     names: dict[str, Any] = {"root": root, "split": "train"}
     exec(compile(code, str(PAGE), "exec"), names)  # noqa: S102 - our own page
     columns = ["user_id", "pos_item", "neg_item"]
@@ -54,7 +54,7 @@ def share_preferred(root: str, code: str) -> float:
 
 
 def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
-    """Each order with its figure per size of batch."""
+    """Return each order with its metric per batch size."""
     pipeline.synth(load_settings({"database_url": url}, {}))
     options = {"database_url": url, "split": "last-trip", "negatives": ["catalog:16"]}
     pipeline.run(load_settings({**options, "out": str(folder / "plain")}, {}))
@@ -79,7 +79,7 @@ def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and give the exit code."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training_value.row_order", description="Effect of the order of rows on SGD."
     )

@@ -68,7 +68,7 @@ def duckdb_way(*, enums: bool, filter_first: bool, per_city: bool, ordered: bool
 
 
 def _types(snapshot: Path) -> str:
-    """An ENUM of every kind of id that the vocabularies have. Events and trips stay texts: each stands there once."""
+    """Return SQL that creates an ENUM per kind of id. Events and trips stay strings, because each occurs once."""
     return (
         f"CREATE TYPE user_enum AS ENUM (SELECT user_id FROM read_parquet('{snapshot}/users.parquet'));"
         f"CREATE TYPE item_enum AS ENUM (SELECT item_id FROM read_parquet('{snapshot}/items.parquet'));"
@@ -113,7 +113,7 @@ def _filtered_first(source: str, *, enums: bool) -> str:
 
 
 def pandas_way(snapshot: Path, out: Path) -> None:
-    """pandas: what is left of the candidates by a comprehension, then two explodes."""
+    """pandas: negatives by a comprehension, then two explodes."""
     pd = importlib.import_module("pandas")  # here, since the other variants' memory should not have it
 
     columns = ["user_id", "timestamp", "event_id", "trip_id", "day_number", "candidate_ids", "selected_ids", "city"]
@@ -131,7 +131,7 @@ def pandas_way(snapshot: Path, out: Path) -> None:
 
 
 def expanded(snapshot: Path) -> dict[str, pl.DataFrame]:
-    """The snapshot's own triples, in memory with ids as Enum, by the city's folder: what a floor only has to write."""
+    """Return the snapshot's own triples by city folder, in memory, with ids as Enum: the input of the lower bounds."""
     frames = {}
     for city in folders(snapshot):
         frame = pl.read_parquet(snapshot / "triples" / city / "*.parquet", hive_partitioning=False)
@@ -141,7 +141,7 @@ def expanded(snapshot: Path) -> dict[str, pl.DataFrame]:
 
 
 def tables(frames: Mapping[str, pl.DataFrame]) -> dict[str, list[pa.Table]]:
-    """The expanded frames as Arrow row groups, each with dictionaries of its own: what pyarrow only has to write."""
+    """Return the expanded frames as Arrow row groups with dictionaries of their own: the input of the pyarrow lower bound."""
     return {
         city: [_table(frame.slice(start, ROW_GROUP)) for start in range(0, frame.height, ROW_GROUP)]
         for city, frame in frames.items()
@@ -149,14 +149,14 @@ def tables(frames: Mapping[str, pl.DataFrame]) -> dict[str, list[pa.Table]]:
 
 
 def _table(rows: pl.DataFrame) -> pa.Table:
-    """One row group. A dictionary holds the texts that occur in it and no others, in their order of appearance."""
+    """Return one row group. A dictionary holds only the strings that occur in it, in order of appearance."""
     arrays = {name: rows[name].cast(pl.String).to_arrow(compat_level=pl.CompatLevel.oldest()) for name in TEXTS}
     texts = {name: array.cast(pa.string()).dictionary_encode() for name, array in arrays.items()}
     return pa.table({name: texts[name] if name in texts else rows[name].rechunk().to_arrow() for name in rows.columns})
 
 
 def floor_polars(frames: Mapping[str, pl.DataFrame], out: Path) -> None:
-    """The expanded frames to disk by Polars' own writer, which uses all cores and whose bytes depend on them."""
+    """Write the expanded frames with Polars' own writer, which uses all cores and whose bytes depend on their number."""
     for city, frame in frames.items():
         (out / city).mkdir(parents=True)
         path = out / city / "part-0.parquet"
@@ -164,7 +164,7 @@ def floor_polars(frames: Mapping[str, pl.DataFrame], out: Path) -> None:
 
 
 def floor_pyarrow(groups: Mapping[str, list[pa.Table]], out: Path) -> None:
-    """The expanded row groups to disk by pyarrow, which ours writes with: a thread for each city."""
+    """Write the expanded row groups with pyarrow, as `expand` does: a thread per city."""
 
     def write(city: str) -> None:
         (out / city).mkdir(parents=True)
@@ -189,7 +189,7 @@ WAYS: dict[str, Way] = {
 
 
 def row_counts_and_checksums(parts: str) -> dict[str, list[Any]]:
-    """Rows and an order-independent checksum over the ten columns, per city, of Parquet files as they lie on disk."""
+    """Return rows and an order-independent checksum over the ten columns, per city, of Parquet files on disk."""
     texts = ", ".join(f"{name}::VARCHAR" for name in TEXTS)
     numbers = "timestamp::BIGINT, day_number::INTEGER, pos_in_candidates::BOOLEAN, weight::FLOAT"
     query = (
@@ -201,7 +201,7 @@ def row_counts_and_checksums(parts: str) -> dict[str, list[Any]]:
 
 
 def run_alternative(way: str, snapshot: str, out: str) -> dict[str, Any]:
-    """One way in this process, for `measure.alone`: its seconds, and the answer after the clock has stopped."""
+    """Run one way in this process, for `call_in_process`. Returns its seconds, and its answer, which is not timed."""
     write = pandas_way if way == "pandas" else WAYS[way]
     start = time.perf_counter()
     write(Path(snapshot), Path(out))

@@ -63,7 +63,7 @@ class World:
 
     @classmethod
     def drawn(cls, users: int, nodes: int) -> World:
-        """So many users, and so many nodes in each city."""
+        """Return a random world with that many users, and that many nodes in each city."""
         rng = np.random.default_rng(SEED)
         categories, cities = len(SHARES), len(CITIES)
         sizes = np.maximum(1, np.floor(SHARES * nodes).astype(np.int64))
@@ -94,7 +94,7 @@ class World:
         return pairs, Affinities.validate(liked), pl.DataFrame(nodes)
 
     def looked_at(self) -> int:
-        """Pairs of user and node in the categories that reach a top 20: what ours looks at."""
+        """Return the pairs of user and node in the categories that reach a top 20: those that ours examines."""
         total = 0
         for city in range(len(CITIES)):
             sizes = np.bincount(self.category[self.city == city], minlength=len(SHARES))
@@ -105,12 +105,12 @@ class World:
 
 
 def hashed(texts: Sequence[str]) -> U64:
-    """The first eight bytes of SHA-256, by Python's own."""
+    """Return the first eight bytes of SHA-256, computed by Python."""
     return np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts], np.uint64)
 
 
 def tie(user: np.uint64, nodes: U64) -> U64:
-    """The order among equal affinities, as ARCHITECTURE.md has it."""
+    """Return the tie hash of docs/internals.md."""
     z = nodes ^ user
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -118,7 +118,7 @@ def tie(user: np.uint64, nodes: U64) -> U64:
 
 
 def oracle(world: World, users: int) -> list[list[int]]:
-    """The rankings of the first so many users in each city, every node sorted: one list per (user, city)."""
+    """Rank all nodes of each city for the first users: one list per (user, city)."""
     of_users, of_nodes = hashed([f"{SEED}\0{user}" for user in world.users[:users]]), hashed(world.nodes)
     found = []
     for user, key in enumerate(of_users):
@@ -130,7 +130,7 @@ def oracle(world: World, users: int) -> list[list[int]]:
 
 
 def ours(world: World) -> Ints:
-    """Our ranking as codes of nodes, one row per (user, city)."""
+    """Return our ranking as node codes, one row per (user, city)."""
     pairs, affinities, nodes = world.frames
     found = ours_.candidates(pairs, affinities, nodes, UNKNOWN, SEED)
     ranked = pairs.join(found, on=["user_id", "city"], maintain_order="left")["ranked_ids"]
@@ -178,7 +178,7 @@ class DuckDB:
             self.connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")
 
     def top(self, way: str) -> Ints:
-        """The codes of the twenty, one row per (user, city), in no order within."""
+        """Return the codes of the top twenty, one row per (user, city), unordered within a row."""
         rows = self.connection.execute(f"SELECT top FROM ({self.WAYS[way]}) ORDER BY usr, city").fetchnumpy()["top"]
         return np.stack([np.asarray(row, np.int64) for row in rows])
 
@@ -190,7 +190,7 @@ def affinities(world: World, top: Ints) -> Floats:
 
 
 def require_equal(world: World) -> None:
-    """Raise RuntimeError where ours is not the oracle's, node by node, or DuckDB's twenty are liked otherwise than ours."""
+    """Raise RuntimeError if our ranking differs from the oracle's, node by node, or from DuckDB's, affinity by affinity."""
     found = ours(world)
     wanted = np.array(oracle(world, min(CHECKED_USERS, len(world.users))))
     if not np.array_equal(found[: len(wanted)], wanted):
@@ -202,14 +202,14 @@ def require_equal(world: World) -> None:
 
 
 def time_variant(way: str, world: World, tables: DuckDB) -> float:
-    """Seconds of one way to all candidates."""
+    """Return the seconds of one way to all candidates."""
     start = time.perf_counter()
     tables.top(way) if way in DuckDB.WAYS else ours(world)
     return time.perf_counter() - start
 
 
 def measure_variant(way: str, users: int, nodes: int) -> dict[str, float]:
-    """One way in this process, for `measure.alone`."""
+    """Run one way in this process, for `call_in_process`."""
     world = World.drawn(users, nodes)
     if way in DuckDB.WAYS:
         return {"seconds": time_variant(way, world, DuckDB(world))}
@@ -220,7 +220,7 @@ def measure_variant(way: str, users: int, nodes: int) -> dict[str, float]:
 
 
 def measure(users: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each way at each size. Raises RuntimeError where the answers differ."""
+    """Return seconds of each way at each size. Raises RuntimeError if the results differ."""
     seconds: dict[str, list[float]] = {}
     looked_at = {}
     for nodes in SIZES:
@@ -266,7 +266,7 @@ def _name(way: str, nodes: int) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Targets, variants, and how the pairs that ours looks at grow."""
+    """Format targets, variants, and the growth of the pairs that ours examines."""
     pairs = results["rows"]["pairs of user and city"]
     lines = [table_row(("nodes per city", "all pairs", "looked at", "share", "ours, s")), table_row(("---:",) * 5)]
     for nodes, looked in results["looked_at"].items():
@@ -280,7 +280,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.triples.candidates", description="Time the top 20 per user."
     )

@@ -44,7 +44,7 @@ _SHOWN = LOGGED_EVENTS.with_columns(pl.lit([], dtype=pl.List(pl.UInt32)).alias("
 
 
 def make_snapshot(folder: str, scale: float, seed: int = 0) -> str:
-    """Publish the events of the synthetic world of that scale, without triples; gives the snapshot's folder."""
+    """Publish the events of the synthetic world of that scale, without triples. Returns the snapshot's folder."""
     settings = load_settings({"out": folder, "seed": seed, "min_catalog": 1_000_000, "allow_empty": True}, {})
     report = RunResult(uuid.uuid4().hex, utc_now())
     buckets = bucket_count(round(scale * EVENTS))
@@ -71,7 +71,7 @@ def _coded(source: SourceTables, compaction: DatasetBuilder, seed: int) -> pl.Da
 
 
 def _personas(source: SourceTables) -> pl.DataFrame:
-    """Eight rows per user of about the size that real ones have: what users.parquet, and so an expand's memory, is made of."""
+    """Return eight rows per user of realistic size: they determine the size of users.parquet, and so the memory of expand."""
     vectors = source.affinities.group_by("user_id", maintain_order=True).agg(
         value=pl.format('"{}": {}', "category", "affinity")
     )
@@ -86,7 +86,7 @@ def _personas(source: SourceTables) -> pl.DataFrame:
 
 
 def one_scale(scale: float, folder: Path, kept: Path, negatives: str) -> dict[str, Any]:
-    """Make the events if they aren't there yet, expand them in a process of its own, and give an account of that."""
+    """Make the events if they don't exist yet, expand them in a process of its own, and return the measurements."""
     events = kept / f"scale-{scale:g}"
     if not (events / LATEST).exists():
         call_in_process("benchmarks.triples.expand_scale:make_snapshot", folder=str(events), scale=scale)

@@ -48,7 +48,7 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: a key and a group per draw; the pools, and the same with weights where popularity counts."""
+    """Input of a case: a key and a group per sample; the pools, and pools with weights if popularity counts."""
 
     keys: U64
     groups: I64
@@ -74,12 +74,12 @@ class Case:
         )
 
     def run(self) -> tuple[Positions, Flags]:
-        """All draws."""
+        """Run all samples."""
         return sample(self.keys, self.groups, WANTED, self.even, self.weighted)
 
 
 def number(key: int, attempt: int) -> int:
-    """The attempt-th number of a key: splitmix64's, its upper half."""
+    """Return the attempt-th number of a key: the upper half of splitmix64's."""
     z = (key + (attempt + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
@@ -87,7 +87,7 @@ def number(key: int, attempt: int) -> int:
 
 
 def sample_uniform(key: int, pool: list[int]) -> list[int]:
-    """One draw by Floyd's algorithm."""
+    """Sample once by Floyd's algorithm."""
     taken: list[int] = []
     for attempt in range(WANTED):
         last = len(pool) - WANTED + attempt
@@ -97,7 +97,7 @@ def sample_uniform(key: int, pool: list[int]) -> list[int]:
 
 
 def sample_weighted(key: int, pool: list[int], weights: list[int]) -> list[int]:
-    """One draw in proportion to the weights, a taken node drawn again."""
+    """Sample once in proportion to the weights; a taken item is sampled again."""
     total, taken, attempt = sum(weights[place] for place in pool), list[int](), 0
     while len(taken) < WANTED:
         left = number(key, attempt) * total >> 32
@@ -111,7 +111,7 @@ def sample_weighted(key: int, pool: list[int], weights: list[int]) -> list[int]:
 
 
 def check_samples(case: Case) -> None:
-    """Raise RuntimeError where a draw is not what it should be."""
+    """Raise RuntimeError if a sample is wrong."""
     positions, counts = case.run()
     every = np.arange(len(case.even.weights))
     for row in range(CHECKED):
@@ -132,19 +132,19 @@ def check_samples(case: Case) -> None:
 
 
 def time_case(case: Case) -> float:
-    """Seconds of all draws."""
+    """Return the seconds of all samples."""
     start = time.perf_counter()
     case.run()
     return time.perf_counter() - start
 
 
 def measure_case(name: str, draws: int) -> dict[str, float]:
-    """One case in this process, for `measure.alone`."""
+    """Run one case in this process, for `call_in_process`."""
     return {"seconds": time_case(Case.drawn(draws, *CASES[name]))}
 
 
 def measure(draws: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each case. Raises RuntimeError where a draw is wrong."""
+    """Return the seconds of each case. Raises RuntimeError if a sample is wrong."""
     cases = {name: Case.drawn(draws, *how) for name, how in CASES.items()}
     for case in cases.values():
         check_samples(case)
@@ -176,7 +176,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.triples.sampling", description="Time the draws of catalog:16."
     )

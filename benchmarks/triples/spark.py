@@ -18,7 +18,7 @@ from typing import Any
 
 
 def triples(session: Any, snapshot: Path, folders: list[str]) -> Any:
-    """The triples as a lazy frame: what is taken leaves the candidates before they are exploded."""
+    """Return the triples as a lazy frame: selected items are removed from the candidates before they are exploded."""
     paths = [str(snapshot / "events" / folder) for folder in folders]
     session.read.option("basePath", str(snapshot / "events")).parquet(*paths).createOrReplaceTempView("events")
     return session.sql("""
@@ -30,7 +30,7 @@ def triples(session: Any, snapshot: Path, folders: list[str]) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Time the rounds and print what was found; the last round's files stay."""
+    """Time the rounds and print the results; the last round's files stay."""
     spark = importlib.import_module("pyspark.sql")  # by name: this file is also checked where there is no PySpark
     snapshot, out, rounds, *folders = arguments
     session = (
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _peak(session: Any) -> float | None:
-    """The JVM's peak resident memory in MiB, where Linux says it."""
+    """Return the JVM's peak resident memory in MiB, if Linux reports it."""
     pid = session.sparkContext._jvm.java.lang.ProcessHandle.current().pid()  # noqa: SLF001 - PySpark has no other door
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()

@@ -49,7 +49,7 @@ Answer = dict[str, list[Any]]
 
 
 def expand(snapshot: str, out: str) -> dict[str, Any]:
-    """Ours: its seconds, and those of its steps. Leaves `out/snapshots/…`."""
+    """Run `expand`. Returns its seconds, and those of its steps. Leaves `out/snapshots/…`."""
     settings = load_settings({"snapshot": snapshot, "out": out}, {})
     start = time.perf_counter()
     report = pipeline.expand(settings)
@@ -57,7 +57,7 @@ def expand(snapshot: str, out: str) -> dict[str, Any]:
 
 
 class _Contest:
-    """The variants over one snapshot, each into a folder of its own that goes when it has been looked at."""
+    """The variants over one snapshot, each with a folder of its own that is deleted after the check."""
 
     def __init__(self, snapshot: Path, work: Path) -> None:
         self.snapshot, self.work = snapshot, work
@@ -69,7 +69,7 @@ class _Contest:
         self.wrong: dict[str, int] = {}
 
     def turns(self) -> dict[str, Callable[[], float]]:
-        """What takes turns, each giving its own seconds."""
+        """Return the variants of the rounds; each returns its own seconds."""
         ways = {name: self._timed(way) for name, way in alternatives.WAYS.items()}
         floors = {
             POLARS_FLOOR: self._timed(lambda _, out: alternatives.floor_polars(self.frames, out)),
@@ -79,7 +79,7 @@ class _Contest:
         return {name: partial(self._turn, name, each) for name, each in every.items()}
 
     def _turn(self, name: str, way: Callable[[Path], float]) -> float:
-        """One turn into a fresh folder. Its answer is compared when the clock has stopped, then it is deleted."""
+        """Run one turn into a new folder. Its output is compared after timing, then deleted."""
         os.sync()  # what the one before has still to write is not this one's
         out = self.work / "out"
         try:
@@ -98,7 +98,7 @@ class _Contest:
         return seconds
 
     def notes(self) -> list[str]:
-        """The rounds in which a variant's answer was wrong."""
+        """Return notes on rounds in which a variant's output was wrong."""
         return [
             f"{name}: other triples than everybody else in {wrong} of {self.rounds[name]} rounds."
             for name, wrong in self.wrong.items()
@@ -120,7 +120,7 @@ class _Contest:
 
 
 def measure(scale: float, rounds: int, pyspark: str | None) -> dict[str, Any]:
-    """All of it. Raises RuntimeError when two variants don't have the same triples."""
+    """Run all measurements. Raises RuntimeError if two variants don't have the same triples."""
     with tempfile.TemporaryDirectory(prefix="bpr-triples-") as folder:
         work = Path(folder)
         # In a process of its own, so that nothing of making the world is left in the memory of this one.
@@ -147,7 +147,7 @@ def measure(scale: float, rounds: int, pyspark: str | None) -> dict[str, Any]:
 
 
 def make_snapshot(folder: str, scale: float) -> str:
-    """The snapshot to begin with, for `measure.alone`."""
+    """Make the input snapshot, for `call_in_process`."""
     return str(events_snapshot(Path(folder), scale))
 
 
@@ -156,7 +156,7 @@ def _mismatch(name: str, found: Answer, expected: Answer) -> RuntimeError:
 
 
 def _memory(snapshot: Path, work: Path, name: str) -> CallResult:
-    """One variant in a process of its own; its files stay where it is not one of those that take turns."""
+    """Measure the memory of one variant in a process of its own; files of variants outside the rounds stay."""
     out = work / "alone"
     shutil.rmtree(out, ignore_errors=True)
     if name == OURS:
@@ -167,7 +167,7 @@ def _memory(snapshot: Path, work: Path, name: str) -> CallResult:
 
 
 def _spark(contest: _Contest, rounds: int, pyspark: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The variants that are too slow or too large to take turns: pandas once, PySpark in a session of its own."""
+    """Measure the variants that are too slow or too large for the rounds: pandas once, PySpark in a session of its own."""
     snapshot, work = contest.snapshot, contest.work
     found = _memory(snapshot, work, PANDAS)
     _require(PANDAS, work / "alone", contest.expected)
@@ -185,14 +185,14 @@ def _spark(contest: _Contest, rounds: int, pyspark: str | None) -> tuple[dict[st
 
 
 def _require(name: str, out: Path, expected: Answer) -> None:
-    """Raise RuntimeError where the files below `out` hold other triples."""
+    """Raise RuntimeError if the files below `out` hold other triples."""
     found = alternatives.row_counts_and_checksums(f"{out}/**/*.parquet")
     if found != expected:
         raise _mismatch(name, found, expected)
 
 
 def _targets(seconds: Mapping[str, list[float]], steps: Mapping[str, list[float]]) -> list[dict[str, Any]]:
-    """What ours must reach: against the fastest of each kind, by its whole time; and once more by its staging alone."""
+    """Return our targets: compared with the fastest of each kind, by whole time, and by staging time."""
     ours = seconds[OURS]
     rest = [sum(each) for each in zip(*(steps[name] for name in _WITHOUT_DISK if name in steps), strict=True)]
     staging = [whole - other for whole, other in zip(ours, rest, strict=True)] if rest else ours
@@ -215,7 +215,7 @@ def _fastest(seconds: Mapping[str, list[float]]) -> list[float]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Targets, variants, and where ours spends its time."""
+    """Format targets, variants, and the time of our steps."""
     steps = [table_row(("step of ours", "median, s")), table_row(("---", "---:"))]
     steps += [table_row((name, f"{seconds:.2f}")) for name, seconds in results["steps"].items()]
     rows = results["rows"]
@@ -225,7 +225,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and give the exit code."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.triples.triples", description="Time the expansion of events."
     )
