@@ -21,7 +21,7 @@ from benchmarks.surroundings import (
     SHADOW,
 )
 from etl.load.copy import REGISTRY
-from etl.postgres.ddl import quote_literal
+from etl.postgres.naming import quote_literal
 from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE

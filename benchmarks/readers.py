@@ -25,7 +25,7 @@ from benchmarks.surroundings import PREFIX, circumstances, fresh_database, keep,
 from etl.errors import EtlError
 from etl.extract import queries
 from etl.pipeline import run as pipeline
-from etl.postgres.ddl import Naming
+from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
 from etl.settings.model import load_settings

@@ -34,8 +34,9 @@ from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
 from etl.postgres import catalog as schema
-from etl.postgres.connection import connect, transaction
+from etl.postgres.connection import connect
 from etl.postgres.scope import Scope
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings, load_settings

@@ -15,8 +15,9 @@ from typing import Any
 
 from etl.errors import SettingsError
 from etl.postgres import embedded
-from etl.postgres.connection import connect, transaction
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.connection import connect
+from etl.postgres.naming import quote_identifier
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.runtime.run_record import LIBRARIES
 from etl.runtime.version import __version__

@@ -10,7 +10,7 @@ from pathlib import Path
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.naming import quote_identifier
 from etl.postgres.url import parse_url
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings

@@ -14,19 +14,17 @@ from etl.extract import queries
 from etl.load.audit import require_counted
 from etl.pipeline.guards import limits, multiple_domains_warning
 from etl.postgres import catalog as schema
-from etl.postgres.connection import (
-    OLDEST,
-    Connection,
-    connect,
+from etl.postgres.connection import OLDEST, Connection, connect
+from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.privileges import require_privileges
+from etl.postgres.scope import Scope
+from etl.postgres.transaction import (
     goes_through_transaction_pooler,
     lock_key,
     lock_predicate,
-    no_writes,
+    read_only_reason,
     transaction,
 )
-from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
-from etl.postgres.privileges import require_privileges
-from etl.postgres.scope import Scope
 from etl.postgres.url import connection_parts, schema_of, target_of
 from etl.reporting.numbers import counted
 from etl.runtime.cancellation import CancelToken
@@ -112,7 +110,7 @@ def _server(connection: Connection) -> Iterator[Check]:
         yield warning("server", f"{said}; bpr-etl is tested with {OLDEST} to {NEWEST}", "Look for a newer bpr-etl.")
     else:
         yield ok("server", said)
-    if obstacle := no_writes(connection):
+    if obstacle := read_only_reason(connection):
         why, remedy = obstacle
         yield failed("server", ConnectError, why, f"{remedy} `export` needs no more than this.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from etl.postgres.ddl import Naming, quote_identifier, quote_literal
+from etl.postgres.naming import Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Audience, Scope
 
 _SLOT_COLUMNS = (

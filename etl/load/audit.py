@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import quote_literal
+from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
 from etl.settings.values import parse_table
 

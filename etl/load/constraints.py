@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from etl.load.copy import REGISTRY
-from etl.postgres.ddl import quote_literal
+from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
 from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE

@@ -16,7 +16,7 @@ import pyarrow as pa
 from etl.errors import DataError, SchemaError, SettingsError
 from etl.load.audit import RowCounts
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Scope
 from etl.transform.hashing import format_float, md5_32, stable_id
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION

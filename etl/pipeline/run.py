@@ -36,20 +36,17 @@ from etl.load.checks import ValidationReport, validate_database
 from etl.pipeline.guards import check_scope, limits, rejected_shares
 from etl.pipeline.publication import Clock, Publication, check_auc, no_progress, open_output, run_probe
 from etl.postgres import catalog as schema
-from etl.postgres.connection import (
-    Connection,
-    OrderedWorker,
+from etl.postgres.connection import Connection, connect
+from etl.postgres.naming import MODELS, Naming
+from etl.postgres.scope import Scope, resolve_scope
+from etl.postgres.transaction import (
     advisory_lock,
     check_not_rewritten,
-    connect,
     ensure_tables_not_rewritten,
-    ordered_worker,
     require_lock,
     retry_on_conflict,
     transaction,
 )
-from etl.postgres.ddl import MODELS, Naming
-from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.url import schema_of, target_of
 from etl.reporting.collector import REQUIRED_FILES, rebuild
 from etl.reporting.listing import previous_runs
@@ -57,6 +54,7 @@ from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
 from etl.runtime.ray_executor import open_executor
 from etl.runtime.run_record import Progress, RunObserver, RunResult
+from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings, with_options
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location

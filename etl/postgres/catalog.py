@@ -14,17 +14,14 @@ from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from etl.errors import SchemaError
-from etl.postgres.ddl import (
-    COLUMNS,
+from etl.postgres.ddl import COLUMNS, Column, Statement, schema_statements
+from etl.postgres.naming import (
     MODELS,
     SOURCE_MODELS,
     WRITTEN_MODELS,
-    Column,
     Naming,
-    Statement,
     quote_identifier,
     quote_literal,
-    schema_statements,
 )
 
 Wanted = Literal["auto", "model", "mapped"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from etl.errors import ConnectError
-from etl.postgres.ddl import COLUMNS, MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.ddl import COLUMNS
+from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
 
 XMIN = "xmin"
 """The system column that tells which transaction wrote a row."""

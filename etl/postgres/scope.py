@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from etl.postgres import catalog as schema
-from etl.postgres.connection import Connection, transaction
-from etl.postgres.ddl import Naming, quote_literal
+from etl.postgres.connection import Connection
+from etl.postgres.naming import Naming, quote_literal
 from etl.postgres.privileges import require_privileges
+from etl.postgres.transaction import transaction
 from etl.settings.model import Settings
 
 Audience = Literal["shadow", "real", "all"]

@@ -23,7 +23,7 @@ import polars as pl
 from etl.errors import SettingsError
 from etl.load.copy import copy_rows
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.naming import quote_identifier
 from etl.postgres.scope import Scope
 from etl.synthetic import real_users as real
 from etl.synthetic import tables

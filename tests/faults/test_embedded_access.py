@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).parents[2]
 BORROW = """
 import sys
 from pathlib import Path
-from etl import embedded
+from etl.postgres import embedded
 
-with embedded.borrowed(Path(sys.argv[1])) as server:
+with embedded.shared_server(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     sys.stdin.readline()
 """

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[3]
 FAST = {"fsync": "off", "shared_buffers": "16MB", "max_connections": "10"}
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another OS user")
-START = "import sys; from pathlib import Path; from etl import embedded; print(embedded.start(Path(sys.argv[1])).pid)"
+START = "import sys; from pathlib import Path; from etl.postgres import embedded; print(embedded.start(Path(sys.argv[1])).pid)"
 
 
 def make_place() -> Path:
@@ -468,7 +468,7 @@ def test_an_ordinary_user_has_a_server_of_their_own(place: Path) -> None:
     os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
     program = """
 import os, subprocess
-from etl import embedded
+from etl.postgres import embedded
 folder = embedded.default_data_dir(os.environ)
 server = embedded.start(folder, parameters={"fsync": "off"})
 try:
