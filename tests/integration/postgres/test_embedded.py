@@ -456,7 +456,7 @@ def test_programs_that_others_can_not_reach_run_from_a_copy(
 @as_root
 def test_an_ordinary_user_has_a_server_of_their_own(place: Path) -> None:
     wheel = embedded._wheel_folder()
-    needed = [str(wheel), str(REPOSITORY / "etl" / "embedded.py")]
+    needed = [str(wheel), str(REPOSITORY / "etl" / "postgres" / "embedded.py")]
     if any(as_user("nobody", "test", "-r", path).returncode for path in needed):
         pytest.skip("the repository or the wheel lies where an ordinary user can't read it")
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
