@@ -32,7 +32,7 @@ from etl.extract.reader import (
 )
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
-from etl.load.checks import ValidationReport, validate_database
+from etl.load.constraints import ValidationReport, validate_database
 from etl.pipeline.guards import check_scope, limits, rejected_shares
 from etl.pipeline.publication import Clock, Publication, check_auc, no_progress, open_output, run_probe
 from etl.postgres import catalog as schema
