@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from etl.commands.doctor_checks import Check, catch_errors, clock_skew, database_checks, failed, ok, skipped, warning
 from etl.errors import ConnectError, LockedError, SettingsError
 from etl.pipeline.publication import Clock
-from etl.postgres.url import connection_parts, schema_of, target_of
+from etl.postgres.url import schema_of, target_of
 from etl.reporting import listing as history
 from etl.reporting.numbers import format_bytes
 from etl.runtime.cancellation import CancelToken
@@ -54,7 +54,7 @@ def run_checks(settings: Settings, clock: Clock, stop: CancelToken | None = None
 
 def _address(settings: Settings) -> Iterator[Check]:
     address = target_of(settings)
-    parts = connection_parts(settings.database_url or "", settings.environ)
+    parts = address.parts
     variable = env_variable_for("database_url", settings.environ)
     said = variable is not None and settings.environ[variable] == settings.database_url
     where = f"from {variable}" if said else "from --database-url or the settings file"

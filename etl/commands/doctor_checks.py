@@ -29,7 +29,7 @@ from etl.postgres.transaction import (
     read_only_reason,
     transaction,
 )
-from etl.postgres.url import connection_parts, schema_of, target_of
+from etl.postgres.url import schema_of, target_of
 from etl.reporting.numbers import counted
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.run_record import RunResult
@@ -146,7 +146,7 @@ def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iter
                 user, database = connection.fetch_rows("SELECT current_user::text, current_database()::text")[0]
             yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
             yield from _in_transaction(connection, "server", _server)
-            yield from _in_transaction(connection, "TLS", _tls, settings)
+            yield from _in_transaction(connection, "TLS", _tls)
             yield from catch_errors("pooler", partial(_pooler, connection))
             yield from _in_transaction(connection, "time limits", _time_limits)
             yield from _in_transaction(connection, "clock", _clock, clock)
@@ -188,11 +188,11 @@ def _server(connection: Connection) -> Iterator[Check]:
         yield failed("server", ConnectError, why, f"{remedy} `export` needs no more than this.")
 
 
-def _tls(connection: Connection, settings: Settings) -> Iterator[Check]:
+def _tls(connection: Connection) -> Iterator[Check]:
     used, version, socket = connection.fetch_rows(
         "SELECT s.ssl, s.version, inet_server_addr() IS NULL FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid()"
     )[0]
-    parts = connection_parts(settings.database_url or "", settings.environ)
+    parts = connection.address.parts
     host, mode = parts.get("host", ""), parts.get("sslmode")
     said = f"sslmode={mode}" if mode else "no sslmode is said, which means prefer"
     if socket:

@@ -208,8 +208,8 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     )[0]
     if found != (len(REGISTRY), added):
         raise DataError(
-            f"{table} holds {found[0]} of the {len(REGISTRY)} models that it needs, and {found[1]} of {added} inserted rows are "
-            "as they were sent. Nothing was kept. A trigger on the table changes them: see to it first."
+            f"{table} holds {found[0]} of the {len(REGISTRY)} models that it needs, and {found[1]} of {added} inserted ones "
+            "are as they were sent. Nothing was kept. A trigger on the table changes them: see to it first."
         )
     return added
 
