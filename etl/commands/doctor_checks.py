@@ -22,6 +22,7 @@ from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.scope import Scope
+from etl.postgres.side_effects import SIDE_EFFECTS, Finding
 from etl.postgres.transaction import (
     goes_through_transaction_pooler,
     lock_key,
@@ -280,11 +281,11 @@ def _schema(connection: Connection, naming: Naming) -> Iterator[Check]:
     yield ok("schema", f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({names}): nothing is missing")
 
 
-def _advice(findings: list[catalog.Finding]) -> Iterator[Check]:
+def _advice(findings: list[Finding]) -> Iterator[Check]:
     """Report what does not keep a run from starting: missing indexes, and what else happens when a run writes."""
     advice = [each for each in findings if each.severity == "advice"]
     for each in advice:
-        if each.kind not in catalog.SIDE_EFFECTS:
+        if each.kind not in SIDE_EFFECTS:
             name, remedy = ("index", "") if each.kind == "index" else ("schema", "A run goes on without it.")
             yield warning(name, each.detail, remedy)
         elif each.model == "ModelRegistry" and each.kind == "foreign_key":
@@ -294,7 +295,7 @@ def _advice(findings: list[catalog.Finding]) -> Iterator[Check]:
             yield warning("side effects", each.detail, remedy)
     if not any(each.kind in {"index", "table"} for each in findings):
         yield ok("index", "the design's indexes are there")
-    if not any(each.kind in catalog.SIDE_EFFECTS for each in advice):
+    if not any(each.kind in SIDE_EFFECTS for each in advice):
         nothing = "no foreign key points at the tables that a run writes, and no trigger or rule is on them"
         yield ok("side effects", nothing)
 

@@ -39,6 +39,7 @@ from etl.postgres import catalog as schema
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS, Naming
 from etl.postgres.scope import Scope, resolve_scope
+from etl.postgres.side_effects import Finding
 from etl.postgres.transaction import (
     advisory_lock,
     check_not_rewritten,
@@ -121,7 +122,7 @@ def synth(
         return copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
 
 
-def schema_check(settings: Settings, stop: CancelToken | None = None) -> list[schema.Finding]:
+def schema_check(settings: Settings, stop: CancelToken | None = None) -> list[Finding]:
     """What is missing in the database, or does not fit."""
     address = target_of(settings)
     with connect(address, stop) as connection, transaction(connection, read_only=True, commit=False):
