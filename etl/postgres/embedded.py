@@ -64,14 +64,7 @@ class Server:
         return f"postgresql://postgres@localhost/{quote(database, safe='')}?host={quote(str(self.socket_dir))}"
 
 
-@dataclass(frozen=True)
-class _Account:
-    """The OS user that runs the server: the caller, or another one if that is root, as which PostgreSQL refuses to run."""
-
-    name: str
-    uid: int
-    gid: int
-    switch: bool
+_Account = pwd.struct_passwd
 
 
 @dataclass(frozen=True)
@@ -204,12 +197,15 @@ def _stop(data_dir: Path, account: _Account) -> bool:
 
 
 def _account() -> _Account:
-    """Return the OS user for the server. For root that is the first of three well-known ones; else one is created."""
+    """Return the OS user that runs the server: the caller, or for root, as which PostgreSQL refuses to run, another one.
+
+    That is the first of three well-known ones; if there is none, one is created.
+    """
     if os.geteuid() != 0:
-        return _as_account(_user_by_id(os.geteuid()), switch=False)
+        return _user_by_id(os.geteuid())
     for name in ("bpr-etl", "postgres", "pgserver"):
         if (entry := _user_by_name(name)) is not None:
-            return _as_account(entry, switch=True)
+            return entry
     made = _run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "bpr-etl"])
     entry = _user_by_name("bpr-etl")  # even if useradd failed: another process may have created it meanwhile
     if entry is None:
@@ -217,21 +213,17 @@ def _account() -> _Account:
             f"PostgreSQL does not run as root, and the user bpr-etl can't be created ({_last_log_lines(made.stdout)}): "
             "create it yourself, or call as an ordinary user."
         )
-    return _as_account(entry, switch=True)
+    return entry
 
 
-def _as_account(entry: pwd.struct_passwd, *, switch: bool) -> _Account:
-    return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
-
-
-def _user_by_name(name: str) -> pwd.struct_passwd | None:
+def _user_by_name(name: str) -> _Account | None:
     try:
         return pwd.getpwnam(name)
     except KeyError:
         return None
 
 
-def _user_by_id(uid: int) -> pwd.struct_passwd:
+def _user_by_id(uid: int) -> _Account:
     try:
         return pwd.getpwuid(uid)
     except KeyError:
@@ -245,7 +237,7 @@ def _run(
     command: Sequence[str], account: _Account | None = None, *, text: str = "", seconds: float = 2 * _SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Run a program as the server's user, in a clean environment and a new session. A failure is a return code."""
-    switch = account if account is not None and account.switch else None
+    switch = account if account is not None and account.pw_uid != os.geteuid() else None
     try:
         return subprocess.run(  # noqa: S603 - a list, never a shell's line
             command,
@@ -260,8 +252,8 @@ def _run(
             cwd="/",  # the caller's may be closed to the server's user
             umask=0o077,
             start_new_session=True,
-            user=None if switch is None else switch.uid,
-            group=None if switch is None else switch.gid,
+            user=None if switch is None else switch.pw_uid,
+            group=None if switch is None else switch.pw_gid,
             extra_groups=None if switch is None else [],
         )
     except subprocess.TimeoutExpired:
@@ -318,7 +310,7 @@ def _programs(account: _Account) -> _Programs:
     copy = _Programs(_public_copy(programs), programs.version)
     said = _run([copy.path("initdb"), "--version"], account)
     if said.returncode != 0:
-        raise ConnectError(f"{account.name} can't run the embedded PostgreSQL: {_last_log_lines(said.stdout)}.")
+        raise ConnectError(f"{account.pw_name} can't run the embedded PostgreSQL: {_last_log_lines(said.stdout)}.")
     return copy
 
 
@@ -387,14 +379,14 @@ def _require_reachable(data_dir: Path, account: _Account) -> None:
     for parent in reversed(data_dir.parents):
         if _run(["test", "-x", str(parent)], account).returncode != 0:
             raise SettingsError(
-                f"The embedded PostgreSQL runs as the user {account.name}, who can't enter {parent}: "
+                f"The embedded PostgreSQL runs as the user {account.pw_name}, who can't enter {parent}: "
                 "choose a folder elsewhere with --data-dir."
             )
 
 
 def _socket_dir(data_dir: Path, account: _Account) -> Path:
     """Create the folder of this data folder's socket, which is also its lock. Its path is short, and only we can enter it."""
-    ours = _SOCKETS / f"bpr-etl-{account.uid}"
+    ours = _SOCKETS / f"bpr-etl-{account.pw_uid}"
     folder = ours / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
     for each in (ours, folder):
         _private_folder(each, account)
@@ -413,9 +405,9 @@ def _private_folder(folder: Path, account: _Account) -> None:
             f"The socket's folder {folder} can't be made: {_last_log_lines(made.stdout)}. "
             f"The embedded PostgreSQL needs {_SOCKETS}: make it writable for everybody (chmod 1777), or give --database-url."
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.pw_uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConnectError(
-            f"The socket's folder {folder} is not a folder that belongs to {account.name} alone (mode 0700): "
+            f"The socket's folder {folder} is not a folder that belongs to {account.pw_name} alone (mode 0700): "
             "see who made it, remove it, and start again."
         )
 
@@ -477,9 +469,9 @@ def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
             f"The data in {data_dir} was made by PostgreSQL {version[0]}, and this is {programs.version[0]}: "
             "choose another folder with --data-dir, or move the old one away."
         )
-    if data_dir.stat().st_uid != account.uid:
+    if data_dir.stat().st_uid != account.pw_uid:
         raise SettingsError(
-            f"{data_dir} does not belong to {account.name}, as whom the embedded PostgreSQL runs here: "
+            f"{data_dir} does not belong to {account.pw_name}, as whom the embedded PostgreSQL runs here: "
             "choose another folder with --data-dir."
         )
     if not "".join(_lines(data_dir / "pg_hba.conf")[:1]).startswith(_OURS):
@@ -499,8 +491,8 @@ def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
             shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=data_dir.parent))
     try:
-        if account.switch:
-            os.chown(scratch, account.uid, account.gid)
+        if account.pw_uid != os.geteuid():
+            os.chown(scratch, account.pw_uid, account.pw_gid)
         # The builtin locale does not depend on the operating system, and orders texts by their bytes.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["--username=postgres", "--auth-local=peer", "--auth-host=reject"]
@@ -515,7 +507,7 @@ def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
 
 def _write_access(data_dir: Path, account: _Account) -> None:
     """Write the access rules: only processes of our OS users may connect as the superuser, other roles need a password."""
-    users = sorted({account.name, _user_by_id(os.geteuid()).pw_name})
+    users = sorted({account.pw_name, _user_by_id(os.geteuid()).pw_name})
     files = {
         "pg_hba.conf": "local all postgres peer map=bpr_etl\nlocal all all scram-sha-256\n",
         "pg_ident.conf": "".join(f'bpr_etl "{name}" postgres\n' for name in users),

@@ -225,7 +225,7 @@ def test_no_process_of_the_server_listens_on_tcp(server):
 @as_root
 def test_another_user_can_reach_neither_socket_nor_data_nor_log(server, tally):
     nobody = pwd.getpwnam("nobody")
-    assert owner().uid != nobody.pw_uid
+    assert owner().pw_uid != nobody.pw_uid
     looked_at = [
         server.socket_dir,
         server.socket_dir.parent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import tempfile
@@ -77,7 +78,7 @@ def test_programs_that_the_server_s_user_can_not_run_from_a_copy_either_are_name
         embedded._programs(owner())
     assert list((place / "state").iterdir()) == []
     (place / "wheel.libs").mkdir()
-    with pytest.raises(ConnectError, match=rf"{owner().name} can't run the embedded PostgreSQL: cannot execute."):
+    with pytest.raises(ConnectError, match=rf"{owner().pw_name} can't run the embedded PostgreSQL: cannot execute."):
         embedded._programs(owner())
 
 
@@ -85,7 +86,7 @@ def test_a_data_folder_that_can_not_be_made_leaves_nothing_and_what_lay_there_st
     (place / "somebody's").write_text("own")
     (place / ".pg.init-killed").mkdir()
     fake = programs(place / "wheel", initdb="echo 'initdb: error: no space left'; exit 1")
-    as_ourselves = embedded._Account(owner().name, os.geteuid(), os.getegid(), switch=False)
+    as_ourselves = pwd.getpwuid(os.geteuid())
     for account in (owner(), as_ourselves):
         with pytest.raises(ConnectError, match=r"/pg could not be made: initdb: error: no space left."):
             embedded._initialise(place / "pg", account, fake)
