@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from etl.errors import SettingsError
 from etl.postgres import embedded
-from etl.postgres.connection import connect, transaction
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.connection import connect
+from etl.postgres.naming import quote_identifier
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 
 PREFIX, SEED = "shadow-", 0

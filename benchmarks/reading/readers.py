@@ -28,7 +28,7 @@ from benchmarks.harness.results import environment, save_results, table_row, var
 from etl.errors import EtlError
 from etl.extract import queries
 from etl.pipeline import run as pipeline
-from etl.postgres.ddl import Naming
+from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
 from etl.settings.model import load_settings

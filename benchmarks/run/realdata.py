@@ -35,8 +35,9 @@ from benchmarks.harness.results import RESULTS, describe_environment, environmen
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
 from etl.postgres import catalog as schema
-from etl.postgres.connection import connect, transaction
+from etl.postgres.connection import connect
 from etl.postgres.scope import Scope
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings, load_settings

@@ -24,9 +24,10 @@ from benchmarks.harness.results import environment, save_results, variant_entry,
 from etl.errors import EtlError
 from etl.load import copy as load
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import connect, transaction
-from etl.postgres.ddl import Naming
+from etl.postgres.connection import connect
+from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.settings.model import load_settings
 

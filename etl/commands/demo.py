@@ -1,4 +1,4 @@
-"""The demonstration: an embedded PostgreSQL with the synthetic world in it, for as long as it is looked at."""
+"""The database of `demo`: an embedded PostgreSQL with a new synthetic world."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.naming import quote_identifier
 from etl.postgres.url import parse_url
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
@@ -20,14 +20,14 @@ DATABASE = "bpr_etl_demo"
 
 @dataclass(frozen=True)
 class DemoDatabase:
-    """The server with the synthetic world: its settings, its URL, and where a person looks next."""
+    """The running server with the synthetic world: settings for it, its URL and its data folder."""
 
     settings: Settings
     url: str
     data_dir: Path
 
     def next_steps(self, command: str) -> list[str]:
-        """What to try next, one command a line; `command` is how bpr-etl was called."""
+        """Return the lines that say what to try next. `command` is how bpr-etl was called."""
         return [
             "Where to look:",
             f"  the newest snapshot   {self.settings.out}/$(cat {self.settings.out}/LATEST)".replace(
@@ -35,7 +35,7 @@ class DemoDatabase:
             ),
             f"  a browser             {self.settings.out}/snapshots/$(cat {self.settings.out}/LATEST)/report.html",
             f"  check its files       {command} validate --snapshot {self.settings.out}",
-            f"  do they teach?        {command} probe {self.settings.out}",
+            f"  training value        {command} probe {self.settings.out}",
             f"  the database          {command} db start --data-dir {self.data_dir}",
             f"                        psql '{self.url}'",
         ]
@@ -45,9 +45,9 @@ class DemoDatabase:
 def demo_database(
     settings: Settings, stop: CancelToken | None = None, rows: Callable[[int], object] = lambda _rows: None
 ) -> Iterator[DemoDatabase]:
-    """The embedded PostgreSQL with a fresh synthetic world. Stopped at the end if it was not running before.
+    """Provide the embedded PostgreSQL with a new synthetic world. Stopped at the end unless `db start` started it.
 
-    `rows` is called with so many more as they are written.
+    Demos on the same data folder run one after the other. `rows` is called with the number of rows of each batch written.
     """
     data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
     with embedded.shared_server(data_dir) as started:

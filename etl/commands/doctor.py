@@ -1,48 +1,60 @@
-"""`doctor`: is everything there that a night needs, and what is to be done where it is not. Nothing is written that stays."""
+"""`doctor`: checks everything that a run needs, and says what to do about what fails. Leaves nothing behind."""
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable, Iterator
-from datetime import datetime
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
-from etl.commands.doctor_database import database_checks
-from etl.commands.doctor_store import store_checks
-from etl.errors import SettingsError
-from etl.postgres.url import connection_parts, schema_of, target_of
+from etl.commands.doctor_checks import Check, catch_errors, clock_skew, database_checks, failed, ok, skipped, warning
+from etl.errors import ConnectError, LockedError, SettingsError
+from etl.pipeline.publication import Clock
+from etl.postgres.url import schema_of, target_of
+from etl.reporting import listing as history
+from etl.reporting.numbers import format_bytes
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings, env_variable_for
-from etl.snapshots.locations import is_url
+from etl.snapshots.locations import is_url, open_store
+from etl.snapshots.reader import SNAPSHOTS, STAGING
+from etl.snapshots.store import LocalStore, Store, require_publishable, try_flock
 
 _NAME = "bpr-etl"
-
-Clock = Callable[[], datetime]
+_OLD_HOURS = 48.0
+_ROOM_FACTOR = 2.0
+"""The next snapshot needs its own size, and about as much for temporary files."""
+_MIN_FREE_BYTES = 1 << 30
+_MAKE_ROOM = "Make room: `bpr-etl prune --keep N` takes old snapshots away."
 
 
 def run_checks(settings: Settings, clock: Clock, stop: CancelToken | None = None) -> Iterator[Check]:
-    """Every check in order, each as soon as it is known. Those that need what an earlier one missed are skipped."""
+    """Yield every check in order as soon as it is done. Checks that depend on a failed one are skipped."""
     yield from machine_checks()
     address = list(catch_errors("address", lambda: _address(settings)))
     yield from address
     if all(check.state == "ok" for check in address):
         yield from database_checks(settings, clock, stop or CancelToken())
     else:
-        yield Check("connection", "skipped", "there is no address")
-    yield from store_checks(settings, clock)
+        yield from skipped(("connection",), "there is no address")
+    yield from catch_errors("store", partial(_store, settings, clock))
     yield _temporary(settings)
 
 
 def _address(settings: Settings) -> Iterator[Check]:
     address = target_of(settings)
-    parts = connection_parts(settings.database_url or "", settings.environ)
+    parts = address.parts
     variable = env_variable_for("database_url", settings.environ)
     said = variable is not None and settings.environ[variable] == settings.database_url
     where = f"from {variable}" if said else "from --database-url or the settings file"
@@ -54,7 +66,7 @@ def _address(settings: Settings) -> Iterator[Check]:
 
 
 def _temporary(settings: Settings) -> Check:
-    """Whether there is a folder for temporary files, which a run with a local --out can do without."""
+    """Look for a folder for temporary files. A run with a local --out works without one."""
     try:
         return ok("temporary files", f"{temporary_folder()} can be written to")
     except SettingsError as error:
@@ -64,7 +76,7 @@ def _temporary(settings: Settings) -> Check:
 
 
 def machine_checks() -> Iterator[Check]:
-    """Python and the libraries, against what bpr-etl says that it needs."""
+    """Yield the checks of Python and the libraries against what bpr-etl requires."""
     python = platform.python_version()
     needed = str(metadata(_NAME)["Requires-Python"] or "")
     if SpecifierSet(needed).contains(python, prereleases=True):
@@ -78,7 +90,7 @@ def _libraries(needed: list[str]) -> Check:
     wrong, others, count = [], [], 0
     tested = {canonicalize_name(name): pinned for name, pinned in tested_versions().items()}
     for requirement in map(Requirement, needed):
-        if requirement.marker is not None:  # an extra's: nothing that a night needs
+        if requirement.marker is not None:  # an extra's, which a run does not need
             continue
         name, bounds = requirement.name, str(requirement.specifier)
         count += 1
@@ -94,4 +106,157 @@ def _libraries(needed: list[str]) -> Check:
     if wrong:
         return failed("libraries", SettingsError, "; ".join(wrong), f"Install again: pip install --upgrade {_NAME}.")
     more = f"; others than those tested: {', '.join(others)}" if others else ""
-    return ok("libraries", f"{_NAME} {version(_NAME)}, all {count} libraries are of releases that it allows{more}")
+    return ok("libraries", f"{_NAME} {version(_NAME)}, all {count} libraries are of supported releases{more}")
+
+
+def _store(settings: Settings, clock: Clock) -> Iterator[Check]:
+    store = open_store(settings.out, settings.environ)
+    if isinstance(store, LocalStore):
+        place = list(catch_errors("store", partial(_folder, store.root)))
+        place += catch_errors("store's lock", partial(_folder_lock, store.root, can_be_written=place[0].state == "ok"))
+    else:
+        place = list(catch_errors("store", partial(_objects, store, clock)))
+    yield from place
+    if any(check.name == "store" and check.state == "failed" for check in place):
+        yield from skipped(("snapshots",), "the store can't be used")
+        return
+    snapshots = list(catch_errors("snapshots", partial(_snapshots, store, clock)))
+    yield from snapshots
+    if isinstance(store, LocalStore) and all(check.state != "failed" for check in snapshots):
+        yield from catch_errors("disk", partial(_disk, store))
+
+
+def _folder(root: Path) -> Iterator[Check]:
+    """Write a file without a name, and move an empty folder to where snapshots are. Both are gone at once."""
+    place = _existing_ancestor(root)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"doctor")
+            file.flush()
+    except OSError as error:
+        remedy = "Give another --out, or have the folder's owner let you write there."
+        yield failed("store", ConnectError, f"{place} can't be written to: {error.strerror or error}", remedy)
+        return
+    if os.path.lexists(root / SNAPSHOTS):
+        require_publishable(root)
+    yield ok("store", f"{root} can be written to" + ("" if place == root else ", and is made by the first run"))
+
+
+def _existing_ancestor(root: Path) -> Path:
+    """Return the folder itself if it exists, else the nearest parent that does."""
+    place = root.absolute()
+    return root if root.exists() else next(each for each in place.parents if each.exists())
+
+
+def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
+    """Look up the lock's holder in /proc/locks. Taking the lock, even for a moment, could turn a run away.
+
+    Whether the file system has locks is tried on a folder of our own.
+    """
+    if can_be_written:
+        with tempfile.TemporaryDirectory(
+            prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
+        ) as folder:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                try_flock(handle, root)
+            finally:
+                os.close(handle)
+    try:
+        locks, found = Path("/proc/locks").read_text(encoding="ascii"), root.stat()
+    except OSError:
+        yield ok("store's lock", "not held, as far as this system tells")
+        return
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    held = [line.split() for line in locks.splitlines() if "FLOCK" in line and place in line and "->" not in line]
+    if held:
+        remedy = "Wait for it (--wait-lock), or give another --out."
+        yield failed("store's lock", LockedError, f"a run holds {root} (process {held[0][4]})", remedy)
+    else:
+        yield ok("store's lock", "not held")
+
+
+def _objects(store: Store, clock: Clock) -> Iterator[Check]:
+    """Write, read and delete a small object, try writes that must be refused, and look at the lock."""
+    from etl.snapshots.lease import LEASE, LOCK  # noqa: PLC0415 - only of an object store
+    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+
+    assert isinstance(store, ObjectStore)  # noqa: S101 - there is no third kind
+    name, before = f".doctor-{uuid.uuid4().hex}", clock()
+    store.write(name, b"doctor")
+    try:
+        written = store.state(name)
+        store.require_conditions(name)
+    finally:
+        store.delete(name)
+    yield ok(
+        "store", f"{store.location} can be read, written and cleared, and refuses writes whose condition does not hold"
+    )
+    now = written[1].timestamp() if written else before.timestamp()
+    # Object stores give whole seconds.
+    yield clock_skew("store's clock", before.replace(microsecond=0), clock(), now, "the store")
+    held = store.state(LOCK)
+    if held is not None and now - held[1].timestamp() <= LEASE:
+        age = now - held[1].timestamp()
+        yield failed(
+            "store's lock",
+            LockedError,
+            f"a run holds it (renewed {age:.0f} s ago)",
+            f"Wait for it (--wait-lock); a dead run's ends {LEASE:g} s after its last renewal.",
+        )
+    else:
+        yield ok("store's lock", "not held" + (": the lock object there is a dead run's" if held else ""))
+
+
+def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
+    latest, names = store.latest_name(), store.names()
+    if latest is None:
+        yield ok("snapshots", f"{len(names):,} there; LATEST names none yet")
+    elif latest not in names:
+        yield warning(
+            "snapshots", f"LATEST names {latest}, which is no complete snapshot", "Run again: that publishes a new one."
+        )
+    else:
+        yield _age(store, latest, len(names), clock)
+    if odd := history.misdated(store, clock()):
+        yield warning(
+            "snapshots",
+            odd,
+            "Set this machine's clock; if another machine's was wrong, remove them when they are not read any more.",
+        )
+    if unfinished := history.incomplete(store):
+        yield warning(
+            "snapshots",
+            f"{len(unfinished):,} unfinished folders",
+            "A run is at work, or was killed: then the next run or `bpr-etl prune` takes them away.",
+        )
+
+
+def _age(store: Store, latest: str, count: int, clock: Clock) -> Check:
+    ended = store.manifest(latest).get("ended_at")
+    said = f"{count:,} there, {latest} the newest"
+    try:
+        hours = (clock() - datetime.fromisoformat(str(ended)).astimezone(UTC)).total_seconds() / 3600
+    except ValueError:
+        return ok("snapshots", said)
+    if hours >= 0:  # else it is dated after now, which is said on its own
+        said += f", {hours:,.0f} h old"
+    return (
+        warning("snapshots", said, "See why no run published since.") if hours > _OLD_HOURS else ok("snapshots", said)
+    )
+
+
+def _disk(store: LocalStore) -> Iterator[Check]:
+    free = shutil.disk_usage(_existing_ancestor(store.root)).free
+    latest = store.latest_name()
+    lines = [line for line in history.list_snapshots(store) if line.name == latest and line.bytes is not None]
+    need = int((lines[-1].bytes or 0) * _ROOM_FACTOR) if lines else _MIN_FREE_BYTES
+    said = f"{format_bytes(free)} free" + (
+        f", the newest snapshot has {format_bytes(need / _ROOM_FACTOR)}" if lines else ""
+    )
+    if free < need / _ROOM_FACTOR:
+        yield failed("disk", ConnectError, said, _MAKE_ROOM)
+    elif free < need:
+        yield warning("disk", said, _MAKE_ROOM)
+    else:
+        yield ok("disk", said)

@@ -146,7 +146,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
     """Every check, how it stands, and what to do; the exit code of the first that failed."""
     from etl.commands import doctor as examination
     from etl.commands import tables
-    from etl.commands.doctor_check import exit_code
+    from etl.commands.doctor_checks import exit_code
     from etl.pipeline import run as pipeline
 
     checks = list(examination.run_checks(settings, pipeline.utc_now, stop))

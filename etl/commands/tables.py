@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from etl.commands.console import SafeTable
-from etl.commands.doctor_check import Check
 from etl.errors import escape_control_characters
 from etl.reporting.compare import City, Comparison, SetChange
 from etl.reporting.drift import MODERATE, MOVED_MUCH, MUCH, STEADY, Drift
 from etl.reporting.history import Change, run_metrics
 from etl.reporting.listing import SnapshotInfo
 from etl.reporting.numbers import counted, format_bytes, format_change
+
+if TYPE_CHECKING:
+    from etl.commands.doctor_checks import Check
 
 _CITIES = 12
 """So many cities are shown; the others are counted."""

@@ -1,1 +1,1 @@
-"""Source tables -> typed frames, under one database snapshot; rows that break a schema are rejected and counted."""
+"""Source tables -> typed frames under one database snapshot. Rows that break a schema are rejected and counted."""

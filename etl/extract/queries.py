@@ -1,26 +1,26 @@
-"""The SQL that reads and scopes: one function per query, from a naming and a scope to a text.
+"""The SQL that reads: one function per query, from a naming and a scope to a text.
 
-Every identifier is quoted by `Naming`, every value by `quote_literal`: connectorx can't bind. Enums are cast to text,
-timestamps travel as int8 microseconds (infinity and years beyond 9999 read as garbage or abort the read: DESIGN, trap
-12), and texts are ordered with COLLATE "C", the order of their bytes.
+Every identifier is quoted by `Naming` and every value by `quote_literal`, because connectorx can't bind parameters. Enums are
+cast to text. Timestamps are read as int8 microseconds, because drivers misread infinity and years after 9999
+(docs/pitfalls.md, 12). Texts are ordered with COLLATE "C", by their bytes.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from etl.postgres.ddl import Naming, quote_identifier, quote_literal
+from etl.postgres.naming import Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Audience, Scope
+from etl.transform.affinity import AXES
 
 _SLOT_COLUMNS = (
     'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
     's."sortOrder" AS sort_order, s."status"::text AS status'
 )
-_LABELS = ("pace", "budget_tier", "social_mode", "time_orientation", "primary_interest")
 
 
 def shadow_domains(scope: Scope) -> str:
-    """One row per domain of the shadow users' addresses, the most frequent first: domain, users."""
+    """One row per domain of the shadow users' emails, the most frequent first: domain, users."""
     return (
         f'SELECT COALESCE(lower(substring(u."email" COLLATE "C" from \'@([^@]*)$\') COLLATE "C"), \'\') AS domain, count(*) '
         f"FROM {scope.naming.table('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
@@ -28,12 +28,12 @@ def shadow_domains(scope: Scope) -> str:
 
 
 def user_count(scope: Scope) -> str:
-    """How many users there are, shadow or not."""
+    """The number of users, shadow or not."""
     return f"SELECT count(*) FROM {scope.naming.table('User')}"
 
 
 def orphan_count(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
-    """How many rows belong to a user who is gone: nobody can say whether it was a shadow user."""
+    """The number of rows whose user is missing. Whether it was a shadow user is unknown."""
     return (
         f"SELECT count(*) FROM {scope.naming.table(model)} x WHERE NOT EXISTS "
         f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = x."userId")'
@@ -57,12 +57,12 @@ def trips(scope: Scope, audience: Audience) -> str:
 
 
 def trip_count(scope: Scope) -> str:
-    """How many trips the shadow users have."""
+    """The number of the shadow users' trips."""
     return f"SELECT count(*) FROM {_trips_of(scope)} WHERE {scope.is_shadow('u')}"
 
 
 def event_count(scope: Scope, audience: Audience) -> str:
-    """How many ranking events an audience has."""
+    """The number of an audience's ranking events."""
     return (
         f"SELECT count(*) FROM {scope.naming.table('RankingEvent')} r JOIN {scope.naming.table('User')} u "
         f'ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
@@ -70,7 +70,7 @@ def event_count(scope: Scope, audience: Audience) -> str:
 
 
 def slots(scope: Scope, audience: Audience) -> str:
-    """One row per slot of those trips."""
+    """One row per slot of the audience's trips."""
     return (
         f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.table('ItinerarySlot')} s "
         f'ON s."tripId" = t."id" WHERE {scope.audience_sql("u", audience)}'
@@ -78,7 +78,7 @@ def slots(scope: Scope, audience: Audience) -> str:
 
 
 def slots_of_events(scope: Scope, audience: Audience) -> str:
-    """One row per slot of the trips that the audience's ranking events name, whoever's trips these are."""
+    """One row per slot of the trips that the audience's ranking events refer to. These may be other users' trips."""
     named = (
         f'SELECT r."tripId" FROM {scope.naming.table("RankingEvent")} r '
         f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
@@ -87,7 +87,7 @@ def slots_of_events(scope: Scope, audience: Audience) -> str:
 
 
 def nodes(scope: Scope) -> str:
-    """One row per activity node, of every city and status; a coordinate that is no finite number is null."""
+    """One row per node of every city and status. A coordinate that is NaN or infinite is null."""
     return (
         'SELECT n."id" AS node_id, n."city" AS city, n."category"::text AS category, n."status"::text AS status, '
         f'n."name" AS name, {_finite("n", "latitude")} AS latitude, {_finite("n", "longitude")} AS longitude '
@@ -96,12 +96,13 @@ def nodes(scope: Scope) -> str:
 
 
 def persona_seeds(scope: Scope) -> str:
-    """One row per shadow user with a usable seed: what the first trip that has one says, by (createdAt, id).
+    """One row per shadow user with a usable seed, that of the first trip by (createdAt, id) that has one.
 
-    The labels; and where `category_affinities` is a JSON object its keys and numbers, as two arrays, null where it isn't or is
-    empty. What is no JSON number is an empty text: connectorx has no null in an array.
+    A label is null unless it is a JSON string. `categories` and `numbers` are the keys and values of `category_affinities`,
+    null unless that is a JSON object with keys. A value that is no JSON number is an empty text, because connectorx can't read
+    null in an array.
     """
-    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in _LABELS)
+    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in AXES)
     counts = f'SELECT t."userId" AS user_id, count(*) AS trips FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} GROUP BY 1'
     return (
         f"SELECT f.user_id, f.created_us, c.trips, {labels}, "
@@ -114,7 +115,7 @@ def persona_seeds(scope: Scope) -> str:
 
 
 def categories(naming: Naming) -> str:
-    """The values of the database's ActivityCategory enum, in its own order."""
+    """The values of the database's ActivityCategory enum in their order there."""
     return (
         "SELECT e.enumlabel FROM pg_enum e JOIN pg_attribute a ON a.atttypid = e.enumtypid "
         f"WHERE a.attrelid = {quote_literal(naming.table('ActivityNode'))}::regclass AND a.attname = 'category' "
@@ -123,10 +124,7 @@ def categories(naming: Naming) -> str:
 
 
 def personas(scope: Scope, audience: Audience) -> str:
-    """One row per PersonaDimension row of the audience's users, of the eight dimensions.
-
-    A confidence that is no finite number is null: others may have written anything.
-    """
+    """One row per PersonaDimension row of the audience's users. A confidence that is NaN or infinite is null."""
     return (
         'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
         f'{_finite("p", "confidence")} AS confidence, p."source" AS source '
@@ -136,7 +134,7 @@ def personas(scope: Scope, audience: Audience) -> str:
 
 
 def events(scope: Scope, audience: Audience) -> str:
-    """One row per RankingEvent row of the audience's users; `city` null where the trip is gone."""
+    """One row per RankingEvent row of the audience's users. `city` is null if the trip is missing."""
     arrays = ", ".join(
         f"r.{quote_identifier(camel)} AS {snake}"
         for camel, snake in (
@@ -160,10 +158,10 @@ def _trips_of(scope: Scope) -> str:
 
 
 def _first_seeds(scope: Scope) -> str:
-    """The seed of a user: of the first trip by (createdAt, id) among those where it is a JSON object.
+    """One row per user: the seed of the first trip by (createdAt, id) whose seed is a JSON object.
 
-    A trip whose createdAt is no date that a row can carry stands behind all others; where there is no other, `created_us`
-    is null, and the seed is set aside and counted.
+    Trips whose createdAt is infinite or too late come last. If there is no other, `created_us` is null, and the seed is
+    rejected and counted.
     """
     created = _microseconds("t", "createdAt")
     return (
@@ -180,13 +178,13 @@ def _typed(json_type: str, label: str) -> str:
 
 
 def _microseconds(table: str, column: str) -> str:
-    """A timestamp as int8 microseconds since 1970; null when it is infinite, or too late for that (the year 294000)."""
+    """A timestamp as int8 microseconds since 1970, null if it is infinite or after the year 294000."""
     name = f"{table}.{quote_identifier(column)}"
     holds = f"isfinite({name}) AND {name} < timestamp '294000-01-01'"
     return f"CASE WHEN {holds} THEN (extract(epoch FROM {name}) * 1000000)::int8 END"
 
 
 def _finite(table: str, column: str) -> str:
-    """A float8; null where it is NaN or infinite, which a frame's contract would set the whole row aside for."""
+    """A float8, null if it is NaN or infinite: the frame's schema would reject the whole row for that."""
     name = f"{table}.{quote_identifier(column)}"
     return f"CASE WHEN abs({name}) < 'Infinity' THEN {name} END"

@@ -1,4 +1,4 @@
-"""Source tables to contract frames, all under one snapshot; bad rows are set aside with a reason and counted."""
+"""Reads source tables into typed frames under one snapshot. Rows that break a schema are rejected and counted by reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.postgres.connection import Connection, read_in_background
+from etl.postgres.bulk_read import read_in_background
+from etl.postgres.connection import Connection
 from etl.postgres.scope import Audience, Scope
 from etl.transform.buckets import BucketSpill, bucket_expr
 from etl.transform.schemas import DIMENSIONS, Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
@@ -22,16 +23,16 @@ _FIRST_US, _END_US = -62_135_596_800_000_000, 253_402_300_800_000_000  # year 1 
 
 @dataclass
 class RejectedRows:
-    """How many rows of each frame broke which rule, and so were not used: `counts` is {frame: {rule: rows}}.
+    """Counts of rejected rows by frame and rule: `counts` is {frame: {rule: rows}}.
 
-    A row may break several rules. `shares` has for each frame the rows that were set aside, and those that were looked at.
+    A row may break several rules. `shares` is {frame: (rejected rows, all rows)}.
     """
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     shares: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def filter(self, schema: type[S], name: str, frame: pl.DataFrame) -> dy.DataFrame[S]:
-        """The rows that keep the contract; the others are counted under `name`."""
+        """Return the rows that match the schema, and count the others under `name`."""
         good, failures = schema.filter(frame, cast=True)
         for rule, rows in sorted(failures.counts().items()):
             self._count(name, rule.replace("|", " ").strip(), int(rows))
@@ -39,7 +40,7 @@ class RejectedRows:
         return good
 
     def count_unread(self, name: str, rule: str, rows: int) -> None:
-        """Count rows of a frame that were not read at all, and why."""
+        """Count rows that belong to a frame and were not read, under the reason `rule`."""
         if rows:
             self._count(name, rule, rows)
             self._share(name, rows, rows)
@@ -55,10 +56,10 @@ class RejectedRows:
 
 @dataclass(frozen=True)
 class SourceData:
-    """What the application's tables hold of the shadow users, as far as the job looks: frames as their contracts say.
+    """What a run reads of the shadow users from the application's tables.
 
-    `slots` lie by user bucket. `vectors` has for each seed the `categories` and `numbers` of its `category_affinities`, as
-    lists: see `seed_affinities`.
+    `slots` are spilled by user bucket. `vectors` has the `categories` and `numbers` of each seed's `category_affinities` as
+    lists, which `seed_affinities` explodes.
     """
 
     users: dy.DataFrame[Users]
@@ -71,22 +72,23 @@ class SourceData:
     rows_read: dict[str, int]
 
     def trips_of(self, bucket: int) -> dy.DataFrame[Trips]:
-        """The trips of a user bucket."""
+        """Return the trips of a user bucket."""
         if self.slots.buckets == 1:
             return self.trips
         return Trips.cast(self.trips.filter(bucket_expr(pl.col("user_id"), self.slots.buckets) == bucket))
 
     def slots_of(self, bucket: int) -> dy.DataFrame[Slots]:
-        """The slots of a user bucket's trips."""
+        """Return the slots of a user bucket's trips."""
         return Slots.cast(self.slots.read_bucket(bucket))
 
 
 def extract_source(
-    connection: Connection, scope: Scope, slots: BucketSpill, aside: RejectedRows, told: Callable[[int], object]
+    connection: Connection, scope: Scope, slots: BucketSpill, rejected: RejectedRows, on_rows: Callable[[int], object]
 ) -> SourceData:
-    """Read what a run needs of the shadow users, under the open transaction's snapshot; its rows are `told` as they come.
+    """Read what a run needs of the shadow users under the open transaction's snapshot.
 
-    The slots, which are most of it, come through the connection itself, some at a time; the rest meanwhile through others.
+    The slots, which are most of the rows, are read in batches through the connection itself, the rest meanwhile through other
+    connections. `on_rows` is called with the number of rows of each batch.
     """
     queries_ = {
         "trips": queries.trips(scope, "shadow"),
@@ -100,17 +102,17 @@ def extract_source(
         read_slots = 0
         for batch in connection.iter_frames(queries.slots(scope, "shadow")):
             read_slots += batch.height
-            told(batch.height)
-            _spill_slots(slots, aside.filter(Slots, "slots", batch), buckets)
+            on_rows(batch.height)
+            _spill_slots(slots, rejected.filter(Slots, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
-    told(sum(read[name].height for name in ("users", "trips", "nodes")))
-    aside.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
+    on_rows(sum(read[name].height for name in ("users", "trips", "nodes")))
+    rejected.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
     return SourceData(
-        aside.filter(Users, "users", read["users"]),
-        aside.filter(Trips, "trips", read["trips"]),
-        aside.filter(Nodes, "nodes", read["nodes"]),
-        aside.filter(Seeds, "seeds", seeds.drop("categories", "numbers")),
+        rejected.filter(Users, "users", read["users"]),
+        rejected.filter(Trips, "trips", read["trips"]),
+        rejected.filter(Nodes, "nodes", read["nodes"]),
+        rejected.filter(Seeds, "seeds", seeds.drop("categories", "numbers")),
         seeds.select("user_id", "categories", "numbers").drop_nulls("categories"),
         categories,
         slots,
@@ -119,7 +121,7 @@ def extract_source(
 
 
 def _spill_slots(slots: BucketSpill, rows: pl.DataFrame, trips: pl.DataFrame | None) -> None:
-    """Put slots into the buckets of their trips' users; `trips` is None where there is one bucket."""
+    """Spill slots into the buckets of their trips' users. `trips` is None if there is only one bucket."""
     if trips is None:
         slots.append_bucket(rows, 0)
         return
@@ -127,19 +129,21 @@ def _spill_slots(slots: BucketSpill, rows: pl.DataFrame, trips: pl.DataFrame | N
     slots.append(owned.drop("user_id"), owned.select(bucket_expr(pl.col("user_id"), slots.buckets)).to_series())
 
 
-def seed_affinities(vectors: pl.DataFrame, aside: RejectedRows) -> dy.DataFrame[SeedAffinities]:
-    """One row per (seed, key of its `category_affinities`), from `Source.vectors`; null for what is no JSON number."""
+def seed_affinities(vectors: pl.DataFrame, rejected: RejectedRows) -> dy.DataFrame[SeedAffinities]:
+    """Return one row per (seed, key of its `category_affinities`) from `SourceData.vectors`, null if it is no number."""
     long = vectors.explode("categories", "numbers", empty_as_null=False)
     number = pl.when(pl.col("numbers") != "").then(pl.col("numbers"))
-    return aside.filter(SeedAffinities, "seed_affinities", long.select("user_id", category="categories", number=number))
+    return rejected.filter(
+        SeedAffinities, "seed_affinities", long.select("user_id", category="categories", number=number)
+    )
 
 
 @dataclass(frozen=True)
 class LoggedEvents:
-    """What an export needs from the application's tables: the ranking events that are there, and what explains them.
+    """What an export reads: the existing ranking events, and the rows that they refer to.
 
-    Events and the slots of their trips lie by user bucket, nodes as codes. `left_out` counts events by why they are not
-    exported.
+    Events and the slots of their trips are spilled by user bucket, with nodes as indexes. `excluded` counts the events that
+    are not exported, by reason.
     """
 
     users: dy.DataFrame[Users]
@@ -152,27 +156,25 @@ class LoggedEvents:
 
 
 NodeEncoder = Callable[[pl.Series], pl.Series]
-"""From a column of nodes, or of lists of nodes, to the same as codes."""
+"""Encodes a column of node ids, or of lists of node ids, as indexes."""
 
 
 def extract_logged(
     connection: Connection,
     scope: Scope,
     audience: Audience,
-    aside: RejectedRows,
-    shelves: tuple[BucketSpill, BucketSpill],
-    coded: NodeEncoder,
-    told: Callable[[int], object],
+    rejected: RejectedRows,
+    spills: tuple[BucketSpill, BucketSpill],
+    encode: NodeEncoder,
+    on_rows: Callable[[int], object],
 ) -> LoggedEvents:
-    """Read the ranking events of an audience, with users, personas, nodes and slots, under the open snapshot.
+    """Read the ranking events of an audience with users, personas, nodes and slots under the open transaction's snapshot.
 
-    Rows are `told` as they come.
-
-    Events, slots and personas come through the transaction's own connection: what it wrote itself is there, too. `shelves`
-    are for events (LOGGED_EVENTS) and slots (CODED_SLOTS).
+    Events, slots and personas are read through the connection itself, and so include what the transaction wrote. `spills` are
+    those of events (LOGGED_EVENTS) and slots (CODED_SLOTS). `on_rows` is called with the number of rows of each batch.
     """
-    events, slots = shelves
-    left_out = dict.fromkeys(("trip_gone", "date_out_of_range"), 0)
+    events, slots = spills
+    excluded = dict.fromkeys(("trip_gone", "date_out_of_range"), 0)
     read_events = read_slots = 0
     owners = []
     with read_in_background(
@@ -180,32 +182,36 @@ def extract_logged(
     ) as others:
         for batch in connection.iter_frames(queries.events(scope, audience)):
             read_events += batch.height
-            told(batch.height)
-            rows, without = clean_events(batch, aside)
-            left_out = {reason: count + without[reason] for reason, count in left_out.items()}
+            on_rows(batch.height)
+            rows, without = clean_events(batch, rejected)
+            excluded = {reason: count + without[reason] for reason, count in excluded.items()}
             bucket = rows.select(bucket_expr(pl.col("user_id"), events.buckets)).to_series()
-            events.append(rows.with_columns(coded(rows[name]) for name in _NODE_LISTS), bucket)
+            events.append(rows.with_columns(encode(rows[name]) for name in _NODE_LISTS), bucket)
             owners.append(rows.select("trip_id", bucket=bucket).unique())
         trips = pl.concat([pl.DataFrame(schema={"trip_id": pl.String, "bucket": pl.UInt32}), *owners]).unique()
         for batch in connection.iter_frames(queries.slots_of_events(scope, audience)):
             read_slots += batch.height
-            told(batch.height)
-            good = aside.filter(Slots, "slots", batch)
-            nodes = good.with_columns(coded(good["node_id"]))
-            named = nodes.join(trips, on="trip_id")  # an event may name another user's trip: then its slots lie twice
+            on_rows(batch.height)
+            good = rejected.filter(Slots, "slots", batch)
+            nodes = good.with_columns(encode(good["node_id"]))
+            named = nodes.join(
+                trips, on="trip_id"
+            )  # an event may refer to another user's trip: then its slots are in two buckets
             slots.append(named.drop("bucket"), named["bucket"])
-        personas = read_personas(connection, scope, audience, aside)
-        aside.count_unread("events", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "RankingEvent")))
+        personas = read_personas(connection, scope, audience, rejected)
+        rejected.count_unread(
+            "events", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "RankingEvent"))
+        )
         read = others.result()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
-    told(read["users"].height + read["nodes"].height + personas.height)
+    on_rows(read["users"].height + read["nodes"].height + personas.height)
     return LoggedEvents(
-        aside.filter(Users, "users", read["users"]),
-        aside.filter(Nodes, "nodes", read["nodes"]),
+        rejected.filter(Users, "users", read["users"]),
+        rejected.filter(Nodes, "nodes", read["nodes"]),
         personas,
         events,
         slots,
-        left_out,
+        excluded,
         counts | {"nodes": read["nodes"].height, "personas": personas.height},
     )
 
@@ -213,26 +219,26 @@ def extract_logged(
 _NODE_LISTS = ("candidate_ids", "ranked_ids", "selected_ids")
 LOGGED_EVENTS = Events.create_empty().with_columns(pl.col(_NODE_LISTS).cast(pl.List(pl.UInt32)))
 CODED_SLOTS = Slots.create_empty().with_columns(pl.col("node_id").cast(pl.UInt32))
-"""No rows: what the shelves of `extract_logged` hold."""
+"""Empty frames with the columns that `extract_logged` spills."""
 
 
 def read_personas(
-    connection: Connection, scope: Scope, audience: Audience, aside: RejectedRows
+    connection: Connection, scope: Scope, audience: Audience, rejected: RejectedRows
 ) -> dy.DataFrame[Personas]:
-    """The PersonaDimension rows of an audience, on the transaction's own connection: nobody else can see them yet."""
+    """Read an audience's PersonaDimension rows through the connection that wrote them: others can't see them yet."""
     rows = connection.fetch_frame(queries.personas(scope, audience)).filter(pl.col("dimension").is_in(DIMENSIONS))
-    return aside.filter(Personas, "personas", rows)
+    return rejected.filter(Personas, "personas", rows)
 
 
 def read_categories(connection: Connection, scope: Scope) -> list[str]:
-    """The values of the database's ActivityCategory enum."""
+    """Read the values of the database's ActivityCategory enum."""
     return [str(label) for (label,) in connection.fetch_rows(queries.categories(scope.naming))]
 
 
-def clean_events(rows: pl.DataFrame, aside: RejectedRows) -> tuple[dy.DataFrame[Events], dict[str, int]]:
-    """Events that can be exported, and how many can't, by reason: the trip is gone, the date leaves the years 1 to 9999.
+def clean_events(rows: pl.DataFrame, rejected: RejectedRows) -> tuple[dy.DataFrame[Events], dict[str, int]]:
+    """Return the events that can be exported, and the numbers of others by reason: trip missing, year outside 1 to 9999.
 
-    Arrays come as the application left them: null counts as empty, null elements and repetitions are dropped.
+    A null array counts as empty. Null elements and repetitions are dropped.
     """
     lists = [
         pl.col(name).fill_null(pl.lit([], dtype=pl.List(pl.String))).list.drop_nulls().list.unique(maintain_order=True)
@@ -240,9 +246,9 @@ def clean_events(rows: pl.DataFrame, aside: RejectedRows) -> tuple[dy.DataFrame[
     ]
     dated = pl.col("created_us").is_between(_FIRST_US, _END_US, closed="left").fill_null(value=False)
     gone = pl.col("city").is_null()
-    left_out = {
+    excluded = {
         "trip_gone": rows.filter(gone).height,
         "date_out_of_range": rows.filter(~gone, ~dated).height,
     }
     good = rows.filter(~gone, dated).with_columns(lists)
-    return aside.filter(Events, "events", good), left_out
+    return rejected.filter(Events, "events", good), excluded

@@ -1,1 +1,1 @@
-"""Writing to the database (COPY, registry, backfill), the audit before COMMIT, and the checks of `validate`."""
+"""Writes to the database (COPY, registry, backfill), the audit before COMMIT, and the checks of `validate`."""

@@ -1,4 +1,4 @@
-"""Before COMMIT: that this transaction has written what it meant to write, and not one row of anybody else."""
+"""The audit before COMMIT: the transaction has written exactly the intended rows, and none of other tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import quote_literal
+from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
 from etl.settings.values import parse_table
 
 _WRITING = ("RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
-"""The locks that a transaction holds until its end on whatever it has written to."""
+"""The locks that a transaction holds until its end on each table that it has written to."""
 
 _RUN_WRITES = ("ModelRegistry", "PersonaDimension", "RankingEvent", "BehavioralSignal")
 _ROUNDS = 10
-"""How often deferred triggers may make others fire."""
+"""How many times deferred triggers may cause others to fire."""
 
 _UNCOUNTED = "a foreign table, whose rows are not counted"
 _ALTERED = "emptied, altered or locked exclusively"
@@ -24,7 +24,7 @@ _ALTERED = "emptied, altered or locked exclusively"
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows of a table that were inserted, updated and deleted."""
+    """Numbers of inserted, updated and deleted rows of a table."""
 
     inserted: int = 0
     updated: int = 0
@@ -42,7 +42,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class _TableWrites:
-    """What the transaction did to a table: the rows it wrote, and what is not seen in a count of rows."""
+    """What the transaction did to a table: rows written, and `more`, which no count of rows shows."""
 
     name: str
     written: RowCounts = RowCounts()
@@ -56,14 +56,14 @@ class _TableWrites:
 
 
 class WriteAudit:
-    """PostgreSQL's own account of what the open transaction has written since this was made, table by table.
+    """Compares what the open transaction has written, by PostgreSQL's own counters, with what it was meant to write.
 
-    Which tables it may have written to is told by the locks that it holds, and how many rows by the server's counters, so no
-    row is looked at. Rows that triggers, rules and cascades write are in it, in subtransactions too; those of a
-    subtransaction that was rolled back are not, unless the table was written to outside of it as well.
+    The locks that the transaction holds tell which tables it may have written to, and the server's counters how many rows, so
+    no row is read. Rows written by triggers, rules and cascades are included, in subtransactions too. Rows of a subtransaction
+    that was rolled back are not, unless the table was written to outside of it as well.
 
-    Raises SchemaError where the server does not count and can't be made to, SettingsError where `allowed`, tables as a person
-    names them, has a name that is no table's, or that of a table which a run itself writes.
+    `allowed` are tables that may be written to by side effects, as the user names them. Raises SchemaError if the server does
+    not count and can't be made to, SettingsError if a name in `allowed` is no table, or a table that a run itself writes.
     """
 
     def __init__(self, connection: Connection, scope: Scope, allowed: Iterable[str] = ()) -> None:
@@ -75,7 +75,7 @@ class WriteAudit:
         self._own = dict(zip(_RUN_WRITES, connection.fetch_rows(f"SELECT {models}")[0], strict=True))
         self._names = {model: scope.naming.table(model) for model in _RUN_WRITES}
         self._allowed = {self._named(name, scope.naming.schema) for name in allowed}
-        # Counts of transactions before this one may not have been handed over by the session yet.
+        # The session may not have reported the counts of its earlier transactions yet.
         self._before = {
             oid: _TableWrites(name, RowCounts(*counts))
             for oid, name, *counts in connection.fetch_rows(
@@ -86,9 +86,9 @@ class WriteAudit:
         }
 
     def verify(self, meant: Mapping[str, RowCounts]) -> list[str]:
-        """Raise DataError unless the tables that a run writes were written as `meant`, and no other was but those allowed.
+        """Raise DataError unless exactly the rows of `meant` were written, and no other tables but those allowed.
 
-        Models that `meant` does not name are meant to stay as they are. Gives warnings: what was written to allowed tables.
+        Models missing in `meant` must be unchanged. Returns warnings: what was written to allowed tables.
         """
         touched = self._settled()
         if self._connection.fetch_rows("SELECT current_setting('track_counts')") != [("on",)]:
@@ -113,9 +113,9 @@ class WriteAudit:
         ]
 
     def _settled(self) -> dict[int, _TableWrites]:
-        """What was written, once all deferred triggers have fired, which would else fire in COMMIT.
+        """Fire all deferred triggers, which would else fire in COMMIT, and return what was written by table.
 
-        A trigger may defer others again. Raises DataError where they go on writing.
+        A trigger may defer others again. Raises DataError if they do not stop writing.
         """
         touched: dict[int, _TableWrites] | None = None
         for _ in range(_ROUNDS):
@@ -142,9 +142,10 @@ class WriteAudit:
             )
 
     def _touched(self) -> dict[int, _TableWrites]:
-        """By table. A partition's rows are its table's, and the session's temporary tables are nobody's.
+        """Return what was written by table. Partitions count as their table, and temporary tables are ignored.
 
-        Asked of the locks, and named without the snapshot, since the transaction may also write to tables made after it.
+        The tables are those that are locked. They are looked up without the snapshot, because the transaction may also write
+        to tables that were created after it.
         """
         rows = self._connection.fetch_rows(
             "SELECT l.oid::int8, COALESCE(pg_partition_root(l.oid), l.oid)::oid::int8, i.identity, i.type, i.schema, "
@@ -158,7 +159,7 @@ class WriteAudit:
         found: dict[int, _TableWrites] = {}
         for oid, root, name, kind, schema, altered, *counts in rows:
             before = self._before.get(oid)
-            if name is None:  # dropped: if it was made meanwhile, too, nobody misses it
+            if name is None:  # dropped; of no interest if it was also created since
                 if before is not None:
                     found[oid] = _TableWrites(before.name, more="dropped")
             elif kind in {"table", "materialized view", "foreign table"} and not _is_system(schema):
@@ -169,7 +170,7 @@ class WriteAudit:
         return found
 
     def _named(self, name: str, schema: str) -> int:
-        """The table that a person's name for it means: one of the run's schema, unless the name says another."""
+        """Return the oid of the table that the user names: in the run's schema unless the name has another one."""
         wanted = parse_table(name)
         tables, schemas = wanted.table, wanted.schema or (schema,)
         rows = self._connection.fetch_rows(
@@ -184,15 +185,15 @@ class WriteAudit:
             raise SettingsError(f"--allow-side-effects names {name!r}, and there is no such table{where}.")
         if rows[0][0] in self._own.values():
             raise SettingsError(
-                f"--allow-side-effects names {name!r}, which a run itself writes: there it must be as meant. Leave it out."
+                f"--allow-side-effects names {name!r}, which a run itself writes and checks. Remove it."
             )
         return int(rows[0][0])
 
 
 def require_counted(connection: Connection) -> None:
-    """Have the server count what the open transaction writes. Raises SchemaError where it does not, for this role or at all.
+    """Have the server count what the open transaction writes. Raises SchemaError if it can't, for this role or at all.
 
-    Without its counts nobody could see that a trigger deleted a row.
+    Without the counts, a row that a trigger deletes would go unnoticed.
     """
     counts, hiding, role = connection.fetch_rows(
         "SELECT current_setting('track_counts'), (SELECT string_agg(p.oid::regprocedure::text, ', ') FROM pg_proc p "
@@ -200,8 +201,8 @@ def require_counted(connection: Connection) -> None:
     )[0]
     if hiding:
         raise SchemaError(
-            f"What a function writes that sets track_counts is not counted, and this database has some: {hiding}. A run could "
-            "not see whether a trigger wrote to somebody else's rows. Have it changed: ALTER FUNCTION ... RESET track_counts."
+            f"Functions of this database set track_counts, so that what they write is not counted: {hiding}. A run could not "
+            "see whether a trigger wrote to other users' rows. Have them changed: ALTER FUNCTION ... RESET track_counts."
         )
     if counts == "on":
         return
@@ -210,13 +211,13 @@ def require_counted(connection: Connection) -> None:
     except ConnectError:
         raise SchemaError(
             "The server does not count the rows that a transaction writes (track_counts is off), so a run could not see "
-            "whether a trigger wrote to somebody else's rows, and this role may not switch it on. Have a superuser do so: "
+            "whether a trigger wrote to other users' rows, and this role may not switch it on. Have a superuser do so: "
             f"ALTER ROLE {role} SET track_counts = on."
         ) from None
 
 
 def _counts_of(oid: str) -> str:
-    """SQL of the rows that the open transaction has inserted into a table, updated and deleted."""
+    """Return SQL of the numbers of rows that the open transaction inserted, updated and deleted in a table."""
     return ", ".join(f"pg_stat_get_xact_tuples_{verb}({oid})" for verb in ("inserted", "updated", "deleted"))
 
 

@@ -1,15 +1,21 @@
-"""The laws of CONTRACT, section 2, as SQL: each a sentence, and a query that counts where it is broken.
+"""The checks of `validate` on a database: what the contract says of the written rows (docs/contract.md), as SQL.
 
-Written from the contract in another language than the job's own code, so that one can't share the other's mistake.
+They are written in another language than the code that makes the rows, so that they do not share its mistakes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import polars as pl
+
 from etl.load.copy import REGISTRY
-from etl.postgres.ddl import quote_literal
+from etl.postgres.connection import Connection
+from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
+from etl.runtime.run_record import Progress
+from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
@@ -17,19 +23,55 @@ from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
 
 @dataclass(frozen=True)
 class Constraint:
-    """A sentence that holds for every row, and the query (one number) that counts the rows for which it doesn't."""
+    """A statement that holds for every row, and a query that counts the rows for which it does not."""
 
     name: str
     sql: str
 
 
-def constraints(scope: Scope, unknown: float) -> list[Constraint]:
-    """The laws for a database and its shadow users. `unknown` is the affinity of a category that a user has no value for."""
-    return [*_registry_and_signals(scope), *_personas(scope), *_days(scope), *_candidates(scope, unknown)]
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check: what must hold (`law` in the JSON output), and how many rows or files break it."""
+
+    law: str
+    broken: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The results of all checks, and the rows of the design's validation query."""
+
+    findings: list[Finding]
+    rows: pl.DataFrame
+
+    @property
+    def broken(self) -> list[Finding]:
+        """The checks that failed."""
+        return [finding for finding in self.findings if finding.broken]
+
+
+def validate_database(connection: Connection, scope: Scope, progress: Progress) -> ValidationReport:
+    """Run every check and the design's validation query in the open transaction."""
+    rows = connection.fetch_frame(validation_query(scope))
+    findings = [Finding("the design's validation query returns rows", int(rows.height == 0))]
+    checks = list(constraints(scope, affinity_model().default_affinity))
+    for number, each in enumerate(checks):
+        progress("laws", number, len(checks))
+        findings.append(Finding(each.name, connection.fetch_int(each.sql)))
+    return ValidationReport(findings, rows)
+
+
+def constraints(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
+    """Yield the constraints on the shadow users' rows. A category without a value has the `default_affinity`."""
+    yield from _registry_and_signals(scope)
+    yield from _personas(scope)
+    yield from _days(scope)
+    yield from _candidates(scope, default_affinity)
 
 
 def validation_query(scope: Scope) -> str:
-    """The design's validation query ("Validation"), with the naming in use."""
+    """Return the design's validation query (docs/design.md, "Validation") in the naming in use."""
     table = scope.naming.table
     return f"""
 SELECT bs."signalType"::text AS "signalType", bs."modelVersion", pd_pace."value" AS pace, pd_budget."value" AS budget,
@@ -45,30 +87,27 @@ WHERE bs."userId" IN ({scope.shadow_ids()}) AND bs."slotId" IS NOT NULL
 LIMIT 10"""
 
 
-def _registry_and_signals(scope: Scope) -> list[Constraint]:
+def _registry_and_signals(scope: Scope) -> Iterator[Constraint]:
     table = scope.naming.table
     models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
-    return [
-        Constraint(
-            "both models of the design are registered",
-            f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} "
-            f'WHERE ("modelName", "modelVersion") IN ({models})',
-        ),
-        Constraint(
-            "every shadow signal has a model version",
-            f'SELECT count(*) FROM {table("BehavioralSignal")} WHERE "modelVersion" IS NULL '
-            f'AND "userId" IN ({scope.shadow_ids()})',
-        ),
-    ]
+    yield Constraint(
+        "both models of the design are registered",
+        f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} "
+        f'WHERE ("modelName", "modelVersion") IN ({models})',
+    )
+    yield Constraint(
+        "every shadow signal has a model version",
+        f'SELECT count(*) FROM {table("BehavioralSignal")} WHERE "modelVersion" IS NULL '
+        f'AND "userId" IN ({scope.shadow_ids()})',
+    )
 
 
-def _personas(scope: Scope) -> list[Constraint]:
+def _personas(scope: Scope) -> Iterator[Constraint]:
     table = scope.naming.table
     dimensions = ", ".join(quote_literal(name) for name in DIMENSIONS)
-    return [
-        Constraint(
-            "a shadow user with a usable seed has the eight dimensions, any other has none",
-            f"""
+    yield Constraint(
+        "a shadow user with a usable seed has the eight dimensions, any other has none",
+        f"""
 SELECT count(*) FROM ({scope.shadow_ids()}) s
 CROSS JOIN LATERAL (SELECT count(*) FROM {table("PersonaDimension")} p WHERE p."userId" = s."id") has(n)
 CROSS JOIN LATERAL (SELECT count(DISTINCT p."dimension") FROM {table("PersonaDimension")} p
@@ -77,16 +116,15 @@ CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {table("Trip")} t WHERE t."userId
   AND jsonb_typeof(t."personaSeed") = 'object' AND isfinite(t."createdAt")
   AND t."createdAt" < timestamp '294000-01-01')) seed(usable)
 WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n <> eight.n""",
-        ),
-        Constraint(
-            "a persona's confidence says its source",
-            f'SELECT count(*) FROM {table("PersonaDimension")} WHERE "userId" IN ({scope.shadow_ids()}) '
-            "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
-        ),
-    ]
+    )
+    yield Constraint(
+        "a persona's confidence says its source",
+        f'SELECT count(*) FROM {table("PersonaDimension")} WHERE "userId" IN ({scope.shadow_ids()}) '
+        "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
+    )
 
 
-def _days(scope: Scope) -> list[Constraint]:
+def _days(scope: Scope) -> Iterator[Constraint]:
     table = scope.naming.table
     taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
     events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
@@ -95,10 +133,9 @@ def _days(scope: Scope) -> list[Constraint]:
         f'AND r."surface" = {quote_literal(SURFACE)} AND r."sessionId" IS NULL AND r."shadowModelName" IS NULL '
         'AND r."shadowModelVersion" IS NULL AND r."shadowRankedIds" IS NULL AND r."latencyMs" BETWEEN 200 AND 800'
     )
-    return [
-        Constraint(
-            "every trip-day with a slot has one ranking event, and no other day has one",
-            f"""
+    yield Constraint(
+        "every trip-day with a slot has one ranking event, and no other day has one",
+        f"""
 WITH days AS (
   SELECT DISTINCT t."id" AS trip, s."dayNumber" AS day FROM {table("ItinerarySlot")} s
   JOIN {table("Trip")} t ON t."id" = s."tripId"
@@ -109,17 +146,17 @@ WITH days AS (
     AND (t."startDate"::date - date '1970-01-01')::int8 + s."dayNumber"::int8 - 1 BETWEEN -719162 AND 2932896 ELSE false END
 ), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {events} GROUP BY 1, 2)
 SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DISTINCT FROM 1 OR d.trip IS NULL""",
-        ),
-        Constraint(
-            "an event carries the bootstrap model's name, and a date that is its trip's day",
-            f"""
+    )
+    yield Constraint(
+        "an event carries the bootstrap model's name, and a date that is its trip's day",
+        f"""
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
 WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
   AND extract(epoch FROM r."createdAt") = extract(epoch FROM t."startDate") + (r."dayNumber"::numeric - 1) * 86400, false)""",
-        ),
-        Constraint(
-            "the selected nodes are the day's confirmed, active and completed ones, in slot order",
-            f"""
+    )
+    yield Constraint(
+        "the selected nodes are the day's confirmed, active and completed ones, in slot order",
+        f"""
 WITH firsts AS (
   SELECT DISTINCT ON (s."tripId", s."dayNumber", s."activityNodeId"::text)
     s."tripId" AS trip, s."dayNumber" AS day, s."activityNodeId"::text AS node, s."sortOrder" AS place, s."id" AS slot
@@ -128,11 +165,10 @@ WITH firsts AS (
 ), taken AS (SELECT trip, day, array_agg(node ORDER BY place, slot COLLATE "C") AS nodes FROM firsts GROUP BY trip, day)
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN taken k ON k.trip = r."tripId" AND k.day = r."dayNumber"
 WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM COALESCE(k.nodes, '{{}}')""",
-        ),
-    ]
+    )
 
 
-def _candidates(scope: Scope, unknown: float) -> list[Constraint]:
+def _candidates(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
     table = scope.naming.table
     # Grain: one row per distinct (user, city, ranking), since all days of a user in a city share it.
     rankings = f"""
@@ -149,27 +185,26 @@ WITH shared AS MATERIALIZED (
   WHERE n."status"::text <> 'archived'
 ), places AS MATERIALIZED (
   SELECT s.usr, s.city, s.candidates, s.ranked, s.events, o.node, array_position(s.ranked, o.node) AS place,
-    COALESCE(v.affinity, {unknown}) AS affinity
+    COALESCE(v.affinity, {default_affinity}) AS affinity
   FROM shared s JOIN offer o USING (city) LEFT JOIN vectors v ON v.usr = s.usr AND v.category = o.category
 )"""
-    return [
-        Constraint(
-            f"the candidates are {TOP_K} distinct eligible nodes of the trip's city, or all, in id order",
-            f"""{rankings}
+    yield Constraint(
+        f"the candidates are {TOP_K} distinct eligible nodes of the trip's city, or all, in id order",
+        f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(
   SELECT DISTINCT o.node COLLATE "C" FROM offer o WHERE o.city = s.city AND o.node = ANY (s.candidates) ORDER BY 1)
 OR cardinality(s.candidates) <> LEAST({TOP_K}, (SELECT count(*) FROM offer o WHERE o.city = s.city))""",
-        ),
-        Constraint(
-            "the ranking holds the candidates and nothing else",
-            f"""{rankings}
+    )
+    yield Constraint(
+        "the ranking holds the candidates and nothing else",
+        f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ranked) x ORDER BY 1)""",
-        ),
-        Constraint(
-            "the ranking falls with affinity, and no node left out is liked better than one inside",
-            f"""{rankings}
+    )
+    yield Constraint(
+        "the ranking falls with affinity, and no node left out is liked better than one inside",
+        f"""{rankings}
 , judged AS (
   SELECT usr, city, events, place IS NOT NULL
       AND affinity > lag(affinity) OVER (PARTITION BY usr, city, candidates, ranked ORDER BY place) AS rises,
@@ -177,9 +212,8 @@ WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ran
       OVER (PARTITION BY usr, city, candidates, ranked) AS better
   FROM places)
 SELECT count(*) FROM judged WHERE rises OR better""",
-        ),
-        Constraint(
-            "a user has one ranking per city",
-            f"{rankings} SELECT count(*) FROM (SELECT FROM shared GROUP BY usr, city HAVING count(*) > 1) several",
-        ),
-    ]
+    )
+    yield Constraint(
+        "a user has one ranking per city",
+        f"{rankings} SELECT count(*) FROM (SELECT FROM shared GROUP BY usr, city HAVING count(*) > 1) several",
+    )

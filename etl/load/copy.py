@@ -1,13 +1,13 @@
-"""Write what the job owes the database, and check inside the transaction that it stands there (CONTRACT, section 2).
+"""Writes to the database, each verified within the transaction (docs/contract.md).
 
-DELETE + COPY for the shadow users' rows of two tables, the two rows of the registry, and the backfill. Nothing else is
-written, and nothing of anybody else.
+DELETE + COPY of the shadow users' rows of two tables, the two rows of the registry, and the backfill. Nothing else is
+written, and no other users' rows.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dataframely as dy
 import polars as pl
@@ -16,33 +16,30 @@ import pyarrow as pa
 from etl.errors import DataError, SchemaError, SettingsError
 from etl.load.audit import RowCounts
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Scope
 from etl.transform.hashing import format_float, md5_32, stable_id
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION
 from etl.transform.schemas import PersonaRows
 
-if TYPE_CHECKING:  # the job does not need it, and every import is time that a night takes
-    pass
-
 REGISTRY = (
     (MODEL_NAME, MODEL_VERSION, "production", "llm_ranking", "Claude Sonnet-based ranking, bootstrap phase"),
     ("bpr", "0.0.0", "staging", "collaborative_filtering", "BPR placeholder, awaiting first training run"),
 )
-"""The two rows of the design (Blocker 3): name, version, stage, type, description."""
+"""The rows that the design registers (docs/design.md): name, version, stage, type, description."""
 
 COPY_BATCH = 1_000
-"""Rows that the driver writes out at a time."""
+"""Rows per batch that the driver serializes."""
 
 BACKFILL_VERSION = f"{MODEL_NAME}:{MODEL_VERSION}"
 
-# What goes between the fields, and between the elements of a list, before a row is hashed, and what stands for a null.
+# Separators of fields and of list elements, and the text of a null, in the text of a row that is hashed.
 _FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
 
 _OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
-"""SQL that is true for a row that a statement of the open transaction has written, triggers in subtransactions aside."""
+"""SQL that is true for a row that a statement of the open transaction wrote, except triggers in subtransactions."""
 
-# A wrong type of the right width is stored without a word (DESIGN, trap 1): these pairs are known to be right.
+# COPY stores a value of a wrong type and the right width without an error (docs/pitfalls.md, 1). These pairs are right.
 _ARROW_OF = {
     "text": pa.large_string(),
     "varchar": pa.large_string(),
@@ -55,7 +52,7 @@ _ARROW_OF = {
 
 
 def to_persona_rows(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
-    """Persona rows (`PersonaRows`) as the columns of PersonaDimension. `updatedAt` is `createdAt`."""
+    """Convert persona rows to the columns of PersonaDimension. `updatedAt` is `createdAt`."""
     created = pl.from_epoch("created_us", time_unit="us")
     return rows.select(
         "id",
@@ -70,7 +67,7 @@ def to_persona_rows(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
 
 
 def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
-    """Ranking events (`Ranked.events`) as the columns of RankingEvent; the session and the shadow model are null."""
+    """Convert ranking events (`RankingEvents.events`) to the columns of RankingEvent. Session and shadow model are null."""
     texts = pl.List(pl.String)
     return events.select(
         pl.col("event_id").alias("id"),
@@ -93,10 +90,10 @@ def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
 
 
 class TableReplacement:
-    """The shadow users' rows of a table, replaced: DELETE, COPY piece by piece, and a look at what stands there then.
+    """Replaces the shadow users' rows of a table: DELETE, COPY in batches, and a check of what the table holds then.
 
-    Raises SchemaError where a column's type would take the bytes for something else, DataError where the server refuses a row
-    or what stands there is not what was sent.
+    Raises SchemaError if a column's type does not match what is sent, DataError if the server refuses a row or if the table
+    does not hold what was sent.
     """
 
     def __init__(self, connection: Connection, scope: Scope, model: str) -> None:
@@ -105,9 +102,9 @@ class TableReplacement:
         self._columns: dict[str, pl.DataType] = {}
 
     def delete(self) -> int:
-        """Delete what was there; returns how many rows that was.
+        """Delete the old rows. Returns their number.
 
-        They are counted before: the server's count of a DELETE would hold what a rule deletes in their place.
+        They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
         """
         rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
         self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
@@ -116,43 +113,43 @@ class TableReplacement:
 
     @property
     def written(self) -> RowCounts:
-        """What the table has been through so far."""
+        """The rows inserted and deleted so far."""
         return RowCounts(inserted=self._rows, deleted=self._deleted)
 
     def copy(self, rows: pl.DataFrame) -> None:
-        """COPY some rows. Their checksum is made meanwhile: it is the server that works on the COPY."""
-        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as aside:
-            # A clone: Polars locks up when two threads use one frame object, and one of them turns it into Arrow.
-            checksum = aside.submit(_checksum, rows.clone())
+        """COPY a batch of rows. Their checksum is computed while the server works on the COPY."""
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
+            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
+            checksum = pool.submit(_checksum, rows.clone())
             copy_rows(self._connection, self._scope, self._model, rows)
             self._checksum += checksum.result()
         self._rows += rows.height
         self._columns = dict(rows.schema)
 
     def check(self) -> None:
-        """Compare count and checksum of what stands in the table with what was sent, every column of every row."""
+        """Compare count and checksum of the table's rows, over all columns, with those of the rows that were sent."""
         name = self._scope.naming.table(self._model)
-        # Where nothing was copied, nothing may stand there: then the count is enough.
+        # If nothing was copied, the table must hold nothing, and the count is enough.
         texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
         found = self._connection.fetch_rows(
             f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
             f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
             f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
         )[0]
-        # All of them are new: else one that a trigger kept could make up, in number, for one that it gave to somebody else.
+        # All rows must be new. Else an old row that a trigger kept could stand in for a new one that it gave to another user.
         sent = (self._rows, self._checksum, self._rows)
         if found != sent:
             raise DataError(
-                f"What stands in {name} is not what was sent: {found[0]} rows of {sent[0]}, of them {found[2]} new, checksum "
+                f"What {name} holds is not what was sent: {found[0]} rows of {sent[0]}, of them {found[2]} new, checksum "
                 f"{found[1]} for {sent[1]}. Nothing was kept. A trigger or a rule on the table may have changed the rows."
             )
 
 
 def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
-    """COPY a frame, whose columns have the table's names, after a look at the table's types."""
+    """COPY a frame into the columns of the same names. Raises SchemaError if a column's type does not match."""
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
-    # In small batches, so that the server works on one while the driver writes out the next.
+    # In small batches, so that the server works on one while the driver serializes the next.
     batches = table.to_reader(max_chunksize=COPY_BATCH)
     sent = connection.copy(scope.naming.schema, scope.naming.table_name(model), batches) if rows.height else 0
     if sent != rows.height:
@@ -162,7 +159,7 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
 
 
 def require_empty(connection: Connection, naming: Naming) -> None:
-    """Raise SettingsError, with the counts, where a table that the synthetic world fills holds rows already."""
+    """Raise SettingsError with the counts if a table that the synthetic world fills is not empty."""
     there = (model for model in MODELS if model != "ModelRegistry" and _exists(connection, naming.table(model)))
     counts = {model: connection.fetch_int(f"SELECT count(*) FROM {naming.table(model)}") for model in there}
     filled = ", ".join(f"{count:,} in {naming.table(model)}" for model, count in counts.items() if count)
@@ -170,7 +167,7 @@ def require_empty(connection: Connection, naming: Naming) -> None:
         database = connection.fetch_rows("SELECT current_database()::text")[0][0]
         raise SettingsError(
             f"The database {quote_identifier(database)} already holds rows: {filled}. The synthetic world is for an empty "
-            "database; name another one, or say --into-existing to add its made-up users and places to these."
+            "database; name another one, or say --into-existing to add its synthetic users and nodes to these."
         )
 
 
@@ -179,10 +176,10 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def register_models(connection: Connection, scope: Scope, seed: int) -> int:
-    """The two rows of ModelRegistry, where (modelName, modelVersion) is not there yet; gives how many were added.
+    """Insert the rows of `REGISTRY` whose (modelName, modelVersion) is missing. Returns how many were inserted.
 
-    Their dates are that of the shadow users' first trip, since when the bootstrap model is taken to be in production: a
-    function of the source rows and not of the clock. Raises DataError where other rows stand there then.
+    Their dates are the createdAt of the shadow users' first trip, so that they depend on the source rows and not on the
+    clock. Raises DataError if the table does not hold them as they were sent.
     """
     table = scope.naming.table("ModelRegistry")
     since = (
@@ -201,7 +198,7 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
         f'INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
     )
     same = " AND ".join(
-        # A column of another precision has rounded.
+        # A column of another precision rounds.
         f"abs(extract(epoch FROM m.{name} - v.{name})) < 1" if name.endswith('At"') else f"m.{name}::text = v.{name}"
         for name in map(quote_identifier, names)
     )
@@ -211,17 +208,17 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     )[0]
     if found != (len(REGISTRY), added):
         raise DataError(
-            f"Of the {len(REGISTRY)} models that {table} is to have, {found[0]} stand there, and of {added} that were inserted "
-            f"{found[1]} are as they were sent. Nothing was kept. A trigger on the table has changed them: see to it first."
+            f"{table} holds {found[0]} of the {len(REGISTRY)} models that it needs, and {found[1]} of {added} inserted ones "
+            "are as they were sent. Nothing was kept. A trigger on the table changes them: see to it first."
         )
     return added
 
 
 def backfill(connection: Connection, scope: Scope) -> int:
-    """The single UPDATE of the design (Blocker 3): a model version for the shadow users' signals that have none.
+    """Set the model version of the shadow users' signals that have none, by the single UPDATE of docs/design.md.
 
-    Gives how many rows it touched. Last before COMMIT, because it locks rows that the application may want. Raises DataError
-    where these rows, read back, differ from before in more than the version, in any column that the role may read.
+    Returns the number of updated rows. It comes last before COMMIT, because it locks rows that the application may want.
+    Raises DataError if these rows changed in any other column that the role may read.
     """
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
     columns = _kept_columns(connection, table)
@@ -238,7 +235,7 @@ def backfill(connection: Connection, scope: Scope) -> int:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
             "it now, so nothing was kept. A trigger or a rule on the table skips rows, writes another version, or gives them "
-            "to somebody else: see to it first."
+            "to another user: see to it first."
         )
     if changed := [name for name, was, now in zip(columns, before[1:], after[1:], strict=True) if was != now]:
         raise DataError(
@@ -249,7 +246,7 @@ def backfill(connection: Connection, scope: Scope) -> int:
 
 
 def _kept_columns(connection: Connection, table: str) -> list[str]:
-    """The columns of BehavioralSignal that a run leaves alone and may read, but for generated ones, which follow others."""
+    """Return the columns of BehavioralSignal that a run does not change and may read, without generated ones."""
     rows = connection.fetch_rows(
         f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
         "AND NOT attisdropped AND attgenerated = '' AND attname <> 'modelVersion' "
@@ -259,7 +256,7 @@ def _kept_columns(connection: Connection, table: str) -> list[str]:
 
 
 def _fingerprint(connection: Connection, table: str, columns: list[str], where: str) -> tuple[Any, ...]:
-    """How many rows, and for each column a sum of hashes, which tells of each value in which row it stands."""
+    """Return the number of rows, and for each column a sum of hashes of its values and their rows' ids."""
     sums = ", ".join(
         f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(_NULL)}) COLLATE "C", '
         f'hashtext("id"::text COLLATE "C"))), 0)::text'
@@ -269,7 +266,7 @@ def _fingerprint(connection: Connection, table: str, columns: list[str], where: 
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
-    """The table's columns and their types by PostgreSQL's own names, `enum` for any enum."""
+    """Return the table's columns and the names of their types in pg_type, `enum` for any enum."""
     return dict(
         connection.fetch_rows(
             "SELECT a.attname::text, CASE t.typtype WHEN 'e' THEN 'enum' ELSE t.typname::text END FROM pg_attribute a "
@@ -292,13 +289,13 @@ def _check_types(table: pa.Table, columns: dict[str, str], name: str) -> None:
 
 
 def _checksum(rows: pl.DataFrame) -> int:
-    """The sum of 32 bits of each row's MD5, every column as `_sql_text` has it."""
+    """Return the sum of 32 bits of each row's MD5. The text of a row is that of `_sql_text`."""
     line = pl.concat_str([_text(column, dtype) for column, dtype in rows.schema.items()], separator=_FIELD)
     return int(rows.select(md5_32(line).sum()).item() or 0)
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """A column's values as the text that `_sql_text` gives in the database."""
+    """Return a column's values as the same text as `_sql_text` in the database."""
     value = pl.col(column)
     if dtype == pl.Float64:
         text = format_float(value)

@@ -32,24 +32,22 @@ from etl.extract.reader import (
 )
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
-from etl.load.checks import ValidationReport, validate_database
+from etl.load.constraints import ValidationReport, validate_database
 from etl.pipeline.guards import check_scope, limits, rejected_shares
 from etl.pipeline.publication import Clock, Publication, check_auc, no_progress, open_output, run_probe
 from etl.postgres import catalog as schema
-from etl.postgres.connection import (
-    Connection,
-    OrderedWorker,
+from etl.postgres.connection import Connection, connect
+from etl.postgres.naming import MODELS, Naming
+from etl.postgres.scope import Scope, resolve_scope
+from etl.postgres.side_effects import Finding
+from etl.postgres.transaction import (
     advisory_lock,
     check_not_rewritten,
-    connect,
     ensure_tables_not_rewritten,
-    ordered_worker,
     require_lock,
     retry_on_conflict,
     transaction,
 )
-from etl.postgres.ddl import MODELS, Naming
-from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.url import schema_of, target_of
 from etl.reporting.collector import REQUIRED_FILES, rebuild
 from etl.reporting.listing import previous_runs
@@ -57,6 +55,7 @@ from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
 from etl.runtime.ray_executor import open_executor
 from etl.runtime.run_record import Progress, RunObserver, RunResult
+from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings, with_options
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location
@@ -123,7 +122,7 @@ def synth(
         return copy_world(connection, Scope(naming, settings.shadow_prefix), worlds, rows)
 
 
-def schema_check(settings: Settings, stop: CancelToken | None = None) -> list[schema.Finding]:
+def schema_check(settings: Settings, stop: CancelToken | None = None) -> list[Finding]:
     """What is missing in the database, or does not fit."""
     address = target_of(settings)
     with connect(address, stop) as connection, transaction(connection, read_only=True, commit=False):

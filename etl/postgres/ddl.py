@@ -1,47 +1,18 @@
-"""What a Prisma project calls things in PostgreSQL: tables, columns, indexes, and the DDL that makes them.
+"""The tables as a Prisma project has them: columns, enums, indexes and foreign keys, and their DDL as SQL and as Prisma text.
 
-Pure: texts in, texts out. `data/schema.prisma` and `data/schema.sql` (what Prisma makes of it) are the one source; both
-are kept in model naming and rendered from there. A test holds them against Prisma's own engine.
+Pure: no server is asked. The SQL is what Prisma makes of `data/schema.prisma`; a test compares it with Prisma's own engine.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from etl.errors import EtlError, SettingsError
+from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
 from etl.runtime.resources import resource
-
-MODELS: Mapping[str, str] = MappingProxyType(
-    {
-        "User": "users",
-        "Trip": "trips",
-        "ItinerarySlot": "itinerary_slots",
-        "ActivityNode": "activity_nodes",
-        "BehavioralSignal": "behavioral_signals",
-        "PersonaDimension": "persona_dimensions",
-        "RankingEvent": "ranking_events",
-        "ModelRegistry": "model_registry",
-    }
-)
-"""Each model and the table that `@@map` gives it, in the order in which everything is listed."""
-
-SOURCE_MODELS = ("User", "Trip", "ItinerarySlot", "ActivityNode", "BehavioralSignal")
-"""The application's own: the naming is told by them."""
-
-WRITTEN_MODELS = ("PersonaDimension", "RankingEvent", "ModelRegistry")
-"""Those that bpr-etl inserts rows into."""
-
-_INDEXED = "ItinerarySlot"
-"""The application's model that gets an index."""
-
-_BLOCK = re.compile(r"^(?://[^\n]*\n)*(?:model|enum) (?P<name>\w+) \{\n.*?^\}", re.MULTILINE | re.DOTALL)
-
-_MAX_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1, where Prisma cuts, too
 
 StatementKind = Literal["enum", "table", "index", "foreign_key"]
 
@@ -50,147 +21,152 @@ StatementKind = Literal["enum", "table", "index", "foreign_key"]
 class Column:
     """A column that bpr-etl uses.
 
-    `types` are the accepted names in `pg_type.typname`; `enum` stands for any enum type. `labels` are the values of the
-    enum that bpr-etl knows by name. `written_null` says that NULL is put into it, `nullable` that NULL is allowed there.
+    `types` are the accepted names in `pg_type.typname`, the first one is created; `enum` stands for any enum type.
+    `enum` is the enum that is created, and `labels` are those of its values that bpr-etl relies on. `default` is SQL.
+    `nullable` says that NULL is allowed in the column, `writes_null` that bpr-etl writes NULL to it.
     """
 
     name: str
     types: tuple[str, ...]
     nullable: bool = False
-    labels: tuple[str, ...] = ()
+    default: str = ""
     writes_null: bool = False
+    enum: str = ""
+    labels: tuple[str, ...] = ()
 
 
 def _columns(
-    types: tuple[str, ...], *names: str, nullable: bool = False, written_null: bool = False
+    types: tuple[str, ...], *names: str, nullable: bool = False, default: str = "", writes_null: bool = False
 ) -> tuple[Column, ...]:
-    return tuple(Column(name, types, nullable=nullable, writes_null=written_null) for name in names)
+    return tuple(Column(name, types, nullable, default, writes_null) for name in names)
+
+
+def _enum(name: str, enum: str, default: str = "", labels: tuple[str, ...] = ()) -> Column:
+    return Column(name, ("enum",), default=default, enum=enum, labels=labels)
 
 
 _TEXT, _TEXTS, _INT, _FLOAT, _TIME = ("text", "varchar"), ("_text",), ("int4",), ("float8",), ("timestamp",)
+_NOW = "CURRENT_TIMESTAMP"
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
         "User": _columns(_TEXT, "id", "email"),
         "Trip": (
             *_columns(_TEXT, "id", "userId", "city"),
-            *_columns(_TIME, "startDate", "createdAt"),
-            Column("personaSeed", ("jsonb",), nullable=True),
+            *_columns(_TIME, "startDate"),
+            *_columns(_TIME, "createdAt", default=_NOW),
+            *_columns(("jsonb",), "personaSeed", nullable=True),
         ),
         "ItinerarySlot": (
             *_columns(_TEXT, "id", "tripId"),
             *_columns(_TEXT, "activityNodeId", nullable=True),
             *_columns(_INT, "dayNumber", "sortOrder"),
-            Column("status", ("enum",), labels=("confirmed", "active", "completed")),
+            _enum("status", "SlotStatus", "'proposed'", labels=("confirmed", "active", "completed")),
         ),
         "ActivityNode": (
-            *_columns(_TEXT, "id", "city", "name"),
-            Column("category", ("enum",)),
-            Column("status", ("enum",), labels=("archived",)),
+            *_columns(_TEXT, "id", "city"),
+            _enum("category", "ActivityCategory"),
+            _enum("status", "NodeStatus", "'pending'", labels=("archived",)),
+            *_columns(_TEXT, "name"),
             *_columns(_FLOAT, "latitude", "longitude"),
         ),
         "BehavioralSignal": (
             *_columns(_TEXT, "id", "userId"),
-            *_columns(_TEXT, "tripId", "slotId", "activityNodeId", "modelVersion", nullable=True),
-            Column("signalType", ("enum",)),
+            *_columns(_TEXT, "tripId", "slotId", "activityNodeId", nullable=True),
+            _enum("signalType", "SignalType"),
+            *_columns(_TEXT, "modelVersion", nullable=True),
         ),
         "PersonaDimension": (
-            *_columns(_TEXT, "id", "userId", "dimension", "value", "source"),
-            *_columns(_FLOAT, "confidence"),
-            *_columns(_TIME, "updatedAt", "createdAt"),
+            *_columns(_TEXT, "id", "userId", "dimension", "value"),
+            *_columns(_FLOAT, "confidence", default="1.0"),
+            *_columns(_TEXT, "source", default="'onboarding'"),
+            *_columns(_TIME, "updatedAt"),
+            *_columns(_TIME, "createdAt", default=_NOW),
         ),
         "RankingEvent": (
-            *_columns(_TEXT, "id", "userId", "tripId", "modelName", "modelVersion", "surface"),
-            *_columns(_TEXT, "sessionId", "shadowModelName", "shadowModelVersion", nullable=True, written_null=True),
-            *_columns(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
-            *_columns(_TEXTS, "shadowRankedIds", nullable=True, written_null=True),
+            *_columns(_TEXT, "id", "userId", "tripId"),
+            *_columns(_TEXT, "sessionId", nullable=True, writes_null=True),
             *_columns(_INT, "dayNumber"),
+            *_columns(_TEXT, "modelName", "modelVersion"),
+            *_columns(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
+            *_columns(_TEXT, "surface"),
+            *_columns(_TEXT, "shadowModelName", "shadowModelVersion", nullable=True, writes_null=True),
+            *_columns(_TEXTS, "shadowRankedIds", nullable=True, writes_null=True),
             *_columns(_INT, "latencyMs", nullable=True),
-            *_columns(_TIME, "createdAt"),
+            *_columns(_TIME, "createdAt", default=_NOW),
         ),
         "ModelRegistry": (
-            *_columns(_TEXT, "id", "modelName", "modelVersion", "modelType"),
+            *_columns(_TEXT, "id", "modelName", "modelVersion"),
+            _enum("stage", "ModelStage", "'staging'", labels=("production", "staging")),
+            *_columns(_TEXT, "modelType"),
             *_columns(_TEXT, "description", nullable=True),
-            Column("stage", ("enum",), labels=("production", "staging")),
-            *_columns(_TIME, "createdAt", "updatedAt"),
+            *_columns(_TIME, "createdAt", default=_NOW),
+            *_columns(_TIME, "updatedAt"),
         ),
     }
 )
-"""The columns that bpr-etl uses of each model; a table may have more."""
+"""The columns that bpr-etl uses of each model, in the order in which they are created. A table may have more."""
 
+_SQL_TYPES = {
+    "text": "TEXT",
+    "_text": "TEXT[]",
+    "int4": "INTEGER",
+    "float8": "DOUBLE PRECISION",
+    "timestamp": "TIMESTAMP(3)",
+    "jsonb": "JSONB",
+}
 
-def quote_identifier(name: str) -> str:
-    """A name as PostgreSQL reads it back unchanged, in double quotes.
+_ENUMS = {
+    "SlotStatus": "proposed voted confirmed active completed skipped",
+    "ActivityCategory": (
+        "dining drinks culture outdoors active entertainment shopping experience nightlife group_activity wellness"
+    ),
+    "NodeStatus": "pending approved flagged archived",
+    "SignalType": "view confirm complete dwell skip loved disliked",
+    "ModelStage": "staging shadow production archived",
+}
 
-    Raises SettingsError for what can't be a name: empty, with a NUL, or longer than PostgreSQL keeps (it would cut the
-    name off without an error, and mean another).
-    """
-    encoded = _encoded(name)
-    if not encoded or len(encoded) > _MAX_BYTES:
-        raise SettingsError(f"A database name has 1 to {_MAX_BYTES} bytes, {name[:80]!r} has {len(encoded)}.")
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
+_INDEXED = "ItinerarySlot"
+"""The application's model that gets an index."""
 
+_INDEXES = (
+    ("User", ("email",), "key"),
+    ("Trip", ("userId",), "idx"),
+    (_INDEXED, ("tripId", "dayNumber"), "idx"),
+    ("ActivityNode", ("city",), "idx"),
+    ("BehavioralSignal", ("userId",), "idx"),
+    ("PersonaDimension", ("userId",), "idx"),
+    ("PersonaDimension", ("dimension", "value"), "idx"),
+    ("PersonaDimension", ("userId", "dimension"), "key"),
+    ("RankingEvent", ("userId", "createdAt"), "idx"),
+    ("RankingEvent", ("tripId", "dayNumber"), "idx"),
+    ("RankingEvent", ("modelName", "modelVersion"), "idx"),
+    ("ModelRegistry", ("modelName", "modelVersion"), "key"),
+)
+"""Model, columns, and the suffix of the name: `key` for a unique index."""
 
-def quote_literal(text: str) -> str:
-    """A text as an SQL literal, whatever `standard_conforming_strings` is. Raises SettingsError for a NUL in it."""
-    _encoded(text)
-    doubled = text.replace("'", "''")
-    if "\\" not in text:
-        return f"'{doubled}'"
-    escaped = doubled.replace("\\", "\\\\")
-    return f"E'{escaped}'"
+_FOREIGN_KEYS = (
+    ("Trip", "userId", "User", "RESTRICT"),
+    ("ItinerarySlot", "tripId", "Trip", "CASCADE"),
+    ("ItinerarySlot", "activityNodeId", "ActivityNode", "SET NULL"),
+    ("BehavioralSignal", "userId", "User", "RESTRICT"),
+)
+"""Model, column, the model that it refers to, ON DELETE."""
 
-
-def _encoded(text: str) -> bytes:
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        raise SettingsError("A text for the database is not valid Unicode: it holds a lone surrogate.") from None
-    if b"\0" in encoded:
-        raise SettingsError("A text for the database holds a NUL character, which PostgreSQL can't store.")
-    return encoded
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How the tables of one PostgreSQL schema are named: by model, or by `@@map` in snake case."""
-
-    kind: Literal["model", "mapped"]
-    schema: str = "public"
-
-    def table_name(self, model: str) -> str:
-        """The table's name alone, unquoted."""
-        return model if self.kind == "model" else MODELS[model]
-
-    def qualified(self, name: str) -> str:
-        """A table's or type's name, quoted and with its schema."""
-        return f"{quote_identifier(self.schema)}.{quote_identifier(name)}"
-
-    def table(self, model: str) -> str:
-        """The table as SQL names it: quoted and with its schema."""
-        return self.qualified(self.table_name(model))
-
-    def index(self, model: str, *columns: str) -> str:
-        """The name that Prisma gives to an `@@index` on these columns, unquoted."""
-        return self.constraint(model, "_".join(columns), "idx")
-
-    def constraint(self, model: str, columns: str, suffix: str) -> str:
-        """The name that Prisma gives to a constraint or an index, unquoted.
-
-        Table and columns are cut, at a character's border, so that the suffix has room within PostgreSQL's 63 bytes.
-        """
-        stem = "_".join(part for part in (self.table_name(model), columns) if part)
-        kept = stem.encode()[: _MAX_BYTES - len(suffix) - 1].decode(errors="ignore")
-        return f"{kept}_{suffix}"
+_HEADINGS: Mapping[StatementKind, str] = {
+    "enum": "CreateEnum",
+    "table": "CreateTable",
+    "index": "CreateIndex",
+    "foreign_key": "AddForeignKey",
+}
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement of the DDL, without the semicolon; its tables and types carry their schema.
+    """One statement of the DDL, without the semicolon. Its tables and types carry their schema.
 
     `models` are those it belongs to: the users of an enum, the owner of a table or index, both ends of a foreign key.
-    `columns` and `unique` tell what an index is on.
+    `columns` and `unique` describe an index.
     """
 
     kind: StatementKind
@@ -201,44 +177,60 @@ class Statement:
     unique: bool = False
 
 
-_HEADINGS: Mapping[StatementKind, str] = {
-    "enum": "CreateEnum",
-    "table": "CreateTable",
-    "index": "CreateIndex",
-    "foreign_key": "AddForeignKey",
-}
-_KINDS: tuple[tuple[StatementKind, re.Pattern[str]], ...] = (
-    ("enum", re.compile(r'CREATE TYPE "(?P<name>\w+)" AS ENUM')),
-    ("table", re.compile(r'CREATE TABLE "(?P<name>\w+)"')),
-    ("index", re.compile(r'CREATE (?P<unique>UNIQUE )?INDEX "(?P<name>\w+)" ON "(?P<model>\w+)"\((?P<columns>.*)\)')),
-    (
-        "foreign_key",
-        re.compile(r'ALTER TABLE "(?P<model>\w+)" ADD CONSTRAINT "(?P<name>\w+)".* REFERENCES "(?P<to>\w+)"'),
-    ),
-)
-_QUOTED = re.compile(r'"(\w+)"')
-_CONSTRAINT = re.compile(rf"(?P<model>{'|'.join(MODELS)})(?:_(?P<columns>\w+))?_(?P<suffix>pkey|key|idx|fkey)")
+def schema_statements(naming: Naming, models: Collection[str] = tuple(MODELS)) -> list[Statement]:
+    """Return the statements that create these models, in an order in which they run.
 
-
-def schema_statements(naming: Naming, models: Collection[str] | None = None) -> list[Statement]:
-    """The statements that make these models (all of them, unless told), in an order in which they run.
-
-    An enum is there when one of its users is asked for, a foreign key when both of its ends are. Table, constraint and
-    index names are those Prisma gives for the naming; enum types keep theirs.
+    An enum is included if one of its users is asked for, a foreign key if both of its ends are. Tables, constraints and
+    indexes have the names that Prisma gives them in this naming; enum types are named alike in both.
     """
-    wanted = set(MODELS if models is None else models)
-    chosen = []
-    for statement in _source():
-        ends = wanted.intersection(statement.models)
-        if ends and (statement.kind != "foreign_key" or ends == set(statement.models)):
-            chosen.append(_render(statement, naming))
-    return chosen
+    statements = [
+        *(_create_enum(naming, enum) for enum in _ENUMS),
+        *(_create_table(naming, model) for model in MODELS),
+        *(_create_index(naming, *index) for index in _INDEXES),
+        *(_add_foreign_key(naming, *key) for key in _FOREIGN_KEYS),
+    ]
+    needs = {"foreign_key": all}
+    return [each for each in statements if needs.get(each.kind, any)(model in models for model in each.models)]
+
+
+def _create_enum(naming: Naming, enum: str) -> Statement:
+    users = tuple(model for model, columns in COLUMNS.items() if any(column.enum == enum for column in columns))
+    labels = ", ".join(map(quote_literal, _ENUMS[enum].split()))
+    return Statement("enum", enum, users, f"CREATE TYPE {naming.qualified(enum)} AS ENUM ({labels})")
+
+
+def _create_table(naming: Naming, model: str) -> Statement:
+    lines = [
+        f"    {quote_identifier(column.name)} {naming.qualified(column.enum) if column.enum else _SQL_TYPES[column.types[0]]}"
+        # Prisma's arrays are nullable in the database and never null in Prisma.
+        f"{'' if column.nullable else ' NOT NULL'}{f' DEFAULT {column.default}' if column.default else ''},\n"
+        for column in COLUMNS[model]
+    ]
+    key = quote_identifier(naming.constraint(model, "", "pkey"))
+    body = f'{"".join(lines)}\n    CONSTRAINT {key} PRIMARY KEY ("id")\n'
+    return Statement("table", naming.table_name(model), (model,), f"CREATE TABLE {naming.table(model)} (\n{body})")
+
+
+def _create_index(naming: Naming, model: str, columns: tuple[str, ...], suffix: str) -> Statement:
+    name, unique = naming.constraint(model, "_".join(columns), suffix), suffix == "key"
+    on = f"{naming.table(model)}({', '.join(map(quote_identifier, columns))})"
+    sql = f"CREATE {'UNIQUE ' if unique else ''}INDEX {quote_identifier(name)} ON {on}"
+    return Statement("index", name, (model,), sql, columns, unique)
+
+
+def _add_foreign_key(naming: Naming, model: str, column: str, to: str, on_delete: str) -> Statement:
+    name = naming.constraint(model, column, "fkey")
+    sql = (
+        f"ALTER TABLE {naming.table(model)} ADD CONSTRAINT {quote_identifier(name)} FOREIGN KEY ({quote_identifier(column)}) "
+        f'REFERENCES {naming.table(to)}("id") ON DELETE {on_delete} ON UPDATE CASCADE'
+    )
+    return Statement("foreign_key", name, (model, to), sql)
 
 
 def schema_sql(naming: Naming, *, added: bool = False) -> str:
-    """The DDL as a script, in Prisma's own form; in another schema than `public`, the schema comes first.
+    """Return the DDL as a script in Prisma's own form. A schema other than `public` is created first.
 
-    All of it, or what the design adds to an application's tables: three tables, their enum, and the index on slots.
+    With `added` only what the design adds to an application's tables: three tables, their enum, and the index on slots.
     """
     statements = schema_statements(naming)
     if added:
@@ -250,12 +242,17 @@ def schema_sql(naming: Naming, *, added: bool = False) -> str:
     return "\n".join(parts)
 
 
-def schema_prisma(naming: Naming, *, added: bool = False) -> str:
-    """The Prisma models; for the mapped naming with their `@@map` lines.
+_BLOCK = re.compile(r"^(?://[^\n]*\n)*(?:model|enum) (?P<name>\w+) \{\n.*?^\}", re.MULTILINE | re.DOTALL)
 
-    All of them, or what the design adds to an application's: three models, their enum, and the index as a comment.
+
+def schema_prisma(naming: Naming, *, added: bool = False) -> str:
+    """Return the Prisma models, in the mapped naming with their `@@map` lines.
+
+    With `added` only what the design adds to an application's: three models, their enum, and the index as a comment.
     """
-    text = _schema_prisma(naming)
+    text = resource("schema.prisma").read_text(encoding="utf-8")
+    if naming.kind == "mapped":
+        text = _BLOCK.sub(_add_map, text)
     if not added:
         return text
     blocks = {found["name"]: found[0] for found in _BLOCK.finditer(text)}
@@ -264,77 +261,9 @@ def schema_prisma(naming: Naming, *, added: bool = False) -> str:
     return "\n\n".join([f"// Add this to the model {_INDEXED}:\n{index}", *map(blocks.__getitem__, new)]) + "\n"
 
 
-def _schema_prisma(naming: Naming) -> str:
-    source = _read("schema.prisma")
-    if naming.kind == "model":
-        return source
-    mapped = re.sub(
-        r"^model (\w+) \{\n(.*?)^\}",
-        lambda found: f"model {found[1]} {{\n{_with_map(found[2], MODELS[found[1]])}}}",
-        source,
-        flags=re.MULTILINE | re.DOTALL,
-    )
-    if mapped.count("@@map(") != len(MODELS):
-        raise EtlError(
-            "data/schema.prisma does not hold the models that etl.postgres.ddl names: the installation is damaged."
-        )
-    return mapped
-
-
-def _with_map(body: str, table: str) -> str:
-    gap = "" if "\n  @@" in body else "\n"
-    return f'{body}{gap}  @@map("{table}")\n'
-
-
-def _render(statement: Statement, naming: Naming) -> Statement:
-    sql = _QUOTED.sub(lambda found: _rendered_name(found[1], naming), statement.sql)
-    name = statement.name if statement.kind == "enum" else _renamed(statement.name, naming)
-    return replace(statement, name=name, sql=sql)
-
-
-def _rendered_name(name: str, naming: Naming) -> str:
-    """A quoted name of the DDL: tables and enums get their schema, PostgreSQL takes none for constraints and indexes."""
-    if name in MODELS:
-        return naming.table(name)
-    return naming.qualified(name) if name in _enums() else quote_identifier(_renamed(name, naming))
-
-
-def _renamed(name: str, naming: Naming) -> str:
-    if name in MODELS:
-        return naming.table_name(name)
-    found = _CONSTRAINT.fullmatch(name)
-    return naming.constraint(found["model"], found["columns"] or "", found["suffix"]) if found else name
-
-
-@cache
-def _enums() -> frozenset[str]:
-    return frozenset(statement.name for statement in _source() if statement.kind == "enum")
-
-
-@cache
-def _source() -> tuple[Statement, ...]:
-    """The statements of data/schema.sql as they stand: in model naming, without a schema."""
-    script = re.sub(r"^--.*\n", "", _read("schema.sql"), flags=re.MULTILINE)
-    texts = [text.strip() for text in script.split(";\n") if text.strip()]
-    return tuple(_parsed(text, texts) for text in texts)
-
-
-def _parsed(text: str, texts: list[str]) -> Statement:
-    for kind, pattern in _KINDS:
-        if found := pattern.match(text):
-            groups = found.groupdict()
-            models = tuple(groups[key] for key in ("model", "to") if key in groups) or (found["name"],)
-            if kind == "enum":
-                models = _users_of(found["name"], texts)
-            columns = tuple(_QUOTED.findall(groups.get("columns", "")))
-            return Statement(kind, found["name"], models, text, columns, unique=bool(groups.get("unique")))
-    raise EtlError(f"data/schema.sql holds a statement that etl.postgres.ddl can't read: {text[:60]!r}.")
-
-
-def _users_of(enum: str, texts: list[str]) -> tuple[str, ...]:
-    tables = (re.match(r'CREATE TABLE "(\w+)"', text) for text in texts)
-    return tuple(found[1] for found in tables if found and f' "{enum}"' in found.string)
-
-
-def _read(name: str) -> str:
-    return resource(name).read_text(encoding="utf-8")
+def _add_map(block: re.Match[str]) -> str:
+    """Add the `@@map` line to a model's block; an enum's stays as it is."""
+    if block["name"] not in MODELS:
+        return block[0]
+    gap = "" if "\n  @@" in block[0] else "\n"  # Prisma's formatting: an empty line before the first block attribute
+    return f'{block[0].removesuffix("}")}{gap}  @@map("{MODELS[block["name"]]}")\n}}'

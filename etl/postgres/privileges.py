@@ -1,29 +1,22 @@
-"""What the job's role must be allowed to do, and no more: the GRANTs, and what is missing of them."""
+"""The privileges that a run's role needs, and no more: the GRANTs, and which of them are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from etl.errors import ConnectError
-from etl.postgres.ddl import COLUMNS, MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.connection import Connection
+from etl.postgres.ddl import COLUMNS
+from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
 
 XMIN = "xmin"
-"""The system column that tells which transaction wrote a row."""
-
-
-class Queries(Protocol):
-    """The one thing asked of a connection."""
-
-    def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
-        ...
+"""The system column with the id of the transaction that wrote a row."""
 
 
 @dataclass(frozen=True)
 class Privilege:
-    """One thing that the role may do to a table: to all of it, or where `columns` are named to these."""
+    """A privilege on a table, or on some of its columns."""
 
     model: str
     verb: str
@@ -31,10 +24,10 @@ class Privilege:
 
 
 def required(*, writes: bool) -> list[Privilege]:
-    """What a command needs; `writes` for `run`, which is all of it.
+    """Return the privileges that a command needs; with `writes` those of `run`, which needs all.
 
-    Of the application's tables only the columns that are read (so not, say, a password's hash in User); the rows of the
-    three tables that are ours; and one column of BehavioralSignal, for the backfill.
+    SELECT on the columns of the application's tables that are read (not, say, a password's hash in User), the rows of our
+    three tables, and UPDATE of one column of BehavioralSignal for the backfill.
     """
     read = [
         *(Privilege(model, "SELECT", tuple(column.name for column in COLUMNS[model])) for model in _READ),
@@ -55,7 +48,7 @@ _READ = ("User", "Trip", "ItinerarySlot", "ActivityNode")
 
 
 def grants(naming: Naming, role: str) -> str:
-    """The SQL that gives a role all that `run`, `export` and `validate` need, and nothing else."""
+    """Return the SQL that grants a role all that `run`, `export` and `validate` need, and nothing else."""
     to = f"TO {quote_identifier(role)};"
     lines = [f"GRANT USAGE ON SCHEMA {quote_identifier(naming.schema)} {to}"]
     for model in MODELS:
@@ -65,10 +58,10 @@ def grants(naming: Naming, role: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def require_privileges(connection: Queries, naming: Naming, *, writes: bool) -> None:
-    """Raise ConnectError, which names the missing privilege and the GRANT, unless the role may do what is needed.
+def require_privileges(connection: Connection, naming: Naming, *, writes: bool) -> None:
+    """Raise ConnectError with the missing privileges and how to grant them, unless the role has all that are needed.
 
-    Raises it also where row security would hide rows from the role: what it reads would be less than what is there.
+    Raises it also if row security would hide rows from the role, because the run would then miss them.
     """
     schema = quote_literal(naming.schema)
     role, usable = connection.fetch_rows(f"SELECT current_user::text, has_schema_privilege({schema}, 'USAGE')")[0]
@@ -81,10 +74,10 @@ def require_privileges(connection: Queries, naming: Naming, *, writes: bool) -> 
             f"Row security hides rows of {', '.join(name for (name,) in hidden)} from the role {role}, so what it reads would "
             f"not be all. Give it BYPASSRLS (ALTER ROLE {quote_identifier(role)} BYPASSRLS), or connect as another role."
         )
-    asked = list(_by_column(required(writes=writes)))
-    questions = ", ".join(_check_sql(naming, *each) for each in asked)
-    allowed = connection.fetch_rows(f"SELECT {questions}")[0]
-    lacking = [_describe(naming, *each) for each, may in zip(asked, allowed, strict=True) if not may]
+    needed = list(_by_column(required(writes=writes)))
+    checks = ", ".join(_check_sql(naming, *each) for each in needed)
+    allowed = connection.fetch_rows(f"SELECT {checks}")[0]
+    lacking = [_describe(naming, *each) for each, may in zip(needed, allowed, strict=True) if not may]
     if lacking:
         raise ConnectError(_missing(role, lacking, naming))
 
@@ -95,7 +88,7 @@ def _verb_sql(privilege: Privilege) -> str:
 
 
 def _by_column(privileges: Iterable[Privilege]) -> Iterator[tuple[str, str, str | None]]:
-    """(model, verb, column), the column None for all of a table."""
+    """Yield (model, verb, column). The column is None for a privilege on the table."""
     for privilege in privileges:
         for column in privilege.columns or (None,):
             yield privilege.model, privilege.verb, column

@@ -1,7 +1,7 @@
-"""A database's address: from what a Prisma project or libpq calls a URL to what the two drivers take.
+"""Parses a database URL as Prisma or libpq write it, and libpq's `key=value` words, into what each driver takes.
 
-Pure: the environment is passed in. Nothing here ever puts a password into a message, or a part of one: an address that can
-be read in two ways, since a character in it should have been percent-encoded, is refused without being repeated.
+Pure: the environment is passed in. No message contains a password or a part of one: an address that can be read in two ways,
+because a character in it should have been percent-encoded, is refused without being repeated.
 """
 
 from __future__ import annotations
@@ -28,43 +28,18 @@ _PRISMA = frozenset(
     }
 )
 
-# libpq's parameters, each with the variable that stands in where the URL is silent (libpq, "Environment Variables").
-_LIBPQ = {
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
-    "port": "PGPORT",
-    "dbname": "PGDATABASE",
-    "user": "PGUSER",
-    "password": "PGPASSWORD",
-    "passfile": "PGPASSFILE",
-    "service": "PGSERVICE",
-    "options": "PGOPTIONS",
-    "sslmode": "PGSSLMODE",
-    "sslnegotiation": "PGSSLNEGOTIATION",
-    "sslcert": "PGSSLCERT",
-    "sslkey": "PGSSLKEY",
-    "sslcertmode": "PGSSLCERTMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "sslcrl": "PGSSLCRL",
-    "sslcrldir": "PGSSLCRLDIR",
-    "channel_binding": "PGCHANNELBINDING",
-    "require_auth": "PGREQUIREAUTH",
-    "requirepeer": "PGREQUIREPEER",
-    "gssencmode": "PGGSSENCMODE",
-    "target_session_attrs": "PGTARGETSESSIONATTRS",
-    "load_balance_hosts": "PGLOADBALANCEHOSTS",
-    "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
-    "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
-    "sslsni": "PGSSLSNI",
-    "sslkeylogfile": "PGSSLKEYLOGFILE",
-    "krbsrvname": "PGKRBSRVNAME",
-    "gsslib": "PGGSSLIB",
-    "gssdelegation": "PGGSSDELEGATION",
-    "min_protocol_version": "PGMINPROTOCOLVERSION",
-    "max_protocol_version": "PGMAXPROTOCOLVERSION",
-}
-_LIBPQ_ONLY_URL = frozenset(
+# libpq's parameters that an environment variable can set if the URL does not (libpq, "Environment Variables").
+_WITH_VARIABLE = (
+    *("host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "options", "sslmode"),
+    *("sslnegotiation", "sslcert", "sslkey", "sslcertmode", "sslrootcert", "sslcrl", "sslcrldir", "channel_binding"),
+    *("require_auth", "requirepeer", "gssencmode", "target_session_attrs", "load_balance_hosts"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "sslsni", "sslkeylogfile", "krbsrvname", "gsslib"),
+    *("gssdelegation", "min_protocol_version", "max_protocol_version"),
+)
+_VARIABLES = {name: f"PG{name.replace('_', '').upper()}" for name in _WITH_VARIABLE} | {"dbname": "PGDATABASE"}
+_LIBPQ = frozenset(
     {
+        *_VARIABLES,
         *("application_name", "fallback_application_name", "connect_timeout", "client_encoding", "replication"),
         *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
         *("sslcompression", "sslpassword", "scram_client_key", "scram_server_key"),
@@ -72,8 +47,10 @@ _LIBPQ_ONLY_URL = frozenset(
     }
 )
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_CONNECTORX_UNDERSTANDS = frozenset({"host", "port", "dbname", "user", "password", "sslmode"})
-_HARMLESS = frozenset({"application_name", "fallback_application_name", "connect_timeout", "client_encoding"})
+_AUTHORITY = ("user", "password", "host", "port", "dbname")
+_NO_EFFECT_ON_CONNECTORX = frozenset({*_AUTHORITY, "sslmode", "application_name", "fallback_application_name"}) | {
+    *("connect_timeout", "client_encoding")
+}
 _POOLER_PORT = "6543"
 _ENCODE = "A password with / ? # @ : or % in it must be percent-encoded (%2F %3F %23 %40 %3A %25)."
 
@@ -82,11 +59,12 @@ _encode = partial(quote, safe="", errors="surrogateescape")
 
 @dataclass(frozen=True)
 class ConnectionTarget:
-    """Where the database is, in the words of each driver.
+    """The database's address for each driver.
 
-    `libpq` is what ADBC takes. `connectorx` is the same for connectorx, or None where it can't express the connection:
-    then `obstacle` says why. `schema` is Prisma's `?schema=`, and `pooler` says why a transaction pooler is suspected.
-    `options` are libpq's, from the URL or the environment; None where a service file may have some that nobody here reads.
+    `libpq` is the URL for ADBC. `connectorx` is the URL for connectorx, None if connectorx can't express the connection for
+    `connectorx_unsupported_reason`. `schema` is Prisma's `?schema=`. `pooler_hint` says why a transaction pooler is suspected.
+    `options` are libpq's, from the URL or the environment, None if a service file may set some. `parts` are user, host, port,
+    dbname and sslmode as the URL or the environment set them.
     """
 
     libpq: str = field(repr=False)
@@ -94,48 +72,77 @@ class ConnectionTarget:
     connectorx_unsupported_reason: str | None
     schema: str | None
     pooler_hint: str | None
-    secrets: tuple[str, ...] = field(repr=False, default=())
-    options: str | None = field(repr=False, default="")
+    secrets: tuple[str, ...] = field(repr=False)
+    options: str | None = field(repr=False)
+    parts: Mapping[str, str] = field(repr=False)
 
     def libpq_with(self, **parameters: str) -> str:
-        """`libpq` with further parameters, which win over those of the same name: libpq takes the last."""
-        if self.libpq.startswith("postgresql://"):
-            return f"{self.libpq}{'&' if '?' in self.libpq else '?'}{_query(parameters)}"
-        words = (f"{name}={_quoted(value)}" for name, value in parameters.items())
-        return " ".join([self.libpq, *words])
+        """Return `libpq` with further parameters. They override those of the same name: libpq takes the last."""
+        return _with_query(self.libpq, parameters)
 
     def redact(self, text: str) -> str:
-        """The text without this address's passwords."""
+        """Return the text without this address's passwords."""
         return redact(text, self.secrets)
 
     def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
-        """The URL for connectorx, with a name and options for its sessions; None where it can't express the connection.
+        """Return the URL for connectorx with an application_name and options for its sessions, None if it has no URL.
 
-        It does not negotiate: it is told to use TLS where libpq found it in use.
+        connectorx does not negotiate TLS: `tls` says whether libpq found it in use.
         """
         if self.connectorx is None:
             return None
         asked = {"application_name": name, "options": options, "sslmode": "require" if tls else ""}
-        more = _query({key: value for key, value in asked.items() if value})
-        return f"{self.connectorx}{'&' if '?' in self.connectorx else '?'}{more}"
+        return _with_query(self.connectorx, {key: value for key, value in asked.items() if value})
 
 
 def parse_url(url: str, environ: Mapping[str, str]) -> ConnectionTarget:
-    """Understand a database URL: Prisma's, libpq's, or libpq's `key=value` words.
+    """Parse a database URL of Prisma or libpq, or libpq's `key=value` words.
 
-    Raises SettingsError for another scheme and for parameters that neither Prisma nor libpq know: a mistyped
-    `sslmode` must not be dropped in silence.
+    Raises SettingsError for another scheme and for parameters that neither Prisma nor libpq know: a mistyped `sslmode` must
+    not be ignored.
     """
     url = url.strip()
-    secrets = secrets_of(url, environ)
-    scheme, after, rest = url.partition("://")
-    if not after or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-        if "=" not in url:
-            raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
-        words = _validate_keyword_dsn(url)
-        reason = "its address is a list of libpq's key=value words"
-        url += "".join(f" {name}={value}" for name, value in _without_home(words, environ).items())
-        return ConnectionTarget(url, None, reason, None, _pooler({}, words), secrets, _options(words, environ))
+    scheme, separator, rest = url.partition("://")
+    is_url = separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)
+    parameters = _read_url(scheme, rest) if is_url else _read_words(url)
+    prisma = {name: value for name, value in parameters.items() if name in _PRISMA}
+    libpq = {name: value for name, value in parameters.items() if name not in _PRISMA}
+    parts = {name: value for name, value in libpq.items() if value}
+    if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
+        raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
+    limitation = next(_connectorx_limitations(parts, environ), None)
+    names = ("user", "host", "port", "dbname", "sslmode")
+    return ConnectionTarget(
+        libpq=_to_url(libpq | _without_home(parts, environ)),
+        connectorx=None if limitation else _to_url(_for_connectorx(parts)),
+        connectorx_unsupported_reason=limitation,
+        schema=prisma.get("schema") or None,
+        pooler_hint=_pooler_hint(prisma, parts),
+        secrets=secrets_of(url, environ),
+        options=_options(libpq, environ),
+        parts={name: found for name in names if (found := parts.get(name) or environ.get(_VARIABLES[name]))},
+    )
+
+
+def target_of(settings: Settings) -> ConnectionTarget:
+    """Return the database's address. Raises SettingsError if none is set."""
+    if not settings.database_url:
+        raise SettingsError(
+            "No database was named: give --database-url, or set BPR_ETL_DATABASE_URL, DIRECT_URL or DATABASE_URL."
+        )
+    return parse_url(settings.database_url, settings.environ)
+
+
+def schema_of(settings: Settings, address: ConnectionTarget) -> str:
+    """Return the PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
+    return settings.schema or address.schema or "public"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read_url(scheme: str, rest: str) -> dict[str, str]:
+    """Return a URL's parameters by libpq's and Prisma's names, decoded."""
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(
             f"The database URL's scheme is {scheme!r}; it must be postgresql. "
@@ -145,162 +152,112 @@ def parse_url(url: str, environ: Mapping[str, str]) -> ConnectionTarget:
         raise SettingsError(
             f"The database URL has a % that is not followed by two hexadecimal digits, or %00. {_ENCODE}"
         )
-    authority, question, query = rest.partition("?")
-    if (
-        "@" in query and ":" in authority and not {"@", "/"} & set(authority)
-    ):  # u:12?user=34@host: whose password ends where?
+    authority, _, query = rest.partition("?")
+    # In u:12?user=34@host the password may end at the ? or at the @.
+    if "@" in query and ":" in authority and not {"@", "/"} & set(authority):
         raise SettingsError(f"The database URL can be read in two ways. {_ENCODE}")
-    if "?" in query:  # what follows it would be dropped with a parameter of Prisma's, an sslmode, perhaps
+    if "?" in query:  # what follows it would be dropped together with a parameter of Prisma's, an sslmode, perhaps
         raise SettingsError(
             "The database URL has a second ?: parameters are joined by &, and a ? in one is written %3F."
         )
-    parameters = _parameters(query) if question else []
-    _refuse_unknown([name for name, _ in parameters], repeat="@" not in query)
-    prisma = {name: value for name, value in parameters if name in _PRISMA}
-    libpq = {name: value for name, value in parameters if name not in _PRISMA}
-    parts = _split(authority) | {k: v for k, v in libpq.items() if v}
-    if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
-        raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
-    obstacle = _connectorx_limitation(parts, environ)
-    libpq |= _without_home(parts, environ)
-    return ConnectionTarget(
-        libpq=f"postgresql://{_for_libpq(authority)}" + (f"?{_query(libpq)}" if libpq else ""),
-        connectorx=None if obstacle else _connectorx(parts),
-        connectorx_unsupported_reason=obstacle,
-        schema=prisma.get("schema") or None,
-        pooler_hint=_pooler(prisma, parts),
-        secrets=secrets,
-        options=_options(libpq, environ),
-    )
-
-
-def target_of(settings: Settings) -> ConnectionTarget:
-    """The database's address. Raises SettingsError when nobody said one."""
-    if not settings.database_url:
-        raise SettingsError(
-            "No database was named: give --database-url, or set BPR_ETL_DATABASE_URL, DIRECT_URL or DATABASE_URL."
-        )
-    return parse_url(settings.database_url, settings.environ)
-
-
-def schema_of(settings: Settings, address: ConnectionTarget) -> str:
-    """The PostgreSQL schema: --schema, else the URL's `?schema=`, else public."""
-    return settings.schema or address.schema or "public"
-
-
-def connection_parts(url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """User, host, port, database and sslmode as the URL says them, else libpq's environment; no secret among them.
-
-    For an address that `parse_url` has understood. What a service file or a default says is not looked for.
-    """
-    url = url.strip()
-    _, after, rest = url.partition("://")
-    authority, _, query = rest.partition("?")
-    said = _split(authority) | {k: v for k, v in _parameters(query) if v} if after else dict(parse_keyword_dsn(url))
-    names = ("user", "host", "port", "dbname", "sslmode")
-    return {name: value for name in names if (value := said.get(name) or environ.get(_LIBPQ[name]))}
-
-
-def _parameters(query: str) -> list[tuple[str, str]]:
-    """Names and values of a URL's query, as libpq reads them: a `+` is a plus."""
     words = (word.partition("=") for word in query.split("&") if word)
-    return [(decode(name), decode(value)) for name, _, value in words]
+    parameters = {decode(name): decode(value) for name, _, value in words}  # as libpq: a + is a plus, the last one wins
+    _require_known(parameters, repeat="@" not in query)
+    return _read_authority(authority) | parameters
 
 
-def _query(parameters: Mapping[str, str]) -> str:
-    return "&".join(f"{_encode(name)}={_encode(value)}" for name, value in parameters.items())
+def _read_authority(authority: str) -> dict[str, str]:
+    """Return user, password, host, port and dbname of `user:password@host:port,host:port/dbname`, without missing ones.
 
-
-def _for_libpq(authority: str) -> str:
-    """The same with user, password and database encoded anew.
-
-    Libpq takes the first `@` for the end of a password, Prisma and we the last; and it refuses spaces.
+    The last @ ends the password, as for Prisma; libpq takes the first. Several hosts and their ports are joined by commas.
     """
-    credentials, at, place = authority.rpartition("@")
-    hosts, slash, database = place.partition("/")
-    user, colon, password = credentials.partition(":")
-    encoded = [_encode(decode(each)) for each in (user, password, database)]
-    return f"{encoded[0]}{colon}{encoded[1]}{at}{hosts}{slash}{encoded[2]}"
-
-
-def _refuse_unknown(names: Iterable[str], *, repeat: bool) -> None:
-    """Raise SettingsError for names that nobody knows. Not `repeat`ed where they may be pieces of a password."""
-    known = {*_LIBPQ, *_LIBPQ_ONLY_URL}
-    unknown = sorted({name for name in names if name not in known | _PRISMA})
-    if not unknown:
-        return
-    words = [name for name in unknown if re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
-    shown = f": {', '.join(words)}" if repeat and words else ""
-    near = {match for name in words for match in difflib.get_close_matches(name, known | _PRISMA, 1)}
-    hint = f" (did you mean {' or '.join(sorted(near))}?)" if near and repeat else ""
-    raise SettingsError(
-        f"The database URL has a parameter that neither Prisma nor libpq knows{shown}{hint}. Correct or remove it."
-        + ("" if repeat else f" {_ENCODE}")
-    )
-
-
-def _is_host(text: str) -> bool:
-    """Whether it is a name, an address or a socket's folder, encoded, an IPv6 address in brackets; with a port, perhaps."""
-    found = re.fullmatch(r"(?:[^:\[\]\s]*|\[[^\[\]\s]+\])(?::([0-9]{0,5}))?", text)
-    return found is not None and int(found[1] or 1) in range(1, 1 << 16)
-
-
-def _split(authority: str) -> dict[str, str]:
-    """User, password, host, port and database of `user:password@host:port/database`, as far as they are there."""
-    credentials, at, place = authority.rpartition("@")
-    hosts, _, database = place.partition("/")
+    credentials, at, location = authority.rpartition("@")
+    hosts, _, database = location.partition("/")
     user, _, password = credentials.partition(":") if at else ("", "", "")
-    if "/" in credentials or not all(map(_is_host, hosts.split(","))):
+    # A name, an address or a socket's folder, encoded; or an IPv6 address in brackets.
+    pattern = r"(?:([^:\[\]\s]*)|\[([^\[\]\s]+)\])(?::([0-9]{0,5}))?"
+    found = [re.fullmatch(pattern, each) for each in hosts.split(",")]
+    if "/" in credentials or not all(each and int(each[3] or 1) in range(1, 1 << 16) for each in found):
         raise SettingsError(
-            f"The database URL has a host that is none, or a port that is no number up to 65535. {_ENCODE}"
+            f"The database URL has an invalid host, or a port that is not a number up to 65535. {_ENCODE}"
         )
-    if hosts.startswith("["):  # an IPv6 address
-        host, _, port = hosts[1:].partition("]")
-        port = port.lstrip(":")
-    else:
-        host, _, port = hosts.partition(":")
-    if "," in hosts:
-        host, port = hosts, ""
-    found = {"user": user, "password": password, "host": host, "port": port, "dbname": database}
-    return {name: decode(value) for name, value in found.items() if value}
+    host = ",".join(each[1] or each[2] or "" for each in found if each)
+    port = ",".join(each[3] or "" for each in found if each).rstrip(",")
+    port += "," * (host.count(",") if port else 0)
+    parts = {"user": user, "password": password, "host": host, "port": port, "dbname": database}
+    return {name: decode(value) for name, value in parts.items() if value}
 
 
-def _quoted(value: str) -> str:
-    """A value as libpq's words have it."""
-    return "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
-
-
-def _validate_keyword_dsn(text: str) -> dict[str, str]:
-    """The words by name. Raises SettingsError for what libpq would repeat in its complaint: it may be half a password."""
+def _read_words(text: str) -> dict[str, str]:
+    """Return the parameters of libpq's `name=value` words. Unknown names are not repeated: they may be half a password."""
+    if "=" not in text:
+        raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
     words = dict(parse_keyword_dsn(text))
     if "" in words:
         raise SettingsError(
             "The database address's name=value words can't be told apart: a value with a space in it stands in single "
             "quotes, and ' and \\ in it have a \\ before them."
         )
-    unknown = [name for name in words if name not in _LIBPQ and name not in _LIBPQ_ONLY_URL]
-    if unknown:
-        near = {match for name in unknown for match in difflib.get_close_matches(name, _LIBPQ, 1)}
-        hint = f" (did you mean {' or '.join(sorted(near))}?)" if near else ""
-        raise SettingsError(
-            f"The database address has a name=value word that libpq does not know{hint}. Correct or remove it."
-        )
+    _require_known(words, repeat=False, known=_LIBPQ)
     return words
 
 
-def _connectorx_limitation(parts: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
-    """Why connectorx can't express this connection; None when it can."""
-    return next(_connectorx_limitations(parts, environ), None)
+def _require_known(names: Iterable[str], *, repeat: bool, known: frozenset[str] = _LIBPQ | _PRISMA) -> None:
+    """Raise SettingsError for unknown parameters. They are named only if `repeat`, else they may be pieces of a password."""
+    unknown = sorted(set(names) - known)
+    if not unknown:
+        return
+    words = [name for name in unknown if re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
+    shown = f": {', '.join(words)}" if repeat and words else ""
+    near = {match for name in words for match in difflib.get_close_matches(name, known, 1)}
+    hint = f" (did you mean {' or '.join(sorted(near))}?)" if near else ""
+    raise SettingsError(
+        f"The database URL has a parameter that neither Prisma nor libpq knows{shown}{hint}. Correct or remove it."
+        + ("" if repeat else f" {_ENCODE}")
+    )
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _to_url(parameters: Mapping[str, str]) -> str:
+    """Write parameters as a URL that libpq and connectorx read.
+
+    What is no plain host (a socket's folder, several hosts) is a parameter. It wins over the `localhost` in its usual place,
+    which connectorx needs.
+    """
+    parts = {name: parameters.get(name, "") for name in _AUTHORITY}
+    if parts["host"] and not re.fullmatch(r"[\w.:-]+", parts["host"], re.ASCII):
+        parts |= {"host": "localhost", "port": "" if "," in parts["port"] else parts["port"]}
+    host = f"[{parts['host']}]" if ":" in parts["host"] else parts["host"]
+    user = _encode(parts["user"]) + (f":{_encode(parts['password'])}" if parts["password"] else "")
+    port = f":{_encode(parts['port'])}" if parts["port"] else ""
+    database = f"/{_encode(parts['dbname'])}" if parts["dbname"] else ""
+    rest = {name: value for name, value in parameters.items() if not value or value != parts.get(name)}
+    return _with_query(f"postgresql://{user}{'@' if user else ''}{host}{port}{database}", rest)
+
+
+def _with_query(url: str, parameters: Mapping[str, str]) -> str:
+    query = "&".join(f"{_encode(name)}={_encode(value)}" for name, value in parameters.items())
+    return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
+
+
+def _for_connectorx(parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters for connectorx. Other sslmodes than `disable` depend on what libpq negotiates."""
+    kept = {name: value for name, value in parts.items() if name in _AUTHORITY}
+    return kept | ({"sslmode": "disable"} if parts.get("sslmode") == "disable" else {})
 
 
 def _connectorx_limitations(parts: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the reasons why connectorx can't express this connection."""
     if "," in parts.get("host", ""):
         yield "the URL names several hosts"
     mode = parts.get("sslmode", "prefer")
     if mode not in {"disable", "prefer", "require"}:
         yield f"the URL asks for sslmode={mode}"
-    yield from (f"the URL sets {name}" for name in sorted(set(parts) - _CONNECTORX_UNDERSTANDS - _HARMLESS))
-    yield from (f"{v} is set in the environment" for name, v in _LIBPQ.items() if environ.get(v) and name not in parts)
+    yield from (f"the URL sets {name}" for name in sorted(set(parts) - _NO_EFFECT_ON_CONNECTORX))
+    set_there = (variable for name, variable in _VARIABLES.items() if name not in parts and environ.get(variable))
+    yield from (f"{variable} is set in the environment" for variable in set_there)
     yield from (f"the URL leaves the {name} to libpq" for name in ("user", "host", "dbname") if name not in parts)
     home = _home(environ)
     if "password" not in parts and home and os.access(home / ".pgpass", os.F_OK):
@@ -309,20 +266,23 @@ def _connectorx_limitations(parts: Mapping[str, str], environ: Mapping[str, str]
         yield "libpq finds certificates in ~/.postgresql"
 
 
+# --- the surroundings -----------------------------------------------------------------------------------------------
+
+
 def _home(environ: Mapping[str, str]) -> Path | None:
-    """The home folder, as libpq finds it; None in a container that has neither HOME nor an entry in /etc/passwd."""
+    """Return the home folder as libpq finds it, None in a container with neither HOME nor an entry in /etc/passwd."""
     with suppress(RuntimeError):
         return Path(environ.get("HOME") or "~").expanduser()
     return None
 
 
 def _without_home(parts: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """What libpq must be told where it may not look into the home folder: that there is no client certificate.
+    """Return the parameter that keeps libpq from looking for a client certificate in a home folder that it may not enter.
 
-    Else it fails with TLS instead of going on without, as it does where there is no such folder.
+    Without it libpq would fail with TLS, instead of going on without a certificate as it does if there is no such folder.
     """
     home = _home(environ)
-    if home is None or any(name in parts or environ.get(_LIBPQ[name]) for name in ("sslcert", "sslcertmode")):
+    if home is None or any(name in parts or environ.get(_VARIABLES[name]) for name in ("sslcert", "sslcertmode")):
         return {}
     try:
         (home / ".postgresql" / "postgresql.crt").stat()
@@ -333,27 +293,14 @@ def _without_home(parts: Mapping[str, str], environ: Mapping[str, str]) -> dict[
     return {}
 
 
-def _connectorx(parts: Mapping[str, str]) -> str:
-    """The URL in the form that connectorx takes; a socket's folder is given as `?host=`."""
-    socket = parts["host"].startswith("/")
-    host = "localhost" if socket else parts["host"]
-    host = f"[{host}]" if ":" in host else host
-    credentials = _encode(parts["user"]) + (f":{_encode(parts['password'])}" if "password" in parts else "")
-    port = f":{parts['port']}" if "port" in parts else ""
-    query = _query({"host": parts["host"]}) if socket else ""
-    if parts.get("sslmode") == "disable":
-        query += ("&" if query else "") + "sslmode=disable"
-    return f"postgresql://{credentials}@{host}{port}/{_encode(parts['dbname'])}" + (f"?{query}" if query else "")
+def _options(libpq: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
+    """Return the server settings that libpq sends when it connects (`options`), None if a service file may set some."""
+    if "options" in libpq:
+        return libpq["options"]
+    return None if libpq.get("service") or environ.get("PGSERVICE") else environ.get("PGOPTIONS", "")
 
 
-def _options(said: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
-    """The server settings that libpq sends when it connects (its `options`); None where a service file may say some."""
-    if "options" in said:
-        return said["options"]
-    return None if said.get("service") or environ.get("PGSERVICE") else environ.get("PGOPTIONS", "")
-
-
-def _pooler(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
+def _pooler_hint(prisma: Mapping[str, str], parts: Mapping[str, str]) -> str | None:
     if prisma.get("pgbouncer", "").lower() == "true":
         return "the URL says pgbouncer=true"
     if parts.get("port") == _POOLER_PORT:

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.load.checks import Finding
+from etl.load.constraints import Finding
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
 from etl.snapshots.locations import local_snapshot

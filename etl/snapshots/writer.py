@@ -21,6 +21,7 @@ from etl.errors import DataError
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef
 from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
+from etl.runtime.workers import prefetch
 from etl.settings.values import SPLITS, parse_split
 from etl.snapshots.apart import PendingParts, RemotePartWriter, iter_expanded_buckets, plan_expansion
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
@@ -28,7 +29,6 @@ from etl.snapshots.parquet import PartCopier, PartWriter, WriterPool, file_info,
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
 from etl.snapshots.staged import DataSummary, FileEntry, PartitionEntry
 from etl.transform.arrays import I64
-from etl.transform.buckets import prefetch
 from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset, ReusableEventFiles
 from etl.triples.expansion import BucketStats, Key, PartitionStats, VocabularyCounts, expand_bucket

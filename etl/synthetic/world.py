@@ -23,7 +23,7 @@ import polars as pl
 from etl.errors import SettingsError
 from etl.load.copy import copy_rows
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import quote_identifier
+from etl.postgres.naming import quote_identifier
 from etl.postgres.scope import Scope
 from etl.synthetic import real_users as real
 from etl.synthetic import tables
@@ -33,7 +33,8 @@ from etl.synthetic.population import Scene, draw_nodes, draw_people, draw_trips,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from etl.synthetic.population import Ints, Nodes, Profile
+    from etl.evaluation.bpr import Ints
+    from etl.synthetic.population import Nodes, Profile
 
 # Users are drawn in blocks of this many, each with a generator of its own: what a block holds depends on the seed and
 # the block's number alone, and so not on how blocks are put together into chunks.

@@ -8,17 +8,13 @@ while there is one bucket, in a file for each when there are more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 import pyarrow as pa
 
 from etl.transform.hashing import sha256_hex
-
-T = TypeVar("T")
 
 EVENTS_PER_BUCKET = 50_000
 """About how many events a bucket has, where nobody said how many buckets there are to be."""
@@ -51,15 +47,6 @@ def _partitioned(frame: pl.DataFrame, bucket: pl.Series) -> dict[int, pl.DataFra
         "_bucket", as_dict=True, include_key=False, maintain_order=True
     )
     return {int(str(number)): rows for (number,), rows in parts.items()}
-
-
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made while the one before is worked on: reading and working take turns on different cores."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item
 
 
 class BucketSpill:

@@ -24,7 +24,8 @@ import pytest
 
 from etl.errors import DataError, SchemaError
 from etl.pipeline import run as pipeline
-from etl.postgres.ddl import Naming, schema_sql
+from etl.postgres.ddl import schema_sql
+from etl.postgres.naming import Naming
 from etl.settings.model import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.transform.personas import read_affinities

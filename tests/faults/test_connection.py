@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from etl.errors import ConnectError, EtlError
-from etl.postgres import connection as database
+from etl.postgres import transaction as database
 from etl.postgres.connection import Connection
 from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, end_sessions
 from tests.faults.proxy import Message, is_commit, is_commit_reply, is_copy_data, proxy

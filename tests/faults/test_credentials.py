@@ -199,7 +199,7 @@ def test_an_at_sign_in_a_password_ends_it_for_libpq_no_sooner_than_for_prisma():
 
 
 def test_a_plus_in_a_parameter_is_a_plus():
-    assert parse_url("postgresql://h/d?user=u&password=a+b", {}).libpq == "postgresql://h/d?user=u&password=a%2Bb"
+    assert parse_url("postgresql://h/d?user=u&password=a+b", {}).libpq == "postgresql://u:a%2Bb@h/d"
 
 
 def test_a_settings_file_with_the_address_and_a_mistake(tmp_path, search, effort):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pwd
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -20,9 +23,9 @@ REPOSITORY = Path(__file__).parents[2]
 BORROW = """
 import sys
 from pathlib import Path
-from etl import embedded
+from etl.postgres import embedded
 
-with embedded.borrowed(Path(sys.argv[1])) as server:
+with embedded.shared_server(Path(sys.argv[1])) as server:
     print(server.pid, flush=True)
     sys.stdin.readline()
 """
@@ -88,44 +91,57 @@ def test_what_a_killed_borrower_left_running_ends_with_the_next(data_dir, borrow
     assert served(second) == server
     leave(second)
     assert embedded.find_running(data_dir) is None
-    assert not (data_dir / embedded._BORROWED).exists()
     tally("borrowers of the embedded server killed")
 
 
-def test_the_last_borrower_out_stops_it_whoever_came_first(data_dir, borrow, tally):
-    borrowers = [borrow(), borrow(), borrow()]
-    assert len({served(each) for each in borrowers}) == 1
-    leave(borrowers[0])
-    assert embedded.find_running(data_dir) is not None
-    kill(borrowers[1])
-    assert embedded.find_running(data_dir) is not None
-    leave(borrowers[2])
+def test_borrowers_take_turns_and_each_stops_what_it_used(data_dir, borrow, tally):
+    """Two demonstrations at once: the second waits for the first, also for one that is killed."""
+    first, second, third = borrow(), borrow(), borrow()
+    for each in (first, second, third):
+        assert each.stdout is not None
+    waiting = {each.stdout: each for each in (first, second, third)}
+    for end in (leave, kill, leave):
+        ready, _, _ = select.select(list(waiting), [], [], 60)
+        (turn,) = ready  # one at a time
+        assert int(turn.readline()) == embedded.find_running(data_dir).pid
+        end(waiting.pop(turn))
     assert embedded.find_running(data_dir) is None
     tally("borrowers of the embedded server killed")
 
 
 def test_a_server_that_somebody_wants_stays_when_its_borrowers_go(data_dir, borrow):
+    """`bpr-etl db start` while a demonstration is at work waits for its end, and then has a server that stays."""
     borrower = borrow()
-    server = served(borrower)
-    assert embedded.start(data_dir).pid == server  # `bpr-etl db start`, while a demonstration is at work
-    leave(borrower)
-    assert embedded.find_running(data_dir).pid == server
+    served(borrower)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(embedded.start, data_dir)
+        time.sleep(0.5)
+        assert not started.done()
+        leave(borrower)
+        server = started.result()
     later = borrow()
-    assert served(later) == server
+    assert served(later) == server.pid
     leave(later)
-    assert embedded.find_running(data_dir).pid == server
+    assert embedded.find_running(data_dir) == server
 
 
-def test_a_borrower_does_not_stop_the_server_of_another_after_its_own_was_stopped(data_dir, borrow):
-    early = borrow()
-    first = served(early)
-    embedded.stop(data_dir)
-    late = borrow()
-    second = served(late)
-    assert first != second
-    leave(early)
-    assert embedded.find_running(data_dir).pid == second
-    leave(late)
+def test_what_a_killed_borrower_left_running_can_be_kept(data_dir, borrow):
+    killed = borrow()
+    served(killed)
+    kill(killed)
+    server = embedded.start(data_dir)
+    later = borrow()
+    assert served(later) == server.pid
+    leave(later)
+    assert embedded.find_running(data_dir) == server
+
+
+def test_stop_does_not_wait_for_a_borrower(data_dir, borrow):
+    borrower = borrow()
+    served(borrower)
+    assert embedded.stop(data_dir)
+    assert embedded.find_running(data_dir) is None
+    leave(borrower)
     assert embedded.find_running(data_dir) is None
 
 
@@ -209,7 +225,7 @@ def test_no_process_of_the_server_listens_on_tcp(server):
 @as_root
 def test_another_user_can_reach_neither_socket_nor_data_nor_log(server, tally):
     nobody = pwd.getpwnam("nobody")
-    assert owner().uid != nobody.pw_uid
+    assert owner().pw_uid != nobody.pw_uid
     looked_at = [
         server.socket_dir,
         server.socket_dir.parent,

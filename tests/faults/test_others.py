@@ -12,7 +12,8 @@ import pytest
 
 from etl.errors import LockedError
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import ConflictError, advisory_lock, connect
+from etl.postgres.connection import ConflictError, connect
+from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.snapshots.reader import LATEST

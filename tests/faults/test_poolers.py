@@ -17,8 +17,9 @@ import pytest
 from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, LockedError
 from etl.pipeline import run as pipeline
-from etl.postgres import connection as database
-from etl.postgres.connection import advisory_lock, connect, goes_through_transaction_pooler
+from etl.postgres import transaction as database
+from etl.postgres.connection import connect
+from etl.postgres.transaction import advisory_lock, goes_through_transaction_pooler
 from etl.postgres.url import target_of
 from tests.faults.nights import call, start
 from tests.faults.poolers import PGBOUNCER, pgbouncer, transaction_pool

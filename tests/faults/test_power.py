@@ -13,7 +13,8 @@ import pytest
 
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
-from etl.postgres.connection import connect, transaction
+from etl.postgres.connection import connect
+from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
 from etl.settings.model import load_settings
 from etl.snapshots.reader import LATEST

@@ -13,7 +13,8 @@ from adbc_driver_manager import dbapi as adbc_errors
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
 from etl.pipeline import run as pipeline
 from etl.postgres import connection as database
-from etl.postgres.connection import connect, require_supported, transaction
+from etl.postgres.connection import connect, require_supported
+from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.settings.model import load_settings
 from tests.faults.tls_server import tls_server

@@ -13,7 +13,7 @@ from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.pipeline import run as pipeline
 from etl.postgres import privileges
 from etl.postgres.connection import ConflictError, connect
-from etl.postgres.ddl import Naming
+from etl.postgres.naming import Naming
 from etl.postgres.privileges import required
 from etl.postgres.scope import Scope
 from etl.postgres.url import target_of

@@ -9,7 +9,8 @@ import pytest
 
 from etl.commands.doctor import run_checks
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import connect, transaction
+from etl.postgres.connection import connect
+from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
 
 TEXTS = ("varchar", "text")

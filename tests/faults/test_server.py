@@ -18,7 +18,7 @@ import pytest
 from etl.errors import ConnectError
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded, privileges
-from etl.postgres.ddl import Naming
+from etl.postgres.naming import Naming
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings, load_settings
 from tests.conftest import FAST

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import cli
 from etl.commands.doctor import machine_checks, run_checks
-from etl.commands.doctor_check import Check, exit_code
-from etl.commands.doctor_database import clock_skew
+from etl.commands.doctor_checks import Check, clock_skew, exit_code
 from etl.pipeline import run as pipeline
-from etl.postgres.connection import advisory_lock, connect
+from etl.postgres.connection import connect
+from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
 from etl.settings.model import load_settings
 from etl.snapshots.publish import locked_store

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[3]
 FAST = {"fsync": "off", "shared_buffers": "16MB", "max_connections": "10"}
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another OS user")
-START = "import sys; from pathlib import Path; from etl import embedded; print(embedded.start(Path(sys.argv[1])).pid)"
+START = "import sys; from pathlib import Path; from etl.postgres import embedded; print(embedded.start(Path(sys.argv[1])).pid)"
 
 
 def make_place() -> Path:
@@ -219,14 +219,14 @@ def test_the_socket_lies_in_a_short_folder_that_only_its_owner_can_enter(server:
     assert len(os.fsencode(server.socket_dir / f"{embedded._SOCKET_NAME}.lock")) < 100
     for folder in (server.socket_dir, server.socket_dir.parent):
         assert stat.S_IMODE(folder.lstat().st_mode) == 0o700
-        assert folder.lstat().st_uid == owner().uid
+        assert folder.lstat().st_uid == owner().pw_uid
     assert stat.S_IMODE((server.socket_dir / embedded._SOCKET_NAME).stat().st_mode) == 0o700
 
 
 @as_root
 def test_another_user_of_the_machine_can_not_connect(server: embedded.Server) -> None:
     psql = embedded._programs(owner()).path("psql")
-    mine = as_user(owner().name, psql, server.url(), "-Atc", "SELECT 'in'")
+    mine = as_user(owner().pw_name, psql, server.url(), "-Atc", "SELECT 'in'")
     theirs = as_user("nobody", psql, server.url(), "-Atc", "SELECT 'in'")
     assert mine.stdout == "in\n"
     assert theirs.returncode != 0
@@ -235,13 +235,13 @@ def test_another_user_of_the_machine_can_not_connect(server: embedded.Server) ->
 
 def a_symbolic_link(folder: Path) -> None:
     (folder.parent / "elsewhere").mkdir(mode=0o700)
-    os.chown(folder.parent / "elsewhere", owner().uid, owner().gid)
+    os.chown(folder.parent / "elsewhere", owner().pw_uid, owner().pw_gid)
     folder.symlink_to(folder.parent / "elsewhere")
 
 
 def open_to_the_group(folder: Path) -> None:
     folder.mkdir()
-    os.chown(folder, owner().uid, owner().gid)
+    os.chown(folder, owner().pw_uid, owner().pw_gid)
     folder.chmod(0o710)
 
 
@@ -254,14 +254,14 @@ def somebody_elses(folder: Path) -> None:
 
 def a_file(folder: Path) -> None:
     folder.touch(mode=0o600)
-    os.chown(folder, owner().uid, owner().gid)
+    os.chown(folder, owner().pw_uid, owner().pw_gid)
 
 
 @pytest.mark.parametrize("lay", [a_symbolic_link, open_to_the_group, somebody_elses, a_file])
 def test_a_socket_folder_that_is_not_ours_alone_is_refused(
     lay: Callable[[Path], None], place: Path, sockets: Path
 ) -> None:
-    lay(sockets / f"bpr-etl-{owner().uid}")
+    lay(sockets / f"bpr-etl-{owner().pw_uid}")
     with pytest.raises(ConnectError, match="alone"):
         embedded.start(place / "pg")
     assert not (place / "pg").exists()
@@ -323,7 +323,7 @@ def test_a_process_id_that_is_somebody_elses_by_now_does_not_hinder(data_dir: Pa
     texts = [file.read_text() for file in lock_files]
     embedded.stop(killed.data_dir)
     embedded._socket_dir(killed.data_dir, owner())
-    sleeper = subprocess.Popen(["sleep", "60"], user=owner().uid if IS_ROOT else None)
+    sleeper = subprocess.Popen(["sleep", "60"], user=owner().pw_uid if IS_ROOT else None)
     try:
         for file, text in zip(lock_files, texts, strict=True):
             file.write_text(text.replace(str(killed.pid), str(sleeper.pid), 1))
@@ -382,7 +382,7 @@ def test_the_data_of_another_postgresql_is_left_alone(place: Path) -> None:
     data_dir.mkdir()
     (data_dir / "PG_VERSION").write_text(f"{embedded._wheel_programs().version[0]}\n")
     (data_dir / "pg_hba.conf").write_text("local all all peer\n")
-    os.chown(data_dir, owner().uid, owner().gid)
+    os.chown(data_dir, owner().pw_uid, owner().pw_gid)
     with pytest.raises(SettingsError, match="not made by bpr-etl"):
         embedded.start(data_dir)
     assert (data_dir / "pg_hba.conf").read_text() == "local all all peer\n"
@@ -393,7 +393,7 @@ def test_the_data_of_another_user_is_left_alone(place: Path) -> None:
     data_dir = place / "pg"
     data_dir.mkdir(mode=0o700)
     (data_dir / "PG_VERSION").write_text(f"{embedded._wheel_programs().version[0]}\n")
-    with pytest.raises(SettingsError, match=f"does not belong to {owner().name}"):
+    with pytest.raises(SettingsError, match=f"does not belong to {owner().pw_name}"):
         embedded.start(data_dir)
 
 
@@ -456,7 +456,7 @@ def test_programs_that_others_can_not_reach_run_from_a_copy(
 @as_root
 def test_an_ordinary_user_has_a_server_of_their_own(place: Path) -> None:
     wheel = embedded._wheel_folder()
-    needed = [str(wheel), str(REPOSITORY / "etl" / "embedded.py")]
+    needed = [str(wheel), str(REPOSITORY / "etl" / "postgres" / "embedded.py")]
     if any(as_user("nobody", "test", "-r", path).returncode for path in needed):
         pytest.skip("the repository or the wheel lies where an ordinary user can't read it")
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
@@ -468,7 +468,7 @@ def test_an_ordinary_user_has_a_server_of_their_own(place: Path) -> None:
     os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
     program = """
 import os, subprocess
-from etl import embedded
+from etl.postgres import embedded
 folder = embedded.default_data_dir(os.environ)
 server = embedded.start(folder, parameters={"fsync": "off"})
 try:
@@ -529,7 +529,7 @@ def test_root_without_a_user_to_run_as_creates_one_or_says_why_not(monkeypatch: 
         embedded._account()
     assert calls[0][0] == "useradd"
     monkeypatch.setattr(embedded, "_run", creating)
-    assert embedded._account() == embedded._Account("bpr-etl", 990, 991, switch=True)
+    assert embedded._account() == entries["bpr-etl"]
 
 
 def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

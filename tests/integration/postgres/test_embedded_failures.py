@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import tempfile
@@ -77,7 +78,7 @@ def test_programs_that_the_server_s_user_can_not_run_from_a_copy_either_are_name
         embedded._programs(owner())
     assert list((place / "state").iterdir()) == []
     (place / "wheel.libs").mkdir()
-    with pytest.raises(ConnectError, match=rf"{owner().name} can't run the embedded PostgreSQL: cannot execute."):
+    with pytest.raises(ConnectError, match=rf"{owner().pw_name} can't run the embedded PostgreSQL: cannot execute."):
         embedded._programs(owner())
 
 
@@ -85,7 +86,7 @@ def test_a_data_folder_that_can_not_be_made_leaves_nothing_and_what_lay_there_st
     (place / "somebody's").write_text("own")
     (place / ".pg.init-killed").mkdir()
     fake = programs(place / "wheel", initdb="echo 'initdb: error: no space left'; exit 1")
-    as_ourselves = embedded._Account(owner().name, os.geteuid(), os.getegid(), switch=False)
+    as_ourselves = pwd.getpwuid(os.geteuid())
     for account in (owner(), as_ourselves):
         with pytest.raises(ConnectError, match=r"/pg could not be made: initdb: error: no space left."):
             embedded._initialise(place / "pg", account, fake)
@@ -95,9 +96,6 @@ def test_a_data_folder_that_can_not_be_made_leaves_nothing_and_what_lay_there_st
 def test_files_of_a_folder_that_is_not_there_can_not_be_written(place: Path) -> None:
     with pytest.raises(ConnectError, match=r"none/pg_hba.conf could not be written: .*No such file|cannot create"):
         embedded._write_access(place / "none", owner())
-    with pytest.raises(ConnectError, match=r"none/bpr-etl.borrowed could not be written"):
-        embedded._register(place / "none", owner(), fresh=True)
-    assert embedded._register(place / "none", owner(), fresh=False) is None
 
 
 def test_a_socket_folder_that_can_not_be_made_is_named(place: Path) -> None:
@@ -122,7 +120,7 @@ def test_a_server_that_takes_no_connection_is_waited_for_only_so_long(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_SECONDS", 0.1)
-    with pytest.raises(ConnectError, match=r"runs but took no connection for 0.1 s: see its log .*server.log"):
+    with pytest.raises(ConnectError, match=r"took no connection for 0.1 s: see its log .*server.log"):
         embedded._wait_until_ready(place / "pg")
 
 

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from etl.pipeline import run as pipeline
-from etl.postgres.ddl import Naming, schema_prisma, schema_sql
+from etl.postgres.ddl import schema_prisma, schema_sql
+from etl.postgres.naming import Naming
 from tests.integration.postgres.prisma_engine import drift, script
 
 NAMINGS = ["model", "mapped"]

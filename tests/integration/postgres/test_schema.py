@@ -7,8 +7,8 @@ import pytest
 
 from etl.errors import SchemaError
 from etl.pipeline import run as pipeline
-from etl.postgres import catalog as schema
-from etl.postgres.ddl import Naming
+from etl.postgres import side_effects as schema
+from etl.postgres.naming import Naming
 from tests.states import database_state
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from etl.errors import SettingsError
 from etl.pipeline import run as pipeline
-from etl.postgres.ddl import MODELS, Naming
+from etl.postgres.naming import MODELS, Naming
 from tests.faults.calling import call
 
 INSERTS = {

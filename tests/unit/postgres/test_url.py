@@ -41,7 +41,7 @@ def test_a_unix_socket_is_reached_by_both():
         ("postgresql://u@a/app", {"PGSSLMINPROTOCOLVERSION": "TLSv1.3"}, "PGSSLMINPROTOCOLVERSION"),
         ("postgresql://a/app", {}, "leaves the user"),
         ("postgresql:///app", {"PGHOST": "h"}, "PGHOST"),
-        ("host=a dbname=app", {}, "key=value"),
+        ("host=a dbname=app", {}, "leaves the user"),
     ],
 )
 def test_what_connectorx_can_t_express_goes_another_way(url, environ, obstacle):
@@ -99,7 +99,9 @@ def test_a_percent_sign_that_encodes_nothing_is_refused(password):
 
 def test_what_libpq_is_given_it_can_read_whatever_the_url_has():
     libpq = parse_url("postgresql://u s:a b:c@d@h:05432,[::1]/my db?application_name=a b", NO_HOME).libpq
-    assert libpq == "postgresql://u%20s:a%20b%3Ac%40d@h:05432,[::1]/my%20db?application_name=a%20b"
+    assert libpq == (
+        "postgresql://u%20s:a%20b%3Ac%40d@localhost/my%20db?host=h%2C%3A%3A1&port=05432%2C&application_name=a%20b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,13 @@ def test_a_message_is_scrubbed_and_a_repr_holds_no_secret():
     assert address.redact("login p@ss or p%40ss failed") == "login *** or *** failed"
     assert "p@ss" not in repr(address)
     assert "p%40ss" not in repr(address)
+
+
+def test_words_are_the_same_address_as_a_url():
+    words = parse_url("host=db port=5433 dbname=app user='u s' password='it\\'s' sslmode=require", NO_HOME)
+    url = parse_url("postgresql://u%20s:it's@db:5433/app?sslmode=require", NO_HOME)
+    assert (words.libpq, words.connectorx, words.parts) == (url.libpq, url.connectorx, url.parts)
+    assert words.connectorx == "postgresql://u%20s:it%27s@db:5433/app"
 
 
 def test_ipv6_hosts_keep_their_brackets():

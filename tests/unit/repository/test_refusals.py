@@ -9,10 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from etl.errors import EtlError, SchemaError, SettingsError
+from etl.errors import SchemaError, SettingsError
 from etl.load.copy import _check_types
-from etl.postgres import ddl as prisma
-from etl.postgres.ddl import Naming, schema_prisma
 from etl.runtime import run_record as journal
 from etl.settings.values import parse_negatives
 from etl.transform.arrays import list_series
@@ -64,15 +62,6 @@ def test_an_empty_list_of_an_enum_is_refused():
     assert list_series(np.array([1, 1]), nodes).to_list() == [["a"], ["b"]]
     with pytest.raises(ValueError, match="An empty list of an Enum"):
         list_series(np.array([1, 0, 1]), nodes)
-
-
-def test_a_damaged_installation_is_named(monkeypatch):
-    monkeypatch.setattr(prisma, "_read", lambda _: "model Trip {\n  id String @id\n}\n")
-    assert schema_prisma(Naming("model")).startswith("model Trip {")
-    with pytest.raises(EtlError, match="the installation is damaged"):
-        schema_prisma(Naming("mapped"))
-    with pytest.raises(EtlError, match=r"holds a statement that etl.postgres.ddl can't read: 'DROP TABLE x'"):
-        prisma._parsed("DROP TABLE x", [])
 
 
 def test_no_strategy_at_all_is_refused():

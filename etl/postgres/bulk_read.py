@@ -1,0 +1,114 @@
+"""Bulk reads through connectorx, on connections of its own that see the snapshot which the open transaction exports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import polars as pl
+
+from etl.errors import EtlError
+from etl.postgres.connection import (
+    PIN_SEARCH_PATH,
+    PINNED_OPTIONS,
+    TRANSACTION_SETTINGS,
+    Connection,
+    connect,
+    to_frame,
+)
+from etl.postgres.naming import quote_literal
+from etl.postgres.transaction import transaction
+from etl.postgres.url import ConnectionTarget
+
+log = logging.getLogger(__name__)
+_Frames = dict[str, pl.DataFrame]
+
+READ_CONNECTIONS = 2
+"""Number of connections that read at once. More is not faster on two cores, because the server has to produce the rows."""
+
+
+class PendingReads:
+    """Named queries that are read on other connections while the connection itself can be used.
+
+    `frames` is None if connectorx can't express the connection; `reason` says why.
+    """
+
+    def __init__(
+        self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None, reason: str = ""
+    ) -> None:
+        self._connection, self._queries, self._frames, self._reason = connection, queries, frames, reason
+
+    def result(self) -> _Frames:
+        """Return the rows by query name. If connectorx can't be used or failed, they are read now through the connection."""
+        reason = self._reason
+        if self._frames is not None:
+            try:
+                return self._frames.result()
+            # connectorx's Rust code raises PanicException, which is not an Exception.
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                    raise
+                self._connection.stop.raise_if_cancelled()
+                text = self._connection.address.redact(str(error)) or type(error).__name__  # redacted before it is cut
+                reason = text.splitlines()[0][:200]
+        log.info("Reading through ADBC, since connectorx can't: %s.", reason)
+        return {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
+
+
+@contextmanager
+def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[PendingReads]:
+    """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
+
+    Where connectorx can't be used they are read through ADBC when the result is asked for, and a log line says why.
+    """
+    tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
+    name = f"{connection.name}:reading"
+    address = connection.address
+    url = address.connectorx_url(tls=tls, name=name, options=PINNED_OPTIONS)
+    if url is None or not connection.direct:
+        reason = address.connectorx_unsupported_reason or "a pooler may have no further sessions"
+        yield PendingReads(connection, queries, None, reason)
+        return
+    snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
+    with (
+        connection.stop.on_cancel(lambda: _end_sessions(address, name)),
+        ThreadPoolExecutor(1, thread_name_prefix="reading") as pool,
+    ):
+        frames = pool.submit(_read_connectorx, address, url, queries, snapshot)
+        try:
+            yield PendingReads(connection, queries, frames)
+        except BaseException:
+            if not frames.done():  # its rows are not needed any more, and leaving the pool waits for it
+                with suppress(EtlError):
+                    _end_sessions(address, name)
+            raise
+
+
+def _end_sessions(address: ConnectionTarget, name: str) -> None:
+    """End the sessions with this application_name: connectorx can't be cancelled, its server processes can."""
+    with connect(address) as connection, transaction(connection, read_only=True, commit=False):
+        connection.fetch_rows(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {quote_literal(name)}"
+        )
+
+
+def _read_connectorx(address: ConnectionTarget, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
+    with connect(address):  # fails at once if no connection is available; connectorx would retry for half a minute
+        pass
+    import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
+
+    pinned = [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
+        PIN_SEARCH_PATH,
+        f"SELECT {TRANSACTION_SETTINGS}",
+    ]
+
+    def read(sql: str) -> pl.DataFrame:
+        table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
+        return to_frame(table)
+
+    with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
+        return dict(zip(queries, pool.map(read, queries.values()), strict=True))

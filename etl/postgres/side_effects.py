@@ -1,0 +1,262 @@
+"""What happens beside a run's own writes: what publications forbid, and what foreign keys, triggers and rules do.
+
+Reads PostgreSQL's catalogs. The audit before COMMIT (`load/audit.py`) verifies what really happened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from etl.postgres.connection import Connection
+from etl.postgres.naming import Naming, quote_identifier, quote_literal
+
+SIDE_EFFECTS = ("foreign_key", "trigger", "rule")
+"""The kinds of findings about what else happens when a run writes."""
+
+_FIRED_BY = {"PersonaDimension": 4 | 8, "RankingEvent": 4 | 8, "ModelRegistry": 4, "BehavioralSignal": 16}
+"""What a run does to a table, as bits of `pg_trigger.tgtype`: INSERT 4, DELETE 8, UPDATE 16."""
+
+_REWRITTEN = {"PersonaDimension": "4", "RankingEvent": "4", "ModelRegistry": "23", "BehavioralSignal": "2"}
+"""The `pg_rewrite.ev_type` of rules that apply to a run: UPDATE 2, INSERT 3, DELETE 4. No rule applies to COPY."""
+
+_ALLOWING = "unless --allow-side-effects names that table"
+_ON_DELETE = {
+    "c": ("CASCADE", "deletes these rows, too, and ends with exit 5 " + _ALLOWING),
+    "n": ("SET NULL", "sets these to NULL, and ends with exit 5 " + _ALLOWING),
+    "d": ("SET DEFAULT", "sets these to their default, and ends with exit 5 " + _ALLOWING),
+    "r": ("RESTRICT", "is refused by the server and ends with exit 5"),
+    "a": ("NO ACTION", "is refused by the server and ends with exit 5"),
+}
+"""By `pg_constraint.confdeltype`: the action, and what a run does that deletes rows which other rows refer to."""
+
+_CHANGED: dict[str, Literal["delete", "update"]] = {
+    "PersonaDimension": "delete",
+    "RankingEvent": "delete",
+    "BehavioralSignal": "update",
+}
+"""What a run does to existing rows, which a publication may forbid."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in the schema that is missing, does not fit, or has side effects.
+
+    `detail` is a sentence. A `blocking` finding keeps a run from starting, an `advice` becomes a note.
+    """
+
+    kind: Literal[
+        "table",
+        "column",
+        "type",
+        "not_null",
+        "unique",
+        "enum_value",
+        "index",
+        "publication",
+        "foreign_key",
+        "trigger",
+        "rule",
+    ]
+    model: str
+    detail: str
+    severity: Literal["blocking", "advice"] = "blocking"
+
+
+def publication_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
+    """Yield tables whose rows PostgreSQL keeps a run from changing, because a publication can't identify the changed row."""
+    reported = set()
+    for each in _published(connection, naming):
+        verb = _CHANGED[each.model]
+        why = each.unidentified() if each.sends[verb] and each.table not in reported else None
+        if why:
+            reported.add(each.table)
+            yield Finding(
+                "publication",
+                each.model,
+                f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: "
+                f"PostgreSQL refuses every {verb.upper()} of it. {why[1]}.",
+            )
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A table with rows of a model, and a publication that contains it, its schema, its partitioned table, or all tables.
+
+    `key` are the columns of the replica identity: all for a full one, none if there is none. `sent` are the columns that the
+    publication sends, None for all. `rows` is its row filter.
+    """
+
+    model: str
+    table: str
+    key: list[str]
+    columns: list[str]
+    publication: str
+    sends: Mapping[Literal["update", "delete"], bool]
+    sent: list[str] | None
+    rows: str
+
+    def unidentified(self) -> tuple[str, str] | None:
+        """Return why the publication can't identify a changed row and what to do, None if it can."""
+        full = f"ALTER TABLE {self.table} REPLICA IDENTITY FULL"
+        if not self.key:
+            return "which has no replica identity", f"{full}, or give it a primary key"
+        if self.sent is not None and not set(self.key) <= set(self.sent):
+            return (
+                "but not all columns of its replica identity",
+                "Drop the column list from the publication, or extend it",
+            )
+        named = _names_in(self.rows) - set(self.key)
+        if more := [quote_identifier(name) for name in self.columns if name in named]:
+            return f"filtered by {', '.join(more)}, which its replica identity does not have", full
+        return None
+
+
+def _names_in(expression: str) -> set[str]:
+    """Return the names in an expression as PostgreSQL prints it, including functions, without the content of literals."""
+    bare = re.sub(r"'(?:[^']|'')*'", "", expression)
+    quoted = {name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', bare)}
+    return quoted | set(re.findall(r"\w+", re.sub(r'"(?:[^"]|"")*"', " ", bare)))
+
+
+def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
+    identity = (  # as for the server, an index that is invalid or deferrable is no replica identity
+        "SELECT i.indkey::int2[] FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate "
+        "AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END"
+    )
+    columns = (
+        "SELECT COALESCE(json_agg(a.attname ORDER BY a.attnum), '[]')::text FROM pg_catalog.pg_attribute a "
+        "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
+    )
+    rows = connection.fetch_rows(
+        "WITH RECURSIVE part(model, oid) AS ("
+        f"SELECT ours.model, ours.oid FROM {_tables_of(naming, _CHANGED)} UNION "
+        "SELECT part.model, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
+        "up(oid, above) AS (SELECT oid, oid FROM part UNION "
+        "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
+        "JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.above) "
+        "SELECT part.model, n.nspname::text, c.relname::text, "
+        f"({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[]))), ({columns}), p.pubname::text, "
+        # The columns and the row filter exist since PostgreSQL 15.
+        "p.pubupdate, p.pubdelete, (to_jsonb(t)->'attnames')::text, COALESCE(to_jsonb(t)->>'rowfilter', '') "
+        "FROM part JOIN pg_catalog.pg_class c ON c.oid = part.oid AND c.relkind = 'r' "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN up ON up.oid = c.oid "
+        "JOIN pg_catalog.pg_class o ON o.oid = up.above JOIN pg_catalog.pg_namespace s ON s.oid = o.relnamespace "
+        "JOIN pg_catalog.pg_publication_tables t ON t.schemaname = s.nspname AND t.tablename = o.relname "
+        "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 3, 6"
+    )
+    for model, schema, table, key, every, publication, updates, deletes, sent, condition in rows:
+        yield _Published(
+            model,
+            f"{quote_identifier(schema)}.{quote_identifier(table)}",
+            json.loads(key),
+            json.loads(every),
+            publication,
+            {"update": updates, "delete": deletes},
+            json.loads(sent or "null"),
+            condition,
+        )
+
+
+def collation_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
+    """Yield columns of user ids with a nondeterministic collation, by which another user's id may equal a shadow user's."""
+    rows = connection.fetch_rows(
+        f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'User'))} "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation "
+        "WHERE NOT l.collisdeterministic AND a.attname = CASE ours.model WHEN 'User' THEN 'id' ELSE 'userId' END ORDER BY 1"
+    )
+    for model, column, collation in rows:
+        yield Finding(
+            "type",
+            model,
+            f"Column {quote_identifier(column)} of {naming.table(model)} has the nondeterministic collation "
+            f"{quote_identifier(collation)}, by which two users' ids may be equal: give it a deterministic one.",
+        )
+
+
+def side_effects(connection: Connection, naming: Naming) -> Iterator[Finding]:
+    """Yield foreign keys to the tables that a run writes, and triggers and rules on them. Those of partitions come once."""
+    ours = _tables_of(naming, _FIRED_BY)
+    yield from _foreign_keys(connection, naming, ours)
+    yield from _triggers(connection, ours)
+    yield from _rules(connection, naming, ours)
+
+
+def _tables_of(naming: Naming, models: Iterable[str]) -> str:
+    """Return SQL of `ours(model, oid)`. It avoids `to_regclass`, which fails for a role that may not use the schema."""
+    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.table_name(model))})" for model in models)
+    return (
+        "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"
+    )
+
+
+def _foreign_keys(connection: Connection, naming: Naming, ours: str) -> Iterator[Finding]:
+    rows = connection.fetch_rows(
+        "SELECT ours.model, f.conname::text, format('%I.%I', n.nspname, c.relname), f.confdeltype::text, f.condeferrable, "
+        f"f.condeferred FROM {ours} JOIN pg_catalog.pg_constraint f ON COALESCE(pg_partition_root(f.confrelid), f.confrelid) "
+        "= ours.oid JOIN pg_catalog.pg_class c ON c.oid = f.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE f.contype = 'f' AND f.conparentid = 0 AND ours.model <> 'BehavioralSignal' ORDER BY 1, 3, 2"
+    )
+    for model, name, table, deletion, deferrable, deferred in rows:
+        action, then = _ON_DELETE[deletion]
+        when = " DEFERRABLE INITIALLY DEFERRED" if deferred else " DEFERRABLE" if deferrable else ""
+        if model == "ModelRegistry":
+            what = "a run deletes nothing there"
+        elif deferred and deletion == "a":
+            what = f"a run that leaves such a row out {then}, before COMMIT"
+        else:
+            what = f"a run that deletes such a row {then}"
+        yield Finding(
+            "foreign_key",
+            model,
+            f"Rows of {table} refer to {naming.table(model)} by {quote_identifier(name)} (ON DELETE {action}{when}): {what}.",
+            "advice",
+        )
+
+
+def _triggers(connection: Connection, ours: str) -> Iterator[Finding]:
+    fired = " ".join(f"WHEN {quote_literal(model)} THEN {bits}" for model, bits in _FIRED_BY.items())
+    rows = connection.fetch_rows(
+        "SELECT ours.model, t.tgname::text, format('%I.%I', n.nspname, c.relname), p.oid::regprocedure::text "
+        f"FROM {ours} JOIN pg_catalog.pg_trigger t ON COALESCE(pg_partition_root(t.tgrelid), t.tgrelid) = ours.oid "
+        "JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
+        "WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') "
+        f"AND t.tgtype & CASE ours.model {fired} END <> 0 AND (ours.model <> 'BehavioralSignal' OR t.tgattr::text = '' "
+        "OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = 'modelVersion' "
+        "AND a.attnum = ANY (t.tgattr::int2[]))) ORDER BY 1, 3, 2"
+    )
+    for model, name, table, function in rows:
+        yield Finding(
+            "trigger",
+            model,
+            f"Trigger {quote_identifier(name)} on {table} ({function}) fires when a run writes there: a run ends with exit 5 "
+            f"where it writes to another table, {_ALLOWING}, and where it changes what the run writes.",
+            "advice",
+        )
+
+
+def _rules(connection: Connection, naming: Naming, ours: str) -> Iterator[Finding]:
+    met = " ".join(f"WHEN {quote_literal(model)} THEN {quote_literal(types)}" for model, types in _REWRITTEN.items())
+    rows = connection.fetch_rows(
+        f"SELECT ours.model, r.rulename::text FROM {ours} JOIN pg_catalog.pg_rewrite r ON r.ev_class = ours.oid "
+        f"WHERE r.ev_enabled IN ('O', 'A') AND strpos(CASE ours.model {met} END, r.ev_type::text) > 0 ORDER BY 1, 2"
+    )
+    for model, name in rows:
+        rule = f"Rule {quote_identifier(name)} on {naming.table(model)}"
+        if model == "ModelRegistry":
+            yield Finding(
+                "rule", model, f"{rule} keeps INSERT ... ON CONFLICT, which a run needs, from working: drop it."
+            )
+        else:
+            yield Finding(
+                "rule",
+                model,
+                f"{rule} rewrites what a run does there: a run ends with exit 5 where that writes to another table, "
+                f"{_ALLOWING}, and where it changes what the run writes.",
+                "advice",
+            )
