@@ -27,8 +27,8 @@ from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
 from etl.settings.values import advice, parse_split
 from etl.snapshots.locations import open_store
+from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import (
-    build_manifest,
     locked_store,
     snapshot_name,
     write_manifest,
@@ -36,7 +36,6 @@ from etl.snapshots.publish import (
     write_sidecar,
 )
 from etl.snapshots.reader import REPORT, Snapshot
-from etl.snapshots.staged import DataSummary
 from etl.snapshots.store import Store
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model

@@ -6,7 +6,6 @@ before or the one after. `etl.snapshots.store` says how that is done in a folder
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,9 @@ from typing import Any
 from etl.errors import DataError
 from etl.runtime.cancellation import CancelToken
 from etl.snapshots.locations import open_store
+from etl.snapshots.manifest import DataSummary, FileEntry, build_manifest, to_json
 from etl.snapshots.reader import MANIFEST, PROBE, SNAPSHOTS, Snapshot
-from etl.snapshots.staged import DataSummary, FileEntry
 from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
-
-FORMAT = 1
 
 
 @contextmanager
@@ -51,19 +48,7 @@ def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: D
         raise DataError(
             f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
         )
-    LocalStore(staged).write(MANIFEST, _json(build_manifest(name, facts, account)))
-
-
-def build_manifest(name: str, facts: Mapping[str, Any], account: DataSummary) -> dict[str, Any]:
-    """A snapshot's manifest, as far as its account is known."""
-    return {
-        "format": FORMAT,
-        "snapshot": name,
-        "content_sha256": account.content_sha256,
-        **facts,
-        "cities": account.folders,
-        "files": [asdict(entry) for entry in [*account.files, *account.sidecars]],
-    }
+    LocalStore(staged).write(MANIFEST, to_json(build_manifest(name, facts, account)))
 
 
 def write_sidecar(folder: Path, name: str, content: bytes) -> FileEntry:
@@ -74,7 +59,7 @@ def write_sidecar(folder: Path, name: str, content: bytes) -> FileEntry:
 
 def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
     """Write what a probe found beside the data of a staged snapshot; gives its entry in the manifest."""
-    return write_sidecar(folder, PROBE, _json(facts))
+    return write_sidecar(folder, PROBE, to_json(facts))
 
 
 def add_probe(
@@ -84,7 +69,7 @@ def add_probe(
 
     Gives the snapshot as it is then.
     """
-    return add_sidecars(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
+    return add_sidecars(snapshot, {PROBE: to_json(facts)}, {"probe": dict(line)}, environ)
 
 
 def add_sidecars(
@@ -103,12 +88,12 @@ def add_sidecars(
         others = [each for each in snapshot.manifest["files"] if each["path"] not in files]
         without = {name: value for name, value in snapshot.manifest.items() if name not in facts} | {"files": others}
         if without != snapshot.manifest:
-            store.write(f"{folder}{MANIFEST}", _json(without))
+            store.write(f"{folder}{MANIFEST}", to_json(without))
         for name, content in files.items():
             store.write(f"{folder}{name}", content)
         entries = [asdict(_entry(name, content)) for name, content in files.items()]
         manifest = {**without, **facts, "files": [*others, *entries]}
-        store.write(f"{folder}{MANIFEST}", _json(manifest))
+        store.write(f"{folder}{MANIFEST}", to_json(manifest))
     return replace(snapshot, manifest=manifest)
 
 
@@ -134,7 +119,3 @@ def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tup
 
 def _entry(name: str, content: bytes) -> FileEntry:
     return FileEntry(name, 0, len(content), sha256(content).hexdigest())
-
-
-def _json(facts: Mapping[str, Any]) -> bytes:
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()

@@ -24,9 +24,9 @@ from etl.runtime.run_record import Progress
 from etl.settings.values import SPLITS, parse_split
 from etl.snapshots.apart import PendingParts, RemotePartWriter, iter_expanded_buckets, plan_expansion
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
+from etl.snapshots.manifest import DataSummary, FileEntry, PartitionEntry
 from etl.snapshots.parquet import PartCopier, PartWriter, WriterPool, file_info, write_batches, write_file, writer_pool
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
-from etl.snapshots.staged import DataSummary, FileEntry, PartitionEntry
 from etl.transform.arrays import I64
 from etl.transform.buckets import prefetch
 from etl.triples.bias import popularity_correlation

@@ -28,8 +28,8 @@ from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, version
 from etl.runtime.ray_executor import open_executor
 from etl.settings.model import load_settings
 from etl.snapshots import apart
+from etl.snapshots.manifest import DataSummary
 from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset
-from etl.snapshots.staged import DataSummary
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.triples.partitions import TripleOptions
 from tests.states import data_files, database_state, folder_state
