@@ -39,9 +39,8 @@ from etl.snapshots.reader import REPORT, Snapshot
 from etl.snapshots.store import Store
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model
-from etl.triples.bias import MIN_CORRELATION
 from etl.triples.dataset import Dataset
-from etl.triples.partitions import TripleOptions
+from etl.triples.partitions import MIN_CORRELATION, TripleOptions
 
 if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult

@@ -18,8 +18,8 @@ import msgspec
 
 from etl.errors import DataError, escape_control_characters
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.expansion import SMALL_CATALOG
 from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN
+from etl.triples.partitions import SMALL_CATALOG
 
 FORMAT = 1
 

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.files import FileInfo
 from etl.runtime.version import __version__
-from etl.snapshots.event_reader import Vocabularies, read_events
+from etl.snapshots.event_reader import read_events
 from etl.snapshots.manifest import parse_manifest
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles, Vocabulary
+from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles
+from etl.triples.vocabulary import Vocabulary
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
 REPORT = "report.html"
@@ -222,8 +223,8 @@ def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
     height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
     cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
     count = buckets or bucket_count(height)
-    vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
-    read = partial(read_events, parts, vocabularies, count)
+    vocabulary = Vocabulary(users["user_id"], items["item_id"], trips["trip_id"])
+    read = partial(read_events, parts, vocabulary, count)
     profiles = partial(_profiles, snapshot.folder / "users.parquet")
     return Dataset(
         BucketedEvents(count, cities, height, read, _reusable_event_files(snapshot)), users, items, trips, profiles

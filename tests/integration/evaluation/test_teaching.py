@@ -23,7 +23,7 @@ from etl.runtime.run_record import RunResult
 from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot
 from etl.snapshots.validation import validate_snapshot
-from etl.triples.bias import MIN_CORRELATION
+from etl.triples.partitions import MIN_CORRELATION
 from tests.states import data_files, database_state, folder_state
 
 ROOT = Path(__file__).parents[3]
