@@ -18,8 +18,9 @@ from etl.reporting import listing as history
 from etl.reporting.numbers import format_bytes
 from etl.settings.model import Settings
 from etl.snapshots.locations import open_store
+from etl.snapshots.lock import LEASE, LOCK, folder_lock
 from etl.snapshots.reader import SNAPSHOTS, STAGING
-from etl.snapshots.store import LocalStore, Store, require_publishable, try_flock
+from etl.snapshots.store import LocalStore, Store, require_publishable
 
 _OLD_HOURS = 48.0
 _ROOM = 2.0
@@ -80,14 +81,13 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
     That there are locks is tried on a folder of our own.
     """
     if can_be_written:
-        with tempfile.TemporaryDirectory(
-            prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
-        ) as folder:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                try_flock(handle, root)
-            finally:
-                os.close(handle)
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
+            ) as folder,
+            folder_lock(Path(folder), place=root) as try_lock,
+        ):
+            try_lock()
     try:
         locks, found = Path("/proc/locks").read_text(encoding="ascii"), root.stat()
     except OSError:
@@ -104,8 +104,7 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
 
 def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     """Write a small object, ask when that was, try what must be refused, and take it away again; then look at the lock."""
-    from etl.snapshots.lease import LEASE, LOCK  # noqa: PLC0415 - only of an object store
-    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - only of an object store
 
     assert isinstance(store, ObjectStore)  # noqa: S101 - there is no third kind
     name, before = f".doctor-{uuid.uuid4().hex}", clock()

@@ -19,6 +19,7 @@ from etl.runtime.files import file_sha256
 from etl.snapshots import parquet
 from etl.snapshots import writer as stage
 from etl.snapshots.event_reader import _batches, id_indexes
+from etl.snapshots.manifest import FileEntry
 from etl.snapshots.parquet import PartCopier, PartWriter, ThreadPart, file_info, open_writer, write_file, writer_pool
 from etl.snapshots.reader import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.snapshots.store import LocalStore
@@ -260,8 +261,8 @@ def test_latest_holds_one_name_or_is_named(tmp_path, latest):
 
 
 def test_a_file_is_what_its_manifest_says_by_size_bytes_and_rows(file):
-    entry = {"rows": 10, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    entry = FileEntry(file.name, 10, file.stat().st_size, file_sha256(file))
     assert _as_listed(file, entry)
-    assert not _as_listed(file, entry | {"bytes": entry["bytes"] + 1})
-    assert not _as_listed(file, entry | {"sha256": "0" * 64})
-    assert not _as_listed(file, entry | {"rows": 11})
+    assert not _as_listed(file, replace(entry, bytes=entry.bytes + 1))
+    assert not _as_listed(file, replace(entry, sha256="0" * 64))
+    assert not _as_listed(file, replace(entry, rows=11))
