@@ -1,7 +1,7 @@
 """What a snapshot is made of: ranking events, trips, users and items. Triples are generated from these alone.
 
-Events refer to users, trips and items by index, and come by user bucket (`etl.transform.buckets`). All else is small beside
-them and in memory.
+Events refer to users, trips and items by index, and come by user bucket (`etl.transform.buckets`). All else is small in
+comparison and in memory.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class DatasetBuilder:
             *self._of_trips,
         ]
         trips = pl.concat(of_trips).unique("trip_id").sort("trip_id")
-        places = {
+        indexes = {
             "user_idx": self._users.positions_in(vocabulary["user_id"]),
             "trip_idx": self._trips.positions_in(trips["trip_id"]),
             **dict.fromkeys(LISTS.values(), self._nodes.positions_in(items["item_id"])),
@@ -216,7 +216,7 @@ class DatasetBuilder:
 
         def read(_: Collection[str]) -> Iterator[pl.DataFrame]:
             for bucket in range(self._spill.buckets):
-                yield remap_codes(self._spill.read_bucket(bucket), places)
+                yield remap_codes(self._spill.read_bucket(bucket), indexes)
 
         cities = tuple(sorted(self._cities, key=str.encode))
         return Dataset(BucketedEvents(self._spill.buckets, cities, self._height, read), vocabulary, items, trips)

@@ -287,7 +287,7 @@ class _Generator:
         self.catalogue = catalogue
         self.nodes = keys.nodes
         self.marks = _MembershipTable(len(keys.nodes))
-        self.to_draw = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
+        self.to_sample = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
         self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 
     def batch(self, first: int, end: int) -> TripleBatch:
@@ -296,7 +296,7 @@ class _Generator:
         candidates = self.events.candidates.long(first, end)
         named = self._named(pairs, candidates, self.events.shown.long(first, end))
         rows = _of_all_positives(pairs, named, end - first)
-        if self.to_draw is not None:
+        if self.to_sample is not None:
             rows = self._with_sampled(first, pairs, named, rows)
         pair = rows.event
         order = None
@@ -326,27 +326,27 @@ class _Generator:
         """The negatives that the events themselves name: candidates before shown items, each once, without positives."""
         asked = [candidates if self.negatives.ranking else NOTHING, shown if self.negatives.shown else NOTHING]
         kept = []
-        for place, long in enumerate(asked):
+        for source, long in enumerate(asked):
             new = ~self.marks.among(long, pairs)
-            if place and len(asked[0].event):
+            if source and len(asked[0].event):
                 new &= ~self.marks.among(long, asked[0])
-            source = np.full(np.count_nonzero(new), place, np.int8)
-            kept.append(_Negatives(long.event[new], long.code[new], source))
+            sources = np.full(np.count_nonzero(new), source, np.int8)
+            kept.append(_Negatives(long.event[new], long.code[new], sources))
         return kept[0].concat(kept[1]) if len(kept[1].event) else kept[0]
 
     def _with_sampled(self, first: int, pairs: FlatPairs, named: _Negatives, shared: _Negatives) -> _Negatives:
         """The negatives of each pair: those that its event has for all its positives, then those sampled for the pair."""
-        assert self.to_draw is not None  # noqa: S101 - for the type checker
+        assert self.to_sample is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
-        places, counts = sample(
-            mix64(self.to_draw[event] ^ self.nodes[pairs.code]),
+        positions, counts = sample(
+            mix64(self.to_sample[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
             self.catalogue.even,
             self.catalogue.weighted,
         )
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
-        code = self.catalogue.codes.astype(np.uint32)[places.T[counts.T]]
+        code = self.catalogue.codes.astype(np.uint32)[positions.T[counts.T]]
         if len(named.event):
             new = ~self.marks.among(FlatPairs(pairs.event[pair], code), named)
             pair, code = pair[new], code[new]

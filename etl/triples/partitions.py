@@ -173,10 +173,10 @@ class TrainingSet:
 
     def partitions(self, events: pl.DataFrame) -> Iterator[Partition]:
         """Yield the partitions of a bucket: train, valid, test, and within each the cities in the order of their bytes."""
-        drawing = _SamplingContext.of(self, events)
+        context = _SamplingContext.of(self, events)
         parts = events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
         for split, city in sorted(parts, key=lambda key: (SPLITS.index(key[0]), key[1].encode())):
-            yield self._partition(split, city, parts[split, city], drawing)
+            yield self._partition(split, city, parts[split, city], context)
 
     @cached_property
     def _keys(self) -> HashKeys:
@@ -188,11 +188,11 @@ class TrainingSet:
         offered = self.dataset.eligible_items().sort("item_id").select("city", node="item_idx")
         return offered.partition_by("city", as_dict=True, include_key=False, maintain_order=True)
 
-    def _partition(self, split: str, city: str, events: pl.DataFrame, drawing: _SamplingContext) -> Partition:
+    def _partition(self, split: str, city: str, events: pl.DataFrame, context: _SamplingContext) -> Partition:
         nodes = self.eligible.get(city, 0)
         negatives = resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, nodes)
-        offered = self._offered.get((city,), _NO_NODES).with_row_index("place")
-        catalogue = drawing.catalogue(split, offered, events, negatives)
+        offered = self._offered.get((city,), _NO_NODES).with_row_index("position")
+        catalogue = context.catalogue(split, offered, events, negatives)
         return Partition(
             split=None if self.options.split == "none" else split,
             city=city,
@@ -258,10 +258,10 @@ class _SamplingContext:
                 codes, np.zeros(events.height, np.int64), build_pools(np.ones(len(codes), np.uint64), *_NONE)
             )
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
-        places = rejected.join(offered, on="node").sort("group", "place")
+        positions = rejected.join(offered, on="node").sort("group", "position")
         by_group = (
-            places["group"].to_numpy(),
-            places["place"].cast(pl.Int32).to_numpy(),
+            positions["group"].to_numpy(),
+            positions["position"].cast(pl.Int32).to_numpy(),
             int(groups.max(initial=-1)) + 1,
         )
         even = build_pools(np.ones(len(codes), np.uint64), *by_group)
@@ -390,7 +390,7 @@ class BucketExpansion:
             for reason, positives in batch.left_out.items():
                 stats.left_out[reason] += positives
             stats.exhausted_users.update(batch.exhausted_users.tolist())
-            stats.sources += [np.count_nonzero(batch.source == place) for place in range(len(SOURCES))]
+            stats.sources += [np.count_nonzero(batch.source == source) for source in range(len(SOURCES))]
             if own.info.is_train:
                 positive += np.bincount(batch.pairs.code, batch.per_pair, items).astype(np.int64)
                 negative += np.bincount(batch.negative, minlength=items)
