@@ -42,9 +42,8 @@ from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot, read_dataset
 from etl.synthetic.world import generate
 from etl.transform.affinity import affinity_model
-from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset
-from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, popularity_correlation
 
 SYNTHETIC, POOLED = "synthetic", "real, pooled"
 FIGURES = ("auc", "ndcg", "recall")
@@ -188,7 +187,7 @@ def _no_progress(_what: str, _done: int, _of: int) -> None:
 
 
 def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, float | None]) -> TripleArrays:
-    """Return the part's triples; for train also each city's popularity correlation (`etl.triples.bias`)."""
+    """Return the part's triples; for train also each city's popularity correlation (`etl.triples.partitions`)."""
     nodes, frames = training.dataset.items.height, []
     for partition in partitions(training, part):
         triples = change(table(partition), partition, training.dataset)

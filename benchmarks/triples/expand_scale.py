@@ -34,7 +34,8 @@ from etl.snapshots.reader import LATEST, find_snapshot
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill
 from etl.transform.ranking_events import sort_for_files
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import ENCODED_EVENTS, LISTS, DatasetBuilder, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, LISTS, DatasetBuilder
+from etl.triples.vocabulary import Vocabulary
 
 EVENTS = 15_500
 """About how many events the world has for each unit of scale."""

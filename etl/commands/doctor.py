@@ -28,8 +28,9 @@ from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings, env_variable_for
 from etl.snapshots.locations import is_url, open_store
+from etl.snapshots.lock import LEASE, LOCK, folder_lock
 from etl.snapshots.reader import SNAPSHOTS, STAGING
-from etl.snapshots.store import LocalStore, Store, require_publishable, try_flock
+from etl.snapshots.store import LocalStore, Store, require_publishable
 
 _NAME = "bpr-etl"
 _OLD_HOURS = 48.0
@@ -154,14 +155,13 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
     Whether the file system has locks is tried on a folder of our own.
     """
     if can_be_written:
-        with tempfile.TemporaryDirectory(
-            prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
-        ) as folder:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                try_flock(handle, root)
-            finally:
-                os.close(handle)
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=STAGING, dir=_existing_ancestor(root), ignore_cleanup_errors=True
+            ) as folder,
+            folder_lock(Path(folder), place=root) as try_lock,
+        ):
+            try_lock()
     try:
         locks, found = Path("/proc/locks").read_text(encoding="ascii"), root.stat()
     except OSError:
@@ -178,8 +178,7 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
 
 def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     """Write, read and delete a small object, try writes that must be refused, and look at the lock."""
-    from etl.snapshots.lease import LEASE, LOCK  # noqa: PLC0415 - only of an object store
-    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - only of an object store
 
     assert isinstance(store, ObjectStore)  # noqa: S101 - there is no third kind
     name, before = f".doctor-{uuid.uuid4().hex}", clock()

@@ -18,7 +18,7 @@ from etl.reporting.wording import by_reason
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
 from etl.settings.values import parse_expected
-from etl.triples.expansion import SMALL_CATALOG
+from etl.triples.partitions import SMALL_CATALOG
 
 _NOTHING = "Nothing was committed or published."
 

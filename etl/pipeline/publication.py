@@ -27,8 +27,8 @@ from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
 from etl.settings.values import advice, parse_split
 from etl.snapshots.locations import open_store
+from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import (
-    build_manifest,
     locked_store,
     snapshot_name,
     write_manifest,
@@ -36,13 +36,11 @@ from etl.snapshots.publish import (
     write_sidecar,
 )
 from etl.snapshots.reader import REPORT, Snapshot
-from etl.snapshots.staged import DataSummary
 from etl.snapshots.store import Store
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model
-from etl.triples.bias import MIN_CORRELATION
 from etl.triples.dataset import Dataset
-from etl.triples.partitions import TripleOptions
+from etl.triples.partitions import MIN_CORRELATION, TripleOptions
 
 if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult

@@ -67,7 +67,8 @@ from etl.transform.buckets import bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaResult, PersonaStats, build_personas
 from etl.transform.ranking_events import RankingInputs, RankingStats, add_shown, rank_bucket, sort_for_files, sort_slots
 from etl.transform.schemas import Personas, Seeds, Slots, Trips
-from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
+from etl.triples.vocabulary import Vocabulary
 
 EVENTS_PER_TRIP = 6
 """About how many days a trip has: how many events are to come, before they are there."""

@@ -47,7 +47,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class City:
-    """What became of a city. `sign` as in `etl.triples.bias`; `left_out` says why it has no triples."""
+    """What became of a city. `sign` as in `etl.triples.partitions`; `left_out` says why it has no triples."""
 
     name: str
     triples: dict[str, int]

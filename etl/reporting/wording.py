@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from etl.triples.expansion import SMALL_CATALOG
+from etl.triples.partitions import SMALL_CATALOG
 
 REASON_TEXT = {
     "user_without_persona": "user has no usable persona seed",

@@ -1,13 +1,13 @@
-"""From codes to the columns that are written: here ids become texts again, each row group with a dictionary of its own.
+"""Encode batches of triples and events as Arrow tables: indexes become ids, each row group with its own dictionaries.
 
-A dictionary holds the values that occur in its row group alone: users and items in the order of their codes, events and
-trips in the order of the events. Nothing outside the row group decides its bytes.
+A dictionary holds the values of its row group alone: users and items in the order of their indexes, events and trips in the
+order of the events. Nothing outside the row group affects its bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,72 +15,68 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from etl.snapshots.parquet import Encoder
 from etl.transform.arrays import to_arrow
-from etl.triples.dataset import LISTS, Dataset
-from etl.triples.generate import I32, SOURCES, EventBatch, ListColumn, TripleBatch, TripleBlock
+from etl.triples.dataset import LISTS
+from etl.triples.generate import I32, SOURCES, ListColumn, TripleBatch
+from etl.triples.partitions import Kind
+from etl.triples.vocabulary import Vocabulary
 
 Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
-"""The columns of ids in triples, and what their indexes are called (CONTRACT, section 3, `--ids`)."""
+"""The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, section 3)."""
 
-_TEXT = pa.dictionary(pa.int32(), pa.string())
+_ID = pa.dictionary(pa.int32(), pa.string())
 _REST = {
     "timestamp": pa.int64(),
-    "event_id": _TEXT,
-    "trip_id": _TEXT,
+    "event_id": _ID,
+    "trip_id": _ID,
     "day_number": pa.int32(),
-    "neg_source": _TEXT,
+    "neg_source": _ID,
     "pos_in_candidates": pa.bool_(),
     "weight": pa.float32(),
 }
 
 
-@dataclass(frozen=True)
-class IdTables:
-    """The ids of the vocabularies, in the order of their codes."""
-
-    users: pa.StringArray
-    items: pa.StringArray
-    trips: pa.StringArray
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> IdTables:
-        """A dataset's."""
-        return cls(
-            to_arrow(dataset.users["user_id"]), to_arrow(dataset.items["item_id"]), to_arrow(dataset.trips["trip_id"])
-        )
-
-
 def triple_schema(ids: Ids) -> pa.Schema:
-    """The columns of `triples`: ids as they are asked for: texts, indexes or both."""
-    texts = dict.fromkeys(INDEXES, _TEXT) if ids != "index" else {}
+    """The columns of `triples`, with ids as strings, indexes or both."""
+    strings = dict.fromkeys(INDEXES, _ID) if ids != "index" else {}
     indexes = dict.fromkeys(INDEXES.values(), pa.uint32()) if ids != "string" else {}
-    return pa.schema(texts | _REST | indexes) if ids == "both" else pa.schema(texts | indexes | _REST)
+    return pa.schema(strings | _REST | indexes) if ids == "both" else pa.schema(strings | indexes | _REST)
 
 
-def triple_columns(pieces: Sequence[TripleBatch], texts: IdTables, schema: pa.Schema, weight: float) -> list[pa.Array]:
-    """A row group of triples."""
-    used, local = zip(*(_events_of(piece.block) for piece in pieces), strict=True)
+def encoder_of(kind: Kind, vocabulary: Vocabulary, ids: Ids, weight: float) -> Encoder:
+    """Return the encoder of a partition's events, or of its triples, which all have the same weight."""
+    if kind == "events":
+        return partial(_encode_events, vocabulary=vocabulary)
+    return partial(_encode_triples, vocabulary=vocabulary, schema=triple_schema(ids), weight=weight)
+
+
+def _encode_triples(
+    batches: Sequence[TripleBatch], vocabulary: Vocabulary, schema: pa.Schema, weight: float
+) -> pa.Table:
+    used, local = zip(*map(_events_of, batches), strict=True)
     starts = np.cumsum([0, *(len(each) for each in used)])
     row = np.concatenate([each + start for each, start in zip(local, starts[:-1], strict=True)])
 
     def of_events(name: str) -> Codes:
-        return np.concatenate([getattr(piece.events, name)[own] for piece, own in zip(pieces, used, strict=True)])
+        return np.concatenate([getattr(batch.events, name)[own] for batch, own in zip(batches, used, strict=True)])
 
     def of_rows(name: str) -> Codes:
-        return np.concatenate([getattr(piece.block, name) for piece in pieces])
+        return np.concatenate([getattr(batch, name) for batch in batches])
 
+    ids_of = vocabulary.arrow
     users, positive, negative = of_events("users"), of_rows("positive"), of_rows("negative")
-    event_ids = pa.concat_arrays(piece.events.ids.take(pa.array(own)) for piece, own in zip(pieces, used, strict=True))
+    event_ids = pa.concat_arrays(batch.events.ids.take(pa.array(own)) for batch, own in zip(batches, used, strict=True))
     made = {
-        "user_id": lambda: _dictionary_by_code(users, texts.users, row),
-        "pos_item": lambda: _dictionary_by_code(positive, texts.items),
-        "neg_item": lambda: _dictionary_by_code(negative, texts.items),
+        "user_id": lambda: _dictionary_by_code(users, ids_of["users"], row),
+        "pos_item": lambda: _dictionary_by_code(positive, ids_of["items"]),
+        "neg_item": lambda: _dictionary_by_code(negative, ids_of["items"]),
         "timestamp": lambda: pa.array(of_events("timestamps")[row]),
         "event_id": lambda: pa.DictionaryArray.from_arrays(pa.array(row.astype(np.int32)), event_ids),
-        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), texts.trips, row),
+        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), ids_of["trips"], row),
         "day_number": lambda: pa.array(of_events("days")[row]),
         "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
         "pos_in_candidates": lambda: pa.array(of_rows("in_candidates")),
@@ -89,74 +85,78 @@ def triple_columns(pieces: Sequence[TripleBatch], texts: IdTables, schema: pa.Sc
         "pos_idx": lambda: pa.array(positive),
         "neg_idx": lambda: pa.array(negative),
     }
-    return [made[name]() for name in schema.names]
+    return pa.Table.from_arrays([made[name]() for name in schema.names], schema=schema)
 
 
 EVENT_SCHEMA = pa.schema(
     {
         "event_id": pa.string(),
-        "user_id": _TEXT,
+        "user_id": _ID,
         "trip_id": pa.string(),
         "day_number": pa.int32(),
         "timestamp": pa.int64(),
         "surface": pa.string(),
         "model_name": pa.string(),
         "model_version": pa.string(),
-        **dict.fromkeys(LISTS, pa.list_(_TEXT)),
+        **dict.fromkeys(LISTS, pa.list_(_ID)),
     }
 )
 """The columns of `events`."""
 
 
-def event_columns(pieces: Sequence[EventBatch], texts: IdTables) -> list[pa.Array]:
-    """A row group of events."""
-    events = pl.concat([piece.events for piece in pieces])
-    return [
+def _encode_events(batches: Sequence[pl.DataFrame], vocabulary: Vocabulary) -> pa.Table:
+    events, ids_of = pl.concat(batches), vocabulary.arrow
+    columns = [
         to_arrow(events["event_id"]),
-        _dictionary_by_code(events["user_idx"].to_numpy(), texts.users),
-        texts.trips.take(pa.array(events["trip_idx"].to_numpy())),
+        _dictionary_by_code(events["user_idx"].to_numpy(), ids_of["users"]),
+        ids_of["trips"].take(pa.array(events["trip_idx"].to_numpy())),
         *(to_arrow(events[name]) for name in ("day_number", "timestamp", "surface", "model_name", "model_version")),
-        *(_lists(events[index], texts.items) for index in LISTS.values()),
+        *(_lists(events[index], ids_of["items"]) for index in LISTS.values()),
     ]
+    return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
 
 
-def _events_of(block: TripleBlock) -> tuple[Codes, Codes]:
-    """The rows of the events that a block names, ascending, and for each triple its place among them."""
-    if block.order is not None:
-        return np.unique(block.event, return_inverse=True)
-    starts = np.flatnonzero(np.diff(block.event, prepend=-1))  # a block's events stand one after the other
-    return block.event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(block.event)))
+def _events_of(batch: TripleBatch) -> tuple[Codes, Codes]:
+    """The rows of the events that a batch names, ascending, and for each triple its position among them."""
+    if batch.order is not None:
+        return np.unique(batch.event, return_inverse=True)
+    starts = np.flatnonzero(np.diff(batch.event, prepend=-1))  # unless shuffled, the triples of an event are adjacent
+    return batch.event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(batch.event)))
 
 
-def _dictionary_by_code(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
-    """The texts of codes, dictionary in the order of the codes; `row` says which code each row has, if not its own."""
-    used = np.zeros(len(texts), np.bool_)
+def _dictionary_by_code(codes: Codes, vocabulary: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
+    """Decode indexes, with a dictionary in index order. `row` has the position in `codes` of each row, by default its own."""
+    used = np.zeros(len(vocabulary), np.bool_)
     used[codes] = True
-    places = (np.cumsum(used, dtype=np.int32) - 1)[codes]
-    return _dictionary(places if row is None else places[row], np.flatnonzero(used), texts)
+    positions = (np.cumsum(used, dtype=np.int32) - 1)[codes]
+    return _dictionary(positions if row is None else positions[row], np.flatnonzero(used), vocabulary)
 
 
-def _dictionary_by_first_use(codes: Codes, texts: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
-    """The same, dictionary in the order of first occurrence."""
-    if len(texts) > len(codes):  # a table of all codes would be larger than what is sorted
+def _dictionary_by_first_use(codes: Codes, vocabulary: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
+    """Decode indexes as `_dictionary_by_code`, with a dictionary in the order of first occurrence."""
+    if len(vocabulary) > len(codes):  # a table of all indexes would be larger than what is sorted
         distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     else:
-        every = np.full(len(texts), -1, np.int64)
-        every[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last to write is the first of each
+        every = np.full(len(vocabulary), -1, np.int64)
+        every[codes[::-1]] = np.arange(
+            len(codes) - 1, -1, -1
+        )  # written backwards, so the first occurrence of each stays
         distinct = np.flatnonzero(every >= 0)
         first, inverse = every[distinct], (np.cumsum(every >= 0) - 1)[codes]
     order = np.argsort(first)
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    places = place[inverse]
-    return _dictionary(places if row is None else places[row], distinct[order], texts)
+    position = np.empty(len(order), np.int32)
+    position[order] = np.arange(len(order), dtype=np.int32)
+    positions = position[inverse]
+    return _dictionary(positions if row is None else positions[row], distinct[order], vocabulary)
 
 
-def _dictionary(places: I32, codes: Codes, texts: pa.StringArray) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), texts.take(pa.array(codes)))
+def _dictionary(positions: I32, codes: Codes, vocabulary: pa.StringArray) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int32()), vocabulary.take(pa.array(codes)))
 
 
-def _lists(lists: pl.Series, texts: pa.StringArray) -> pa.ListArray:
-    """A column of lists of codes as lists of texts."""
+def _lists(lists: pl.Series, vocabulary: pa.StringArray) -> pa.ListArray:
+    """Decode a column of lists of indexes."""
     held = ListColumn.of(lists)
-    return pa.ListArray.from_arrays(pa.array(held.ends.astype(np.int32)), _dictionary_by_first_use(held.codes, texts))
+    return pa.ListArray.from_arrays(
+        pa.array(held.ends.astype(np.int32)), _dictionary_by_first_use(held.codes, vocabulary)
+    )

@@ -1,4 +1,4 @@
-"""From where snapshots lie, as a person says it, to the store that is there and to one snapshot of it."""
+"""Open the store, or one snapshot, at a location as it is given on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.snapshots.store import LocalStore, Store
 
 
 def is_url(location: str) -> bool:
-    """Whether a location is an object store's. Raises SettingsError for what is no place for snapshots."""
+    """Whether a location is in an object store. Raises SettingsError if snapshots can't be there."""
     try:
         return "://" in parse_location(location)
     except SettingsError as error:
@@ -25,12 +25,12 @@ def is_url(location: str) -> bool:
 
 
 def open_store(out: str, environ: Mapping[str, str] | None = None, stop: CancelToken | None = None) -> Store:
-    """The store at `out`, to read from it; `publish.open_store` holds it for writing.
+    """Open the store at `out` for reading; `publish.locked_store` locks it for writing.
 
-    `environ` says which credentials are at hand. Raises SettingsError for what is no place for snapshots.
+    Credentials come from `environ`. Raises SettingsError if snapshots can't be there.
     """
     if is_url(out):
-        from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - a night with a local folder needs no object store
+        from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - a local folder needs no object store
 
         return ObjectStore(out, environ or {}, stop)
     return LocalStore(Path(out), stop)
@@ -43,10 +43,10 @@ def local_snapshot(
     kinds: Sequence[str] | None = None,
     stop: CancelToken | None = None,
 ) -> Iterator[Snapshot]:
-    """The snapshot at a location, or the newest of an --out, as files of this machine for the length of the block.
+    """Open the snapshot at a location, or the newest of an --out, as local files for the length of the block.
 
-    What lies in an object store is fetched, those files whose path begins with one of `kinds` (all by default).
-    Raises ConnectError when there is none, DataError when its manifest can't be read.
+    From an object store, the files are downloaded whose path begins with one of `kinds` (by default all). Raises ConnectError
+    if there is no snapshot, DataError if its manifest can't be read.
     """
     if not is_url(location):
         yield open_snapshot(Path(location))

@@ -1,12 +1,15 @@
-"""The shape of a manifest (CONTRACT, section 3), and reading one that anybody may have written.
+"""The manifest of a snapshot: its shape, building one from what was staged, and parsing one from any source.
 
-A manifest is checked once, where it is read: everything that uses it afterwards may rely on these types. Keys that are not
-named here are kept and not checked.
+A manifest is checked once, where it is read: everything that uses it afterwards may rely on these types. Unknown keys are
+kept unchecked. docs/contract.md describes each key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -14,12 +17,17 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from etl.errors import DataError, escape_control_characters
+from etl.triples.dataset import GONE, Dataset
+from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN
+from etl.triples.partitions import SMALL_CATALOG
+
+FORMAT = 1
 
 _MAX_COUNT = 2**53
-"""Counts above this are no counts of rows or bytes, and sums of them would not fit where they go."""
+"""Larger numbers are not plausible as counts, and their sums may overflow."""
 
 _NAME_BYTES = 255
-"""What a file system allows a name to be."""
+"""The longest name that a file system allows."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 Counts = dict[str, Count]
@@ -79,8 +87,9 @@ class Negatives(TypedDict):
     catalog_alpha: NotRequired[float | None]
 
 
-class Partition(TypedDict):
-    """A partition of the triples; `split` is null where there is none."""
+@dataclass(frozen=True)
+class PartitionEntry:
+    """One (split, city) of the triples. `split` is None without a split; `positives` counts those that have a triple."""
 
     folder: str
     split: str | None
@@ -103,15 +112,16 @@ class Published(TypedDict):
     negatives: dict[str, Negatives]
     signs: dict[str, float | None]
     split: dict[str, str | None]
-    partitions: list[Partition]
+    partitions: list[PartitionEntry]
     users: Count
     items: Count
     users_with_whole_catalog_seen: Count
     items_gone: Count
 
 
-class File(TypedDict):
-    """A file of the snapshot: path inside of it, rows, bytes, SHA-256."""
+@dataclass(frozen=True)
+class FileEntry:
+    """A published file: its path inside the snapshot, rows (0 for what is no Parquet file), bytes, SHA-256."""
 
     path: str
     rows: Count
@@ -157,7 +167,7 @@ class Manifest(TypedDict):
     warnings: list[str]
     published: Published
     cities: dict[str, str]
-    files: list[File]
+    files: list[FileEntry]
     source_rows: NotRequired[Counts]
     set_aside: NotRequired[dict[str, Counts]]
     shadow_users: NotRequired[Count]
@@ -173,6 +183,89 @@ class Manifest(TypedDict):
     signals_backfilled: NotRequired[Count]
     expanded_from: NotRequired[str]
     probe: NotRequired[ProbeLine]
+
+
+@dataclass
+class DataSummary:
+    """What was staged: the data `files`, the `sidecars` about the data (report, probe), and the counts of the manifest.
+
+    Events x selected = `positives` of the partitions + `positives_left_out`, by reason. `popularity_correlation` has each city
+    with triples (`etl.triples.partitions.popularity_correlation`), `negatives` its resolved strategies. `name` is the
+    snapshot's name: None until it has one, and if nothing is published.
+    """
+
+    files: list[FileEntry] = field(default_factory=list)
+    sidecars: list[FileEntry] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+    partitions: list[PartitionEntry] = field(default_factory=list)
+    positives_left_out: dict[str, int] = field(
+        default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
+    )
+    exhausted_users: int = 0
+    cities_left_out: dict[str, str] = field(default_factory=dict)
+    neg_sources: dict[str, int] = field(default_factory=dict)
+    negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    popularity_correlation: dict[str, float | None] = field(default_factory=dict)
+    split: dict[str, str | None] = field(default_factory=dict)
+    name: str | None = None
+
+    @property
+    def content_sha256(self) -> str:
+        """Hash of the paths and hashes of all data files: equal exactly if the data are equal byte by byte."""
+        lines = sorted(f"{entry.path}\x00{entry.sha256}\n" for entry in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def counts(self, dataset: Dataset) -> dict[str, Any]:
+        """The counts under `published` in the manifest."""
+        return {
+            "events": self._per_city("events"),
+            "triples": {city: n for city, n in self._per_city("triples").items() if city not in self.cities_left_out},
+            "triples_by_neg_source": self.neg_sources,
+            "positives": sum(entry.positives for entry in self.partitions),
+            "positives_left_out": self.positives_left_out,
+            "users_with_whole_catalog_seen": self.exhausted_users,
+            "cities_left_out": self.cities_left_out,
+            "negatives": self.negatives,
+            "signs": self.popularity_correlation,
+            "split": self.split,
+            "partitions": [asdict(entry) for entry in self.partitions],
+            "users": dataset.users.height,
+            "items": dataset.items.height,
+            "items_gone": dataset.items.filter(status=GONE).height,
+        }
+
+    def triples_of(self, parts: Sequence[str]) -> dict[str | None, int]:
+        """The number of triples of each part of the split, 0 included; without parts, of all of them under None."""
+        found: dict[str | None, int] = dict.fromkeys(parts or (None,), 0)
+        for entry in self.partitions:
+            found[entry.split] += entry.triples
+        return found
+
+    def _per_city(self, what: str) -> dict[str, int]:
+        cities = sorted({entry.city for entry in self.partitions}, key=str.encode)
+        return {city: sum(getattr(entry, what) for entry in self.partitions if entry.city == city) for city in cities}
+
+
+def build_manifest(name: str, facts: Mapping[str, Any], account: DataSummary) -> dict[str, Any]:
+    """Build the manifest of a snapshot from its summary and the run's `facts`."""
+    return {
+        "format": FORMAT,
+        "snapshot": name,
+        "content_sha256": account.content_sha256,
+        **facts,
+        "cities": account.folders,
+        "files": [asdict(entry) for entry in [*account.files, *account.sidecars]],
+    }
+
+
+def to_json(facts: Mapping[str, Any]) -> bytes:
+    """Encode a manifest, or another JSON file of a snapshot."""
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def file_entries(manifest: Mapping[str, Any]) -> list[FileEntry]:
+    """The files that a checked manifest lists."""
+    return msgspec.convert(manifest["files"], list[FileEntry])
 
 
 def parse_manifest(content: bytes, where: str) -> dict[str, Any]:

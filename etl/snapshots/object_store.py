@@ -1,7 +1,7 @@
-"""An object store (S3, Google's, Azure's) as a place for snapshots.
+"""Publish snapshots to an object store (S3, Google's, Azure's).
 
-There is no rename: a snapshot's data files are uploaded before COMMIT into its folder, which is no snapshot as long as
-it has no manifest; that and LATEST follow after it. What an end in between leaves is cleared by the next run.
+There is no rename. The data files are uploaded before COMMIT into the snapshot's folder, which is no snapshot as long as it has
+no manifest. The manifest and LATEST follow after COMMIT. What a killed run leaves is deleted by the next one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -26,31 +26,30 @@ from etl.errors import ConnectError, EtlError, SettingsError, escape_control_cha
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.temporary import temporary_folder
 from etl.settings.permissions import writable_by_others
-from etl.snapshots.lease import LOCK, Lease, ObjectVersion, owner, read_owner
+from etl.snapshots.lock import LOCK, Lease, ObjectVersion, folder_lock, owner, read_owner
 from etl.snapshots.object_store_client import open_object_store, reraise_if_bucket_missing, servers, translate_errors
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS
-from etl.snapshots.store import Store, clear, locked_error, lying, other_files, staging_in, try_flock
+from etl.snapshots.store import Store, clear, lying, other_files, staging_in
 
 PART_BYTES = 8 * 1024 * 1024
-"""Bytes of one part of a multipart upload; a file of one part is put at once."""
+"""Bytes of one part of a multipart upload. Smaller files are uploaded in one request."""
 
 CONCURRENCY = 4
-"""Files on their way at a time, and parts of each."""
+"""Files that are transferred at a time, and parts of each."""
 
 
 class ObjectStore(Store):
-    """A prefix of a bucket. To write, it is held: see `hold`."""
+    """A prefix of a bucket. Publishing needs the lock."""
 
     def __init__(self, url: str, environ: Mapping[str, str], stop: CancelToken | None = None) -> None:
-        super().__init__(url.rstrip("/"))
-        self._stop = stop or CancelToken()
+        super().__init__(url.rstrip("/"), stop)
         self._lease: Lease | None = None
         self._place: Path | None = None
-        self._secured: set[str] = set()
+        self._uploaded: set[str] = set()
+        self._latest: ObjectVersion | None = None
         self._store = open_object_store(self.location, environ)
 
     def read(self, path: str) -> bytes | None:
-        """See Store."""
         with translate_errors(self.location):
             try:
                 return bytes(obstore.get(self._store, path).bytes())
@@ -59,12 +58,11 @@ class ObjectStore(Store):
                 return None
 
     def write(self, path: str, content: bytes) -> None:
-        """See Store."""
         with translate_errors(self.location):
             obstore.put(self._store, path, content)
 
     def fetch(self, folder: str, paths: Sequence[str], to: Path) -> None:
-        """Copy files of a folder to this machine, some at a time. One that is not there is left out: who needs it says so."""
+        """Download files of a folder, some at a time. Missing ones are skipped; reading them raises later."""
 
         def one(path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +77,14 @@ class ObjectStore(Store):
             self._run_concurrently(one, [to / path for path in paths])
 
     def folders(self) -> list[str]:
-        """See Store."""
         with translate_errors(self.location):
             found = obstore.list_with_delimiter(self._store, SNAPSHOTS)
             return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
     def is_complete(self, name: str) -> bool:
-        """See Store."""
         return self.state(f"{SNAPSHOTS}/{name}/{MANIFEST}") is not None
 
     def remove(self, name: str) -> None:
-        """See Store."""
         self.delete(f"{SNAPSHOTS}/{name}/{MANIFEST}")
         with translate_errors(self.location):
             paths = [entry["path"] for entry in self._listed(name)]
@@ -98,19 +93,17 @@ class ObjectStore(Store):
 
     @contextmanager
     def staging(self, run_id: str) -> Iterator[tuple[Path, Path]]:
-        """See Store. What was uploaded and did not become a snapshot goes, too."""
-        assert self._place is not None  # noqa: S101 - only who holds it stages
+        assert self._place is not None  # noqa: S101 - the lock is held
         try:
             with staging_in(self._place, run_id) as folders:
                 yield folders
         finally:
-            for name in self._secured:
-                with suppress(EtlError):  # the next run clears it, as it does after a crash
+            for name in self._uploaded:  # and not published
+                with suppress(EtlError):  # the next run deletes it, as after a crash
                     self.remove(name)
 
     def persist(self, staged: Path, name: str) -> None:
-        """Upload all data files, and see that they are there."""
-        self._secured.add(name)
+        self._uploaded.add(name)
         files = sorted(lying(staged))
         with translate_errors(self.location):
             self._run_concurrently(
@@ -120,44 +113,65 @@ class ObjectStore(Store):
         self._require_all(name, files)
 
     def publish(self, staged: Path, name: str) -> None:
-        """The manifest makes it a snapshot, if all its files are there still; then LATEST names it."""
-        assert self._lease is not None  # noqa: S101 - only who holds it publishes
+        assert self._lease is not None  # noqa: S101 - the lock is held
         self._lease.assert_held()
         manifest = (staged / MANIFEST).read_bytes()
         self._require_all(name, [(entry["path"], entry["bytes"]) for entry in json.loads(manifest)["files"]])
         self.write(f"{SNAPSHOTS}/{name}/{MANIFEST}", manifest)
-        self._secured.discard(name)
-        self.write(LATEST, name.encode())
+        self._uploaded.discard(name)
+        self.write_latest(name)
+
+    def write_latest(self, name: str) -> None:
+        """Make LATEST name a snapshot. Raises ConnectError if it was written since the lock was taken."""
+        # Compare-and-swap: a run that lost its lock unnoticed must not overwrite what another one has published since.
+        content = name.encode()
+        old = self._latest
+        new = self.create(LATEST, content) if old is None else self.replace(LATEST, content, old)
+        # If the reply to a write was lost, its retry fails although it succeeded. The name of a snapshot is unique.
+        if new is None and self.read(LATEST) != content:
+            raise ConnectError(
+                f"{LATEST} in {self.location} was changed since this run began: another run has published there, or it was "
+                "written by hand. Run again."
+            )
 
     @contextmanager
-    def lock(self, wait: float) -> Iterator[None]:
-        """See Store. What an end in mid-upload left is cleared."""
-        with _staging_dir_for(self.location + servers()) as (place, free):
+    def _lock(self) -> Iterator[Callable[[], bool]]:
+        with _staging_folder(self.location + servers()) as (place, try_folder):
             lease: Lease | None = None
 
-            def taken() -> bool:
+            def try_lock() -> bool:
                 nonlocal lease
-                if lease is None and free():
-                    self.require_conditions(f"{LOCK}-probe-{_host_token(place)}")
-                    lease = Lease(self, owner(_host_token(place), platform.node(), self.location))
-                return lease is not None and lease.acquire()
+                if lease is None and try_folder():
+                    self.require_conditions(f"{LOCK}-probe-{_token(place)}")
+                    lease = Lease(self, owner(_token(place), platform.node(), self.location))
+                if lease is None or not lease.acquire():
+                    return False
+                self._lease, self._place = lease, place
+                return True
 
-            if not self._stop.poll(taken, wait) or lease is None:
-                host = escape_control_characters(str(read_owner(self).get("host", "")))
-                raise locked_error(f"{self.location}{f' (on {host})' if host else ''}", wait)
-            self._lease, self._place = lease, place
             try:
-                clear(place)
-                for name in self.incomplete(after=self.latest_name()):
-                    self.remove(name)
-                yield
+                yield try_lock
             finally:
-                lease.release()
+                if self._lease is not None:
+                    self._lease.release()
+                    self._lease = None
+
+    def _prepare(self) -> None:
+        assert self._place is not None  # noqa: S101 - the lock is held
+        clear(self._place)
+        found = self.state(LATEST)
+        self._latest = found[0] if found else None
+        for name in self.incomplete(after=self.latest_name()):
+            self.remove(name)
+
+    def _holder(self) -> str:
+        host = escape_control_characters(str(read_owner(self).get("host", "")))
+        return f"{self.location}{f' (on {host})' if host else ''}"
 
     def require_conditions(self, name: str) -> None:
-        """Raise ConnectError where the store takes a write whose condition does not hold: its lock would keep nobody out.
+        """Raise ConnectError if the store accepts a write whose condition does not hold: its lock would exclude no other run.
 
-        Tried on an object of that name, which is taken away. One that is there already is as good.
+        Tried on an object of that name, which is deleted afterwards. It may exist.
         """
         try:
             self.create(name, b"1")
@@ -174,7 +188,7 @@ class ObjectStore(Store):
             )
 
     def create(self, path: str, content: bytes) -> ObjectVersion | None:
-        """See Lease. Raises ConnectError where the store has no conditional writes."""
+        """See `ConditionalStore`. Raises ConnectError if the store has no conditional writes."""
         with translate_errors(self.location):
             try:
                 return _tag(obstore.put(self._store, path, content, mode="create", use_multipart=False))
@@ -187,7 +201,7 @@ class ObjectStore(Store):
                 ) from None
 
     def replace(self, path: str, content: bytes, tag: ObjectVersion) -> ObjectVersion | None:
-        """See Lease. Where the store knows no If-Match (501), the tag is looked at before, which is nearly as good."""
+        """See `ConditionalStore`. If the store has no If-Match (501), the version is compared before the write."""
         still: Any = {name: value for name, value in asdict(tag).items() if value is not None}
         with translate_errors(self.location):
             try:
@@ -204,7 +218,6 @@ class ObjectStore(Store):
             return _tag(put)
 
     def state(self, path: str) -> tuple[ObjectVersion, datetime] | None:
-        """See Lease."""
         with translate_errors(self.location):
             try:
                 found = obstore.head(self._store, path)
@@ -214,12 +227,11 @@ class ObjectStore(Store):
             return _tag(found), found["last_modified"]
 
     def delete(self, path: str) -> None:
-        """See Lease. That it is not there is no error."""
         with translate_errors(self.location), suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
     def _require_all(self, name: str, files: Sequence[tuple[str, int]]) -> None:
-        """Raise ConnectError where not these files, by path and bytes, lie in a snapshot's place, no fewer and no more."""
+        """Raise ConnectError unless a snapshot's folder has exactly these files, by path and bytes."""
         with translate_errors(self.location):
             there = [
                 (entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"), entry["size"]) for entry in self._listed(name)
@@ -237,53 +249,51 @@ class ObjectStore(Store):
             obstore.put(self._store, key, self._chunks(path), chunk_size=PART_BYTES, max_concurrency=CONCURRENCY)
 
     def _chunks(self, path: Path) -> Iterator[bytes]:
-        """A file, part by part: what is raised in between abandons the upload, and the store forgets its parts."""
+        """Yield a file part by part. An exception in between aborts the upload."""
         with path.open("rb") as file:
             while chunk := file.read(PART_BYTES):
                 self._stop.raise_if_cancelled()
                 yield chunk
 
     def _run_concurrently(self, work: Callable[[Path], None], paths: Sequence[Path]) -> None:
-        """Do it for all, some at a time. Raises the first that went wrong, StoppedError as soon as an end is asked for."""
+        """Process all paths, some at a time. Raises the first error, CancelledError as soon as the run is cancelled."""
         pool = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="store")
         try:
             for future in [pool.submit(work, path) for path in paths]:
                 self._stop.poll(future.done, float("inf"))
                 future.result()
         finally:
-            # What hangs in a request is not waited for: its thread ends with it, or with the process.
+            # A hanging request is not waited for: its thread ends with it, or with the process.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
-def _staging_dir_for(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """The folder of this machine where snapshots for a store are staged, and what takes its lock if nobody has it.
+def _staging_folder(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """The local folder where snapshots for a store are staged, and what tries to lock it.
 
-    It is always the same, so that the next run clears what a killed one left, and knows that its lock is dead.
+    It is the same for every run, so that the next run deletes what a killed one left, and knows that its lease is dead.
     """
     name = f"bpr-etl-{os.getuid()}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     place = temporary_folder() / name
-    try:
-        with suppress(FileExistsError):
-            place.mkdir(mode=0o700)
-        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        why = writable_by_others(place)
-    except OSError as error:
-        raise SettingsError(
-            f"{place}, where what is to be uploaded is staged, can't be used: {error.strerror}. Set TMPDIR."
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            with suppress(FileExistsError):
+                place.mkdir(mode=0o700)
+            try_lock = stack.enter_context(folder_lock(place, os.O_NOFOLLOW))
+            why = writable_by_others(place)
+        except OSError as error:
+            raise SettingsError(
+                f"{place}, where what is to be uploaded is staged, can't be used: {error.strerror}. Set TMPDIR."
+            ) from None
         if why is not None:
             raise SettingsError(
                 f"{place}, where what is to be uploaded is staged, is not this user's alone: {why}. Set TMPDIR."
             )
-        yield place, lambda: try_flock(handle, place)
-    finally:
-        os.close(handle)
+        yield place, try_lock
 
 
-def _host_token(place: Path) -> str:
-    """What tells this folder from every other, on whichever machine: who holds it knows whose lock it is that bears it."""
+def _token(place: Path) -> str:
+    """The token of a staging folder, unique among all machines: the owner of a lease is identified by it."""
     file = place / "token"
     if not file.exists():
         file.write_text(uuid.uuid4().hex, encoding="ascii")

@@ -1,4 +1,4 @@
-"""How an object store is reached: with the credentials that its own tools use, and with errors in plain words."""
+"""Connect to an object store with the credentials of its own tools, and translate its errors."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _REFUSED = ("403 ", "401 ", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Acce
 
 
 def open_object_store(url: str, environ: Mapping[str, str]) -> Any:
-    """Obstore's store for a URL: nothing is asked of it yet."""
+    """Return obstore's store for a URL. Nothing is requested yet."""
     options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
     with translate_errors(url):
         return from_url(url, **options, **_credentials(url, environ))
 
 
 def servers() -> str:
-    """Where the environment says that stores are, without secrets: one URL is another place at each.
+    """The endpoints in the environment, without secrets: the same URL is another place at each.
 
-    That of the process, which is where obstore looks.
+    The environment is that of the process, where obstore looks.
     """
     found = sorted((name, value.rstrip("/")) for name, value in os.environ.items() if _SERVERS.fullmatch(name))
     return "".join(f"\0{name}={value}" for name, value in found)
@@ -48,7 +48,7 @@ def servers() -> str:
 
 @contextmanager
 def translate_errors(location: str) -> Iterator[None]:
-    """Turns what the store's library raises into ConnectError: one sentence, no Debug, no XML."""
+    """Raise errors of the store's library as ConnectError, in one sentence without XML or debug output."""
     try:
         yield
     except (BaseError, OSError) as error:
@@ -56,7 +56,7 @@ def translate_errors(location: str) -> Iterator[None]:
 
 
 def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Those of a profile (~/.aws, AWS_PROFILE, sign-on), which only Amazon's own library reads; else obstore finds them."""
+    """The credentials of a profile (~/.aws, AWS_PROFILE, sign-on), which only boto3 reads; obstore finds all others."""
     if not url.startswith("s3://") or any(environ.get(name) for name in _OTHER_CREDENTIALS):
         return {}
     folder = Path(environ.get("HOME") or "/") / ".aws"
@@ -81,14 +81,14 @@ def _credentials(url: str, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def reraise_if_bucket_missing(error: FileNotFoundError) -> None:
-    """Raise it again where not only the object is missing but all of the place."""
+    """Raise the error again if the bucket is missing, and not only the object."""
     if any(word in str(error) for word in _NO_PLACE):
         raise error
 
 
 def _error_message(location: str, text: str) -> str:
-    """An error of the store's library in one sentence: what, why as the store says it, what to do."""
-    text = redact(text)  # a request that failed may be told with its signature
+    """Summarize an error of the store's library: what happened, the store's reason, what to do."""
+    text = redact(text)  # the text may contain the signature of the request
     code = re.search(r"<Code>([^<]*)", text)
     found = next((match for match in (re.search(pattern, text) for pattern in _REASONS) if match), None)
     why = found[1] if found else text.partition("\n")[0] or "no reason given"

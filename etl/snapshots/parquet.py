@@ -1,8 +1,8 @@
 """Parquet files whose bytes depend on their rows alone.
 
-Polars' own writer varies with the number of threads beyond about a million rows (DESIGN, trap 10). Here: rows in the
-order given, row groups of a fixed size, each with a dictionary of its own, written by pyarrow. Several files are written at
-a time, and the rows of a partition arrive in pieces of any size: neither shows in the bytes.
+The bytes of Polars' own writer vary with the number of threads beyond about a million rows (docs/pitfalls.md). Here pyarrow
+writes rows in the order given, in row groups of a fixed size, each with its own dictionaries. The rows of a partition arrive
+in batches of any size, and several files are written at a time: neither affects the bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import IO, Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -30,137 +31,171 @@ from etl.transform.arrays import ARROW_TYPES, to_arrow
 ROW_GROUP = 131_072
 """Rows of a row group: large enough to scan fast, small enough that a reader with several workers finds several."""
 
+T = TypeVar("T")
+RowGroup = list[tuple[Any, slice]]
+"""The rows of one row group: slices of batches. In a task's arguments, a batch may be a reference to one."""
+
+Encoder = Callable[[Sequence[Any]], pa.Table]
+"""Encodes the batches of one row group as an Arrow table."""
+
 _OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
-    # Without Arrow's own schema in the footer, a dictionary is read back as the string that it stands for.
+    # Without Arrow's own schema in the footer, readers see a dictionary as the strings that it stands for.
     "store_schema": False,
-    # No reader skips by the least and greatest of ids that are spread over all files; finding them took a third of the time.
+    # Readers can't skip by minimum and maximum of ids that are spread over all files, and computing them took a third of the
+    # time.
     "write_statistics": ["timestamp", "day_number"],
 }
 
 
-class Batch(Protocol):
-    """Some rows on their way into a file."""
+class RowGroups:
+    """Cuts batches of any size into row groups. A file ends after `rows_per_file` rows, if that is given."""
 
-    def __len__(self) -> int:
-        """How many."""
+    def __init__(self, rows_per_file: int | None = None) -> None:
+        self._rows_per_file = rows_per_file
+        self._waiting: RowGroup = []
+        self._have = self._in_file = 0
 
-    def slice(self, which: slice) -> Self:
-        """Some of them."""
+    def add(self, batch: Any, rows: int) -> Iterator[tuple[RowGroup, bool]]:
+        """Add a batch of `rows` rows. Yields the row groups that are full now, and whether each is the last of its file."""
+        start = 0
+        while start < rows:
+            room = ROW_GROUP - self._have
+            if self._rows_per_file is not None:
+                room = min(room, self._rows_per_file - self._in_file)
+            end = min(rows, start + room)
+            self._waiting.append((batch, slice(start, end)))
+            self._have += end - start
+            self._in_file += end - start
+            start = end
+            last = self._in_file == self._rows_per_file
+            if last or self._have == ROW_GROUP:
+                yield self.rest(), last
+                if last:
+                    self._in_file = 0
+
+    def rest(self) -> RowGroup:
+        """Take the rows that wait for more, if any."""
+        group, self._waiting, self._have = self._waiting, [], 0
+        return group
 
 
-P = TypeVar("P", bound=Batch)
+def group_rows(group: RowGroup) -> int:
+    """The number of rows of a row group."""
+    return sum(rows.stop - rows.start for _, rows in group)
+
+
+def encode_group(encode: Encoder, group: RowGroup) -> pa.Table:
+    """Encode the rows of a row group."""
+    return encode([batch[rows] for batch, rows in group])
+
+
+def open_writer(sink: Path | io.IOBase, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file for writing; the caller closes it. Each table that is written must be one row group."""
+    return pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS)
 
 
 class WriterPool:
-    """Threads that write, and a bound on what waits for them. See `crew`."""
+    """Threads that write, with a bound on the work that waits for them."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parquet")
         self._room = BoundedSemaphore(2 * threads)
 
-    def submit(self, work: Callable[[], None]) -> Future[None]:
-        """Have it done; waits while too much is waiting already."""
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Schedule work; blocks while too much is waiting."""
         self._room.acquire()
         future = self._pool.submit(work)
         future.add_done_callback(lambda _: self._room.release())
         return future
 
     def stop(self) -> None:
-        """Wait for what is being done, and leave what has not begun."""
+        """Wait for work that has begun, and drop the rest."""
         self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def writer_pool(threads: int | None = None) -> Iterator[WriterPool]:
-    """Writing threads for the length of a block: as many as there are cores."""
-    threads_ = WriterPool(threads or len(os.sched_getaffinity(0)))
+    """Start writing threads for the length of a block, by default one per core."""
+    pool = WriterPool(threads or len(os.sched_getaffinity(0)))
     try:
-        yield threads_
+        yield pool
     finally:
-        threads_.stop()
+        pool.stop()
 
 
-class PartWriter(Generic[P]):
-    """The parts of one partition, each full (`rows_per_file`) but for the last: their number depends on rows alone.
+class Part(Protocol):
+    """One file that is being written."""
 
-    Pieces are collected to whole row groups; `columns` makes Arrow columns of a row group's pieces. Row groups are built by
-    several threads at a time, and written one after the other.
+    def write(self, group: RowGroup) -> None:
+        """Add a row group."""
+
+    def close(self) -> None:
+        """End the file. Does not wait for it."""
+
+    def written(self) -> FileInfo:
+        """Wait for the file, and describe what is on disk. Raises what went wrong in writing it."""
+
+
+class PartWriter:
+    """Writes the rows of one partition into numbered parts of `rows_per_file` rows; `start` begins the part at a path.
+
+    The number of parts depends on the number of rows alone, and so does the cut into row groups.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        rows_per_file: int,
-        columns: Callable[[Sequence[P]], list[pa.Array]],
-        crew: WriterPool,
-    ) -> None:
-        self.rows = 0
-        self._folder, self._schema, self._rows_per_file = folder, schema, rows_per_file
-        self._columns, self._crew = columns, crew
-        self._waiting: list[P] = []
-        self._have = 0
-        self._part: _OpenPart | None = None
-        self._done: list[_OpenPart] = []
+    def __init__(self, folder: Path, rows_per_file: int, start: Callable[[Path], Part]) -> None:
+        self._folder, self._start = folder, start
+        self._groups = RowGroups(rows_per_file)
+        self._part: Part | None = None
+        self._parts: list[Part] = []
 
-    def add(self, piece: P) -> None:
-        """Take in the next rows."""
-        while len(piece):
-            room = min(ROW_GROUP, self._rows_per_file - self.rows % self._rows_per_file) - self._have
-            taken = piece.slice(slice(0, room)) if len(piece) > room else piece
-            piece = piece.slice(slice(len(taken), len(piece)))
-            self._waiting.append(taken)
-            self._have += len(taken)
-            if len(taken) == room:
-                self._flush()
+    def add(self, batch: Any, rows: int) -> None:
+        """Add a batch, or a reference to one, of `rows` rows."""
+        for group, last in self._groups.add(batch, rows):
+            self._write(group)
+            if last:
+                self._close()
 
     def end(self) -> None:
-        """Write what is left."""
-        if self._have:
-            self._flush()
-        self._end_part()
+        """Write what waits, and end the last part."""
+        if rest := self._groups.rest():
+            self._write(rest)
+        self._close()
 
     def written(self) -> list[FileInfo]:
-        """The files, when they have ended. Raises what went wrong on the way."""
-        return [part.written() for part in self._done]
+        """Wait for all parts. Raises what went wrong in writing them."""
+        return [part.written() for part in self._parts]
 
-    def _flush(self) -> None:
+    def _write(self, group: RowGroup) -> None:
         if self._part is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._part = _OpenPart(self._folder / f"part-{len(self._done):05}.parquet", self._schema, self._crew)
-        pieces, columns = self._waiting, self._columns
-        self._part.write(lambda: columns(pieces), self._have)
-        self.rows += self._have
-        self._waiting, self._have = [], 0
-        if self.rows % self._rows_per_file == 0:
-            self._end_part()
+            self._part = self._start(self._folder / f"part-{len(self._parts):05}.parquet")
+            self._parts.append(self._part)
+        self._part.write(group)
 
-    def _end_part(self) -> None:
+    def _close(self) -> None:
         if self._part is not None:
             self._part.close()
-            self._done.append(self._part)
             self._part = None
 
 
 class PartCopier:
-    """The parts of a partition where there are files already that hold just that: copied, and looked at as they lie then."""
+    """Copies the parts of a partition from files that have the same bytes, and verifies the copies."""
 
-    def __init__(self, folder: Path, files: Sequence[FileInfo], crew: WriterPool) -> None:
-        self.rows = sum(file.rows for file in files)
+    def __init__(self, folder: Path, files: Sequence[FileInfo], pool: WriterPool) -> None:
         folder.mkdir(parents=True)
         self._files = [(file, folder / f"part-{number:05}.parquet") for number, file in enumerate(files)]
-        self._done = [crew.submit(partial(_copy, file, path)) for file, path in self._files]
+        self._done = [pool.submit(partial(_copy, file, path)) for file, path in self._files]
 
-    def add(self, piece: Batch) -> None:
-        """Nothing: the rows are in the files."""
+    def add(self, batch: Any, rows: int) -> None:
+        """Ignore the rows: they are in the files."""
 
     def end(self) -> None:
-        """Nothing: the copying has begun."""
+        """Do nothing: the copying has begun."""
 
     def written(self) -> list[FileInfo]:
-        """The files. Raises DataError where one is not what its manifest says, ConnectError where one is not there."""
+        """Wait for the copies. Raises DataError if one is not what its manifest says, ConnectError if one is missing."""
         for future in self._done:
             future.result()
         return [replace(file, path=path) for file, path in self._files]
@@ -176,9 +211,9 @@ def _copy(file: FileInfo, path: Path) -> None:
 
 
 class _Tail(io.RawIOBase):
-    """What a writer adds to a file, until it is put there: between two row groups the file is closed.
+    """Buffers what a writer adds to a file and appends it on `put`: between two row groups the file is closed.
 
-    There are as many files on their way as partitions, which can be more than a process may have open.
+    There is one open part per partition, which can be more files than a process may have open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,122 +221,93 @@ class _Tail(io.RawIOBase):
         self._waiting = io.BytesIO()
 
     def writable(self) -> bool:
-        """It is."""
+        """Always."""
         return True
 
     def write(self, content: Any) -> int:
-        """Take in the next bytes."""
+        """Buffer the next bytes."""
         return self._waiting.write(content)
 
     def put(self) -> None:
-        """Put them into the file."""
+        """Append the buffered bytes to the file."""
         with self._path.open("ab") as file:
             file.write(self._waiting.getbuffer())
         self._waiting = io.BytesIO()
 
 
-class _OpenPart:
-    """One file on its way: each step waits for the one before, whichever thread does it."""
+class ThreadPart:
+    """A part that the threads of a pool write, row group by row group as they come.
 
-    def __init__(self, path: Path, schema: pa.Schema, crew: WriterPool) -> None:
-        self._path, self._schema, self._crew = path, schema, crew
+    Several threads may encode row groups of the same part. Each step then waits for the one before it, so the row groups are
+    written in order.
+    """
+
+    def __init__(self, path: Path, encode: Encoder, pool: WriterPool) -> None:
+        self._path, self._encode, self._pool = path, encode, pool
         self._tail = _Tail(path)
         self._writer: pq.ParquetWriter | None = None
-        self._last: Future[None] | None = None
+        self._last: Future[Any] | None = None
         self._rows = 0
-        self._written: FileInfo | None = None
 
-    def write(self, columns: Callable[[], list[pa.Array]], rows: int) -> None:
-        """Write a row group, in time."""
-        before, self._rows = self._last, self._rows + rows
+    def write(self, group: RowGroup) -> None:
+        """Schedule a row group."""
+        before, self._rows = self._last, self._rows + group_rows(group)
 
         def work() -> None:
-            table = pa.Table.from_arrays(columns(), schema=self._schema)
+            table = encode_group(self._encode, group)
             if before is not None:
                 before.result()
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._tail, self._schema, **_OPTIONS)
-            self._writer.write_table(table, row_group_size=ROW_GROUP)
+                self._writer = open_writer(self._tail, table.schema)
+            self._writer.write_table(table)
             self._tail.put()
 
-        self._last = self._crew.submit(work)
+        self._last = self._pool.submit(work)
 
     def close(self) -> None:
-        """End the file, in time, and look at it as it lies on disk."""
+        """Schedule the end of the file."""
         before = self._last
 
-        def work() -> None:
+        def work() -> FileInfo:
             if before is not None:
                 before.result()
             if self._writer is not None:
                 self._writer.close()
                 self._tail.put()
-            self._written = file_info(self._path, self._rows)
+            return file_info(self._path, self._rows)
 
-        self._last = self._crew.submit(work)
+        self._last = self._pool.submit(work)
 
     def written(self) -> FileInfo:
-        """What lies on disk. Raises what went wrong on the way."""
-        assert self._last is not None  # noqa: S101 - a part is closed before it is asked
-        self._last.result()
-        assert self._written is not None  # noqa: S101 - a step that failed has raised
-        return self._written
-
-
-def write_batches(
-    sink: Path | IO[bytes], schema: pa.Schema, pieces: Iterable[P], columns: Callable[[Sequence[P]], list[pa.Array]]
-) -> int:
-    """Write pieces one after the other as one file, with the bytes that `PartWriter` gives it; gives how many rows."""
-    waiting: list[P] = []
-    rows = have = 0
-    with pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS) as writer:
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_arrays(columns(waiting), schema=schema), row_group_size=ROW_GROUP)
-
-        for piece in pieces:
-            left = piece
-            while len(left):
-                taken = left.slice(slice(0, ROW_GROUP - have))
-                left = left.slice(slice(len(taken), len(left)))
-                waiting.append(taken)
-                have, rows = have + len(taken), rows + len(taken)
-                if have == ROW_GROUP:
-                    flush()
-                    waiting, have = [], 0
-        if have:
-            flush()
-    return rows
+        """Wait for the file. Raises what went wrong in writing it, DataError if its footer counts other rows."""
+        assert self._last is not None  # noqa: S101 - for the type checker: parts are closed first
+        found: FileInfo = self._last.result()
+        return found
 
 
 def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> FileInfo:
-    """Write frames of texts and numbers, of which there must be one, one after the other as one file."""
-    waiting = pl.DataFrame()
-    rows, writer, schema = 0, None, None
-    try:
-        for frame in frames:
-            if writer is None:
-                schema = pa.schema([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in frame.schema.items()])
-                writer, waiting = pq.ParquetWriter(path.absolute(), schema, **_OPTIONS), frame.clear()
-            waiting = pl.concat([waiting, frame])
-            while waiting.height >= ROW_GROUP:
-                _write_group(writer, schema, waiting[:ROW_GROUP])
-                rows, waiting = rows + ROW_GROUP, waiting[ROW_GROUP:]
-        if waiting.height:
-            _write_group(writer, schema, waiting)
-    finally:
-        if writer is not None:
-            writer.close()
-    return file_info(path, rows + waiting.height)
+    """Write frames of strings and numbers, one after the other, as one file. There must be at least one frame."""
+    following = iter(frames)
+    first = next(following)
+    schema = pa.schema([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in first.schema.items()])
+    groups, rows = RowGroups(), 0
 
+    def encode(parts: Sequence[pl.DataFrame]) -> pa.Table:
+        frame = pl.concat(parts)
+        return pa.Table.from_arrays([to_arrow(frame[name]) for name in frame.columns], schema=schema)
 
-def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: pl.DataFrame) -> None:
-    table = pa.Table.from_arrays([to_arrow(rows[name]) for name in rows.columns], schema=schema)
-    writer.write_table(table, row_group_size=ROW_GROUP)
+    with open_writer(path, schema) as writer:
+        for frame in chain([first], following):
+            for group, _ in groups.add(frame, frame.height):
+                writer.write_table(encode_group(encode, group))
+            rows += frame.height
+        if rest := groups.rest():
+            writer.write_table(encode_group(encode, rest))
+    return file_info(path, rows)
 
 
 def file_info(path: Path, rows: int) -> FileInfo:
-    """A file as it lies on disk. Raises DataError when its footer doesn't count the rows that were written."""
+    """Describe a file on disk. Raises DataError if its footer doesn't count the rows that were written."""
     found = pq.read_metadata(path.absolute()).num_rows
     if found != rows:
         raise DataError(f"{path.name} has {found} rows on disk, and {rows} were written. Run again.")

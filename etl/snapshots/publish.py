@@ -1,12 +1,11 @@
-"""Publish what was staged as a snapshot: its manifest, and the switch of LATEST (CONTRACT, section 3).
+"""Publish a staged snapshot: its manifest, its sidecar files, and the lock of the output location (docs/contract.md).
 
-Staged in a folder of its own, checked as it lies on disk, then put in its place and named in LATEST: a reader sees the snapshot
-before or the one after. `etl.snapshots.store` says how that is done in a folder and in an object store.
+A snapshot is staged in a folder of its own, checked on disk, moved to its place, and then named in LATEST: a reader sees the
+snapshot before or the one after. `etl.snapshots.store` does that in a folder and in an object store.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,21 +18,19 @@ from typing import Any
 from etl.errors import DataError
 from etl.runtime.cancellation import CancelToken
 from etl.snapshots.locations import open_store
+from etl.snapshots.manifest import DataSummary, FileEntry, build_manifest, to_json
 from etl.snapshots.reader import MANIFEST, PROBE, SNAPSHOTS, Snapshot
-from etl.snapshots.staged import DataSummary, FileEntry
 from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
-
-FORMAT = 1
 
 
 @contextmanager
 def locked_store(
     out: str, wait: float = 0.0, stop: CancelToken | None = None, environ: Mapping[str, str] | None = None
 ) -> Iterator[Store]:
-    """Hold `out` for writing: made when it isn't there, cleared of what a killed run left.
+    """Open the store at `out` and hold its lock. It is created if it doesn't exist, and cleared of what a killed run left.
 
-    Raises LockedError when another run writes there, and does so for longer than `wait` seconds; SettingsError for what is no
-    place for snapshots, ConnectError where it can't be reached, StoppedError.
+    Raises LockedError if another run holds it for longer than `wait` seconds, SettingsError if snapshots can't be there,
+    ConnectError if it can't be reached, CancelledError.
     """
     store = open_store(out, environ, stop)
     with store.lock(wait):
@@ -46,45 +43,30 @@ def snapshot_name(account: DataSummary, now: datetime) -> str:
 
 
 def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: DataSummary) -> None:
-    """Write the manifest, last in the snapshot, and put it on disk. Raises DataError where not what it lists lies there."""
+    """Write the manifest, last in the snapshot. Raises DataError if the files on disk are not those that it lists."""
     if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.sidecars]]):
         raise DataError(
             f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
         )
-    LocalStore(staged).write(MANIFEST, _json(build_manifest(name, facts, account)))
-
-
-def build_manifest(name: str, facts: Mapping[str, Any], account: DataSummary) -> dict[str, Any]:
-    """A snapshot's manifest, as far as its account is known."""
-    return {
-        "format": FORMAT,
-        "snapshot": name,
-        "content_sha256": account.content_sha256,
-        **facts,
-        "cities": account.folders,
-        "files": [asdict(entry) for entry in [*account.files, *account.sidecars]],
-    }
+    LocalStore(staged).write(MANIFEST, to_json(build_manifest(name, facts, account)))
 
 
 def write_sidecar(folder: Path, name: str, content: bytes) -> FileEntry:
-    """Write a small file beside the data of a staged snapshot; gives its entry in the manifest."""
+    """Write a small file about the data into a staged snapshot. Returns its entry in the manifest."""
     LocalStore(folder).write(name, content)
     return _entry(name, content)
 
 
 def write_probe(folder: Path, facts: Mapping[str, Any]) -> FileEntry:
-    """Write what a probe found beside the data of a staged snapshot; gives its entry in the manifest."""
-    return write_sidecar(folder, PROBE, _json(facts))
+    """Write the result of a probe into a staged snapshot. Returns its entry in the manifest."""
+    return write_sidecar(folder, PROBE, to_json(facts))
 
 
 def add_probe(
     snapshot: Snapshot, facts: Mapping[str, Any], line: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> Snapshot:
-    """Write what a probe found into a published snapshot, and its line into the manifest. Its data stay as they are.
-
-    Gives the snapshot as it is then.
-    """
-    return add_sidecars(snapshot, {PROBE: _json(facts)}, {"probe": dict(line)}, environ)
+    """Write the result of a probe into a published snapshot, and its `line` into the manifest. Returns the changed snapshot."""
+    return add_sidecars(snapshot, {PROBE: to_json(facts)}, {"probe": dict(line)}, environ)
 
 
 def add_sidecars(
@@ -93,27 +75,25 @@ def add_sidecars(
     facts: Mapping[str, Any],
     environ: Mapping[str, str] | None = None,
 ) -> Snapshot:
-    """Write files about its data into a published snapshot, and facts into its manifest; both replace what was there.
+    """Write or replace files about the data in a published snapshot, and facts in its manifest. Returns the changed snapshot.
 
-    Gives the snapshot as it is then. The manifest first forgets the earlier ones: whenever the power goes, what it lists is
-    what lies there.
-    Raises LockedError when a run writes to the place that the snapshot is in.
+    Raises LockedError if a run holds the lock of the output location.
     """
     with _held(snapshot, environ) as (store, folder):
         others = [each for each in snapshot.manifest["files"] if each["path"] not in files]
         without = {name: value for name, value in snapshot.manifest.items() if name not in facts} | {"files": others}
-        if without != snapshot.manifest:
-            store.write(f"{folder}{MANIFEST}", _json(without))
+        if without != snapshot.manifest:  # whenever the power fails, the files are what the manifest lists
+            store.write(f"{folder}{MANIFEST}", to_json(without))
         for name, content in files.items():
             store.write(f"{folder}{name}", content)
         entries = [asdict(_entry(name, content)) for name, content in files.items()]
         manifest = {**without, **facts, "files": [*others, *entries]}
-        store.write(f"{folder}{MANIFEST}", _json(manifest))
+        store.write(f"{folder}{MANIFEST}", to_json(manifest))
     return replace(snapshot, manifest=manifest)
 
 
 def split_location(snapshot: Snapshot) -> tuple[str, str] | None:
-    """The --out that a snapshot lies in, and its name there; None for a copy elsewhere."""
+    """The --out of a snapshot, and its name there; None for a copy elsewhere."""
     where = snapshot.url or str(snapshot.folder.resolve())
     root, separator, name = where.rpartition(f"{os.sep}{SNAPSHOTS}{os.sep}")
     return (root or os.sep, name) if separator else None
@@ -121,7 +101,7 @@ def split_location(snapshot: Snapshot) -> tuple[str, str] | None:
 
 @contextmanager
 def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tuple[Store, str]]:
-    """The store that a snapshot is in, held, and the folder there; a copy elsewhere is nobody's to hold."""
+    """The locked store of a snapshot, and its folder there. A copy elsewhere needs no lock."""
     place = split_location(snapshot)
     with translate_os_errors(snapshot.url or str(snapshot.folder)):
         if place is None:
@@ -134,7 +114,3 @@ def _held(snapshot: Snapshot, environ: Mapping[str, str] | None) -> Iterator[tup
 
 def _entry(name: str, content: bytes) -> FileEntry:
     return FileEntry(name, 0, len(content), sha256(content).hexdigest())
-
-
-def _json(facts: Mapping[str, Any]) -> bytes:
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()

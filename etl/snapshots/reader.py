@@ -1,11 +1,11 @@
-"""Published snapshots, read back: where one is, its manifest, its dataset, its vocabulary. Nothing here writes."""
+"""Read published snapshots: find one, parse its manifest, and read its dataset or its vocabulary. Nothing here writes."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,26 +17,23 @@ import pyarrow.parquet as pq
 from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.files import FileInfo
 from etl.runtime.version import __version__
-from etl.snapshots.event_reader import Vocabularies, read_events
-from etl.snapshots.manifest import parse_manifest
+from etl.snapshots.event_reader import read_events
+from etl.snapshots.manifest import FileEntry, file_entries, parse_manifest
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
-from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles, Vocabulary
+from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles
+from etl.triples.vocabulary import Vocabulary
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
 REPORT = "report.html"
 STAGING = ".staging-"
-"""How what is not finished begins. Nobody reads it, and who holds the folder may take it away."""
+"""Name prefix of staging folders. Readers ignore them; the lock holder may delete them."""
 
 _NAME_BYTES = 255
 _LARGEST = 1 << 30
-"""Bytes of a manifest of some millions of files."""
+"""Bytes. The manifest of some millions of files is smaller."""
 
 _TRIP_COLUMNS = ["trip_id", "city", "start_us"]
-_US_PER_DAY = 86_400_000_000
-_NO_EVENTS = pl.DataFrame(
-    schema={"trip_id": pl.String, "day_number": pl.Int32, "timestamp": pl.Int64, "city": pl.String}
-)
 _TEXTS = ("surface", "model_name", "model_version", "city", "category", "name", "status", "neg_source")
 _TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("user_id", "item_id", "event_id", "trip_id", "pos_item", "neg_item", *_TEXTS), pl.String()),
@@ -52,7 +49,7 @@ _TYPES: dict[str, pl.DataType] = {
     "weight": pl.Float32(),
     "pos_in_candidates": pl.Boolean(),
 }
-"""The types of published columns: a name means the same in every file. An `affinity_...` is a Float64."""
+"""The types of published columns, the same in every file. Columns `affinity_...` are Float64."""
 _NEVER_NULL = frozenset(
     {
         *(
@@ -73,12 +70,12 @@ _NEVER_NULL = frozenset(
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
 USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
 ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative")
-"""Columns of the vocabularies that count what is in train: every snapshot has its own."""
+"""The columns of the vocabularies that count what is in train."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published snapshot: its folder, and what its manifest says. `url` is where it lies, if the folder is a copy of that."""
+    """A published snapshot: its folder and its manifest. `url` is its location if the folder is a copy."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -89,25 +86,29 @@ class Snapshot:
         """The settings that it was made with."""
         return dict(self.manifest["settings"])
 
+    @cached_property
+    def files(self) -> dict[str, FileEntry]:
+        """The files of the manifest, by path."""
+        return {entry.path: entry for entry in file_entries(self.manifest)}
+
     def data_files(self, kind: str) -> list[tuple[str | None, str, Path]]:
         """The files of `events` or `triples`, in the manifest's order: (split, city, path)."""
         found = []
-        for entry in self.manifest["files"]:
-            place = entry["path"].split("/")
-            if place[0] == kind:
-                split = place[1].removeprefix("split=") if place[1].startswith("split=") else None
-                found.append((split, str(self.manifest["cities"][place[-2]]), self.folder / entry["path"]))
+        for path in self.files:
+            first, *folders = path.split("/")
+            if first == kind:
+                split = folders[0].removeprefix("split=") if folders[0].startswith("split=") else None
+                found.append((split, str(self.manifest["cities"][folders[-2]]), self.folder / path))
         return found
 
-    def parts(self, kind: str) -> list[tuple[str | None, str, Path]]:
-        """Return `data_files(kind)`: the old name, kept for one release."""
-        return self.data_files(kind)
+    parts = data_files
+    """The name of `data_files` in earlier releases."""
 
 
 def find_snapshot(path: Path) -> Path:
-    """The snapshot's folder: the path itself, or the one that LATEST names in it.
+    """Return a snapshot's folder: the path itself, or the one that LATEST in it names.
 
-    Raises ConnectError where there is none or it can't be read, DataError where LATEST holds no name.
+    Raises ConnectError if there is none or it can't be read, DataError if LATEST holds no name.
     """
     try:
         if (path / MANIFEST).is_file():
@@ -123,20 +124,20 @@ def find_snapshot(path: Path) -> Path:
 
 
 def open_snapshot(path: str | Path) -> Snapshot:
-    """The snapshot in a local folder, or an `--out` folder's newest.
+    """Open the snapshot in a local folder, or the newest of an `--out` folder.
 
-    Raises ConnectError when there is none or it can't be read, DataError when its manifest is none, or lists what is no file.
+    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged, or lists what is no file.
     """
     folder = find_snapshot(Path(path))
     where = folder / MANIFEST
     snapshot = Snapshot(folder, parse_manifest(read_small(where) or b"", str(where)))
-    for entry in snapshot.manifest["files"]:
-        require_regular(folder / entry["path"])
+    for listed in snapshot.files:
+        require_regular(folder / listed)
     return snapshot
 
 
 def named_by(latest: bytes | None, out: str) -> str | None:
-    """The name that LATEST holds; None where there is no LATEST. Raises DataError where it is no name of a folder."""
+    """The name in LATEST; None without LATEST. Raises DataError if it is no name of a folder."""
     if latest is None:
         return None
     name = latest.decode("utf-8", "replace").strip()
@@ -150,7 +151,7 @@ def named_by(latest: bytes | None, out: str) -> str | None:
 
 
 def read_small(path: Path) -> bytes | None:
-    """The content of a small file; None where there is none. Raises DataError where it is no file, ConnectError."""
+    """Read a small file; None if it doesn't exist. Raises DataError if it is no file, ConnectError if it can't be read."""
     try:
         require_regular(path)
         if path.stat().st_size > _LARGEST:
@@ -165,11 +166,11 @@ def read_small(path: Path) -> bytes | None:
 
 
 def require_regular(path: Path) -> None:
-    """Raise DataError where something else than a file is at a path: to read a pipe or a device may never end."""
+    """Raise DataError if a path is no regular file: reading a pipe or a device may never end."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # whoever reads it says so
+        return  # reading it raises a better error
     if not stat.S_ISREG(mode):
         raise DataError(
             f"{escape_control_characters(str(path))} is not a file. Take it away, or publish to another folder."
@@ -177,21 +178,21 @@ def require_regular(path: Path) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> ConnectError:
-    """The error of a path that can't be read."""
+    """The error if a path can't be read."""
     return ConnectError(
         f"{escape_control_characters(str(path))} can't be read: {error.strerror or error}. Check its rights."
     )
 
 
 def folded(path: str) -> str:
-    """A path in letters that every file system tells apart: some see no case, and no points at the end of a name."""
+    """Fold a path as the least discerning file system does: without case, and without dots at the end of a name."""
     return "/".join(name.rstrip(".") for name in path.lower().split("/"))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The ids of an earlier run, in the order of their indexes.
+    """Read the ids of users and items of a snapshot, in index order.
 
-    Raises ConnectError where there is no snapshot, DataError where its files are not as published ones are.
+    Raises ConnectError if there is no snapshot, DataError if its files are damaged.
     """
     folder = find_snapshot(path)
     users, items = (_read_vocabulary(folder, kind, ()) for kind in ("user", "item"))
@@ -199,7 +200,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _read_vocabulary(folder: Path, kind: Literal["user", "item"], columns: Sequence[str]) -> pl.DataFrame:
-    """The ids and further columns of users.parquet or items.parquet. Raises DataError unless the index is the row's number."""
+    """Read ids and further columns of users.parquet or items.parquet. Raises DataError unless indexes are row numbers."""
     key, index, name = f"{kind}_id", f"{kind}_idx", f"{kind}s.parquet"
     frame = read_file(folder, name, list(dict.fromkeys([key, index, *columns])))
     if (
@@ -213,29 +214,26 @@ def _read_vocabulary(folder: Path, kind: Literal["user", "item"], columns: Seque
 
 
 def read_dataset(snapshot: Snapshot, buckets: int | None = None) -> Dataset:
-    """What the snapshot was made from, as its files have it: enough for other triples, without a database.
+    """Read what the snapshot was made from: enough to generate other triples without a database.
 
-    Events are read when they are gone through, a bucket at a time. A snapshot of release 0.1 has no trips.parquet: a trip then
-    starts where its first event says that day 1 was.
+    Iterating the events reads them, a bucket at a time. `buckets` is by default what a run would choose.
     """
     users = _read_vocabulary(snapshot.folder, "user", ()).select("user_id")
     items = _read_vocabulary(snapshot.folder, "item", _ITEM_COLUMNS).select(_ITEM_COLUMNS)
-    has_trips = (snapshot.folder / "trips.parquet").is_file()
-    trips = read_file(snapshot.folder, "trips.parquet", _TRIP_COLUMNS) if has_trips else _trips(snapshot)
+    trips = read_file(snapshot.folder, "trips.parquet", _TRIP_COLUMNS)
     parts = snapshot.data_files("events")
-    height = sum(entry["rows"] for entry in snapshot.manifest["files"] if entry["path"].startswith("events/"))
+    height = sum(entry.rows for path, entry in snapshot.files.items() if path.startswith("events/"))
     cities = tuple(sorted({city for _, city, _ in parts}, key=str.encode))
     count = buckets or bucket_count(height)
-    vocabularies = Vocabularies(users["user_id"], items["item_id"], trips["trip_id"])
-    read = partial(read_events, parts, vocabularies, count)
-    profiles = partial(_profiles, snapshot.folder / "users.parquet")
-    return Dataset(
-        BucketedEvents(count, cities, height, read, _reusable_event_files(snapshot)), users, items, trips, profiles
+    vocabulary = Vocabulary(users["user_id"], items["item_id"], trips["trip_id"])
+    events = BucketedEvents(
+        count, cities, height, partial(read_events, parts, vocabulary, count), _reusable_event_files(snapshot)
     )
+    return Dataset(events, users, items, trips, partial(_user_features, snapshot.folder / "users.parquet"))
 
 
-def _profiles(path: Path) -> Iterator[pl.DataFrame]:
-    """users.parquet without what each snapshot counts anew, some rows at a time; one frame at least."""
+def _user_features(path: Path) -> Iterator[pl.DataFrame]:
+    """Read users.parquet without the counts of train, some rows at a time; at least one frame."""
     try:
         with pq.ParquetFile(path.absolute()) as file:
             empty = _drop_counts(file.schema_arrow.empty_table())
@@ -247,28 +245,26 @@ def _profiles(path: Path) -> Iterator[pl.DataFrame]:
 
 
 def _drop_counts(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
-    frame = pl.DataFrame(rows)
-    return frame.drop(USER_COUNTS, strict=False)
+    return pl.DataFrame(rows).drop(USER_COUNTS, strict=False)
 
 
 def _reusable_event_files(snapshot: Snapshot) -> ReusableEventFiles | None:
-    """The snapshot's files of events, where this release with these libraries would write the same bytes again."""
+    """The snapshot's files of events, if this release with these libraries would write the same bytes again."""
     manifest = snapshot.manifest
     made_with = (manifest.get("tool", {}).get("version"), manifest.get("libraries", {}).get("pyarrow"))
     if made_with != (__version__, version("pyarrow")) or snapshot.settings.get("split") != "none":
         return None
     files: dict[str, list[FileInfo]] = {}
-    entries = {entry["path"]: entry for entry in manifest["files"]}
     for _, city, path in snapshot.data_files("events"):
-        entry = entries[path.relative_to(snapshot.folder).as_posix()]
-        files.setdefault(city, []).append(FileInfo(path, entry["rows"], entry["bytes"], entry["sha256"]))
+        entry = snapshot.files[path.relative_to(snapshot.folder).as_posix()]
+        files.setdefault(city, []).append(FileInfo(path, entry.rows, entry.bytes, entry.sha256))
     return ReusableEventFiles(files, snapshot.settings["rows_per_file"])
 
 
 def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """A Parquet file of a snapshot.
+    """Read a Parquet file of a snapshot.
 
-    Raises ConnectError where it is not there, DataError where it can't be read or is not as published ones are.
+    Raises ConnectError if it is missing, DataError if it can't be read or its columns are not those of published files.
     """
     path = folder / name
     try:
@@ -284,7 +280,7 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
 
 
 def require_columns(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The frame itself. Raises DataError where a column has another type than published ones have, or a null it can't have."""
+    """Return the frame. Raises DataError if a column has another type than in published files, or a null it can't have."""
     for name, found in frame.schema.items():
         wanted = pl.Float64() if name.startswith("affinity_") else _TYPES.get(name, found)
         if found != wanted:
@@ -295,18 +291,5 @@ def require_columns(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def damaged(path: Path, why: object) -> DataError:
-    """The error of a file of a snapshot that can't be read as one."""
+    """The error if a file of a snapshot is damaged."""
     return DataError(escape_control_characters(f"{path} can't be read ({why}). Publish the snapshot again."))
-
-
-def _trips(snapshot: Snapshot) -> pl.DataFrame:
-    columns = ["trip_id", "day_number", "timestamp"]
-    parts = [
-        read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix(), columns).with_columns(
-            city=pl.lit(city)
-        )
-        for _, city, path in snapshot.data_files("events")
-    ]
-    events = pl.concat([_NO_EVENTS.select(*columns, "city"), *parts])
-    day_one = pl.col("timestamp") * 1_000_000 - (pl.col("day_number").cast(pl.Int64) - 1) * _US_PER_DAY
-    return events.group_by("trip_id").agg(pl.col("city").first(), start_us=day_one.min()).sort("trip_id")

@@ -1,13 +1,12 @@
-"""Where snapshots lie: a local folder or an object store, with the same few operations on either (CONTRACT, section 3).
+"""Where snapshots are published: a local folder or an object store, with the same operations (docs/contract.md, section 3).
 
-What differs is how a file is put there, and who holds the place: `LocalStore` here, `ObjectStore` in
-`etl.snapshots.object_store`.
+This module has what both share, and `LocalStore`. `ObjectStore` is in `etl.snapshots.object_store`, their locks are in
+`etl.snapshots.lock`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -15,14 +14,15 @@ import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConnectError, DataError, LockedError, escape_control_characters
+from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import put
+from etl.snapshots.lock import folder_lock, locked_error
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reader import (
     LATEST,
@@ -35,22 +35,23 @@ from etl.snapshots.reader import (
 )
 
 SNAPSHOT_NAME = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
-"""How we name snapshots."""
+"""The names that this tool gives to snapshots. No folder with another name is ever deleted."""
 
 
 class Store(ABC):
-    """A place that snapshots are published to. Paths are relative to it, with `/`; `location` is how a person names it."""
+    """A place that snapshots are published to, for messages at `location`. Paths are relative to it, with `/`."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, stop: CancelToken | None = None) -> None:
         self.location = location
+        self._stop = stop or CancelToken()
 
     @abstractmethod
     def read(self, path: str) -> bytes | None:
-        """A small file's content; None where there is none."""
+        """The content of a small file; None if it doesn't exist."""
 
     @abstractmethod
     def write(self, path: str, content: bytes) -> None:
-        """Put a small file there, or replace it: readers see the old one or the new one, and it stays whatever happens then."""
+        """Write or replace a small file, atomically and durably."""
 
     @abstractmethod
     def folders(self) -> list[str]:
@@ -62,44 +63,61 @@ class Store(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Take away a snapshot, its manifest first: from then on it is none, whatever happens."""
-
-    @abstractmethod
-    def lock(self, wait: float) -> AbstractContextManager[None]:
-        """Hold it for writing: made when it isn't there, cleared of what a killed run left.
-
-        Raises LockedError when another run writes there for longer than `wait` seconds; ConnectError, StoppedError.
-        """
+        """Delete a snapshot, its manifest first: from then on it is none, whatever happens."""
 
     @abstractmethod
     def staging(self, run_id: str) -> AbstractContextManager[tuple[Path, Path]]:
-        """A fresh local folder to stage a snapshot in, and one for what waits on the way; gone at the end of the block."""
+        """Create an empty local folder to stage a snapshot in, and one for temporary files, for the length of a block."""
 
     @abstractmethod
     def persist(self, staged: Path, name: str) -> None:
-        """Have the staged data files where they can't be lost, before COMMIT, since it takes time. Nobody sees them yet."""
+        """Make the staged data files durable. This takes time, so it comes before COMMIT; readers don't see them yet."""
 
     @abstractmethod
     def publish(self, staged: Path, name: str) -> None:
-        """Make a secured snapshot, whose manifest has been written, the newest: LATEST names it, last of all."""
+        """Publish a persisted snapshot, whose manifest has been written; LATEST names it, last of all."""
+
+    @abstractmethod
+    def _lock(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Return what tries to take the lock; it is released at the end of the block."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Delete what a killed run left, and check that snapshots can be published. The lock is held."""
+
+    def _holder(self) -> str:
+        """What is locked, for a message; with its holder if that is known."""
+        return self.location
+
+    @contextmanager
+    def lock(self, wait: float) -> Iterator[None]:
+        """Hold the store for writing. It is created if it doesn't exist.
+
+        Raises LockedError if another run holds it for longer than `wait` seconds; ConnectError, CancelledError.
+        """
+        with self._lock() as try_lock:
+            if not self._stop.poll(try_lock, wait):
+                raise locked_error(self._holder(), wait)
+            self._prepare()
+            yield
 
     def location_of(self, name: str) -> str:
-        """Where a snapshot is, as a person names it."""
+        """The location of a snapshot, for messages."""
         return f"{self.location.rstrip('/')}/{SNAPSHOTS}/{name}"
 
     def latest_name(self) -> str | None:
-        """The name in LATEST; None where nothing was published yet. Raises DataError where it holds none."""
+        """The name in LATEST; None if nothing was published yet. Raises DataError if it holds no name."""
         return named_by(self.read(LATEST), self.location)
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """A snapshot's manifest. Raises ConnectError where there is none, DataError where it can't be read."""
+        """Read a snapshot's manifest. Raises ConnectError if there is none, DataError if it can't be parsed."""
         content = self.read(f"{SNAPSHOTS}/{name}/{MANIFEST}")
         if content is None:
             raise ConnectError(f"{self.location_of(name)} is no snapshot: it has no {MANIFEST}.")
         return parse_manifest(content, f"{self.location_of(name)}/{MANIFEST}")
 
     def latest(self) -> dict[str, Any] | None:
-        """The manifest of the snapshot that LATEST names; None where there is none, or none that is whole."""
+        """The manifest of the snapshot that LATEST names; None if there is none, or it is damaged."""
         name = self.latest_name()
         if name is None:
             return None
@@ -108,54 +126,48 @@ class Store(ABC):
         return None
 
     def names(self) -> list[str]:
-        """The snapshots that are whole, oldest first."""
+        """The complete snapshots, oldest first."""
         return [name for name in self.folders() if self.is_complete(name)]
 
     def incomplete(self, after: str | None = None) -> list[str]:
-        """What is no snapshot any more, or not yet, and never will be while this is held; only names after `after`."""
+        """Folders of this tool without a manifest, which no run completes while the lock is held; only names after `after`."""
         ours = (name for name in self.folders() if self.ours(name))
         return [name for name in ours if (after is None or name > after) and not self.is_complete(name)]
 
     def ours(self, name: str) -> bool:
-        """Whether a folder under snapshots/ has a name that we give: no other is ever taken away."""
+        """Whether a folder under snapshots/ may be deleted: it has a name that this tool gives."""
         return SNAPSHOT_NAME.fullmatch(name) is not None
 
 
 class LocalStore(Store):
-    """A folder of this machine. What is staged lies inside of it, so that publishing is to rename."""
+    """A local folder. Snapshots are staged inside it, so that publishing is a rename."""
 
     def __init__(self, root: Path, stop: CancelToken | None = None) -> None:
-        super().__init__(str(root))
+        super().__init__(str(root), stop)
         self.root = root
-        self._stop = stop or CancelToken()
 
     def read(self, path: str) -> bytes | None:
-        """See Store."""
         return read_small(self.root / path)
 
     def write(self, path: str, content: bytes) -> None:
-        """See Store."""
         target = self.root / path
         put(target, content, STAGING)
         _sync(target.parent)
 
     def folders(self) -> list[str]:
-        """See Store."""
         try:
             return sorted(entry.name for entry in os.scandir(self.root / SNAPSHOTS) if entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def is_complete(self, name: str) -> bool:
-        """See Store."""
         return (self.root / SNAPSHOTS / name / MANIFEST).is_file()
 
     def ours(self, name: str) -> bool:
-        """See Store. What a link leads to lies elsewhere, and is somebody else's."""
+        # A link leads to a folder elsewhere, which is not this tool's.
         return super().ours(name) and not (self.root / SNAPSHOTS / name).is_symlink()
 
     def remove(self, name: str) -> None:
-        """See Store."""
         folder = self.root / SNAPSHOTS / name
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -167,41 +179,35 @@ class LocalStore(Store):
         shutil.rmtree(folder)
 
     @contextmanager
-    def lock(self, wait: float) -> Iterator[None]:
-        """See Store. The lock is on the folder itself, so that no lock file stays behind; it ends with the process."""
-        with translate_os_errors(self.location):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if not self._stop.poll(lambda: try_flock(handle, self.root), wait):
-                raise locked_error(self.location, wait)
+    def _lock(self) -> Iterator[Callable[[], bool]]:
+        with ExitStack() as stack:
             with translate_os_errors(self.location):
-                clear(self.root)
-                clear(self.root / SNAPSHOTS)
-                with suppress(FileExistsError):
-                    (self.root / SNAPSHOTS).mkdir()
-                require_publishable(self.root)
-            self.latest_name()
-            yield
-        finally:
-            os.close(handle)
+                self.root.mkdir(parents=True, exist_ok=True)
+                try_lock = stack.enter_context(folder_lock(self.root))
+            yield try_lock
 
-    @contextmanager
-    def staging(self, run_id: str) -> Iterator[tuple[Path, Path]]:
-        """See Store."""
-        with staging_in(self.root, run_id) as folders:
-            yield folders
+    def _prepare(self) -> None:
+        with translate_os_errors(self.location):
+            clear(self.root)
+            clear(self.root / SNAPSHOTS)
+            with suppress(FileExistsError):
+                (self.root / SNAPSHOTS).mkdir()
+            require_publishable(self.root)
+        self.latest_name()
+
+    def staging(self, run_id: str) -> AbstractContextManager[tuple[Path, Path]]:
+        return staging_in(self.root, run_id)
 
     def persist(self, staged: Path, name: str) -> None:
-        """Files first, then the folders that name them, the innermost first: power may go at any time."""
         del name
+        # Files first, then the folders that name them, the innermost first: power may fail at any time.
         for base, _, files in os.walk(staged, topdown=False):
             for file in files:
                 _sync(Path(base) / file)
             _sync(Path(base))
 
     def publish(self, staged: Path, name: str) -> None:
-        """Rename it, then name it in LATEST. Each step is atomic and on disk."""
+        # Each step is atomic, and on disk before the next one.
         snapshots = self.root / SNAPSHOTS
         _sync(self.root)
         staged.rename(snapshots / name)
@@ -211,7 +217,7 @@ class LocalStore(Store):
 
 @contextmanager
 def staging_in(root: Path, run_id: str) -> Iterator[tuple[Path, Path]]:
-    """Two fresh folders for a run, gone at the end of the block, but for one that was renamed into its place."""
+    """Create two folders for a run, and delete them at the end of the block, unless they were renamed."""
     folders = root / f"{STAGING}{run_id}", root / f"{STAGING}{run_id}-scratch"
     try:
         for folder in folders:
@@ -223,10 +229,8 @@ def staging_in(root: Path, run_id: str) -> Iterator[tuple[Path, Path]]:
 
 
 def require_publishable(root: Path) -> None:
-    """Raise ConnectError where no folder can be moved into `root`/snapshots, which is what publishing does, after COMMIT.
-
-    Only a rename itself tells: a link or a mount may lead to another file system.
-    """
+    """Raise ConnectError if no folder can be renamed into `root`/snapshots, which is what publishing does, after COMMIT."""
+    # Only a rename can tell: a link or a mount may lead to another file system.
     snapshots = root / SNAPSHOTS
     probe = Path(tempfile.mkdtemp(prefix=STAGING, dir=root))
     try:
@@ -241,7 +245,7 @@ def require_publishable(root: Path) -> None:
 
 
 def clear(root: Path) -> None:
-    """Take away what a killed run left in a folder that is held; of a link the link. What somebody else put there may stay."""
+    """Delete what a killed run left in a locked folder; of a link, the link. What can't be deleted stays."""
     for litter in root.glob(f"{STAGING}*"):
         if litter.is_dir() and not litter.is_symlink():
             shutil.rmtree(litter, ignore_errors=True)
@@ -250,30 +254,8 @@ def clear(root: Path) -> None:
                 litter.unlink()
 
 
-def try_flock(handle: int, folder: Path) -> bool:
-    """Take the lock of an open folder if nobody has it. Raises ConnectError where its file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ConnectError(
-            f"{folder} can't be locked ({error.strerror}), and without a lock two runs could write there at once. "
-            "Use a folder on a file system that knows flock, or mount this one with locks."
-        ) from None
-    return True
-
-
-def locked_error(place: str, waited: float) -> LockedError:
-    """The error of one who comes second."""
-    return LockedError(
-        f"Another run is publishing to {place}{f', and did for {waited:g} s' if waited else ''}. "
-        "Wait for it to end (--wait-lock), or give another --out."
-    )
-
-
 def lying(folder: Path) -> Iterator[tuple[str, int]]:
-    """What lies in a folder: every file's path there and its bytes. What is no file, as a link, has -1."""
+    """Yield the relative path and the size of everything in a folder but folders. What is no regular file has size -1."""
     for path in folder.rglob("*"):
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode):
@@ -281,10 +263,8 @@ def lying(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int]]) -> str | None:
-    """Which files, of (path, bytes), differ: missing, not meant, or of another size. None where none does.
-
-    A path may come back as a file system keeps it, which need not be as it was written.
-    """
+    """Describe the files, as (path, bytes), that are missing, unexpected, or of another size; None if there are none."""
+    # A file system may return a path in another case than it was written in.
     found, wanted = (Counter((folded(path), size) for path, size in files) for files in (there, meant))
     paths = sorted({path for path, _ in (found - wanted) + (wanted - found)})
     return (
@@ -296,7 +276,7 @@ def other_files(there: Iterable[tuple[str, int]], meant: Iterable[tuple[str, int
 
 @contextmanager
 def translate_os_errors(out: str) -> Iterator[None]:
-    """Turns an OSError into ConnectError: the output folder can't be reached, or takes no more."""
+    """Raise OSErrors as ConnectError: the output folder can't be reached or written."""
     try:
         yield
     except OSError as error:

@@ -1,44 +1,76 @@
-"""Stage a snapshot: its data files in a folder of their own, checked as they lie there (CONTRACT, section 3).
+"""Write the data files of a snapshot into a staging folder, and verify them on disk.
 
-This room and `publish` alone write files.
+Every bucket of events is expanded into batches, and every batch goes to the parts of its partition: files that are encoded and
+written row group by row group (`etl.snapshots.parquet`). This process expands the buckets and its threads write the parts, or
+the workers of an executor do both. Which rows share a part or a row group follows from the counts alone, so the bytes are
+the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any, Protocol, get_args
 from urllib.parse import quote
 
 import numpy as np
 import polars as pl
 
 from etl.errors import DataError
-from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef
+from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef, Task, map_ordered
 from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
 from etl.runtime.workers import prefetch
 from etl.settings.values import SPLITS, parse_split
-from etl.snapshots.apart import PendingParts, RemotePartWriter, iter_expanded_buckets, plan_expansion
-from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
-from etl.snapshots.parquet import PartCopier, PartWriter, WriterPool, file_info, write_batches, write_file, writer_pool
+from etl.snapshots.encoding import EVENT_SCHEMA, Ids, encoder_of, triple_schema
+from etl.snapshots.manifest import DataSummary, FileEntry, PartitionEntry
+from etl.snapshots.parquet import (
+    PartCopier,
+    PartWriter,
+    RowGroup,
+    ThreadPart,
+    WriterPool,
+    encode_group,
+    file_info,
+    group_rows,
+    open_writer,
+    write_file,
+    writer_pool,
+)
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
-from etl.snapshots.staged import DataSummary, FileEntry, PartitionEntry
 from etl.transform.arrays import I64
-from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset, ReusableEventFiles
-from etl.triples.expansion import BucketStats, Key, PartitionStats, VocabularyCounts, expand_bucket
-from etl.triples.generate import SOURCES, EventBatch, TripleBatch
-from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set
+from etl.triples.generate import SOURCES, TripleBatch
+from etl.triples.partitions import (
+    BucketExpansion,
+    BucketStats,
+    Key,
+    Kind,
+    PartitionStats,
+    TrainingSet,
+    TripleOptions,
+    VocabularyCounts,
+    build_training_set,
+    count_selected,
+    popularity_correlation,
+)
 from etl.triples.shuffle import ExternalShuffle
+from etl.triples.vocabulary import Vocabulary
 
 _FOLDER_BYTES, _PREFIX_BYTES = 255, 200
 _HASHED = re.compile(r"~[0-9a-f]{16}\.*\Z", re.IGNORECASE)
 _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
+
+OnEvents = Callable[[pl.DataFrame], object]
 
 
 @dataclass(frozen=True)
@@ -56,230 +88,385 @@ def write_data_files(
     folder: Path,
     scratch: Path,
     progress: Progress,
-    see: Callable[[pl.DataFrame], object] = lambda _: None,
-    engine: Executor = LOCAL_EXECUTOR,
+    on_events: OnEvents = lambda _: None,
+    executor: Executor = LOCAL_EXECUTOR,
 ) -> DataSummary:
-    """Write and check a snapshot's data files in an empty folder, bucket by bucket; what has to wait lies in `scratch`.
+    """Write and verify the data files of a snapshot in an empty folder, bucket by bucket. `scratch` is for temporary files.
 
-    `engine` says who does it, which shows in no byte. `see` is shown every bucket's events on their way: of their lists,
-    candidates and selected are there for sure.
-
-    Raises DataError where a footer doesn't count the rows that were written, or two cities would share a folder.
+    `on_events` gets the events of every bucket; of their lists, candidates and selected are always read. `executor` does not
+    affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two cities would share a
+    folder.
     """
-    published = dataset.events.published
-    if options.training.split != "none" or published is None or published.rows_per_file != options.rows_per_file:
-        published = None
-    else:  # the events' own files are copied: what only stands there need not be read
+    reused = dataset.events.published
+    if options.training.split != "none" or reused is None or reused.rows_per_file != options.rows_per_file:
+        reused = None
+    else:  # The files of events are copied, so their other columns need not be read.
         needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
         dataset = replace(dataset, events=dataset.events.select(needed))
-    training = build_training_set(dataset, options.training)
-    with _SnapshotWriter(training, options, (folder, scratch), published, engine) as staging:
-        (staging.write_remote if engine.apart else staging.write_local)(progress, see)
-        progress("stage files", dataset.events.buckets, dataset.events.buckets)
-        return staging.finish()
+    buckets = dataset.events.buckets
+    with writer_pool() as pool:
+        training = build_training_set(dataset, options.training)
+        writer = _SnapshotWriter(training, options, (folder, scratch), reused, pool, executor)
+        progress("stage files", 0, buckets)
+        for number, stats in enumerate(writer.expand(on_events), start=1):
+            writer.add_stats(stats)
+            progress("stage files", number, buckets)
+        progress("stage files", buckets, buckets)
+        return writer.finish()
 
 
-class _Output:
-    """What a (split, city) has come to so far: its files and its account."""
+# ------------------------------------------------------------------------------------------ what an executor's workers do
 
-    def __init__(self, staging: _SnapshotWriter, tally: PartitionStats) -> None:
-        self.tally = tally
-        self.split, self.city = tally.key
-        self.place = partition_folder(self.split, staging.places[self.city])
-        self.events = _event_parts(staging, self.city, self.place)
-        self.files = _triple_parts(staging, self.place, tally.weight)
-        self.shuffle = ExternalShuffle(staging.scratch) if staging.options.training.shuffle else None
 
-    def add(self, piece: TripleBatch) -> None:
-        """Take in the next triples."""
-        if self.shuffle is not None:
-            self.shuffle.add(piece)
-        elif isinstance(self.files, PartWriter):
-            self.files.add(piece)
+@dataclass(frozen=True)
+class ExpansionPlan:
+    """What all buckets are expanded with: `keys` are the possible partitions, `events` says whether events are returned."""
 
-    def add_remote(self, engine: Executor, tally: PartitionStats, events: ObjectRef, triples: ObjectRef) -> None:
-        """Take in what an engine keeps of the next bucket."""
-        if isinstance(self.events, RemotePartWriter):
-            self.events.add(events, tally.events)
-        if isinstance(self.files, RemotePartWriter):
-            self.files.add(triples, tally.triples)
-        elif tally.triples:  # to be shuffled, which needs all of them in one place
-            self.add(engine.get(triples))
+    training: TrainingSet
+    keys: tuple[Key, ...]
+    events: bool
+
+
+def plan_expansion(executor: Executor, training: TrainingSet, *, events: bool) -> ExpansionPlan:
+    """Plan the expansion of a dataset. Counts the items' popularity first if sampling needs it."""
+    popularity = None
+    if training.needs_popularity:
+        popularity = np.zeros(training.dataset.items.height, np.int64)
+        calls = ((bucket,) for bucket in training.dataset.events)
+        for task in map_ordered(executor, count_selected, executor.broadcast(training.portable()), calls):
+            popularity += task.result()
+    splits = (None,) if training.options.split == "none" else SPLITS
+    return ExpansionPlan(training.portable(popularity), tuple(product(splits, training.dataset.events.cities)), events)
+
+
+def expand_bucket_task(plan: ExpansionPlan, events: pl.DataFrame) -> tuple[BucketStats, list[Any]]:
+    """An executor task: expand a bucket. Returns its counts, then as outputs the events and the triples of each key."""
+    expansion = BucketExpansion(plan.training, events)
+    of_events: dict[Key, pl.DataFrame] = {}
+    triples: dict[Key, list[TripleBatch]] = {}
+    for own, kind, batch in expansion:
+        if kind == "triples" and len(batch):
+            triples.setdefault(own.info.key, []).append(batch)  # type: ignore[arg-type]
+        elif kind == "events" and plan.events:
+            of_events[own.info.key] = batch  # type: ignore[assignment]
+    joined = {key: TripleBatch.concat(batches) for key, batches in triples.items()}
+    return expansion.stats, [*map(of_events.get, plan.keys), *map(joined.get, plan.keys)]
+
+
+@dataclass(frozen=True)
+class PartContext:
+    """Shared context for writing parts.
+
+    The driver writes `token` to `probe_file`; a worker that can read it shares the driver's disk.
+    """
+
+    vocabulary: Vocabulary
+    ids: Ids
+    probe_file: Path
+    token: str
+
+    def sees_driver_disk(self) -> bool:
+        """Whether the driver can read files that are written here."""
+        with suppress(OSError):
+            return self.probe_file.read_text(encoding="utf-8") == self.token
+        return False
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One part to write: its path, and its row groups as slices of the batches of these numbers."""
+
+    kind: Kind
+    weight: float
+    path: Path
+    groups: tuple[RowGroup, ...]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return sum(map(group_rows, self.groups))
+
+
+def write_part(context: PartContext, part: PartSpec, *batches: Any) -> FileInfo | bytes:
+    """An executor task: write a part under a temporary name and rename it. Returns bytes if it can't see the driver's disk."""
+    encode = encoder_of(part.kind, context.vocabulary, context.ids, part.weight)
+
+    def write(sink: Path | io.BytesIO) -> None:
+        with open_writer(sink, EVENT_SCHEMA if part.kind == "events" else triple_schema(context.ids)) as writer:
+            for group in part.groups:
+                writer.write_table(encode_group(encode, [(batches[number], rows) for number, rows in group]))
+
+    if not context.sees_driver_disk():
+        content = io.BytesIO()
+        write(content)
+        return content.getvalue()
+    staged = context.probe_file.parent / f"{uuid.uuid4().hex}.parquet"
+    write(staged)
+    staged.replace(part.path)  # Fails if the folder is gone: then the run has ended.
+    return file_info(part.path, part.rows)
+
+
+# ------------------------------------------------------------------------------------------------------- in this process
+
+
+class _Workers:
+    """The workers of an executor as writers of parts, of which a bounded number is pending."""
+
+    def __init__(self, executor: Executor, vocabulary: Vocabulary, ids: Ids, scratch: Path) -> None:
+        self.executor, self.scratch = executor, scratch
+        probe_file, token = scratch / "probe", uuid.uuid4().hex
+        probe_file.write_text(token, encoding="utf-8")
+        self.context = executor.broadcast(PartContext(vocabulary, ids, probe_file, token))
+        self._pending: deque[WorkerPart] = deque()
+
+    def add_pending(self, part: WorkerPart) -> None:
+        """Wait for the oldest part while too many are pending."""
+        self._pending.append(part)
+        while len(self._pending) > self.executor.max_pending:
+            self._pending.popleft().written()
+
+
+class WorkerPart:
+    """A part that a worker writes once all its rows are known. The batches are references."""
+
+    def __init__(self, path: Path, kind: Kind, weight: float, workers: _Workers) -> None:
+        self._path, self._kind, self._weight, self._workers = path, kind, weight, workers
+        self._batches: list[ObjectRef] = []
+        self._groups: list[RowGroup] = []
+        self._task: Task | None = None
+        self._written: FileInfo | None = None
+
+    def write(self, group: RowGroup) -> None:
+        """Add a row group."""
+        numbered: RowGroup = []
+        for batch, rows in group:
+            if not self._batches or self._batches[-1] is not batch:
+                self._batches.append(batch)
+            numbered.append((len(self._batches) - 1, rows))
+        self._groups.append(numbered)
+
+    def close(self) -> None:
+        """Submit the task that writes the part."""
+        spec = PartSpec(self._kind, self._weight, self._path, tuple(self._groups))
+        self._task = self._workers.executor.submit(write_part, self._workers.context, spec, *self._batches)
+        self._rows, self._batches = spec.rows, []
+        self._workers.add_pending(self)
+
+    def written(self) -> FileInfo:
+        """Wait for the part. Raises DataError if the file is not what the worker wrote."""
+        if self._written is None:
+            assert self._task is not None  # noqa: S101 - for the type checker: parts are closed first
+            answer = self._task.result()
+            if isinstance(answer, bytes):
+                staged = self._workers.scratch / f"{uuid.uuid4().hex}.parquet"
+                staged.write_bytes(answer)
+                staged.replace(self._path)
+                answer = file_info(self._path, self._rows)
+            if answer.rows != self._rows or not self._path.is_file() or self._path.stat().st_size != answer.bytes:
+                raise DataError(f"{self._path.name} is not what a worker wrote. Run again.")
+            self._written = answer
+        return self._written
+
+
+class _Parts(Protocol):
+    """Writes the events or the triples of one partition."""
+
+    def add(self, batch: Any, rows: int) -> None:
+        """Add a batch, or a reference to one, of `rows` rows."""
 
     def end(self) -> None:
         """Write what waits."""
-        if self.shuffle is not None and isinstance(self.files, PartWriter):
-            for piece in self.shuffle.batches():
-                self.files.add(piece)
-        self.events.end()
-        self.files.end()
+
+    def written(self) -> list[FileInfo]:
+        """Wait for the files. Raises what went wrong in writing them."""
+
+
+class _ShuffledParts:
+    """Sorts all rows of a partition before they are written. That takes all of them in this process."""
+
+    def __init__(self, parts: PartWriter, executor: Executor, scratch: Path) -> None:
+        self._parts, self._executor = parts, executor
+        self._shuffle = ExternalShuffle(scratch)
+        self.written = parts.written
+
+    def add(self, batch: Any, rows: int) -> None:
+        """Add a batch, or a reference to one."""
+        if rows:
+            self._shuffle.add(self._executor.get(batch))
+
+    def end(self) -> None:
+        """Write all rows, sorted."""
+        for batch in self._shuffle.batches():
+            self._parts.add(batch, len(batch))
+        self._parts.end()
+
+
+class _Output:
+    """The files and the counts of one (split, city)."""
+
+    def __init__(self, writer: _SnapshotWriter, stats: PartitionStats) -> None:
+        self.stats = PartitionStats.of(stats.info)
+        self.split, self.city = stats.info.key
+        self.folder = partition_folder(self.split, writer.places[self.city])
+        self.parts: dict[Kind, _Parts] = {kind: writer.parts(kind, self) for kind in get_args(Kind)}
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """The sort key of partitions: train before valid before test, then the bytes of the city."""
+        return SPLITS.index(self.split or "train"), self.city.encode()
 
     def entry(self) -> PartitionEntry:
-        """The manifest's line."""
-        weight, events = self.tally.weight if self.tally.kept else 0.0, self.tally.events
-        return PartitionEntry(
-            self.place, self.split, self.city, events, self.tally.positives, self.tally.triples, weight
-        )
+        """The partition in the manifest."""
+        stats, info = self.stats, self.stats.info
+        weight = info.weight if info.kept else 0.0
+        return PartitionEntry(self.folder, self.split, self.city, stats.events, stats.positives, stats.triples, weight)
 
 
-def _event_parts(
-    staging: _SnapshotWriter, city: str, place: str
-) -> PartWriter[EventBatch] | RemotePartWriter | PartCopier:
-    folder, rows = staging.folder / "events" / place, staging.options.rows_per_file
-    if staging.published is not None:
-        return PartCopier(folder, staging.published.files[city], staging.crew)
-    if staging.writers is not None:
-        return RemotePartWriter("events", folder, rows, staging.writers)
-    return PartWriter[EventBatch](folder, EVENT_SCHEMA, rows, partial(event_columns, texts=staging.texts), staging.crew)
-
-
-def _triple_parts(staging: _SnapshotWriter, place: str, weight: float) -> PartWriter[TripleBatch] | RemotePartWriter:
-    folder, rows = staging.folder / "triples" / place, staging.options.rows_per_file
-    if staging.writers is not None and not staging.options.training.shuffle:
-        return RemotePartWriter("triples", folder, rows, staging.writers, weight)
-    schema = triple_schema(staging.options.ids)
-    columns = partial(triple_columns, texts=staging.texts, schema=schema, weight=weight)
-    return PartWriter[TripleBatch](folder, schema, rows, columns, staging.crew)
-
-
-class _SnapshotWriter(AbstractContextManager["_SnapshotWriter"]):
-    """A snapshot's data files on their way, and the account of them."""
+class _SnapshotWriter:
+    """Writes the files of all partitions and the vocabularies, and sums up the counts."""
 
     def __init__(
         self,
         training: TrainingSet,
         options: StageOptions,
         folders: tuple[Path, Path],
-        published: ReusableEventFiles | None,
-        engine: Executor,
+        reused: ReusableEventFiles | None,
+        pool: WriterPool,
+        executor: Executor,
     ) -> None:
-        self.training, self.dataset = training, training.dataset
-        self.options, self.published, self.engine = options, published, engine
+        self.training, self.dataset, self.options = training, training.dataset, options
         self.folder, self.scratch = folders
-        self.texts = IdTables.of(self.dataset)
-        rule = options.training.split
+        self.reused, self.pool, self.executor = reused, pool, executor
+        self.vocabulary = self.dataset.vocabulary
+        self.workers = _Workers(executor, self.vocabulary, options.ids, self.scratch) if executor.apart else None
         self.places = city_folders(self.dataset.events.cities)
-        self.account = DataSummary(
+        rule = options.training.split
+        self.summary = DataSummary(
             folders={folder: city for city, folder in self.places.items()},
             split={"rule": rule, "lets_in": parse_split(rule).leakage_note},
         )
         self.totals = VocabularyCounts(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
-        self.through: set[int] = set()
+        self.exhausted_users: set[int] = set()
         self.sources = np.zeros(len(SOURCES), np.int64)
-        self.writers = PendingParts.of(engine, self.texts, options.ids, self.scratch) if engine.apart else None
-        self._crew = writer_pool()
-        self.crew: WriterPool = self._crew.__enter__()
 
-    def __exit__(self, *failure: object) -> None:
-        self._crew.__exit__(None, None, None)
+    def expand(self, on_events: OnEvents) -> Iterator[BucketStats]:
+        """Expand all buckets, and send each batch to the parts of its partition. Yields the counts of each bucket."""
 
-    def write_local(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
-        """Write the events and triples of all buckets in this process, as they come."""
-        for number, events in enumerate(prefetch(self.training.buckets())):
-            progress("stage files", number, self.dataset.events.buckets)
-            if events.height:
-                self._add_stats(expand_bucket(self.training, events, self))
-                see(events)
-
-    def write_remote(self, progress: Progress, see: Callable[[pl.DataFrame], object]) -> None:
-        """Have them written by an engine's workers."""
-
-        def seen() -> Iterator[pl.DataFrame]:
+        def buckets() -> Iterator[pl.DataFrame]:
             for events in prefetch(iter(self.dataset.events)):
                 if events.height:
-                    see(events)
-                yield events
+                    on_events(events)
+                    yield events
 
-        whole = plan_expansion(self.engine, self.training, events=self.published is None)
-        for number, (tally, kept) in enumerate(iter_expanded_buckets(self.engine, whole, seen())):
-            progress("stage files", number, self.dataset.events.buckets)
-            for own in tally.partitions:
-                self._output(own).add_remote(self.engine, own, *kept[own.key])
-            self._add_stats(tally)
+        return self._expand(buckets()) if self.workers is None else self._expand_apart(buckets())
 
-    def start_partition(self, partition: Partition) -> None:
-        """See Sink."""
-        output = self._output(PartitionStats.of(partition))
-        if isinstance(output.events, PartWriter):
-            output.events.add(EventBatch(partition.events.clone()))  # a frame object belongs to one thread
+    def _expand(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
+        for events in buckets:
+            expansion = BucketExpansion(self.training, events)
+            for own, kind, batch in expansion:
+                self._output(own).parts[kind].add(batch, len(batch))
+            yield expansion.stats
 
-    def write(self, partition: Partition, piece: TripleBatch) -> None:
-        """See Sink."""
-        self.outputs[partition.split, partition.city].add(piece)
+    def _expand_apart(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
+        """As `_expand`, by the workers of the executor. What they make stays there, and is handed on by reference."""
+        plan = plan_expansion(self.executor, self.training, events=self.reused is None)
+        shared, outputs = self.executor.broadcast(plan), list(product(get_args(Kind), plan.keys))
+        calls = ((events,) for events in buckets)
+        for task in map_ordered(self.executor, expand_bucket_task, shared, calls, num_outputs=len(outputs)):
+            stats: BucketStats = task.result()
+            refs = dict(zip(outputs, task.outputs, strict=True))
+            for own in stats.partitions:
+                parts, key = self._output(own).parts, own.info.key
+                parts["events"].add(refs["events", key], own.events)
+                parts["triples"].add(refs["triples", key], own.triples)
+            yield stats
 
-    def _output(self, tally: PartitionStats) -> _Output:
-        if tally.key not in self.outputs:
-            self.outputs[tally.key] = _Output(self, tally.zeroed())
-        return self.outputs[tally.key]
+    def parts(self, kind: Kind, output: _Output) -> _Parts:
+        """Return what writes the events or the triples of a partition."""
+        folder, weight = self.folder / kind / output.folder, output.stats.info.weight
+        if kind == "events" and self.reused is not None:
+            return PartCopier(folder, self.reused.files[output.city], self.pool)
+        shuffled = kind == "triples" and self.options.training.shuffle
+        start: Callable[[Path], ThreadPart | WorkerPart]
+        if self.workers is None or shuffled:
+            encode = encoder_of(kind, self.vocabulary, self.options.ids, weight)
+            start = partial(ThreadPart, encode=encode, pool=self.pool)
+        else:
+            start = partial(WorkerPart, kind=kind, weight=weight, workers=self.workers)
+        parts = PartWriter(folder, self.options.rows_per_file, start)
+        return _ShuffledParts(parts, self.executor, self.scratch) if shuffled else parts
 
-    def _add_stats(self, tally: BucketStats) -> None:
-        """Add a bucket's account to that of all."""
-        for own in tally.partitions:
-            self.outputs[own.key].tally.add(own)
-        for reason, positives in tally.left_out.items():
-            self.account.positives_left_out[reason] += positives
-        self.through |= tally.exhausted_users
-        self.sources += tally.sources
-        self.totals.add(tally)
+    def _output(self, stats: PartitionStats) -> _Output:
+        key = stats.info.key
+        if key not in self.outputs:
+            self.outputs[key] = _Output(self, stats)
+        return self.outputs[key]
+
+    def add_stats(self, stats: BucketStats) -> None:
+        """Add the counts of a bucket."""
+        for own in stats.partitions:
+            self.outputs[own.info.key].stats.add(own)
+        for reason, positives in stats.left_out.items():
+            self.summary.positives_left_out[reason] += positives
+        self.exhausted_users |= stats.exhausted_users
+        self.sources += stats.sources
+        self.totals.add(stats)
 
     def finish(self) -> DataSummary:
-        """End all files, write the vocabularies, and give the account."""
-        outputs = sorted(self.outputs.values(), key=_order)
+        """End all files, write the vocabularies, and summarize."""
+        outputs = sorted(self.outputs.values(), key=lambda output: output.order)
         for output in outputs:
-            output.end()
-        if self.writers is not None:
-            self.writers.end()
-        written = [file for output in outputs for own in (output.events, output.files) for file in own.written()]
-        account = self.account
-        full = {output.split for output in outputs if output.tally.triples}
-        parts = parse_split(self.options.training.split).parts or (None,)
-        written += [self._without_rows(part) for part in parts if part not in full]
-        account.partitions = [output.entry() for output in outputs]
-        account.exhausted_users = len(self.through)
-        account.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
-        self._by_city(outputs)
+            for parts in output.parts.values():
+                parts.end()
+        written = [file for output in outputs for parts in output.parts.values() for file in parts.written()]
+        summary = self.summary
+        with_triples = {output.split for output in outputs if output.stats.triples}
+        splits = parse_split(self.options.training.split).parts or (None,)
+        written += [self._without_rows(split) for split in splits if split not in with_triples]
+        summary.partitions = [output.entry() for output in outputs]
+        summary.exhausted_users = len(self.exhausted_users)
+        summary.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
+        for output in outputs:
+            self._summarize_city(output.stats)
         written += [
             write_file(self.folder / f"{name}.parquet", frames) for name, frames in self._vocabularies().items()
         ]
-        account.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
-        return account
+        summary.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
+        return summary
 
     def _without_rows(self, split: str | None) -> FileInfo:
-        """The file of a part of the split without triples, in its first city's folder: readers find the columns and no row."""
+        """Write a file without rows for a part of the split without triples, so that readers find the columns."""
         city = next(iter(self.dataset.events.cities), "")
         of_city = self.places.get(city) or city_folder(city)
-        self.account.folders.setdefault(of_city, city)
-        folder = self.folder / "triples" / partition_folder(split, of_city)
-        folder.mkdir(parents=True, exist_ok=True)
-        no_pieces: list[TripleBatch] = []
-        path = folder / "part-00000.parquet"
-        return file_info(path, write_batches(path, triple_schema(self.options.ids), no_pieces, lambda _: []))
+        self.summary.folders.setdefault(of_city, city)
+        path = self.folder / "triples" / partition_folder(split, of_city) / "part-00000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_writer(path, triple_schema(self.options.ids)).close()
+        return file_info(path, 0)
 
-    def _by_city(self, outputs: list[_Output]) -> None:
-        """What the account says of each city, train before valid before test."""
-        for output in outputs:
-            tally = output.tally
-            if not tally.kept:
-                reason = f"{tally.nodes} eligible nodes, fewer than {self.options.training.min_catalog}"
-                self.account.cities_left_out[output.city] = reason
-                continue
-            self.account.negatives[output.city] = tally.negatives_spec
-            self.account.popularity_correlation.setdefault(output.city, None)
-            if tally.is_train:
-                popularity = self.totals.items["selected"][tally.codes]
-                self.account.popularity_correlation[output.city] = popularity_correlation(
-                    tally.positive, tally.negative, popularity
-                )
+    def _summarize_city(self, stats: PartitionStats) -> None:
+        """Add a partition to the counts by city. Train comes before valid and test."""
+        info, summary = stats.info, self.summary
+        if not info.kept:
+            summary.cities_left_out[info.city] = (
+                f"{info.nodes} eligible nodes, fewer than {self.options.training.min_catalog}"
+            )
+            return
+        summary.negatives[info.city] = info.negatives.as_dict()
+        summary.popularity_correlation.setdefault(info.city, None)
+        if info.is_train:
+            popularity = self.totals.items["selected"][info.codes]
+            summary.popularity_correlation[info.city] = popularity_correlation(
+                stats.positive, stats.negative, popularity
+            )
 
     def _vocabularies(self) -> dict[str, Iterator[pl.DataFrame]]:
-        """users, items and trips as they are published: the vocabularies with how often each id stands in train."""
-        totals = self.totals
-        of_items = tuple(totals.items[name] for name in ("candidate", "selected", "positive", "negative"))
-        of_users = tuple(totals.users[name] for name in ("trips", "events", "selections", "triples"))
+        """The frames of users, items and trips, with how often each id occurs in train."""
+        of_items, of_users = self.totals.items.values(), self.totals.users.values()
         return {
-            "users": _with_counts(self.dataset.user_features(), USER_COUNTS, of_users),
-            "items": _with_counts(iter([self.dataset.items]), ITEM_COUNTS, of_items),
+            "users": _with_counts(self.dataset.user_features(), USER_COUNTS, tuple(of_users)),
+            "items": _with_counts(iter([self.dataset.items]), ITEM_COUNTS, tuple(of_items)),
             "trips": iter([self.dataset.trips]),
         }
 
@@ -294,20 +481,16 @@ def _with_counts(
         start = end
 
 
-def _order(output: _Output) -> tuple[int, bytes]:
-    return SPLITS.index(output.split or "train"), output.city.encode()
-
-
 def partition_folder(split: str | None, folder: str) -> str:
-    """The folder of a (split, city), inside of its kind's; `folder` is the city's."""
+    """The folder of a (split, city) below `events/` or `triples/`; `folder` is that of the city."""
     return folder if split is None else f"split={split}/{folder}"
 
 
 def city_folders(cities: Iterable[str]) -> dict[str, str]:
-    """The folder of each city's partition, also where the file system sees no case: {city: folder}.
+    """Return the folder of each city, distinct also on file systems that ignore case: {city: folder}.
 
-    Of cities whose folders differ in case alone, the first in the order of their bytes has its own, and the others have a hash.
-    Raises DataError when two would share a folder all the same.
+    If folders differ in case alone, the first in the order of their bytes keeps its name, and the others get a hash. Raises
+    DataError if two cities would share a folder nevertheless.
     """
     folders: dict[str, str] = {}
     taken: set[str] = set()
@@ -323,10 +506,10 @@ def city_folders(cities: Iterable[str]) -> dict[str, str]:
 
 
 def city_folder(city: str) -> str:
-    """The folder of a city that no other is like: `city=` and the percent-encoded name.
+    """Return the folder of a city: `city=` and the percent-encoded name, so that no name is a path.
 
-    Nothing in it can leave the folder. A name too long for a folder, reserved (empty, Hive's name for null), or made to look
-    like another's hash, becomes a prefix and a hash; the manifest maps folders to cities.
+    A name that is too long for a folder, reserved (empty, Hive's name for null), or ends like a hash becomes a prefix and a
+    hash. The manifest maps folders to cities.
     """
     folder = f"city={quote(city, safe='')}"
     if len(folder) <= _FOLDER_BYTES and city not in _RESERVED and not _HASHED.search(city):
@@ -337,7 +520,7 @@ def city_folder(city: str) -> str:
 def _hashed_folder(city: str) -> str:
     digest = hashlib.sha256(city.encode()).hexdigest()[:16]
     prefix = ""
-    for character in city:  # never half of one: readers decode the name, and pyarrow refuses the whole folder then
+    for character in city:  # A cut within a character can't be decoded, and pyarrow refuses the whole folder then.
         if len(prefix + quote(character, safe="")) > _PREFIX_BYTES:
             break
         prefix += quote(character, safe="")

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from etl.evaluation.bpr import Ints
-    from etl.evaluation.metrics import Bools
-    from etl.synthetic.population import Floats, Scene
+    from etl.synthetic.population import Bools, Floats, Ints, Scene
 
 STATUSES = ("proposed", "voted", "confirmed", "active", "completed", "skipped")
 PROPOSED, VOTED, CONFIRMED, ACTIVE, COMPLETED, SKIPPED = range(len(STATUSES))

@@ -15,8 +15,7 @@ from etl.synthetic.population import MS_PER_DAY, normalised, pick
 from etl.synthetic.tables import named, persona, table, unless, uuids
 
 if TYPE_CHECKING:
-    from etl.evaluation.bpr import Ints
-    from etl.evaluation.metrics import Bools
+    from etl.synthetic.population import Bools, Ints
     from etl.synthetic.tables import Block
 
 # The dimensions of PersonaDimension that are a seed's value as it stands, and its key there.

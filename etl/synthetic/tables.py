@@ -20,10 +20,8 @@ from etl.synthetic.population import MS_PER_DAY, NODE_STATUSES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from etl.evaluation.bpr import Ints
-    from etl.evaluation.metrics import Bools
     from etl.synthetic.behaviour import Signals, Slots
-    from etl.synthetic.population import Nodes, Profile, Scene
+    from etl.synthetic.population import Bools, Ints, Nodes, Profile, Scene
 
 _TEXT = pl.String()
 _TIME = pl.Datetime("ms")

@@ -33,8 +33,7 @@ from etl.synthetic.population import Scene, draw_nodes, draw_people, draw_trips,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from etl.evaluation.bpr import Ints
-    from etl.synthetic.population import Nodes, Profile
+    from etl.synthetic.population import Ints, Nodes, Profile
 
 # Users are drawn in blocks of this many, each with a generator of its own: what a block holds depends on the seed and
 # the block's number alone, and so not on how blocks are put together into chunks.

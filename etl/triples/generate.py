@@ -1,16 +1,17 @@
-"""From events to BPR triples: one row per (event, positive, negative) (design, "BPR training pair construction"; CONTRACT, 3).
+"""Turn events into BPR triples: one row per (event, positive, negative).
 
-Rendle et al. 2009 (BPR: Bayesian Personalized Ranking from Implicit Feedback) learn from (user, i, j) where the user
-took i and not j. Here i is a positive; where j comes from is `Negatives`. Users, trips and nodes travel as codes, rows of
-the vocabularies, and triples as arrays of numbers in blocks that fit into a core's cache: texts come in when they are written.
+Rendle et al. 2009 (BPR: Bayesian Personalized Ranking from Implicit Feedback) learn from (user, i, j) where the user chose i
+and not j. Here i is a positive, and `NegativeSampling` says where j comes from. Users, trips and items are indexes into the
+vocabularies. Triples are arrays in batches that fit into a core's cache; ids are written only when a file is encoded.
+docs/contract.md, section 3, defines the rows and their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,19 +27,19 @@ I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 
 SOURCES = ("ranking", "shown", "catalog")
-"""Where a negative comes from; where several give the same one, the first of this order counts."""
+"""Where a negative comes from. If several sources yield the same negative, the first in this order counts."""
 
 NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 
-BLOCK = 1 << 18
-"""About how many triples are made at a time."""
+BATCH = 1 << 18
+"""About how many triples are generated at a time."""
 
-_MARKS = 1 << 25  # (event, node) cells that a block may have: a byte each
+_MARKS = 1 << 25  # (event, item) cells of a batch: one byte each
 
 
 @dataclass(frozen=True)
 class ListColumn:
-    """A column of lists of codes: those of row r stand in `codes` from `ends[r]` to `ends[r + 1]`."""
+    """A column of lists of item indexes: the list of row r is `codes[ends[r] : ends[r + 1]]`."""
 
     ends: I64
     codes: U32
@@ -52,28 +53,28 @@ class ListColumn:
 
     @property
     def lengths(self) -> I64:
-        """How many codes each row has."""
+        """The length of each list."""
         return np.diff(self.ends)
 
     def long(self, first: int, end: int) -> FlatPairs:
-        """The rows from `first` to `end`, one element each; rows are counted from `first`."""
+        """The elements of the rows `first` to `end`, one per row, with rows counted from `first`."""
         rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
         return FlatPairs(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
 NO_LISTS = ListColumn(np.zeros(1, np.int64), np.zeros(0, np.uint32))
-"""Of events whose lists nobody needs any more."""
+"""The lists of events that are only written, and not expanded."""
 
 
 @dataclass(frozen=True)
 class FlatPairs:
-    """One row per element of some lists: the event's row and the node's code, in order."""
+    """One row per element of some lists, in order: the row of its event and the index of the item."""
 
     event: I32
     code: U32
 
     def keys(self, nodes: int) -> I64:
-        """(event, node) as one number."""
+        """(event, item) as one number."""
         return self.event.astype(np.int64) * nodes + self.code
 
 
@@ -81,8 +82,24 @@ NOTHING = FlatPairs(np.zeros(0, np.int32), np.zeros(0, np.uint32))
 
 
 @dataclass(frozen=True)
+class _Negatives(FlatPairs):
+    """Negatives of events, or of (event, positive) pairs: `event` is then the row of the pair. `source` indexes SOURCES."""
+
+    source: npt.NDArray[np.int8]
+
+    def concat(self, other: _Negatives) -> _Negatives:
+        """Both, sorted by `event`; within one, those of `self` first."""
+        event, code, source = (
+            np.concatenate([ours, theirs])
+            for ours, theirs in ((self.event, other.event), (self.code, other.code), (self.source, other.source))
+        )
+        order = np.argsort(event, kind="stable")
+        return _Negatives(event[order], code[order], source[order])
+
+
+@dataclass(frozen=True)
 class EventArrays:
-    """Events of one partition as arrays: a row per event, in file order. Ids are texts, all else codes and numbers."""
+    """The events of one partition as arrays, one row per event, in file order."""
 
     ids: pa.StringArray
     users: U32
@@ -95,7 +112,7 @@ class EventArrays:
 
     @classmethod
     def of(cls, events: pl.DataFrame) -> EventArrays:
-        """From a frame with the columns of `Dataset.events`."""
+        """Convert a frame with the columns of `ENCODED_EVENTS`."""
         return cls(
             ids=to_arrow(events["event_id"]),
             users=events["user_idx"].to_numpy(),
@@ -110,13 +127,17 @@ class EventArrays:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def without_lists(self) -> EventArrays:
+        """Return what a file of triples needs: all columns but the lists."""
+        return replace(self, candidates=NO_LISTS, selected=NO_LISTS, shown=NO_LISTS)
+
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a city offers, and what each event of a partition may draw from it.
+    """What each event of a partition may sample from its city's catalogue.
 
-    `codes` are its eligible nodes' codes, ascending by id; `groups` says for each event which pool of `even` (and of
-    `weighted`, with draws in proportion to popularity) it draws from.
+    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of `even`,
+    and of `weighted` if sampling is in proportion to popularity.
     """
 
     codes: I64
@@ -127,7 +148,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class HashKeys:
-    """What seeds the hashes that draws and the shuffled order come from: the ids' own hashes, by code, and the seed."""
+    """Seeds of the hashes behind sampling and shuffling: user ids and hashes of item ids, by index, and the seed."""
 
     users: pl.Series
     nodes: U64
@@ -135,11 +156,11 @@ class HashKeys:
 
     @classmethod
     def of(cls, users: pl.Series, items: pl.Series, seed: int) -> HashKeys:
-        """Of the vocabularies' ids, in the order of their indexes."""
+        """Hash the ids of the vocabularies, in index order."""
         return cls(users, items.to_frame("node").select(hash64(pl.col("node"))).to_series().to_numpy(), seed)
 
     def of_events(self, kind: str, events: EventArrays, *, with_user: bool) -> U64:
-        """A hash per event."""
+        """Return one hash per event."""
         key = {"user": self.users.gather(events.users)} if with_user else {}
         frame = pl.DataFrame({**key, "event": pl.Series(events.ids)})
         parts = [pl.lit(SEPARATOR.join([kind, str(self.seed)])), *map(pl.col, frame.columns)]
@@ -147,18 +168,19 @@ class HashKeys:
 
 
 @dataclass(frozen=True)
-class TripleBlock:
-    """Triples of some events of a partition, a row each, and the account of their positives.
+class TripleBatch:
+    """Triples of some events of a partition, one row each, with counts of the positives that they come from.
 
-    `event` is the row of the partition's events; `positive` and `negative` are codes; `source` the place in SOURCES; `among`
-    whether the positive is a candidate of its event; `order`, with `shuffle`, what the rows are to be sorted by. Rows come in
-    the events' order, then the positives' in `selected`, then the negatives': candidates, shown, drawn.
+    `event` is a row of `events`, `positive` and `negative` are item indexes, `source` indexes SOURCES. `in_candidates` says
+    whether the positive is a candidate of its event. `order` is the sort key of a shuffled file, None without `shuffle`. Rows
+    are in the order of the events, then of the positives in `selected`, then of the negatives: candidates, shown, sampled.
 
-    `pairs` are all (event, positive), those without a row too, and `per_pair` counts the rows of each.
-    Events x selected = `positives` + `left_out`, by reason. `exhausted_users` are the users of positives left out because
-    they have selected the whole catalogue.
+    `pairs` are all (event, positive), also those without a row, and `per_pair` counts the rows of each. Events x selected =
+    `positives` + `left_out`, by reason. `exhausted_users` are the users of positives that were excluded because the user had
+    selected the whole catalogue. Slices and concatenations have the rows alone.
     """
 
+    events: EventArrays
     event: I32
     positive: U32
     negative: U32
@@ -174,55 +196,71 @@ class TripleBlock:
     def __len__(self) -> int:
         return len(self.event)
 
-    def slice(self, which: slice | I64) -> TripleBlock:
-        """Some of the rows."""
-        order = None if self.order is None else self.order[which]
-        return TripleBlock(
+    def __getitem__(self, which: slice | I64) -> TripleBatch:
+        return TripleBatch(
+            self.events,
             self.event[which],
             self.positive[which],
             self.negative[which],
             self.source[which],
             self.in_candidates[which],
-            order,
+            None if self.order is None else self.order[which],
         )
+
+    @classmethod
+    def concat(cls, batches: Sequence[TripleBatch]) -> TripleBatch:
+        """Join the rows of batches of the same events, of which there must be one."""
+
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(batch, name) for batch in batches])
+
+        names = [
+            "event",
+            "positive",
+            "negative",
+            "source",
+            "in_candidates",
+            *(["order"] if batches[0].order is not None else []),
+        ]
+        return cls(batches[0].events.without_lists(), **{name: joined(name) for name in names})
 
 
 def generate_triples(
     events: EventArrays, negatives: NegativeSampling, catalogue: Catalogue, keys: HashKeys, *, shuffle: bool = False
-) -> Iterator[TripleBlock]:
-    """The triples of a partition's events, block by block.
+) -> Iterator[TripleBatch]:
+    """Generate the triples of a partition's events, batch by batch.
 
-    A positive without a negative gives no row and is counted with the reason. A negative is never a positive of the same
-    event, and no (event, positive, negative) stands twice. Neither the blocks nor the other events decide what comes out.
+    A positive without a negative yields no row and is counted with the reason. A negative is never a positive of the same
+    event, and no (event, positive, negative) occurs twice. The rows of an event depend on no other event, and not on how
+    events are cut into batches.
     """
-    expansion = _Generator(events, negatives, catalogue, keys, shuffle)
-    bounds = _bounds(events, negatives, len(keys.nodes))
-    for first, end in pairwise(bounds):
-        yield expansion.block(first, end)
+    generator = _Generator(events, negatives, catalogue, keys, shuffle)
+    for first, end in pairwise(_bounds(events, negatives, len(keys.nodes))):
+        yield generator.batch(first, end)
 
 
 def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> list[int]:
-    """Where blocks begin and end: about BLOCK triples each, and no more events than the table of marks has cells for."""
+    """The bounds of batches: about BATCH triples each, and no more events than the membership table has cells for."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
     most = max(1, _MARKS // max(1, nodes))
     bounds = [0]
     while bounds[-1] < len(events):
         first = bounds[-1]
-        full = np.searchsorted(rows, (rows[first - 1] if first else 0) + BLOCK, side="right")
+        full = np.searchsorted(rows, (rows[first - 1] if first else 0) + BATCH, side="right")
         bounds.append(min(max(first + 1, int(full)), first + most, len(events)))
     return bounds
 
 
 class _MembershipTable:
-    """Set membership for (event, node) keys of a block: a table of marks, wiped after each use where it was written."""
+    """Set membership of (event, item) keys: a table of flags. Each use resets the cells that it set."""
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
         self._table = np.zeros(0, np.bool_)
 
     def among(self, long: FlatPairs, others: FlatPairs) -> Flags:
-        """Which rows of `long` stand in `others` too."""
+        """Which rows of `long` are in `others`, too."""
         ours, theirs = long.keys(self.nodes), others.keys(self.nodes)
         size = max(int(ours.max(initial=-1)), int(theirs.max(initial=-1))) + 1
         if size > len(self._table):
@@ -233,16 +271,8 @@ class _MembershipTable:
         return found
 
 
-@dataclass(frozen=True)
-class _EventNegatives:
-    """The negatives that events themselves name: candidates before shown ones, each once, no positive among them."""
-
-    long: FlatPairs
-    source: npt.NDArray[np.int8]
-
-
 class _Generator:
-    """What the blocks of a partition share."""
+    """Generates the batches of a partition."""
 
     def __init__(
         self,
@@ -257,123 +287,85 @@ class _Generator:
         self.catalogue = catalogue
         self.nodes = keys.nodes
         self.marks = _MembershipTable(len(keys.nodes))
-        self.to_draw = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
+        self.to_sample = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
         self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 
-    def block(self, first: int, end: int) -> TripleBlock:
+    def batch(self, first: int, end: int) -> TripleBatch:
         """The triples of the events from `first` to `end`."""
         pairs = self.events.selected.long(first, end)
         candidates = self.events.candidates.long(first, end)
         named = self._named(pairs, candidates, self.events.shown.long(first, end))
-        pair, code, source = _of_all_positives(pairs, named, end - first)
-        if self.to_draw is not None:
-            pair, code, source = self._with_drawn(first, pairs, named, (pair, code, source))
+        rows = _of_all_positives(pairs, named, end - first)
+        if self.to_sample is not None:
+            rows = self._with_sampled(first, pairs, named, rows)
+        pair = rows.event
         order = None
         if self.to_shuffle is not None:
             of_pairs = mix64(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
-            order = mix64(of_pairs[pair] ^ self.nodes[code])
+            order = mix64(of_pairs[pair] ^ self.nodes[rows.code])
         per_pair = np.bincount(pair, minlength=len(pairs.event))
         event = (first + pairs.event).astype(np.int32)
         without = event[per_pair == 0]
-        through = without[self._catalog_exhausted(without)]
-        return TripleBlock(
+        exhausted = without[self._catalog_exhausted(without)]
+        return TripleBatch(
+            self.events,
             event[pair],
             pairs.code[pair],
-            code,
-            source,
+            rows.code,
+            rows.source,
             self.marks.among(pairs, candidates)[pair],
             order,
             FlatPairs(event, pairs.code),
             per_pair,
             len(pairs.event) - len(without),
-            {NO_NEGATIVES: len(without) - len(through), WHOLE_CATALOGUE_SEEN: len(through)},
-            np.unique(self.events.users[through]),
+            {NO_NEGATIVES: len(without) - len(exhausted), WHOLE_CATALOGUE_SEEN: len(exhausted)},
+            np.unique(self.events.users[exhausted]),
         )
 
-    def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _EventNegatives:
+    def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _Negatives:
+        """The negatives that the events themselves name: candidates before shown items, each once, without positives."""
         asked = [candidates if self.negatives.ranking else NOTHING, shown if self.negatives.shown else NOTHING]
         kept = []
-        for place, long in enumerate(asked):
+        for source, long in enumerate(asked):
             new = ~self.marks.among(long, pairs)
-            if place and len(asked[0].event):
+            if source and len(asked[0].event):
                 new &= ~self.marks.among(long, asked[0])
-            kept.append(FlatPairs(long.event[new], long.code[new]))
-        source = np.repeat(np.arange(2, dtype=np.int8), [len(long.event) for long in kept])
-        if not len(kept[1].event):
-            return _EventNegatives(kept[0], source)
-        event, code = (np.concatenate([getattr(long, name) for long in kept]) for name in ("event", "code"))
-        order = np.argsort(event, kind="stable")
-        return _EventNegatives(FlatPairs(event[order], code[order]), source[order])
+            sources = np.full(np.count_nonzero(new), source, np.int8)
+            kept.append(_Negatives(long.event[new], long.code[new], sources))
+        return kept[0].concat(kept[1]) if len(kept[1].event) else kept[0]
 
-    def _with_drawn(self, first: int, pairs: FlatPairs, named: _EventNegatives, shared: _Rows) -> _Rows:
-        """Each pair's negatives: those its event has for all its positives, then those drawn for it alone."""
-        assert self.to_draw is not None  # noqa: S101 - for the type checker
+    def _with_sampled(self, first: int, pairs: FlatPairs, named: _Negatives, shared: _Negatives) -> _Negatives:
+        """The negatives of each pair: those that its event has for all its positives, then those sampled for the pair."""
+        assert self.to_sample is not None  # noqa: S101 - for the type checker
         event = first + pairs.event
-        places, counts = sample(
-            mix64(self.to_draw[event] ^ self.nodes[pairs.code]),
+        positions, counts = sample(
+            mix64(self.to_sample[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
             self.catalogue.even,
             self.catalogue.weighted,
         )
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
-        code = self.catalogue.codes.astype(np.uint32)[places.T[counts.T]]
-        if len(named.long.event):
-            new = ~self.marks.among(FlatPairs(pairs.event[pair], code), named.long)
+        code = self.catalogue.codes.astype(np.uint32)[positions.T[counts.T]]
+        if len(named.event):
+            new = ~self.marks.among(FlatPairs(pairs.event[pair], code), named)
             pair, code = pair[new], code[new]
-        drawn = (pair, code, np.full(len(pair), SOURCES.index("catalog"), np.int8))
-        if not len(shared[0]):
-            return drawn
-        both = tuple(np.concatenate([shared[place], drawn[place]]) for place in range(3))
-        order = np.argsort(both[0], kind="stable")
-        return both[0][order], both[1][order], both[2][order]
+        sampled = _Negatives(pair, code, np.full(len(pair), SOURCES.index("catalog"), np.int8))
+        return shared.concat(sampled) if len(shared.event) else sampled
 
     def _catalog_exhausted(self, events: I32) -> Flags:
-        """Whether nothing was left to draw for these events, and something could have been offered."""
+        """Whether the pool of each event is empty although its city has eligible items."""
         if not (self.negatives.catalog and len(self.catalogue.codes)):
             return np.zeros(len(events), np.bool_)
         return self.catalogue.even.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
 
 
-_Rows = tuple[I32, U32, npt.NDArray[np.int8]]
-"""Triples of a block as numbers: the row of the pair (event, positive), the negative's code, the place in SOURCES."""
-
-
-def _of_all_positives(pairs: FlatPairs, named: _EventNegatives, events: int) -> _Rows:
+def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> _Negatives:
     """Every pair with every negative that its event names."""
-    per_event = np.bincount(named.long.event, minlength=events)
+    per_event = np.bincount(named.event, minlength=events)
     per_pair = per_event[pairs.event]
     pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
-    # Of each pair's run of rows, how far it lies from the run of its event's negatives.
+    # How far the run of rows of each pair lies from the run of its event's negatives.
     shift = (np.cumsum(per_event) - per_event)[pairs.event] - (np.cumsum(per_pair) - per_pair)
     row = np.arange(len(pair)) + np.repeat(shift, per_pair)
-    return pair, named.long.code[row], named.source[row]
-
-
-@dataclass(frozen=True)
-class TripleBatch:
-    """Triples with the events that they are of."""
-
-    events: EventArrays
-    block: TripleBlock
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-    def slice(self, which: slice) -> Self:
-        """Some of them."""
-        return type(self)(self.events, self.block.slice(which))
-
-
-@dataclass(frozen=True)
-class EventBatch:
-    """Events: a frame with the columns of `Dataset.events`."""
-
-    events: pl.DataFrame
-
-    def __len__(self) -> int:
-        return self.events.height
-
-    def slice(self, which: slice) -> Self:
-        """Some of them."""
-        return type(self)(self.events[which])
+    return _Negatives(pair, named.code[row], named.source[row])

@@ -1,7 +1,7 @@
-"""Draws without repeats from the catalogue, many at a time, each a function of its own key (CONTRACT, section 3, Negatives).
+"""Sample items from a catalogue without replacement, many samples at a time (docs/contract.md, section 3, Negatives).
 
-A draw has a key of 64 bits and sees a pool: its city's catalogue but for what its group (a user, or an event) rejects. Its
-numbers are splitmix64's from that key (Steele, Lea, Flood 2014), so it comes out the same in any company, on any thread.
+A sample has a key of 64 bits and a pool: the catalogue of its city without what its group (a user, or an event) rejects. Its
+random numbers are splitmix64 of that key (Steele, Lea, Flood 2014), so it depends on no other sample and on no thread.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from etl.transform.arrays import I64, U64, Flags, Positions
 from etl.transform.hashing import mix64
 
 _GAMMA = 0x9E3779B97F4A7C15
-_BLOCK = 1 << 14  # draws done at a time: what one column of them takes stays in the cache
-_MATERIALIZE_RATIO = 4  # places of pools laid out at the most, for each that is drawn
-_ATTEMPTS_PER_ITEM = 4  # attempts per wanted node, before a draw with weights looks at what is left only
+_BLOCK = 1 << 14  # samples at a time: one column of them fits into the cache
+_MATERIALIZE_RATIO = 4  # the most positions of materialized pools per sampled item
+_ATTEMPTS_PER_ITEM = 4  # attempts per item, before weighted sampling materializes the rest
 
 
 @dataclass(frozen=True)
 class SamplingPools:
-    """The pools of all groups over one catalogue: places 0..n-1 with whole weights, and what each group rejects.
+    """The pools of all groups over one catalogue: positions 0..n-1 with integer weights, and what each group rejects.
 
-    A pool's measure runs from 0 to `total[group]`: every node has a piece as long as its weight, in the catalogue's order.
-    `ends` are the running sums of the weights, None where all are 1. `offsets[g]` to `offsets[g + 1]` are group g's
-    rejected places in `rejected`, ascending; `cut` is where each would begin in the pool's measure, with the group in the
-    upper half, so that all groups are searched at once; `gone` the rejected weight up to and including it.
+    A pool is an interval from 0 to `total[group]`, in which every item has a segment as long as its weight, in catalogue order.
+    `cumulative_weight` has the running sums of the weights, None if all are 1. The positions that group g rejects are
+    `rejected[offsets[g] : offsets[g + 1]]`, ascending. `boundaries` is where the segment of each would begin in the pool,
+    with the group in the upper 32 bits, so that all groups are searched at once. `removed_weight` is the rejected weight of
+    the group up to and including it.
     """
 
     weights: U64
@@ -44,11 +45,11 @@ class SamplingPools:
 
     @property
     def sizes(self) -> I64:
-        """How many nodes each group's pool has."""
+        """The number of items in each group's pool."""
         return len(self.weights) - np.diff(self.offsets)
 
     def of(self, groups: I64) -> tuple[SamplingPools, I64]:
-        """The pools of the range that these groups span, and the groups counted from its start: less to search in."""
+        """Narrow the pools to the range that these groups span. Returns them and the groups counted from its start."""
         first, end = int(groups.min()), int(groups.max()) + 1
         low, high = self.offsets[first], self.offsets[end]
         own = SamplingPools(
@@ -63,7 +64,7 @@ class SamplingPools:
         return own, groups - first
 
     def item_at(self, groups: I64, measure: U64) -> Positions:
-        """The place whose piece of its group's pool holds this point of the measure."""
+        """The position whose segment of its group's pool contains this point."""
         last = np.searchsorted(self.boundaries, (groups.astype(np.uint64) << np.uint64(32)) | measure, side="right") - 1
         behind = last >= self.offsets[groups]
         point = (
@@ -76,7 +77,7 @@ class SamplingPools:
 
 
 def build_pools(weights: U64, groups: I64, rejected: Positions, count: int) -> SamplingPools:
-    """Pools of `count` groups; `rejected` are places, ascending within each of the ascending `groups`.
+    """Build the pools of `count` groups. `rejected` are positions, ascending within each of the ascending `groups`.
 
     The weights' sum must be below 2**32.
     """
@@ -92,10 +93,8 @@ def build_pools(weights: U64, groups: I64, rejected: Positions, count: int) -> S
 
 
 def integer_weights(counts: Iterable[int], alpha: float) -> U64:
-    """(count + 1) ** alpha per node, as whole numbers of at least 1 whose sum stays below 2**32.
-
-    Python's own power and an exact sum: a vectorised power may differ in its last bit from machine to machine.
-    """
+    """Scale (count + 1) ** alpha of each item to integers of at least 1 with a sum below 2**32."""
+    # Python's own power and an exact sum: a vectorised power may differ in its last bit between machines.
     raised = [(count + 1) ** alpha for count in map(int, counts)]
     scale = (2**32 - 1 - len(raised)) / math.fsum(raised) if raised else 0.0
     return np.array([int(value * scale) + 1 for value in raised], dtype=np.uint64)
@@ -104,10 +103,11 @@ def integer_weights(counts: Iterable[int], alpha: float) -> U64:
 def sample(
     keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None = None
 ) -> tuple[Positions, Flags]:
-    """Up to `wanted` distinct nodes per draw: (places, which of them count), both of shape (wanted, draws).
+    """Sample up to `wanted` distinct items per key. Returns (positions, which of them count), both of shape (wanted, keys).
 
-    A pool of at most `wanted` nodes comes whole, ascending. Otherwise evenly by Floyd's algorithm (Bentley and Floyd 1987,
-    "A sample of brilliance"), or one after the other in proportion to the weights of `weighted`, the same pools.
+    A pool of at most `wanted` items is returned whole, ascending. Otherwise items are sampled uniformly by Floyd's algorithm
+    (Bentley and Floyd 1987, "A sample of brilliance"), or, with `weighted`, the same pools, one after the other in proportion
+    to the weights.
     """
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(keys), _BLOCK)]
 
@@ -122,14 +122,14 @@ def sample(
 
 
 def _threads() -> int:
-    """One for each core, and no more than Polars may have: a process that is one of many on its machine is told so."""
+    """One per core, but no more than Polars has: POLARS_MAX_THREADS limits a process that is one of many on its machine."""
     return min(len(os.sched_getaffinity(0)), pl.thread_pool_size())
 
 
 def _sample_block(
     keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None
 ) -> tuple[Positions, Flags]:
-    """One block of `draw`."""
+    """One block of `sample`."""
     even, near = even.of(groups)
     sizes = even.sizes[near]
     column = np.arange(wanted, dtype=np.int32)[:, None]
@@ -147,25 +147,25 @@ def _sample_block(
 
 
 def _items_at(even: SamplingPools, groups: I64, positions: Positions) -> Positions:
-    """The places at these positions of the draws' pools: read off the pools laid out, unless that is more than is drawn."""
+    """The items at these positions of their pools, which are materialized unless that is much more than is sampled."""
     if len(even.total) * len(even.weights) > _MATERIALIZE_RATIO * positions.size:
         return np.stack([even.item_at(groups, row.astype(np.uint64)) for row in positions])
     inside = np.ones((len(even.total), len(even.weights)), np.bool_)
     inside[np.repeat(np.arange(len(even.total)), np.diff(even.offsets)), even.rejected] = False
-    # Every pool has its own stretch; what an empty one reads is not counted.
+    # An empty pool has no entry: what is read for it doesn't count.
     laid_out = np.append(np.nonzero(inside)[1].astype(np.int32), np.int32(0))
     begins = (np.cumsum(even.sizes) - even.sizes)[groups]
     return np.stack([laid_out.take(begins + row) for row in positions])
 
 
 def _random_u32(keys: U64, attempt: int) -> U64:
-    """The attempt-th number of each key's splitmix64, its upper 32 bits."""
+    """The upper 32 bits of the attempt-th number of splitmix64 of each key."""
     step = np.uint64((attempt + 1) * _GAMMA % 2**64)
     return mix64(keys + step) >> np.uint64(32)
 
 
 def _floyd(keys: U64, sizes: I64, wanted: int) -> Positions:
-    """Positions in the pool: every subset of `wanted` of `sizes` is equally likely. Needs sizes > wanted."""
+    """Sample positions in pools: every subset of `wanted` of `sizes` is equally likely. Needs sizes > wanted."""
     taken = np.empty((wanted, len(keys)), np.int32)
     for attempt in range(wanted):
         last = sizes - wanted + attempt
@@ -175,11 +175,9 @@ def _floyd(keys: U64, sizes: I64, wanted: int) -> Positions:
 
 
 def _weighted(keys: U64, groups: I64, wanted: int, pool: SamplingPools) -> Positions:
-    """Places one after the other, each in proportion to the weights of those not taken yet. Needs pools > wanted.
-
-    An attempt that hits a taken node is made again, which is the same in distribution as drawing from the rest. Where a
-    few nodes hold nearly all the weight that could go on for long: after some attempts the rest is laid out instead.
-    """
+    """Sample one item after the other, each in proportion to the weights of those not taken yet. Needs pools > wanted."""
+    # An attempt that hits a taken item is repeated, which has the same distribution as sampling from the rest. If a few items
+    # hold nearly all the weight, that could take long: after some attempts the rest is materialized instead.
     pool, groups = pool.of(groups)
     done = np.empty((wanted, len(keys)), np.int32)
     rows, taken = np.arange(len(keys)), np.full((wanted, len(keys)), -1, np.int32)
@@ -192,7 +190,7 @@ def _weighted(keys: U64, groups: I64, wanted: int, pool: SamplingPools) -> Posit
         have[fresh] += 1
         open_ = have < wanted
         left = int(open_.sum())
-        if left < len(rows) / 2:  # go on with those that still want some
+        if left < len(rows) / 2:  # continue with the incomplete samples
             done[:, rows[~open_]] = taken[:, ~open_]
             rows, keys, groups, taken, have = rows[open_], keys[open_], groups[open_], taken[:, open_], have[open_]
             open_ = np.ones(left, np.bool_)
@@ -208,7 +206,7 @@ def _weighted(keys: U64, groups: I64, wanted: int, pool: SamplingPools) -> Posit
 
 
 def _contains(place: Positions, taken: Positions) -> Flags:
-    """Whether each draw's place is among those that it has taken: a column per draw."""
+    """Whether each sample has taken this position already; `taken` has one column per sample."""
     there = np.zeros(len(place), np.bool_)
     for earlier in taken:
         there |= earlier == place
@@ -216,7 +214,7 @@ def _contains(place: Positions, taken: Positions) -> Flags:
 
 
 def _weighted_remaining(keys: U64, groups: I64, taken: Positions, have: I64, pool: SamplingPools) -> Positions:
-    """The same draws' remaining nodes, over each pool laid out without the taken ones: every attempt takes one."""
+    """Complete samples from materialized pools without the taken items, so that every attempt takes one."""
     wanted = len(taken)
     rest = np.tile(pool.weights, (len(keys), 1))
     for row, group in enumerate(groups):

@@ -1,7 +1,7 @@
-"""Triples in a seeded random order, without all of them in memory: sorted by range of their keys (`--shuffle`).
+"""Sort triples by hash without holding all of them in memory (`--shuffle`).
 
-The keys are hashes, spread evenly, so ranges of them are of about equal size. A partition that is small is sorted as it is;
-a large one is laid down by range, in files, and sorted range by range: the order is the same.
+The sort keys are hashes, so ranges of keys have about equal size. A small partition is sorted in memory. A large one is
+written to one file per range and sorted range by range, with the same result.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.triples.generate import NO_LISTS, EventArrays, TripleBatch, TripleBlock
+from etl.triples.generate import NO_LISTS, EventArrays, TripleBatch
 
 MAX_ROWS_IN_MEMORY = 4_000_000
-"""Rows that are held in memory at the most."""
+"""The most rows that are held in memory."""
 
 _RANGES = 64
-_SHIFT = np.uint64(58)  # the leading bits of a key say its range
+_SHIFT = np.uint64(58)  # the leading bits of a key are its range
 _ROW = np.dtype(
     [("order", "u8"), ("event", "i4"), ("positive", "u4"), ("negative", "u4"), ("source", "i1"), ("in_candidates", "?")]
 )
 
 
 class ExternalShuffle:
-    """The triples of one partition on their way into their shuffled order."""
+    """Collects the triples of one partition and yields them sorted by `order`."""
 
     def __init__(self, scratch: Path, held: int = MAX_ROWS_IN_MEMORY) -> None:
         self._folder = scratch / f"shuffle-{uuid.uuid4().hex}"
@@ -37,23 +37,22 @@ class ExternalShuffle:
         self._events: list[EventArrays] = []
         self._known = 0
 
-    def add(self, piece: TripleBatch) -> None:
-        """Take in the next rows, in file order."""
-        if not self._events or self._events[-1] is not piece.events:
+    def add(self, batch: TripleBatch) -> None:
+        """Add the next rows, in file order."""
+        if not self._events or self._events[-1] is not batch.events:
             self._known += len(self._events[-1]) if self._events else 0
-            self._events.append(piece.events)
-        block = piece.block
-        rows = np.empty(len(block), _ROW)
+            self._events.append(batch.events)
+        rows = np.empty(len(batch), _ROW)
         for name in ("order", "positive", "negative", "source", "in_candidates"):
-            rows[name] = getattr(block, name)
-        rows["event"] = block.event + self._known
+            rows[name] = getattr(batch, name)
+        rows["event"] = batch.event + self._known
         self._rows.append(rows)
         self._held += len(rows)
         if self._held > self._most:
             self._spill()
 
     def batches(self) -> Iterator[TripleBatch]:
-        """All of them, in order."""
+        """Yield all rows, sorted; then nothing is left on disk."""
         events = _concat(self._events)
         if not self._folder.exists():
             yield from _sorted(self._rows, events)
@@ -81,17 +80,17 @@ class ExternalShuffle:
 
 
 def _sorted(rows: list[npt.NDArray[np.void]], events: EventArrays) -> Iterator[TripleBatch]:
-    """Rows by their keys; equal ones keep their order."""
+    """Sort rows by key; rows with equal keys keep their order."""
     if not rows:
         return
     every = np.concatenate(rows)
     every = every[np.argsort(every["order"], kind="stable")]
     columns = {name: np.ascontiguousarray(every[name]) for name in _ROW.names or ()}
-    yield TripleBatch(events, TripleBlock(**columns))  # type: ignore[arg-type]
+    yield TripleBatch(events, **columns)  # type: ignore[arg-type]
 
 
 def _concat(events: list[EventArrays]) -> EventArrays:
-    """The events of several buckets, one after the other; their lists are not needed any more."""
+    """Join the events of several buckets, without their lists."""
     kinds = {"users": np.uint32, "trips": np.uint32, "timestamps": np.int64, "days": np.int32}
     columns = {
         name: np.concatenate([np.zeros(0, kind), *(getattr(each, name) for each in events)])

@@ -1,8 +1,8 @@
-"""From events to their part of the split: train, valid, test (CONTRACT, section 3, Splits).
+"""Assign events to the parts of a split: train, valid, test (docs/contract.md, section 3, Splits).
 
-No row of a later part informs an earlier one. `last-trip` keeps that for each user; it lets other users' future in, as
-most published evaluations do (Meng et al. 2020, "Exploring Data Splitting Strategies for the Evaluation of Recommendation
-Models"). `time` keeps it for everybody.
+No row of a later part informs an earlier one. `time` guarantees that for all users. `last-trip` guarantees it within each user,
+but train contains events of other users that are later than a test trip, as in most published evaluations (Meng et al. 2020,
+"Exploring Data Splitting Strategies for the Evaluation of Recommendation Models").
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SPLIT = pl.Enum(SPLITS)
 
 
 def assign(events: pl.DataFrame, trips: pl.DataFrame, split: SplitSpec, kept: Collection[str]) -> pl.DataFrame:
-    """Adds `split` (Enum of train, valid, test) to events; their order stays.
+    """Add the column `split` (Enum of train, valid, test) to events; their order stays.
 
     `events` has `user_idx`, `trip_idx`, `city` and `timestamp`, all events of each of its users; `trips` one row per trip,
-    sorted by id, with its `start_us`; `kept` are the cities whose triples are published. Without a split everything is train.
+    sorted by id, with its `start_us`. `kept` are the cities that have triples. Without a split everything is train.
     """
     if split.kind == "none":
         return events.with_columns(split=pl.lit("train", dtype=SPLIT))
     if split.kind == "time":
-        # The cuts are whole seconds, so the floor of the moment lies on the same side of them as the moment itself.
+        # The cuts are whole seconds, so a timestamp and its floor are on the same side of them.
         passed = pl.sum_horizontal((pl.col("timestamp") >= cut).cast(pl.Int8) for cut in split.cuts)
         return events.with_columns(split=passed.replace_strict(dict(enumerate(split.parts)), return_dtype=SPLIT))
     parts = _last_trips(events, trips, kept)
@@ -35,8 +35,8 @@ def assign(events: pl.DataFrame, trips: pl.DataFrame, split: SplitSpec, kept: Co
 def _last_trips(events: pl.DataFrame, trips: pl.DataFrame, kept: Collection[str]) -> pl.DataFrame:
     """One row per (user, trip): the user's last trip to a kept city is test, with three or more the one before valid.
 
-    A trip to a city that is left out takes the part of the user's kept trip before it, train where there is none: in a
-    user's own order no later part comes before an earlier one.
+    A trip to an excluded city takes the part of the user's last kept trip before it, train without one. So in the order of a
+    user's trips, no later part comes before an earlier one.
     """
     own = (
         events.select("user_idx", "trip_idx", "city")
@@ -44,9 +44,9 @@ def _last_trips(events: pl.DataFrame, trips: pl.DataFrame, kept: Collection[str]
         .pipe(lambda own: own.with_columns(start_us=trips["start_us"].gather(own["trip_idx"])))
         .sort("user_idx", "start_us", "trip_idx", nulls_last=False)
         .with_columns(kept=pl.col("city").is_in(list(kept)).cast(pl.Int32))
-        .with_columns(place=pl.col("kept").cum_sum().over("user_idx"), of=pl.col("kept").sum().over("user_idx"))
+        .with_columns(number=pl.col("kept").cum_sum().over("user_idx"), of=pl.col("kept").sum().over("user_idx"))
     )
-    is_test = (pl.col("of") >= 2) & (pl.col("place") == pl.col("of"))
-    is_valid = (pl.col("of") >= 3) & (pl.col("place") == pl.col("of") - 1)
+    is_test = (pl.col("of") >= 2) & (pl.col("number") == pl.col("of"))
+    is_valid = (pl.col("of") >= 3) & (pl.col("number") == pl.col("of") - 1)
     part = pl.when(is_test).then(pl.lit("test")).when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train"))
     return own.select("user_idx", "trip_idx", split=part.cast(SPLIT))

@@ -129,8 +129,12 @@ def at_latest(act: Callable[[], None]) -> None:
 
         return write
 
-    for kind in (objects.ObjectStore, store.LocalStore):
-        kind.write = watched(kind.write)  # type: ignore[method-assign]
+    def write_latest(self: Any, name: str, original: Any = objects.ObjectStore.write_latest) -> None:
+        act()
+        original(self, name)
+
+    store.LocalStore.write = watched(store.LocalStore.write)  # type: ignore[method-assign]
+    objects.ObjectStore.write_latest = write_latest  # type: ignore[method-assign]
 
 
 def main() -> None:

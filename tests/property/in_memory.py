@@ -15,8 +15,9 @@ import polars as pl
 from etl.transform.buckets import BucketSpill
 from etl.transform.ranking_events import sort_for_files
 from etl.transform.schemas import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
-from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder, Vocabulary
+from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
 from etl.triples.partitions import TripleOptions
+from etl.triples.vocabulary import Vocabulary
 from tests.property import oracle
 from tests.property.dense import dense_world
 from tests.property.oracle import DIMENSION_OF_LABEL, World

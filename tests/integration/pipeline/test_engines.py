@@ -27,9 +27,9 @@ from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, versions
 from etl.runtime.ray_executor import open_executor
 from etl.settings.model import load_settings
-from etl.snapshots import apart
+from etl.snapshots import writer
+from etl.snapshots.manifest import DataSummary
 from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset
-from etl.snapshots.staged import DataSummary
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.triples.partitions import TripleOptions
 from tests.states import data_files, database_state, folder_state
@@ -52,13 +52,13 @@ OPTIONS = {
 class Travelling(LocalExecutor):
     """This process, but what is given and what comes back travels, as with workers elsewhere."""
 
-    apart, ahead = True, 3
+    apart, max_pending = True, 3
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return pickle.loads(pickle.dumps(value))  # noqa: S301
 
-    def begin(self, step: Callable[..., Any], shared: Any, *arguments: Any, keeps: int = 0) -> CompletedTask:
-        return pickle.loads(pickle.dumps(super().submit(step, shared, *arguments, num_outputs=keeps)))  # noqa: S301
+    def submit(self, step: Callable[..., Any], shared: Any, *arguments: Any, num_outputs: int = 0) -> CompletedTask:
+        return pickle.loads(pickle.dumps(super().submit(step, shared, *arguments, num_outputs=num_outputs)))  # noqa: S301
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,9 @@ def staged(
         each.mkdir(parents=True)
     training = TripleOptions(**{"small_catalog": "keep", **options})
     dataset = read_dataset(snapshot, buckets)
-    account = write_data_files(dataset, StageOptions(training, "both", 700), data, scratch, no_progress, engine=engine)
+    account = write_data_files(
+        dataset, StageOptions(training, "both", 700), data, scratch, no_progress, executor=engine
+    )
     return account, account.counts(dataset)
 
 
@@ -94,7 +96,7 @@ def staged(
 @pytest.mark.parametrize("shares_disk", [True, False])
 def test_steps_may_be_done_elsewhere(published, tmp_path, monkeypatch, options, shares_disk):
     if not shares_disk:
-        monkeypatch.setattr(apart.PartContext, "sees_driver_disk", lambda _: False)
+        monkeypatch.setattr(writer.PartContext, "sees_driver_disk", lambda _: False)
     here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, **options)
     assert len(here.files) > 20
     for buckets in (1, 7):
@@ -152,12 +154,12 @@ def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small
 def test_a_worker_that_is_killed_changes_nothing(ray, published, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     here, counts = staged(published, tmp_path / "here", LocalExecutor(), 1, split="last-trip")
-    for name in ("expand_apart", "write_part"):
-        killed = partial(dies_once, str(tmp_path / name), getattr(apart, name))
-        monkeypatch.setattr(apart, name, killed)
+    for name in ("expand_bucket_task", "write_part"):
+        killed = partial(dies_once, str(tmp_path / name), getattr(writer, name))
+        monkeypatch.setattr(writer, name, killed)
     with open_executor("ray", {}, CancelToken()) as engine:
         there, theirs = staged(published, tmp_path / "there", engine, 5, split="last-trip")
-    assert (tmp_path / "expand_apart").exists()
+    assert (tmp_path / "expand_bucket_task").exists()
     assert (tmp_path / "write_part").exists()
     assert (there.files, theirs) == (here.files, counts)
 
@@ -219,7 +221,7 @@ def called(process: psutil.Process) -> str:
 
 def works(process: psutil.Process) -> bool:
     """Whether a process is a worker with a task."""
-    return called(process).startswith("ray::_call")
+    return called(process).startswith("ray::_run_task")
 
 
 def listens(process: psutil.Process) -> set[str]:

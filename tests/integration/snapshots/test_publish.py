@@ -28,8 +28,8 @@ from etl.pipeline import run as pipeline
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.run_record import RunResult
 from etl.snapshots import object_store as objects
-from etl.snapshots.lease import LOCK, Lease, owner
 from etl.snapshots.locations import local_snapshot, open_store
+from etl.snapshots.lock import LOCK, Lease, owner
 from etl.snapshots.object_store import ObjectStore
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import MANIFEST
@@ -107,6 +107,12 @@ def night(small_world, settings_for, place):
     return lambda **options: pipeline.run(settings_for(small_world, out=place.out, **options))
 
 
+@pytest.fixture
+def night_of_bucket(small_world, settings_for, bucket):
+    """Run a night into the bucket."""
+    return lambda **options: pipeline.run(settings_for(small_world, out=bucket.out, **options))
+
+
 def data(state: dict[str, str], name: str) -> dict[str, str]:
     """The digests of a snapshot's data files."""
     start = f"snapshots/{name}/"
@@ -147,7 +153,7 @@ def test_nights_follow_one_another(night, place):
     first, second = night(seed=1), night()
     assert place.snapshots() == [Path(first.snapshot).name, Path(second.snapshot).name]
     assert place.latest() == Path(second.snapshot).name
-    assert [each.name for each in second.nights] == [Path(first.snapshot).name]
+    assert [each.name for each in second.previous_runs] == [Path(first.snapshot).name]
     before = place.state()
     assert night(skip_unchanged=True).snapshot is None
     assert place.state() == before
@@ -497,6 +503,35 @@ def test_who_has_lost_the_lock_publishes_nothing(bucket, small_world, settings_f
     with pytest.raises(ConnectError, match="was lost"):
         pipeline.run(settings_for(small_world, out=bucket.out))
     assert set(bucket.objects()) == {LOCK}
+
+
+def test_latest_is_not_written_over_what_another_run_has_published(bucket, night_of_bucket, monkeypatch):
+    """A run that was cut off between its last look at the lock and LATEST: compare-and-swap refuses its write."""
+    original = ObjectStore.write_latest
+    for first in (True, False):  # LATEST is not there yet, or has another version than when the lock was taken
+
+        def overtaken(self, name):
+            bucket.client.put_object(Bucket=bucket.name, Key="nights/out/LATEST", Body=b"another")
+            original(self, name)
+
+        if not first:
+            bucket.client.delete_object(Bucket=bucket.name, Key="nights/out/LATEST")
+            assert night_of_bucket(seed=1).snapshot
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectStore, "write_latest", overtaken)
+            with pytest.raises(ConnectError, match=r"was changed since this run began.*the next run publishes"):
+                night_of_bucket()
+        assert bucket.objects()["LATEST"] == b"another"
+
+
+def test_latest_whose_reply_was_lost_is_written(bucket):
+    store = ObjectStore(bucket.out, {})
+    for name in ("first", "second"):
+        with store.lock(0):
+            bucket.client.put_object(Bucket=bucket.name, Key="nights/out/LATEST", Body=name.encode())
+            store.write_latest(name)  # the retry of a write that succeeded
+            with pytest.raises(ConnectError, match=r"was changed since this run began"):
+                store.write_latest("other")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from etl.reporting.time_bins import MOST, bin_by_time
 from etl.reporting.wording import exclusions
 from etl.runtime.run_record import RunResult
 from etl.settings.model import load_settings
-from etl.snapshots.publish import build_manifest, snapshot_name
+from etl.snapshots.manifest import build_manifest
+from etl.snapshots.publish import snapshot_name
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model
 from tests.property import oracle

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -17,12 +18,14 @@ from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.snapshots import parquet
 from etl.snapshots import writer as stage
-from etl.snapshots.event_reader import Vocabularies, _batches
-from etl.snapshots.parquet import PartCopier, PartWriter, file_info, write_batches, write_file, writer_pool
+from etl.snapshots.event_reader import _batches, id_indexes
+from etl.snapshots.manifest import FileEntry
+from etl.snapshots.parquet import PartCopier, PartWriter, ThreadPart, file_info, open_writer, write_file, writer_pool
 from etl.snapshots.reader import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import _as_listed
 from etl.triples.dataset import ENCODED_EVENTS
+from etl.triples.vocabulary import Vocabulary
 from tests.manifests import FILE, SOUND
 
 ROWS = pl.DataFrame({"id": [f"u{number}" for number in range(10)], "number": range(10)})
@@ -75,39 +78,29 @@ def _refused(why: str):
     yield  # a generator that gives nothing
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """Rows of one column."""
-
-    values: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def slice(self, which: slice) -> Numbers:
-        return Numbers(self.values[which])
-
-
 def test_however_many_partitions_are_on_their_way_none_of_their_files_stays_open(monkeypatch, tmp_path):
     monkeypatch.setattr(parquet, "ROW_GROUP", 4)
     schema = pa.schema([pa.field("number", pa.int64())])
 
-    def columns(pieces: Sequence[Numbers]) -> list[pa.Array]:
-        return [pa.array([value for piece in pieces for value in piece.values], pa.int64())]
+    def encode(batches: Sequence[range]) -> pa.Table:
+        return pa.table([pa.array([value for batch in batches for value in batch], pa.int64())], schema)
 
     def opened() -> int:
         return sum(path.resolve().suffix == ".parquet" for path in Path("/proc/self/fd").iterdir())
 
     with writer_pool(2) as two:
-        parts = [PartWriter(tmp_path / str(place), schema, 100, columns, two) for place in range(40)]
+        parts = [
+            PartWriter(tmp_path / str(place), 100, partial(ThreadPart, encode=encode, pool=two)) for place in range(40)
+        ]
         for start in (0, 6, 12):  # a whole row group each time, and rows that wait
             for each in parts:
-                each.add(Numbers(tuple(range(start, start + 6))))
+                each.add(range(start, start + 6), 6)
         assert opened() <= 2
         for each in parts:
             each.end()
         written = [file for each in parts for file in each.written()]
-    write_batches(tmp_path / "whole.parquet", schema, [Numbers(tuple(range(18)))], columns)
+    with open_writer(tmp_path / "whole.parquet", schema) as whole:
+        whole.write_table(encode([range(18)]), row_group_size=4)
     assert {file.sha256 for file in written} == {file_sha256(tmp_path / "whole.parquet")}
 
 
@@ -128,7 +121,6 @@ def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path
     written = file_info(file, 10)
     with writer_pool() as two:
         copies = PartCopier(tmp_path / "sound", [written], two)
-        assert copies.rows == 10
         assert copies.written() == [replace(written, path=tmp_path / "sound" / "part-00000.parquet")]
     harm(file)
     with writer_pool() as two, pytest.raises(said[0], match=said[1]):
@@ -162,7 +154,7 @@ def test_events_whose_file_is_missing_or_harmed_are_not_read_as_none(tmp_path):
     path = tmp_path / "part-00000.parquet"
 
     def read() -> list[pl.DataFrame]:
-        return list(_batches([path], "Rome", Vocabularies(ids, ids, ids), frozenset(ENCODED_EVENTS.columns)))
+        return list(_batches([path], "Rome", id_indexes(Vocabulary(ids, ids, ids)), frozenset(ENCODED_EVENTS.columns)))
 
     with pytest.raises(ConnectError, match=r"part-00000.parquet is not there"):
         read()
@@ -269,8 +261,8 @@ def test_latest_holds_one_name_or_is_named(tmp_path, latest):
 
 
 def test_a_file_is_what_its_manifest_says_by_size_bytes_and_rows(file):
-    entry = {"rows": 10, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    entry = FileEntry(file.name, 10, file.stat().st_size, file_sha256(file))
     assert _as_listed(file, entry)
-    assert not _as_listed(file, entry | {"bytes": entry["bytes"] + 1})
-    assert not _as_listed(file, entry | {"sha256": "0" * 64})
-    assert not _as_listed(file, entry | {"rows": 11})
+    assert not _as_listed(file, replace(entry, bytes=entry.bytes + 1))
+    assert not _as_listed(file, replace(entry, sha256="0" * 64))
+    assert not _as_listed(file, replace(entry, rows=11))

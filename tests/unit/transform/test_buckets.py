@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 
 from etl.settings.values import resolve_for_catalog
 from etl.snapshots import parquet
-from etl.snapshots.parquet import PartWriter, writer_pool
+from etl.snapshots.parquet import PartWriter, ThreadPart, writer_pool
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill, partition_by_bucket
 from etl.triples import generate as triples
 from etl.triples import shuffle
-from etl.triples.generate import Catalogue, EventArrays, HashKeys, TripleBatch, TripleBlock, generate_triples
+from etl.triples.generate import Catalogue, EventArrays, HashKeys, TripleBatch, generate_triples
 from etl.triples.sampling import build_pools
 from etl.triples.shuffle import ExternalShuffle
 
@@ -58,16 +59,11 @@ def test_a_shelf_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Numbers(list):
-    def slice(self, which):
-        return Numbers(self[which])
-
-
 SCHEMA = pa.schema({"n": pa.int64()})
 
 
-def as_columns(pieces):
-    return [pa.array([n for piece in pieces for n in piece], pa.int64())]
+def encode(batches):
+    return pa.table([pa.array([n for batch in batches for n in batch], pa.int64())], SCHEMA)
 
 
 @given(st.lists(st.integers(0, 60), max_size=12), st.sampled_from((1, 7, 50, 1000)), st.integers(1, 3))
@@ -80,10 +76,10 @@ def test_pieces_and_threads_do_not_show_in_the_files(tmp_path_factory, sizes, ro
         for pieces in (sizes, [len(numbers)]):
             folder = tmp_path_factory.mktemp("parts")
             with writer_pool(threads) as writers:
-                parts = PartWriter(folder / "p", SCHEMA, rows_per_file, as_columns, writers)
+                parts = PartWriter(folder / "p", rows_per_file, partial(ThreadPart, encode=encode, pool=writers))
                 start = 0
                 for size in pieces:
-                    parts.add(Numbers(numbers[start : start + size]))
+                    parts.add(numbers[start : start + size], size)
                     start += size
                 parts.end()
                 found.append([(file.path.name, file.rows, file.sha256) for file in parts.written()])
@@ -100,8 +96,8 @@ def test_what_goes_wrong_in_a_writing_thread_is_raised(tmp_path):
         raise RuntimeError("no")
 
     with writer_pool(1) as writers:
-        parts = PartWriter(tmp_path / "p", SCHEMA, 10, broken, writers)
-        parts.add(Numbers([1]))
+        parts = PartWriter(tmp_path / "p", 10, partial(ThreadPart, encode=broken, pool=writers))
+        parts.add([1], 1)
         parts.end()
         with pytest.raises(RuntimeError, match="no"):
             parts.written()
@@ -161,7 +157,7 @@ def test_blocks_do_not_show_in_the_triples(events, words):
     )
     whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triples, "BLOCK", 1)
+        patch.setattr(triples, "BATCH", 1)
         patch.setattr(triples, "_MARKS", 1)
         blocks = list(generate_triples(coded_, negatives, catalogue, KEYS))
     assert rows_of(blocks) == whole
@@ -203,9 +199,9 @@ def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, h
             part = slice(start, start + 7)
             zeros = np.zeros(len(place[part]), np.int32)
             keys = np.array(order[part], np.uint64)
-            block = TripleBlock(zeros, place[part], place[part], zeros.astype(np.int8), zeros.astype(bool), keys)
-            shuffled.add(TripleBatch(events, block))
-        found.append([n for piece in shuffled.batches() for n in piece.block.positive.tolist()])
+            plain = (place[part], place[part], zeros.astype(np.int8), zeros.astype(bool))
+            shuffled.add(TripleBatch(events, zeros, *plain, keys))
+        found.append([n for piece in shuffled.batches() for n in piece.positive.tolist()])
         assert list(folder.iterdir()) == []
     assert found[0] == found[1] == [n for _, n in sorted((key, n) for n, key in enumerate(order))]
     assert shuffle.MAX_ROWS_IN_MEMORY >= 1_000_000

@@ -22,7 +22,7 @@ from etl.triples.generate import (
     FlatPairs,
     HashKeys,
     ListColumn,
-    TripleBlock,
+    TripleBatch,
     generate_triples,
 )
 from etl.triples.partitions import Partition, build_training_set
@@ -65,7 +65,7 @@ def made_of(dataset: Dataset, options: oracle.Settings) -> Made:
 
 
 def rows_of(
-    block: TripleBlock, partition: Partition, dataset: Dataset, options: oracle.Settings
+    block: TripleBatch, partition: Partition, dataset: Dataset, options: oracle.Settings
 ) -> Iterator[oracle.Triple]:
     """A block's rows as triples; what they are to be shuffled by is compared on the way."""
     coded, items = partition.coded, dataset.items["item_id"]
@@ -90,7 +90,7 @@ def rows_of(
 @pytest.mark.parametrize("other", [0, 1])
 @pytest.mark.parametrize(("make", "number"), WORLDS)
 def test_triples_are_the_oracle_s_in_blocks_of_any_size(monkeypatch, make, number, other):
-    monkeypatch.setattr(triples, "BLOCK", (triples.BLOCK, 30)[(number + other) % 2])
+    monkeypatch.setattr(triples, "BATCH", (triples.BATCH, 30)[(number + other) % 2])
     world, options = make(number), both_settings(number)[other]
     after = oracle.after_run(world, options, MODEL)
     exported = oracle.exported(after, options)
@@ -170,7 +170,7 @@ def test_rows_have_no_order_unless_a_shuffle_is_asked_for():
     events = coded(([1, 2], [2], []))
     (block,) = generate_triples(events, NegativeSampling(ranking=True), catalogue(events, {}), keys())
     assert block.order is None
-    assert block.slice(slice(0, 1)).order is None
+    assert block[slice(0, 1)].order is None
 
 
 def test_a_positive_is_no_negative_even_where_it_was_shown_too():
@@ -210,7 +210,7 @@ def test_some_rows_of_a_block_are_those_rows():
     )
     which = np.array([3, 0, 6])
     names = ("event", "positive", "negative", "source", "in_candidates", "order")
-    some = block.slice(which)
+    some = block[which]
     assert len(some) == 3
     for name in names:
         assert getattr(some, name).tolist() == getattr(block, name)[which].tolist()
@@ -263,9 +263,9 @@ def test_an_event_and_a_node_are_one_number_however_many_there_are():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
-    """About BLOCK rows: as many whole events as fit, one at least; and no more of them than there are marks for."""
+    """About BATCH rows: as many whole events as fit, one at least; and no more of them than there are marks for."""
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(triples, "BLOCK", int(rng.integers(1, 60)))
+    monkeypatch.setattr(triples, "BATCH", int(rng.integers(1, 60)))
     monkeypatch.setattr(triples, "_MARKS", NODES * int(rng.integers(1, 12)) + 5)
     events = coded(*([rng.permutation(NODES)[: rng.integers(0, 6)] for _ in range(3)] for _ in range(40)))
     negatives = NegativeSampling(ranking=seed % 2 == 0, shown=seed % 3 == 0, catalog=(0, 4)[seed % 5 > 1])
@@ -281,8 +281,8 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
     assert (bounds[0], bounds[-1]) == (0, len(events))
     for first, end in pairwise(bounds):
         assert 0 < end - first <= most
-        assert end - first == 1 or sum(rows[first:end]) <= triples.BLOCK
-        full = end == len(events) or end - first == most or sum(rows[first : end + 1]) > triples.BLOCK
+        assert end - first == 1 or sum(rows[first:end]) <= triples.BATCH
+        full = end == len(events) or end - first == most or sum(rows[first : end + 1]) > triples.BATCH
         assert full
 
 
