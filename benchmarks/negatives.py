@@ -31,10 +31,9 @@ import polars as pl
 from benchmarks import realdata
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
 from etl.errors import EtlError
-from etl.evaluation.holdout import Figures
-from etl.evaluation.metrics import Interval, bootstrap
-from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
-from etl.evaluation.task import ProbeTask, TripleArrays, build_task_from, partitions, table
+from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
+from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
+from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
 from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot, read_dataset
@@ -96,7 +95,7 @@ class Row:
 
     world: str
     strategy: str
-    figures: Mapping[tuple[str, str], Figures]
+    figures: Mapping[tuple[str, str], RankingMetrics]
     triples: int
     seconds: float
     sign: Mapping[str, float | None]
@@ -173,7 +172,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     return Row(world.name, strategy.name, figures, triples, round(time.perf_counter() - start, 1), signs)
 
 
-def trained(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], Figures]:
+def trained(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], RankingMetrics]:
     """Every ranking's figures per user, the model's as the mean over the seeds."""
     unknown = affinity_model().default_affinity
     found = probe(asked, unknown, 0, _silent)
@@ -218,8 +217,8 @@ def _change(name: str | None, world: World) -> Change:
     return weighed
 
 
-def _mean(every: Sequence[Figures]) -> Figures:
-    return Figures(*(np.mean([getattr(each, name) for each in every], axis=0) for name in FIGURES))
+def _mean(every: Sequence[RankingMetrics]) -> RankingMetrics:
+    return RankingMetrics(*(np.mean([getattr(each, name) for each in every], axis=0) for name in FIGURES))
 
 
 def measure_all(every: Sequence[World], seeds: int) -> list[Row]:
@@ -257,8 +256,8 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _joined(every: Sequence[Figures]) -> Figures:
-    return Figures(*(np.concatenate([getattr(each, name) for each in every]) for name in FIGURES))
+def _joined(every: Sequence[RankingMetrics]) -> RankingMetrics:
+    return RankingMetrics(*(np.concatenate([getattr(each, name) for each in every]) for name in FIGURES))
 
 
 def interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
@@ -274,7 +273,7 @@ def account(row: Row) -> dict[str, Any]:
     for (name, scope), figures in row.figures.items():
         rankings.setdefault(name, {})[scope] = {each: interval(getattr(figures, each)) for each in FIGURES}
         if name in {POPULARITY, OWN_HISTORY, AFFINITY}:
-            apart = difference(row.figures[MODEL, scope], figures)
+            apart = row.figures[MODEL, scope] - figures
             against.setdefault(name, {})[scope] = {each: interval(getattr(apart, each)) for each in FIGURES}
     return {
         "world": row.world,

@@ -28,7 +28,7 @@ from etl.postgres.ddl import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.scope import Scope
 from etl.postgres.url import connection_parts, schema_of, target_of
-from etl.reporting.numbers import counted
+from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
@@ -283,12 +283,12 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield failed(
             "shadow users",
             DataError,
-            f"of {counted(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: nothing can be learned",
+            f"of {format_count(users, 'user')} none has an email that begins with {scope.prefix!r}{at}: nothing can be learned",
             "See --shadow-prefix, --shadow-domain, and whether this is the right database.",
         )
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
-    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
+    said = f"{shadow:,} of {format_count(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
     limits(settings).check_user_count(shadow, users)
     if multiple_domains_warning(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
@@ -307,7 +307,7 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
         f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
     )
     for table, live, dead, size, vacuumed, off in rows:
-        rows_said = "rows not counted yet (ANALYZE does)" if live is None else counted(live, "row")
+        rows_said = "rows not counted yet (ANALYZE does)" if live is None else format_count(live, "row")
         said = (
             f"{table}: {rows_said}, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
         )

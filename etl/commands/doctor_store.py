@@ -14,8 +14,8 @@ from pathlib import Path
 from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
 from etl.commands.doctor_database import clock_skew
 from etl.errors import ConnectError, LockedError
-from etl.reporting import listing as history
-from etl.reporting.numbers import format_bytes
+from etl.reporting import history
+from etl.reporting.wording import format_bytes
 from etl.settings.model import Settings
 from etl.snapshots.locations import open_store
 from etl.snapshots.reader import SNAPSHOTS, STAGING
