@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -40,19 +40,19 @@ class TextTable(Table):
 
     def __init__(self, title: str | None, *columns: str, foot: Iterable[str] = ()) -> None:
         feet = list(foot)
-        super().__init__(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            show_edge=False,
-            pad_edge=False,
-            show_footer=bool(feet),
-        )
+        super().__init__(show_edge=False, pad_edge=False, show_footer=bool(feet))
+        self._heading = title
         feet += [""] * (len(columns) - len(feet))
         for column, last in zip(columns, feet, strict=True):
             right = column.startswith(">")
             name = column.removeprefix(">")
             self.add_column(name, last, justify="right" if right else "left", overflow="ellipsis" if right else "fold")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Rich would wrap a title to the table's width.
+        if self._heading is not None:
+            yield Text(self._heading, style="bold")
+        yield from super().__rich_console__(console, options)
 
     def add_row(self, *cells: RenderableType | None, **more: Any) -> None:
         """Add a row of texts or renderables."""

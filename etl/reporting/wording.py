@@ -236,7 +236,10 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
         labels = "shadow_users", "without_persona"
         yield Exclusion("shadow users", NO_SEED, counts["shadow_users_without_persona"], labels=labels)
     sources = counts.get("persona_values_by_source", {})
-    for source, why in (("default", "missing in the seed: default used"), ("reconstructed", "rebuilt from labels")):
+    for source, why in (
+        ("default", "missing in the seed: default used"),
+        ("reconstructed", "affinities rebuilt from labels"),
+    ):
         yield Exclusion("persona values", why, sources.get(source, 0), informational=True)
     for key, label, what in _BY_REASON:
         yield from by_reason(what, counts.get(key, {}), label)
