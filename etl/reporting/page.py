@@ -5,7 +5,6 @@ The same snapshot and the same earlier runs give the same bytes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,8 +61,6 @@ _NAMELESS = "(no name)"
 _TRENDS = ("triples", "ranking events", "positives", "users", "left out: positives", "set aside rows", "AUC")
 _REFERENCE = "AUC of popularity"
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Affinity:
@@ -116,13 +113,8 @@ def render(
     cities, metrics = cities_of(manifest, stats), metrics_of(manifest, runs)
     items, users = item_stats(folder, stats), user_stats(folder)
     affinities, days = _affinities(stats), charts.bin_by_time(stats.days)
-    drawn: dict[str, str] = {}
-    try:
-        with charts.chart_style(folder):
-            drawn = _draw_data(split_of(manifest), cities, items, affinities, days)
-            drawn |= _draw_probe(probe) | _draw_trends(manifest, runs)
-    except OSError as error:
-        log.warning("The report has no charts: %s. Set MPLCONFIGDIR to a writable folder.", error)
+    drawn = _draw_data(split_of(manifest), cities, items, affinities, days)
+    drawn |= _draw_probe(probe) | _draw_trends(manifest, runs)
     return _fill_template(
         manifest,
         drawn,
@@ -166,14 +158,14 @@ def _draw_data(
     drawn = {}
     rows = [(_display_name(city.name), city.triples) for city in cities if city.all_triples][:_CHARTED_CITIES]
     if rows:
-        drawn["cities"] = charts.stacked_bars("cities", rows, split, "Triples per city and part of the split")
+        drawn["cities"] = charts.stacked_bars(rows, split, "Triples per city and part of the split")
     if any(map(len, items.counts.values())):
-        drawn["ranks"] = charts.rank_frequency("ranks", list(items.counts.values()), "Counts of items by rank")
+        drawn["ranks"] = charts.rank_frequency(list(items.counts.values()), "Counts of items by rank")
     if affinities:
         series = [(each.shares, each.mean) for each in affinities]
-        drawn["affinity"] = charts.distributions("affinity", series, "Affinity of candidates and of selected items")
+        drawn["affinity"] = charts.distributions(series, "Affinity of candidates and of selected items")
     if days:
-        drawn["days"] = charts.column_chart("days", days.values, days.labels, f"Ranking events per {days.unit}")
+        drawn["days"] = charts.column_chart(days.values, days.labels, f"Ranking events per {days.unit}")
     return drawn
 
 
@@ -190,7 +182,7 @@ def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
             if auc["mean"] is not None
         ]
         if rows:
-            drawn[f"probe {scope}"] = charts.interval_plot(f"probe-{scope}", rows, 0.5, "AUC of each ranking")
+            drawn[f"probe {scope}"] = charts.interval_plot(rows, 0.5, "AUC of each ranking")
     return drawn
 
 
@@ -206,15 +198,14 @@ def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> dict[str, s
     ends = [f"{moment:%H:%M} UTC" if same else wording.format_date(moment) for moment in (first, now)]
     return {
         f"trend {name}": charts.trend(
-            f"trend-{number}",
             found[name].values,
             found[name].expected,
             found[name].outside,
             (ends[0], ends[1]),
             f"{wording.format_metric(name)} over {len(runs) + 1} runs",
-            found[_REFERENCE].values if name == "AUC" and _REFERENCE in found else None,
+            found[_REFERENCE].values if name == "AUC" and _REFERENCE in found else (),
         )
-        for number, name in enumerate(_TRENDS)
+        for name in _TRENDS
         if name in found and any(found[name].values)
     }
 
