@@ -102,19 +102,18 @@ def run_summary(report: RunResult, *, profile: bool, dry_run: bool = False) -> R
     second and the process's peak memory until the end of each step.
     """
     counts = report.counts
-    return Group(
-        _metrics_table(report.metrics),
+    parts = [
+        _metrics_table(report.metrics) if report.metrics else None,
         exclusions_table(counts),
-        _probe_line(counts),
-        _published_table(counts, dry_run=dry_run),
+        _probe_line(counts["probe"]) if "probe" in counts else None,
+        _published_table(counts["published"], dry_run=dry_run) if "published" in counts else None,
         _steps_table(report, profile=profile),
-    )
+    ]
+    return Group(*(part for part in parts if part is not None))
 
 
-def _metrics_table(metrics: list[Metric]) -> RenderableType:
+def _metrics_table(metrics: list[Metric]) -> Table:
     """Return each metric with the last run's value and the expected range."""
-    if not metrics:
-        return Text("")
     notes = any(each.out_of_range for each in metrics)
     title = f"\nVolumes compared with earlier runs: {volumes_verdict(metrics)[1]}"
     table = TextTable(title, "", ">this run", ">last run", ">change", ">expected range", *[""] * notes)
@@ -138,20 +137,14 @@ def exclusions_table(counts: Mapping[str, Any]) -> RenderableType:
     return table if table.row_count else Text("\nNothing was excluded.")
 
 
-def _probe_line(counts: Mapping[str, Any]) -> Text:
-    if "probe" not in counts:
-        return Text("")
-    found = counts["probe"]
+def _probe_line(found: Mapping[str, Any]) -> Text:
     return Text(
         f"\nProbe ({found['split']}, {found['users']:,} users): AUC {format_interval(found['auc'])}, "
         f"popularity {format_interval(found['auc_of_popularity'])}, NDCG@10 {format_interval(found['ndcg_at_10'])}"
     )
 
 
-def _published_table(counts: Mapping[str, Any], *, dry_run: bool) -> RenderableType:
-    published = counts.get("published")
-    if not published:
-        return Text("")
+def _published_table(published: Mapping[str, Any], *, dry_run: bool) -> Table:
     events, triples = published["events"], published["triples"]
     title = f"\n{'What would be published' if dry_run else 'What was published'}, by city"
     foot = ["all", *(format_number(sum(each.values())) for each in (events, triples))]

@@ -14,7 +14,6 @@ MODULES = sorted(
 TOLD_BY_THE_ENVIRONMENT = {
     # Libraries that take some settings from the environment alone.
     "etl/postgres/embedded.py",
-    "etl/reporting/charts.py",
     "etl/runtime/ray_executor.py",
     "etl/snapshots/object_store_client.py",
 }
