@@ -103,18 +103,6 @@ class Model(Parameters):
         return scores
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """The state of training: `number` (from 1) of `epochs` are done.
-
-    `loss` is the weighted mean of -ln sigmoid(score difference) over the epoch's triples. ln 2 is chance.
-    """
-
-    number: int
-    epochs: int
-    loss: float
-
-
 def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and how to train
     users: Ints,
     positives: Ints,
@@ -124,11 +112,12 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
     n_items: int,
     options: BprConfig = BprConfig(),
     *,
-    after_epoch: Callable[[Epoch], object] | None = None,
+    after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
 ) -> Model:
     """Train a model on the triples (users[t], positives[t], negatives[t]) with weights[t] (None: all 1).
 
-    Codes are 0 to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch. The same triples in the same
+    Codes are 0 to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch with its number, from 1,
+    and its loss, the weighted mean of -ln sigmoid(score difference); ln 2 is chance. The same triples in the same
     order with the same options give the same model, on one machine with one number of BLAS threads. Without triples all
     scores are 0. Raises ValueError for columns of unequal length, codes out of range, and weights that are negative or not
     finite.
@@ -146,8 +135,7 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
             found = triples.gradient(optimizer.parameters, batch)
             optimizer.step(found.gradient, len(triples) / len(batch), 1 - done / (options.epochs * steps))
             loss, weight, done = loss + found.loss, weight + found.weight, done + 1
-        if after_epoch is not None:
-            after_epoch(Epoch(number, options.epochs, loss / weight if weight > 0 else 0.0))
+        after_epoch(number, loss / weight if weight > 0 else 0.0)
     return Model(*optimizer.parameters)
 
 

@@ -145,7 +145,7 @@ def _train(task: ProbeTask, triples: TripleArrays, config: bpr.BprConfig, progre
         n_users=task.dataset.users.height,
         n_items=task.dataset.items.height,
         options=config,
-        after_epoch=lambda epoch: progress(what, epoch.number, epoch.epochs),
+        after_epoch=lambda number, _loss: progress(what, number, config.epochs),
     )
     return lambda group: model.scores(group.users)[:, group.items]
 

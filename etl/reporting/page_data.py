@@ -140,52 +140,32 @@ def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> lis
     """Return the steps from users to positives. `trips` are those published, `users` those of the audience."""
     published = manifest["published"]
     seeded = "ranking_events" in manifest and manifest["settings"]["audience"] == "shadow"
-    return [
-        _users_step(manifest, stats, manifest["shadow_users"] if seeded else users),
-        _trips_step(manifest["source_rows"]["trips"] if seeded else trips, trips),
-        _days_step(manifest) if seeded else _logged_step(manifest),
-        _events_step(stats, sum(published["events"].values())),
-        FunnelStep.of(
-            "positives",
-            sum(city.selected for city in stats.cities.values()),
-            published["positives"],
-            list(by_reason("positives", published.get("positives_left_out", {}))),
-            "are in the triples",
-        ),
+    events, active = sum(published["events"].values()), int(stats.has_events.sum())
+    all_users = manifest["shadow_users"] if seeded else users
+    all_trips = manifest["source_rows"]["trips"] if seeded else trips
+    no_seed = min(manifest.get("shadow_users_without_persona", 0), all_users - active)
+    no_event = [
+        Exclusion("users", NO_SEED, no_seed),
+        Exclusion("users", "no ranking event", all_users - active - no_seed),
     ]
-
-
-def _users_step(manifest: Manifest, stats: EventStats, incoming: int) -> FunnelStep:
-    retained = int(stats.has_events.sum())
-    without = min(manifest.get("shadow_users_without_persona", 0), incoming - retained)
-    other = Exclusion("users", "no ranking event", incoming - retained - without)
-    excluded = [Exclusion("users", NO_SEED, without), other]
-    return FunnelStep.of("users", incoming, retained, excluded, "have a ranking event")
-
-
-def _trips_step(incoming: int, retained: int) -> FunnelStep:
-    excluded = [Exclusion("trips", "none of its days has a ranking event", incoming - retained)]
-    return FunnelStep.of("trips", incoming, retained, excluded, "have a ranking event")
-
-
-def _days_step(manifest: Manifest) -> FunnelStep:
-    events = sum(manifest["published"]["events"].values())
-    excluded = list(by_reason("trip-days", manifest.get("days_without_event", {})))
-    incoming = events + sum(each.rows for each in excluded)
-    return FunnelStep.of("trip-days", incoming, events, excluded, "are ranking events")
-
-
-def _logged_step(manifest: Manifest) -> FunnelStep:
-    events = sum(manifest["published"]["events"].values())
-    excluded = [*by_reason("events", manifest.get("events_left_out", {})), *rejected(manifest, "events")]
-    incoming = events + sum(each.rows for each in excluded)
-    return FunnelStep.of("events", incoming, events, excluded, "are published")
-
-
-def _events_step(stats: EventStats, events: int) -> FunnelStep:
+    if seeded:
+        what, how = "trip-days", "are ranking events"
+        days = list(by_reason(what, manifest.get("days_without_event", {})))
+    else:
+        what, how = "events", "are published"
+        days = [*by_reason(what, manifest.get("events_left_out", {})), *rejected(manifest, what)]
     without = sum(city.without_selection for city in stats.cities.values())
-    excluded = [Exclusion("ranking events", "nothing was selected on that day", without)]
-    return FunnelStep.of("ranking events", events, events - without, excluded, "have a selected item")
+    selected = sum(city.selected for city in stats.cities.values())
+    unused = list(by_reason("positives", published.get("positives_left_out", {})))
+    no_trip = [Exclusion("trips", "none of its days has a ranking event", all_trips - trips)]
+    no_selection = [Exclusion("ranking events", "nothing was selected on that day", without)]
+    return [
+        FunnelStep.of("users", all_users, active, no_event, "have a ranking event"),
+        FunnelStep.of("trips", all_trips, trips, no_trip, "have a ranking event"),
+        FunnelStep.of(what, events + sum(each.rows for each in days), events, days, how),
+        FunnelStep.of("ranking events", events, events - without, no_selection, "have a selected item"),
+        FunnelStep.of("positives", selected, published["positives"], unused, "are in the triples"),
+    ]
 
 
 def split_of(manifest: Manifest) -> list[str]:
