@@ -20,9 +20,9 @@ import polars as pl
 
 from benchmarks.harness.results import RESULTS, table_row
 from benchmarks.training_value.negatives import Row, row_entry, train
-from etl.evaluation.holdout import Figures
+from etl.evaluation.holdout import build_task_from, regenerate
+from etl.evaluation.metrics import RankingMetrics
 from etl.evaluation.probe import MODEL, POPULARITY
-from etl.evaluation.task import build_task_from, regenerate
 from etl.settings.values import LARGE_CATALOGUE
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
 from etl.triples.partitions import TripleOptions, build_training_set
@@ -86,7 +86,7 @@ def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
     return events.sort("user_idx", "timestamp")
 
 
-def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:
+def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], RankingMetrics]:
     """Return the metrics of catalog:16 sampled in proportion to popularity to the power alpha."""
     options = TripleOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
     training = build_training_set(simulate(nodes), options)
@@ -121,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cell(figures: Figures) -> str:
+def _cell(figures: RankingMetrics) -> str:
     return f"{np.nanmean(figures.auc):.3f} / {np.nanmean(figures.ndcg):.3f}"
 
 
-def _account(figures: dict[tuple[str, str], Figures]) -> dict[str, Any]:
+def _account(figures: dict[tuple[str, str], RankingMetrics]) -> dict[str, Any]:
     found = row_entry(Row("simulated", "catalog:16", figures, 0, 0.0, {}))
     return {name: found[name] for name in ("rankings", "model_against")}
 

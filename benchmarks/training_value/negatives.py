@@ -33,10 +33,9 @@ from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from benchmarks.run import realdata
 from etl.errors import EtlError
-from etl.evaluation.holdout import Figures
-from etl.evaluation.metrics import Interval, bootstrap
-from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
-from etl.evaluation.task import ProbeTask, TripleArrays, build_task_from, partitions, table
+from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
+from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
+from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
 from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot, read_dataset
@@ -97,7 +96,7 @@ class Row:
 
     world: str
     strategy: str
-    figures: Mapping[tuple[str, str], Figures]
+    figures: Mapping[tuple[str, str], RankingMetrics]
     triples: int
     seconds: float
     sign: Mapping[str, float | None]
@@ -174,7 +173,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     return Row(world.name, strategy.name, figures, triples, round(time.perf_counter() - start, 1), signs)
 
 
-def train(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], Figures]:
+def train(asked: ProbeTask, seeds: int) -> dict[tuple[str, str], RankingMetrics]:
     """Return each ranking's metrics per user; the model's are means over the seeds."""
     unknown = affinity_model().default_affinity
     found = probe(asked, unknown, 0, _no_progress)
@@ -219,8 +218,8 @@ def _change(name: str | None, world: World) -> Change:
     return weighed
 
 
-def _mean(every: Sequence[Figures]) -> Figures:
-    return Figures(*(np.mean([getattr(each, name) for each in every], axis=0) for name in FIGURES))
+def _mean(every: Sequence[RankingMetrics]) -> RankingMetrics:
+    return RankingMetrics(*(np.mean([getattr(each, name) for each in every], axis=0) for name in FIGURES))
 
 
 def measure_all(every: Sequence[World], seeds: int) -> list[Row]:
@@ -258,8 +257,8 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _joined(every: Sequence[Figures]) -> Figures:
-    return Figures(*(np.concatenate([getattr(each, name) for each in every]) for name in FIGURES))
+def _joined(every: Sequence[RankingMetrics]) -> RankingMetrics:
+    return RankingMetrics(*(np.concatenate([getattr(each, name) for each in every]) for name in FIGURES))
 
 
 def interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
@@ -275,7 +274,7 @@ def row_entry(row: Row) -> dict[str, Any]:
     for (name, scope), figures in row.figures.items():
         rankings.setdefault(name, {})[scope] = {each: interval(getattr(figures, each)) for each in FIGURES}
         if name in {POPULARITY, OWN_HISTORY, AFFINITY}:
-            apart = difference(row.figures[MODEL, scope], figures)
+            apart = row.figures[MODEL, scope] - figures
             against.setdefault(name, {})[scope] = {each: interval(getattr(apart, each)) for each in FIGURES}
     return {
         "world": row.world,

@@ -21,8 +21,8 @@ from etl.commands.doctor_checks import Check, catch_errors, clock_skew, database
 from etl.errors import ConnectError, LockedError, SettingsError
 from etl.pipeline.publication import Clock
 from etl.postgres.url import schema_of, target_of
-from etl.reporting import listing as history
-from etl.reporting.numbers import format_bytes
+from etl.reporting import history
+from etl.reporting.wording import format_bytes
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder

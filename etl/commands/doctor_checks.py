@@ -14,7 +14,6 @@ from typing import Literal
 
 from etl.errors import ConnectError, EtlError, LockedError, SchemaError, SettingsError, unreadable
 from etl.extract import queries
-from etl.load.audit import require_counted
 from etl.pipeline.guards import check_scope, multiple_domains_warning
 from etl.pipeline.publication import Clock
 from etl.postgres import catalog
@@ -31,7 +30,7 @@ from etl.postgres.transaction import (
     transaction,
 )
 from etl.postgres.url import schema_of, target_of
-from etl.reporting.numbers import counted
+from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
@@ -320,7 +319,7 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
     domains = [(str(domain), int(users)) for domain, users in connection.fetch_rows(queries.shadow_domains(scope))]
     shadow, users = sum(number for _, number in domains), connection.fetch_int(queries.user_count(scope))
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
-    said = f"{shadow:,} of {counted(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
+    said = f"{shadow:,} of {format_count(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
     if multiple_domains_warning(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
     else:
@@ -338,7 +337,7 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
         f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
     )
     for table, live, dead, size, vacuumed, off in rows:
-        rows_said = "rows not counted yet (ANALYZE does)" if live is None else counted(live, "row")
+        rows_said = "rows not counted yet (ANALYZE does)" if live is None else format_count(live, "row")
         said = (
             f"{table}: {rows_said}, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
         )

@@ -75,7 +75,7 @@ def _run_publish_command(
     nothing = report.snapshot is None and not settings.dry_run
     return CommandResult(
         report.facts_for_json(),
-        [*lines, summary.run_summary(report, profile=settings.profile)],
+        [*lines, summary.run_summary(report, profile=settings.profile, dry_run=settings.dry_run)],
         NothingToDo.exit_code if nothing else 0,
     )
 
@@ -138,7 +138,7 @@ def _validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
-    return [summary.findings_table("Laws", ((f.law, f.broken, f.detail) for f in findings))]
+    return [summary.findings_table("Checks", ((f.law, f.broken, f.detail) for f in findings))]
 
 
 def synth(settings: Settings, stop: CancelToken) -> CommandResult:

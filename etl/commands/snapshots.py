@@ -13,13 +13,13 @@ from etl.settings.model import Settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etl.reporting.listing import Pruned
+    from etl.reporting.history import Pruned
 
 
 def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
     """The snapshots of an --out, the newest first, and what is unfinished there."""
     from etl.commands import tables
-    from etl.reporting import listing as history
+    from etl.reporting import history
     from etl.snapshots import locations
 
     place = locations.open_store(settings.out, settings.environ)
@@ -108,7 +108,7 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     """Take away the oldest snapshots of an --out, and what killed runs have left; exit 99 where there is nothing to take."""
     from etl.pipeline import run as pipeline
-    from etl.reporting import listing as history
+    from etl.reporting import history
     from etl.snapshots import locations, publish
 
     if settings.keep is None:
@@ -129,7 +129,7 @@ def prune(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def _prune_lines(found: Pruned, *, dry_run: bool) -> list[RenderableType | str]:
-    from etl.reporting.numbers import format_bytes
+    from etl.reporting.wording import format_bytes
 
     would = "would be removed" if dry_run else "removed"
     shown: list[RenderableType | str] = [f"{would}: {escape_control_characters(name)}" for name in found.removed]

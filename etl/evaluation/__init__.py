@@ -1,1 +1,1 @@
-"""The probe: whether a model trained on the triples ranks held-out positives better than simple rankings do."""
+"""The probe: whether a model trained on the triples ranks held-out items better than simple rankings do."""

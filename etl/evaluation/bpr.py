@@ -1,17 +1,17 @@
-"""BPR matrix factorisation, small and seeded, in NumPy alone: what a trainer would learn from triples.
+"""BPR matrix factorisation in NumPy, small and seeded: a stand-in for what a trainer learns from triples.
 
 Rendle et al. 2009 (BPR: Bayesian Personalized Ranking from Implicit Feedback): a user's score of an item is the item's
-bias plus the inner product of their factors, and training makes the positive's score exceed the negative's. What is
-minimised is BPR-Opt,
+bias plus the inner product of their factors, and training makes the positive's score exceed the negative's. Training
+minimises BPR-Opt,
 
     sum over triples of weight * -ln sigmoid(score(user, positive) - score(user, negative))
-      + (user_penalty * |users|^2 + item_penalty * |items - where they began|^2 + bias_penalty * |biases|^2) / 2
+      + (user_penalty * |users|^2 + item_penalty * |items - initial items|^2 + bias_penalty * |biases|^2) / 2
 
-Two things are ours. A penalty counts once, as the prior's that it is, not once per triple that names the user: who has
-few triples stays near what everybody likes. And items are drawn to the random vectors they began with instead of to
-nought: such vectors stand at right angles (or nearly, when there are more items than factors), so a user can know her
-own places by heart without liking others for it. With a small `spread` that is the usual model again, whose items begin
-near nought and differ only where users' choices bear it out.
+It differs from the paper in two points. A penalty counts once per parameter, as a prior, not once per triple: users with
+few triples stay near the general popularity. And items are pulled towards their random initial vectors instead of towards
+zero: these are orthogonal (nearly, with more items than factors), so that a user can prefer single items without also
+preferring others. With a small `spread` it is the usual model, whose items begin near zero and differ only where the
+triples require it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
 
-# Adam (Kingma & Ba 2015), whose second decay is faster here: training has hundreds of steps, not hundreds of thousands.
-_FIRST, _SECOND, _TINY = 0.9, 0.99, 1e-8
+# Adam (Kingma & Ba 2015). The second decay is faster than theirs: training has hundreds of steps, not hundreds of thousands.
+_BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 
-# With at most this many (user, item) pairs, matrices of users x items are the fast way. Measured on one core with 64
-# factors: six times as fast at 750 x 165, as fast at some 3 million pairs.
-_MOST_PAIRS = 3_000_000
+# Up to this many (user, item) pairs, the gradient through matrices of users x items is faster than the one through rows of
+# factors. Measured on one core with 64 factors: 2 against 12 ms per batch at 767 x 165, equal at about 3 million pairs. Neither
+# can replace the other: the probe would take six times as long on small worlds, or not fit into memory on large ones.
+_MAX_DENSE_PAIRS = 3_000_000
 
 
 @dataclass(frozen=True)
 class BprConfig:
     """How to train. The defaults suit a catalogue of tens to hundreds of items that users come back to.
 
-    A penalty is in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them
-    where there are more, in at most `steps` batches, none (but an epoch's only one) smaller than `smallest_batch`: the
-    number of steps is bounded whatever the number of triples. `spread` is the length of the vectors that items begin
-    with. The rate falls in a straight line to nought. Raises ValueError for what makes no sense.
+    Penalties are in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them
+    where there are more, in at most `steps` batches. No batch (but an epoch's only one) is smaller than `smallest_batch`, so
+    that the number of steps is bounded. `spread` is the length of the items' initial vectors. The learning rate falls
+    linearly to zero. Raises ValueError for values out of range.
     """
 
     factors: int = 64
@@ -69,15 +70,18 @@ VARIANTS = (
     BprConfig(factors=8, spread=0.1, user_penalty=50, item_penalty=100),
     BprConfig(factors=16, spread=0.1, user_penalty=50, item_penalty=50),
 )
-"""What to try on a validation part. The first is the default; `etl.evaluation.metrics.choose` leaves it for good reasons only.
+"""The variants that a probe tries. The first is the default; see `etl.evaluation.metrics.select_variant`.
 
-It learns each user's own places by heart. The others learn a few tastes that many share, and forget who was where: they
-are better where users seldom come back to a place.
+The default learns each user's own items. The others learn a few tastes that many users share, and are better where users
+seldom come back to an item.
 """
 
 
 class Parameters(NamedTuple):
-    """`users` (n_users, factors), `items` (n_items, factors), `biases` (n_items), all float32: a model's or a gradient's."""
+    """A model's parameters or their gradient.
+
+    All are float32: `users` (n_users, factors), `items` (n_items, factors), `biases` (n_items).
+    """
 
     users: Floats
     items: Floats
@@ -85,34 +89,21 @@ class Parameters(NamedTuple):
 
 
 class Model(Parameters):
-    """What was learnt."""
+    """A trained model."""
 
     __slots__ = ()
 
     def scores(self, user_codes: Ints) -> Floats:
-        """Every item's score for these users, in their order: (len(user_codes), n_items), float32, a higher one is better.
+        """Return every item's score for these users: (len(user_codes), n_items), float32, higher is better.
 
-        Only differences within a row mean something. A user without triples has the biases alone. Raises IndexError for
-        a code that the model does not have.
+        Only differences within a row are meaningful. A user without triples has the biases as scores. Raises IndexError for
+        an unknown code.
         """
         scores: Floats = self.users[user_codes] @ self.items.T + self.biases
         return scores
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """How far training is: `number` (from 1) of `epochs` are done, and the model is this now.
-
-    `loss` is the weighted mean of -ln sigmoid(lead) over the epoch's triples, each as it was met: ln 2 is chance.
-    """
-
-    number: int
-    epochs: int
-    loss: float
-    model: Model
-
-
-def train(  # noqa: PLR0913 - a triple's columns, how many codes there are, and how to train
+def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and how to train
     users: Ints,
     positives: Ints,
     negatives: Ints,
@@ -121,55 +112,54 @@ def train(  # noqa: PLR0913 - a triple's columns, how many codes there are, and 
     n_items: int,
     options: BprConfig = BprConfig(),
     *,
-    after_epoch: Callable[[Epoch], object] | None = None,
+    after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
 ) -> Model:
-    """A model of the triples (users[t], positives[t], negatives[t]), which weigh weights[t] each (None: all weigh 1).
+    """Train a model on the triples (users[t], positives[t], negatives[t]) with weights[t] (None: all 1).
 
-    Codes are 0 to n_users - 1 and 0 to n_items - 1. `after_epoch` is told of every epoch. The same triples in the same
-    order and the same options give the same model on one machine, with one number of BLAS threads. Without triples all
-    scores are nought. Raises ValueError for columns of unequal length, codes out of range, and weights that are negative
-    or not finite.
+    Codes are 0 to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch with its number, from 1,
+    and its loss, the weighted mean of -ln sigmoid(score difference); ln 2 is chance. The same triples in the same
+    order with the same options give the same model, on one machine with one number of BLAS threads. Without triples all
+    scores are 0. Raises ValueError for columns of unequal length, codes out of range, and weights that are negative or not
+    finite.
     """
     triples = _Triples(users, positives, negatives, weights, (n_users, n_items))
     if len(triples) == 0:
-        nothing = np.zeros((n_users + n_items, options.factors), np.float32)
-        return Model(nothing[:n_users], nothing[n_users:], np.zeros(n_items, np.float32))
+        zeros = np.zeros((n_users + n_items, options.factors), np.float32)
+        return Model(zeros[:n_users], zeros[n_users:], np.zeros(n_items, np.float32))
     rng = np.random.default_rng(options.seed)
-    descent = _Adam(rng, n_users, n_items, options)
+    optimizer = _Adam(rng, n_users, n_items, options)
     steps, done = _steps(len(triples), options), 0
     for number, epoch in enumerate(_epochs(rng, len(triples), options), 1):
         loss = weight = 0.0
         for batch in epoch:
-            met = triples.meet(descent.parameters, batch)
-            descent.step(met.gradient, len(triples) / len(batch), 1 - done / (options.epochs * steps))
-            loss, weight, done = loss + met.loss, weight + met.weight, done + 1
-        if after_epoch is not None:
-            mean = loss / weight if weight > 0 else 0.0
-            after_epoch(Epoch(number, options.epochs, mean, descent.model()))
-    return descent.model()
+            found = triples.gradient(optimizer.parameters, batch)
+            optimizer.step(found.gradient, len(triples) / len(batch), 1 - done / (options.epochs * steps))
+            loss, weight, done = loss + found.loss, weight + found.weight, done + 1
+        after_epoch(number, loss / weight if weight > 0 else 0.0)
+    return Model(*optimizer.parameters)
 
 
 def _steps(n_triples: int, options: BprConfig) -> int:
-    """How many batches an epoch has."""
-    met = min(n_triples, options.triples_per_epoch)
-    return max(1, min(options.steps, met // options.smallest_batch))
+    """Return the number of batches of an epoch."""
+    per_epoch = min(n_triples, options.triples_per_epoch)
+    return max(1, min(options.steps, per_epoch // options.smallest_batch))
 
 
 def _epochs(rng: np.random.Generator, n_triples: int, options: BprConfig) -> Iterator[list[Ints]]:
-    """For each epoch its batches of row numbers. No row comes again within a pass, and a pass is shuffled anew."""
-    met, steps = min(n_triples, options.triples_per_epoch), _steps(n_triples, options)
+    """Yield each epoch's batches of row numbers. Every pass over the triples is shuffled, and has no row twice."""
+    per_epoch, steps = min(n_triples, options.triples_per_epoch), _steps(n_triples, options)
     order = np.arange(n_triples)
     start = n_triples
     for _ in range(options.epochs):
-        if start + met > n_triples:  # the rest of a pass, less than an epoch, waits for the next shuffle
+        if start + per_epoch > n_triples:  # what is left of the pass is less than an epoch: shuffle again
             rng.shuffle(order)
             start = 0
-        yield np.array_split(order[start : start + met], steps)
-        start += met
+        yield np.array_split(order[start : start + per_epoch], steps)
+        start += per_epoch
 
 
 class BatchGradient(NamedTuple):
-    """What a batch says: the gradient of its loss, the loss, and the sum of its weights."""
+    """The gradient of a batch's loss, the loss, and the sum of the weights."""
 
     gradient: Parameters
     loss: float
@@ -177,7 +167,7 @@ class BatchGradient(NamedTuple):
 
 
 class _Triples:
-    """The triples' columns, checked, and the gradient of a batch of them."""
+    """The validated columns of triples, and the gradient of a batch of them."""
 
     def __init__(
         self,
@@ -200,13 +190,14 @@ class _Triples:
         )
         self.shape = shape
         self.weights = None if weights is None else weights.astype(np.float32)
-        self.meet = self._dense_gradient if shape[0] * shape[1] <= _MOST_PAIRS else self._sparse_gradient
+        dense = shape[0] * shape[1] <= _MAX_DENSE_PAIRS
+        self.gradient = self._dense_gradient if dense else self._sparse_gradient
 
     def __len__(self) -> int:
         return len(self.users)
 
     def _dense_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
-        """Through matrices of users x items: the scores before, the sum of pulls after; no factors per triple."""
+        """Return the gradient through matrices of users x items: the scores, then the sums of the pulls."""
         users, items, biases = parameters
         scores = (users @ items.T + biases).ravel()
         row = self.users[batch].astype(np.int64) * self.shape[1]
@@ -218,24 +209,25 @@ class _Triples:
         return BatchGradient(Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0)), loss, weight)
 
     def _sparse_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
-        """The same through rows of factors, one per triple: for when there are too many pairs to hold."""
+        """Return the same through rows of factors, one per triple: for more pairs than fit into memory."""
         u, i, j = self.users[batch], self.positives[batch], self.negatives[batch]
-        own, apart = parameters.users[u], parameters.items[i] - parameters.items[j]
-        lead = np.einsum("tf,tf->t", own, apart) + parameters.biases[i] - parameters.biases[j]
-        pull, loss, weight = self._loss_gradient(lead, batch)
+        own, item_difference = parameters.users[u], parameters.items[i] - parameters.items[j]
+        score_difference = np.einsum("tf,tf->t", own, item_difference) + parameters.biases[i] - parameters.biases[j]
+        pull, loss, weight = self._loss_gradient(score_difference, batch)
         n_users, n_items = self.shape
         pulled = pull[:, None] * own
         gradient = Parameters(
-            _scatter_add(u, -pull[:, None] * apart, n_users),
+            _scatter_add(u, -pull[:, None] * item_difference, n_users),
             _scatter_add(j, pulled, n_items) - _scatter_add(i, pulled, n_items),
             (np.bincount(j, pull, n_items) - np.bincount(i, pull, n_items)).astype(np.float32),
         )
         return BatchGradient(gradient, loss, weight)
 
-    def _loss_gradient(self, lead: Floats, batch: Ints) -> tuple[Floats, float, float]:
-        """How hard each triple pulls, which is minus the slope of its loss in its lead; their loss and weight."""
-        pull = np.float32(0.5) - np.float32(0.5) * np.tanh(np.float32(0.5) * lead)  # sigmoid(-lead), never overflowing
-        loss = np.maximum(-lead, 0) + np.log1p(np.exp(-np.abs(lead)))
+    def _loss_gradient(self, difference: Floats, batch: Ints) -> tuple[Floats, float, float]:
+        """Return minus the derivative of each triple's loss by its score difference, and the sums of losses and weights."""
+        half = np.float32(0.5)
+        pull = half - half * np.tanh(half * difference)  # sigmoid(-difference), without overflow
+        loss = np.maximum(-difference, 0) + np.log1p(np.exp(-np.abs(difference)))
         if self.weights is None:
             return pull, float(loss.sum()), float(len(batch))
         weights = self.weights[batch]
@@ -248,7 +240,8 @@ def _check_codes(name: str, codes: Ints, count: int) -> None:
 
 
 def _scatter_add(codes: Ints, rows: Floats, count: int) -> Floats:
-    """Row c of the outcome: the sum of the rows with code c. Sorted first: `np.add.at` is several times slower."""
+    """Return the sum of the rows with code c as row c."""
+    # Sorting first is several times faster than np.add.at.
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -258,10 +251,10 @@ def _scatter_add(codes: Ints, rows: Floats, count: int) -> Floats:
 
 
 class _Adam:
-    """Where the model is and how it moves: Adam on the batches' gradients and the penalties'."""
+    """The parameters, and the Adam optimizer of the batches' loss and of the penalties."""
 
     def __init__(self, rng: np.random.Generator, n_users: int, n_items: int, options: BprConfig) -> None:
-        # Users at nought: the first that moves one are their own places.
+        # Users begin at zero, so that their own items move them first.
         users = np.zeros((n_users, options.factors), np.float32)
         items = _random_orthogonal(rng, n_items, options.factors) * np.float32(options.spread)
         self.parameters = Parameters(users, items, np.zeros(n_items, np.float32))
@@ -272,24 +265,20 @@ class _Adam:
         self.rate, self.steps = options.rate, 0
 
     def step(self, gradient: Parameters, scale: float, share_of_rate: float) -> None:
-        """One step down the gradient, which stands for `scale` times what it has seen."""
+        """Take a step. The batch's gradient counts `scale` times, since the batch stands for all triples."""
         self.steps += 1
-        rate = self.rate * share_of_rate * np.sqrt(1 - _SECOND**self.steps) / (1 - _FIRST**self.steps)
+        rate = self.rate * share_of_rate * np.sqrt(1 - _BETA2**self.steps) / (1 - _BETA1**self.steps)
         for slope, penalty, parameter, origin, first, second in zip(
             gradient, self.penalties, self.parameters, self.origins, self.first, self.second, strict=True
         ):
             whole = slope * np.float32(scale) + np.float32(penalty) * (parameter - origin)
-            np.add(first, np.float32(1 - _FIRST) * (whole - first), out=first)
-            np.add(second, np.float32(1 - _SECOND) * (whole * whole - second), out=second)
-            np.subtract(parameter, np.float32(rate) * first / (np.sqrt(second) + np.float32(_TINY)), out=parameter)
-
-    def model(self) -> Model:
-        """The model as it is now; later steps don't change it."""
-        return Model(*(parameter.copy() for parameter in self.parameters))
+            np.add(first, np.float32(1 - _BETA1) * (whole - first), out=first)
+            np.add(second, np.float32(1 - _BETA2) * (whole * whole - second), out=second)
+            np.subtract(parameter, np.float32(rate) * first / (np.sqrt(second) + np.float32(_EPSILON)), out=parameter)
 
 
 def _random_orthogonal(rng: np.random.Generator, n: int, factors: int) -> Floats:
-    """Unit vectors (n, factors) in random directions; of every `factors` in a row, each is orthogonal to the others."""
+    """Return random unit vectors (n, factors); of each `factors` consecutive ones, all are orthogonal."""
     squares = np.linalg.qr(rng.standard_normal((-(-n // factors), factors, factors))).Q
     vectors: Floats = squares.reshape(-1, factors)[:n].astype(np.float32)
     return vectors

@@ -1,37 +1,128 @@
-"""What a probe is judged on: the places held out, and how well a ranking finds them, user by user.
+"""The task of a probe: a snapshot's triples as a trainer reads them, the items that its split holds out, and their evaluation.
 
-One group per (user, city); a group's list is the city's catalogue. Judged twice: over all places, and over those new to
-the user, since in most real cities all that a model gains over popularity is that people come back (docs/negatives.md).
+There is one group per (user, city); its list is the city's catalogue. It is evaluated over all items, and over those new to
+the user: in most real cities, all that a model gains over popularity is that people come back (docs/negatives.md).
+
+A snapshot without a split gets a `last-trip` split made from its events. The triples of train and valid are then generated
+again with the snapshot's own settings, since the published ones contain the held-out trips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from etl.evaluation import metrics
+from etl.evaluation.metrics import RankingMetrics
+from etl.snapshots.encoding import INDEXES
+from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
-from etl.triples.dataset import Dataset
+from etl.triples.dataset import BucketedEvents, Dataset
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, count_items, in_train
 
 K = 10
 MAX_CELLS = 5_000_000
-"""Users x places of a city that are ranked at the most; with more, every second user is judged, or every third, ..."""
+"""How many users x items of a city are ranked at most. With more, every second user is evaluated, or every third, ..."""
+
+_COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
 Scores = npt.NDArray[np.floating]
-Floats = npt.NDArray[np.float64]
+
+
+# --- triples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TripleArrays:
+    """Triples as indexes of the vocabularies, with their weights: four arrays of one length."""
+
+    users: I64
+    positives: I64
+    negatives: I64
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, frames: Iterable[pl.DataFrame]) -> TripleArrays:
+        """Concatenate frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
+        every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
+        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
+        return cls(users, positives, negatives, every["weight"].to_numpy())
+
+    def __add__(self, other: TripleArrays) -> TripleArrays:
+        return TripleArrays(
+            *(np.concatenate([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self))
+        )
+
+
+def regenerate(training: TrainingSet, part: str) -> TripleArrays:
+    """Generate the triples of a part of the split."""
+    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
+
+
+def partitions(training: TrainingSet, part: str) -> Iterator[Partition]:
+    """Yield the kept partitions of a part of the split, in the order of the cities' bytes."""
+    for partition in training.partitions(training.events):
+        if partition.kept and partition.split == part:
+            yield partition
+
+
+def table(partition: Partition) -> pl.DataFrame:
+    """Return a partition's triples: `user_idx`, `pos_idx`, `neg_idx`, `weight`, `event` (its row), `among` (candidates)."""
+    blocks = list(partition.expand())
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.zeros(0, np.uint32), *(getattr(block, name) for block in blocks)]).astype(np.uint32)
+
+    event = column("event")
+    users = partition.coded.users[event]
+    rows = {"user_idx": users, "pos_idx": column("positive"), "neg_idx": column("negative")}
+    return pl.DataFrame(rows).with_columns(
+        pl.lit(partition.weight, dtype=pl.Float32).alias("weight"),
+        event=event,
+        among=np.concatenate([np.zeros(0, np.bool_), *(block.in_candidates for block in blocks)]),
+    )
+
+
+def _published(snapshot: Snapshot, training: TrainingSet, part: str) -> TripleArrays:
+    """Read the published triples of a part of the split, by index or by id."""
+    user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
+    enums = {"user_id": user, "pos_item": item, "neg_item": item}
+    sizes = dict(zip(INDEXES.values(), (len(user.categories), *[len(item.categories)] * 2), strict=True))
+    frames = []
+    for split, _, path in snapshot.data_files("triples"):
+        if split == part:
+            try:
+                rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
+            except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
+                raise damaged(path, error) from None
+            if any((rows[name] >= size).any() for name, size in sizes.items()):
+                raise damaged(path, "an index is past the end of the users or items")
+            frames.append(rows)
+    return TripleArrays.of(frames)
+
+
+def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
+    if "user_idx" not in rows.columns:
+        ids = rows.cast(enums)  # type: ignore[arg-type]
+        rows = ids.with_columns(ids[name].to_physical().cast(pl.UInt32).alias(idx) for name, idx in INDEXES.items())
+    return rows.select(*_COLUMNS)
+
+
+# --- held-out items --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class HoldoutGroup:
-    """The held-out places of one city: a group per user who selected any of them.
+    """The held-out items of one city: a group per user who selected any of them.
 
-    `users` are codes, one per group, ascending; `items` the codes of the city's catalogue, ascending by id. Of shape
-    (groups, items): `taken` says what the user selected in the held-out part, `before` how often in the parts before it.
-    `passed_over` counts the users that are not judged, since there are too many to rank everything for everybody.
+    `users` are the users' indexes, one per group, ascending; `items` the indexes of the city's catalogue, ascending by id.
+    `relevant` and `history` are of shape (groups, items): whether the user selected the item in the held-out part, and how
+    often in the parts before it. `skipped_users` counts users that are not evaluated because of MAX_CELLS.
     """
 
     city: str
@@ -42,99 +133,176 @@ class HoldoutGroup:
     skipped_users: int = 0
 
 
-Ranker = Callable[[HoldoutGroup], Scores]
-"""Scores of shape (groups, items), higher is better; equal ones are ties."""
-
-
 def build_holdout(
     dataset: Dataset, events: pl.DataFrame, part: str, earlier: Sequence[str]
 ) -> tuple[list[HoldoutGroup], int]:
-    """The held-out places of a part of the split, by city in the order of its bytes; and how many can't be ranked.
+    """Return the held-out items of a part of the split, by city in the order of its bytes, and how many can't be ranked.
 
-    `events` has `split`. What is counted in the second: (user, place) pairs whose place is not in its trip's city's catalogue.
+    `events` has `split`. A (user, item) pair can't be ranked where the item is not in the catalogue of its trip's city.
     """
     long = (
-        events.select("user_idx", "city", pl.col("split").cast(pl.String), node="selected_idx")
-        .explode("node", empty_as_null=False)
-        .with_columns(pl.col("user_idx", "node").cast(pl.Int64))
+        events.select("user_idx", "city", pl.col("split").cast(pl.String), item="selected_idx")
+        .explode("item", empty_as_null=False)
+        .with_columns(pl.col("user_idx", "item").cast(pl.Int64))
     )
-    offered = dataset.eligible_items().sort("item_id").select("city", node=pl.col("item_idx").cast(pl.Int64))
-    held = long.filter(pl.col("split") == part).join(offered, on=["city", "node"], how="semi")
-    past = long.filter(pl.col("split").is_in(list(earlier)))
+    catalog = dataset.eligible_items().sort("item_id").select("city", item=pl.col("item_idx").cast(pl.Int64))
+    of_part, past = long.filter(pl.col("split") == part), long.filter(pl.col("split").is_in(list(earlier)))
+    held = of_part.join(catalog, on=["city", "item"], how="semi")
     groups = []
     for city in held["city"].unique().sort():
-        items, here = offered.filter(pl.col("city") == city)["node"], held.filter(pl.col("city") == city)
+        items, here = catalog.filter(pl.col("city") == city)["item"], held.filter(pl.col("city") == city)
         every = here["user_idx"].unique().sort()
         users = every.gather_every(max(1, -(-len(every) * len(items) // MAX_CELLS)))
-        taken, before = (_table(rows, users, items) for rows in (here, past))
-        passed_over = len(every) - len(users)
-        groups.append(HoldoutGroup(city, users.to_numpy(), items.to_numpy(), taken > 0, before, passed_over))
-    pairs = long.filter(pl.col("split") == part).select("user_idx", "city", "node").unique().height
-    return groups, pairs - held.select("user_idx", "city", "node").unique().height
+        relevant, history = (_counts(rows, users, items) for rows in (here, past))
+        skipped = len(every) - len(users)
+        groups.append(HoldoutGroup(city, users.to_numpy(), items.to_numpy(), relevant > 0, history, skipped))
+    pairs, ranked = (rows.select("user_idx", "city", "item").n_unique() for rows in (of_part, held))
+    return groups, pairs - ranked
 
 
-def _table(rows: pl.DataFrame, users: pl.Series, items: pl.Series) -> I64:
-    """How often each user (rows) selected each item (columns)."""
-    table = np.zeros((len(users), len(items)), np.int64)
+def _counts(rows: pl.DataFrame, users: pl.Series, items: pl.Series) -> I64:
+    """Return how often each user (rows) selected each item (columns)."""
+    counts = np.zeros((len(users), len(items)), np.int64)
     cells = (
         rows.join(users.to_frame("user_idx").with_row_index("row"), on="user_idx")
-        .join(items.to_frame("node").with_row_index("column"), on="node")
+        .join(items.to_frame("item").with_row_index("column"), on="item")
         .group_by("row", "column")
         .len()
     )
-    table[cells["row"].to_numpy(), cells["column"].to_numpy()] = cells["len"].to_numpy()
-    return table
+    counts[cells["row"].to_numpy(), cells["column"].to_numpy()] = cells["len"].to_numpy()
+    return counts
+
+
+# --- the task --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Figures:
-    """How well a ranking did: one number per user code, nan for a user without a place to find, or to find it among."""
+class ProbeTask:
+    """What a probe works on.
 
-    auc: Floats
-    ndcg: Floats
-    recall: Floats
+    `train` are the triples before test. Variants are trained on `tuning_train` and evaluated on `tuning_holdout`: train and
+    the items that valid holds out or, without a valid part, the same one step earlier, each user's last trip in train
+    (`tuned_on` says which). `popularity` has for each item, by index, the events before test that selected it. `split` is a
+    description. `unranked` counts the held-out items of test that can't be ranked. `negatives` are the strategies of the
+    triples.
+    """
+
+    dataset: Dataset
+    train: TripleArrays
+    tuning_train: TripleArrays
+    tuning_holdout: Sequence[HoldoutGroup]
+    tuned_on: str
+    test: Sequence[HoldoutGroup]
+    popularity: I64
+    split: str
+    unranked: int
+    negatives: tuple[str, ...]
 
 
-def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: bool) -> Figures:
-    """AUC, NDCG@10 and Recall@10 of a ranking, per user: the mean of the user's groups.
+def build_task(snapshot: Snapshot) -> ProbeTask:
+    """Return the task of a snapshot, published or staged. Raises DataError where its files can't be read."""
+    dataset, options = read_dataset(snapshot), training_options(snapshot)
+    if options.split == "none":
+        training = build_training_set(dataset, replace(options, split="last-trip"))
+        return build_task_from(training, lambda part: regenerate(training, part), "last-trip, made from its events")
+    training = build_training_set(dataset, options)
+    return build_task_from(training, lambda part: _published(snapshot, training, part), options.split)
 
-    `new` leaves out what the user had selected before, on either side.
+
+def build_task_from(training: TrainingSet, triples: Callable[[str], TripleArrays], split: str) -> ProbeTask:
+    """Return the task of a dataset with a split, given a function that returns the triples of a part of it."""
+    dataset, events = training.dataset, _kept_events(training)
+    train, valid = triples("train"), triples("valid")
+    tuning_holdout, _ = build_holdout(dataset, events, "valid", ["train"])
+    tuning_train, tuned_on = train, "valid"
+    if not tuning_holdout:
+        tuning_train, tuning_holdout = _last_of_train(training)
+        tuned_on = "each user's last trip in train"
+    test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
+    before = training.events.filter(pl.col("split") != "test")
+    return ProbeTask(
+        dataset,
+        train + valid,
+        tuning_train,
+        tuning_holdout,
+        tuned_on,
+        test,
+        count_items(before, "selected_idx", dataset.items.height),
+        split,
+        unranked,
+        training.options.negatives,
+    )
+
+
+def training_options(snapshot: Snapshot) -> TripleOptions:
+    """Return the options of the snapshot's triples. Those that an older manifest lacks have their defaults."""
+    settings = snapshot.settings
+    found = {f.name: settings[f.name] for f in fields(TripleOptions) if f.name in settings}
+    if "city_weight" in found:
+        found["city_weight"] = tuple((str(city), float(weight)) for city, weight in found["city_weight"])
+    return TripleOptions(**(found | {"negatives": tuple(found["negatives"])}))
+
+
+def _kept_events(training: TrainingSet) -> pl.DataFrame:
+    """Return the events of the cities that have triples."""
+    return training.events.filter(pl.col("city").is_in(training.kept))
+
+
+def _last_of_train(training: TrainingSet) -> tuple[TripleArrays, list[HoldoutGroup]]:
+    """Return the triples of train without each user's last trip in it, and the items of that trip as held out."""
+    train = in_train(training.events).drop("split")
+    earlier = replace(training.dataset, events=BucketedEvents.of(train))
+    inner = build_training_set(earlier, replace(training.options, split="last-trip"))
+    held, _ = build_holdout(earlier, _kept_events(inner), "test", ["train", "valid"])
+    return regenerate(inner, "train") + regenerate(inner, "valid"), held
+
+
+# --- rankers ---------------------------------------------------------------------------------------------------------
+
+Ranker = Callable[[HoldoutGroup], Scores]
+"""Returns scores of shape (groups, items), higher is better. Equal ones are ties."""
+
+
+def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: bool) -> RankingMetrics:
+    """Return AUC, NDCG@10 and Recall@10 of a ranker by user index: the mean of the user's groups.
+
+    `new` ignores the items that the user had selected before.
     """
     found = []
     for group in held:
         candidates = group.history == 0 if new else np.ones(group.relevant.shape, np.bool_)
         found.append(metrics.ranking_metrics(ranker(group), candidates, group.relevant & candidates, K))
-    owners = np.concatenate([group.users for group in held]) if held else np.zeros(0, np.int64)
+    owners = np.concatenate([np.zeros(0, np.int64), *(group.users for group in held)])
     columns = (
-        np.concatenate([getattr(each, name) for each in found]) if found else np.zeros(0)
-        for name in ("auc", "ndcg", "recall")
+        np.concatenate([np.zeros(0), *(getattr(each, field.name) for each in found)])
+        for field in fields(RankingMetrics)
     )
-    return Figures(*(metrics.mean_per_user(column, owners, users) for column in columns))
+    return RankingMetrics(*(metrics.mean_per_user(column, owners, users) for column in columns))
 
 
 def random_ranker(held: HoldoutGroup) -> Scores:
-    """All equal: ties count what chance would give them."""
+    """Score all items equally: ties are evaluated as chance would order them."""
     return np.zeros(held.relevant.shape)
 
 
 def popularity_ranker(popularity: I64) -> Ranker:
-    """By how many events selected each item, by code."""
+    """Score by the number of events that selected each item, by index."""
     return lambda held: np.broadcast_to(popularity[held.items].astype(np.float64), held.relevant.shape)
 
 
 def history_ranker(popularity: I64) -> Ranker:
-    """What the user selected before comes first, the more often the higher; then by popularity."""
+    """Score by how often the user selected the item before, then by popularity."""
     scale = float(popularity.max(initial=0) + 1)
     return lambda held: held.history + popularity[held.items] / scale
 
 
-def affinity_ranker(dataset: Dataset, unknown: float) -> Ranker | None:
-    """By the user's affinity for the item's category, `unknown` where the user has none; None where nobody has any."""
+def affinity_ranker(dataset: Dataset, default_affinity: float) -> Ranker | None:
+    """Score by the user's affinity for the item's category, by default `default_affinity`; None without any affinity."""
     known = pl.concat(rows.select(pl.col(r"^affinity_.*$")) for rows in dataset.user_features())
     columns = known.columns
     if not columns or known.select(pl.all_horizontal(pl.all().is_null().all())).item():
         return None
-    table = np.column_stack([known.fill_null(unknown).to_numpy(), np.full(known.height, unknown)])
-    place = {name.removeprefix("affinity_"): number for number, name in enumerate(columns)}
-    category = np.array([place.get(name, len(columns)) for name in dataset.items["category"]], np.int64)
-    return lambda held: table[held.users][:, category[held.items]]
+    matrix = np.column_stack([known.fill_null(default_affinity).to_numpy(), np.full(known.height, default_affinity)])
+    number = {name.removeprefix("affinity_"): number for number, name in enumerate(columns)}
+    category = np.array([number.get(name, len(columns)) for name in dataset.items["category"]], np.int64)
+    return lambda held: matrix[held.users][:, category[held.items]]

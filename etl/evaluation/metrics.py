@@ -1,10 +1,10 @@
-"""How well scores rank: AUC, NDCG and Recall per group, and what chance does to their mean. NumPy alone.
+"""Ranking metrics: AUC, NDCG and Recall per group, and the confidence interval of their mean.
 
-A group is a list to be ranked: for a probe, a user in a city. Groups are rows, places are columns, and masks say which
-places stand in a group's list (`candidates`) and which of those were taken (`positives`). Equal scores are never broken
-by the order of the columns: every figure is the mean over all orders of the tied places (McSherry & Najork 2008,
-"Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"), so a constant score
-is worth what chance is, and no tie flatters.
+A group is a list to be ranked: in a probe, the items of a city for a user. Groups are rows and items are columns. Masks say
+which items are in a group's list (`candidates`) and which of those are relevant (`positives`). Ties are never broken by the
+order of the columns: every metric is the mean over all orders of the tied items (McSherry & Najork 2008, "Computing
+Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"), so that a constant score is as good
+as chance.
 """
 
 from __future__ import annotations
@@ -21,34 +21,38 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RankingMetrics:
-    """One number per group, in the groups' order; nan for a group without a positive or without a negative."""
+    """One value per group or user, in their order; nan without a positive or without a negative."""
 
     auc: Floats
     ndcg: Floats
     recall: Floats
 
+    def __sub__(self, other: RankingMetrics) -> RankingMetrics:
+        """Return the differences, nan where either side has no value."""
+        return RankingMetrics(self.auc - other.auc, self.ndcg - other.ndcg, self.recall - other.recall)
+
 
 def ranking_metrics(
     scores: npt.NDArray[np.floating], candidates: Bools, positives: Bools, k: int = 10
 ) -> RankingMetrics:
-    """AUC, NDCG and Recall of groups, all of shape (groups, places); what isn't a candidate plays no part.
+    """Return AUC, NDCG and Recall of groups. All arrays are of shape (groups, items); items that are no candidates are ignored.
 
-    - auc: the share of (positive, negative) pairs that the scores order rightly, a tie counting half.
-    - ndcg: gains of 1 / log2(rank + 1) of the positives among the first `at`, over the most that could be had (Järvelin &
-      Kekäläinen 2002, "Cumulated Gain-Based Evaluation of IR Techniques"; a place is relevant or isn't).
-    - recall: the positives among the first `at`, over all positives; with more positives than `at` it can't reach 1.
+    - auc: the share of (positive, negative) pairs in the right order; a tie counts half.
+    - ndcg: gains of 1 / log2(rank + 1) of the positives among the first `k`, over the highest possible sum (Järvelin &
+      Kekäläinen 2002, "Cumulated Gain-Based Evaluation of IR Techniques", with binary relevance).
+    - recall: the positives among the first `k`, over all positives; with more than `k` positives it is below 1.
 
-    Infinite scores are in order. Raises ValueError for unequal shapes, `at` below 1, and a candidate whose score is nan.
+    Scores may be infinite. Raises ValueError for unequal shapes, `k` below 1, and a candidate whose score is nan.
     """
     if not scores.shape == candidates.shape == positives.shape or scores.ndim != 2:
         raise ValueError(f"Shapes differ: {scores.shape}, {candidates.shape}, {positives.shape}.")
     if k < 1:
-        raise ValueError(f"The first {k} places are none.")
+        raise ValueError(f"k is {k}, and must be 1 or more.")
     if np.isnan(scores, where=candidates, out=np.zeros(scores.shape, np.bool_)).any():
         raise ValueError("A candidate's score is not a number.")
     relevant = positives & candidates
-    n_places, n_positives = candidates.sum(axis=1), relevant.sum(axis=1)
-    n_negatives = n_places - n_positives
+    n_items, n_positives = candidates.sum(axis=1), relevant.sum(axis=1)
+    n_negatives = n_items - n_positives
     judged = (n_positives > 0) & (n_negatives > 0)
     start, end, hit = _ties(scores, candidates, relevant)
     discounts = np.zeros(scores.shape[1])
@@ -56,8 +60,8 @@ def ranking_metrics(
     gained, ideal = _prefix_sums(discounts), _prefix_sums(discounts)[n_positives]
     counted = _prefix_sums((discounts > 0).astype(np.float64))
     size = end - start
-    # Of a positive: the places behind its ties, and half of those it is tied with, itself left out.
-    behind = n_places[:, None] - end + (size - 1) / 2
+    # Of a positive: the items behind its ties, and half of those that it is tied with.
+    behind = n_items[:, None] - end + (size - 1) / 2
     pairs = np.where(hit, behind, 0).sum(axis=1) - n_positives * (n_positives - 1) / 2
     return RankingMetrics(
         _ratio(pairs, n_positives * n_negatives, judged),
@@ -69,25 +73,25 @@ def ranking_metrics(
 def _ties(
     scores: npt.NDArray[np.floating], candidates: Bools, relevant: Bools
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Bools]:
-    """The places of each group from the best to the worst, non-candidates last.
+    """Sort the items of each group from the best to the worst, non-candidates last.
 
-    For each: how many stand before the first of its ties, the same with its ties, and whether it is a positive.
+    Returns for each: the number of items before its ties, the same including its ties, and whether it is a positive.
     """
     shown = np.where(candidates, scores, -np.inf)
     order = np.lexsort((-shown, ~candidates), axis=-1)
     ordered, inside = np.take_along_axis(shown, order, 1), np.take_along_axis(candidates, order, 1)
-    place = np.arange(scores.shape[1])
+    position = np.arange(scores.shape[1])
     first = np.ones(scores.shape, np.bool_)
     first[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]) | (inside[:, 1:] != inside[:, :-1])
     last = np.ones(scores.shape, np.bool_)
     last[:, :-1] = first[:, 1:]
-    start = np.maximum.accumulate(np.where(first, place, 0), axis=1)
-    end = np.minimum.accumulate(np.where(last, place + 1, scores.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    start = np.maximum.accumulate(np.where(first, position, 0), axis=1)
+    end = np.minimum.accumulate(np.where(last, position + 1, scores.shape[1])[:, ::-1], axis=1)[:, ::-1]
     return start, end, np.take_along_axis(relevant, order, 1)
 
 
 def _prefix_sums(values: npt.NDArray[np.floating]) -> Floats:
-    """Element r: the sum of the first r values."""
+    """Return the sum of the first r values as element r."""
     return np.concatenate([np.zeros(1), np.cumsum(values, dtype=np.float64)])
 
 
@@ -97,9 +101,9 @@ def _ratio(parts: npt.NDArray[np.number], wholes: npt.NDArray[np.number], judged
 
 
 def mean_per_user(values: Floats, owners: npt.NDArray[np.integer], n_owners: int) -> Floats:
-    """The mean of each owner's groups: of shape (n_owners,), nan where an owner has no group, or only groups of nan.
+    """Return the mean of each owner's groups, of shape (n_owners,); nan for owners without a value.
 
-    `owners` names each group's owner, 0 to n_owners - 1: a user with test trips to two cities counts once.
+    `owners` has each group's owner, 0 to n_owners - 1: a user with test trips to two cities counts once.
     """
     known = ~np.isnan(values)
     count = np.bincount(owners[known], minlength=n_owners)
@@ -109,7 +113,7 @@ def mean_per_user(values: Floats, owners: npt.NDArray[np.integer], n_owners: int
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the percentile interval that the bootstrap gives it; `n` values had a number."""
+    """A mean of `n` values with its bootstrap interval."""
 
     mean: float
     low: float
@@ -118,14 +122,14 @@ class Interval:
 
 
 def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> Interval:
-    """The mean of the values that aren't nan, and where it lies in `level` of `n` resamples (Efron 1979, percentiles).
+    """Return the mean of the values that aren't nan, with its interval in `level` of `n` resamples (Efron 1979, percentiles).
 
-    Values are one per user: users are what is drawn, with replacement. For a paired comparison give the differences, in
-    which a user whom either lacks is nan. The same values and seed give the same interval. No value at all gives nan.
-    Raises ValueError for `n` below 1 and a level outside (0, 1).
+    There is one value per user: users are resampled, with replacement. For a paired comparison pass the differences. The same
+    values and seed give the same interval. Without values all is nan. Raises ValueError for `n` below 1 and a level outside
+    (0, 1).
     """
     if n < 1 or not 0 < level < 1:
-        raise ValueError(f"{n} resamples at level {level}: say 1 or more, and a level between 0 and 1.")
+        raise ValueError(f"{n} resamples at level {level}: 1 or more, and a level between 0 and 1, are needed.")
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
@@ -136,14 +140,14 @@ def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> 
 
 
 def select_variant(trials: Sequence[Floats], errors: float = 2.0) -> int:
-    """Which of several trials to take: number 0, unless another is better by more than chance explains.
+    """Return the number of the best trial: 0, unless another is better by more than chance explains.
 
-    Every trial has one value per user, in the same order, and a higher one is better; nan where a user has none.
-    Another trial counts as better when the mean of its differences to number 0 exceeds `errors` standard errors of that
-    mean; of those the one with the highest mean is taken, the first of equals. On a small validation part the highest
-    mean alone would be a lottery (Breiman et al. 1984, "Classification and Regression Trees", have a rule of one
-    standard error for that; they fall back on the simplest tree, we on the default).
+    Every trial has one value per user, in the same order, higher is better, nan where a user has none. Another trial is
+    better when the mean of its differences to number 0 exceeds `errors` standard errors of that mean; of these the one with
+    the highest mean is returned, the first of equals.
     """
+    # On a small validation part the highest mean alone would be a lottery. Breiman et al. 1984, "Classification and Regression
+    # Trees", have a rule of one standard error; they fall back on the simplest tree, we on the default.
     gains = [trial - trials[0] for trial in trials]
     known = [gain[~np.isnan(gain)] for gain in gains]
     best, highest = 0, 0.0

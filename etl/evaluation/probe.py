@@ -1,9 +1,9 @@
-"""Do these triples teach anything? A small BPR model trained on them, and how it ranks what was held out (CONTRACT, section 4).
+"""Measure the training value of triples: train a small BPR model on them, and evaluate its ranking of held-out items.
 
-Trained as a trainer would: variants on train are judged by valid (without one, by each user's last trip in train), the best
-is trained again on all before test, and test is looked at once. Beside it stand rankings that need no training: a model that
-is no better than popularity has learnt nothing of people, and one that is only as good as a user's own history has learnt
-nothing that a count doesn't know.
+The variants are trained on train and compared on valid (without one, on each user's last trip in train). The best is trained
+again on everything before test, and evaluated once on test. It is compared with rankings that need no training: a model that
+is no better than popularity has learnt nothing about users, and one that is no better than a user's own history nothing that
+a count does not know.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from threadpoolctl import threadpool_limits
 
 from etl.evaluation import bpr, metrics
 from etl.evaluation.holdout import (
-    Figures,
     HoldoutGroup,
+    ProbeTask,
     Ranker,
+    TripleArrays,
     affinity_ranker,
     evaluate,
     history_ranker,
     popularity_ranker,
     random_ranker,
 )
-from etl.evaluation.task import ProbeTask, TripleArrays
+from etl.evaluation.metrics import RankingMetrics
 from etl.runtime.run_record import Progress
 from etl.settings.values import advice
 
@@ -37,18 +38,18 @@ SCOPES = {"all": False, "new": True}
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found: `facts` is what `probe.json` holds.
+    """The result of a probe. `facts` is the content of `probe.json`.
 
-    `figures` has every ranking's, user by user, by (ranking, scope).
+    `figures` has the metrics of every ranking, by (ranking, scope) and user index.
     """
 
     facts: dict[str, Any]
     options: bpr.BprConfig
-    figures: Mapping[tuple[str, str], Figures]
+    figures: Mapping[tuple[str, str], RankingMetrics]
 
-    def mean(self, ranking: str, figure: str = "auc", scope: str = "all") -> float:
-        """A ranking's figure, mean over users; nan where no user could be judged."""
-        mean = self.facts["rankings"][ranking][scope][figure]["mean"]
+    def mean(self, ranking: str, scope: str = "all") -> float:
+        """Return a ranking's mean AUC over users; nan where no user could be evaluated."""
+        mean = self.facts["rankings"][ranking][scope]["auc"]["mean"]
         return math.nan if mean is None else float(mean)
 
     @property
@@ -62,7 +63,7 @@ class ProbeResult:
         return advice(self.facts.get("negatives", []))
 
     def manifest_entry(self) -> dict[str, Any]:
-        """The manifest's line."""
+        """Return the manifest's entry."""
         ours = self.facts["rankings"][MODEL]["all"]
         return {
             "split": self.facts["split"],
@@ -73,114 +74,111 @@ class ProbeResult:
         }
 
     def warnings(self) -> Iterator[str]:
-        """What a person should know, and do, in sentences."""
-        ours, theirs = self.mean(MODEL), self.mean(POPULARITY)
-        against = self.facts["model_against"][POPULARITY]["all"]["auc"]
+        """Yield a warning where the model is not better than popularity, with what to do."""
+        ours, theirs = self.auc
         if ours > theirs:
             return
-        figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {_format_interval(against)}"
-        how = "teach the opposite of what people like" if ours < 0.5 else "teach nothing about people"
-        what = "below chance" if ours < 0.5 else "no better than popularity"
+        found = self.facts["model_against"][POPULARITY]["all"]["auc"]
+        mean, low, high = (found[name] or 0.0 for name in ("mean", "low", "high"))
+        figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {mean:+.3f} ({low:+.3f} to {high:+.3f})"
+        what = "worse than chance" if ours < 0.5 else "no better than popularity"
         yield (
-            f"These triples {how}: a model trained on them ranks the held-out places {what} ({figures}). "
+            f"These triples have no training value: a model trained on them ranks held-out items {what} ({figures}). "
             f"{self.advice} docs/negatives.md explains."
         )
 
 
 def probe(
-    question: ProbeTask, unknown: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig] = bpr.VARIANTS
+    task: ProbeTask,
+    default_affinity: float,
+    seed: int,
+    progress: Progress,
+    variants: Sequence[bpr.BprConfig] = bpr.VARIANTS,
 ) -> ProbeResult:
-    """Tune before test, train on all before test, judge on test. `unknown` is the affinity of a category without one.
+    """Run the probe. `default_affinity` is the affinity for a category that a user has none for.
 
-    The first variant is kept unless another is better by more than chance.
-    The same question and seed give the same figures on one machine. Raises ValueError where test holds nothing out.
+    The first variant is kept unless another is better by more than chance. The same task and seed give the same result on one
+    machine. Raises ValueError where test holds nothing out.
     """
-    if not question.test:
-        raise ValueError("No place is held out.")
-    with threadpool_limits(
-        1, "blas"
-    ):  # the matrices are small: more threads only wait for each other, and change last bits
-        return _probed(question, unknown, seed, progress, [replace(options, seed=seed) for options in variants])
+    if not task.test:
+        raise ValueError("No item is held out.")
+    # The matrices are small: more BLAS threads only wait for each other, and change the last bits.
+    with threadpool_limits(1, "blas"):
+        return _probe(task, default_affinity, seed, progress, [replace(config, seed=seed) for config in variants])
 
 
-def _probed(
-    question: ProbeTask, unknown: float, seed: int, progress: Progress, seeded: Sequence[bpr.BprConfig]
+def _probe(
+    task: ProbeTask, default_affinity: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig]
 ) -> ProbeResult:
-    tried: list[Figures] = []
-    if len(seeded) > 1 and question.tuning_holdout and len(question.tuning_train.users):
-        for number, options in enumerate(seeded, 1):
-            model = _trained(
-                question, question.tuning_train, options, progress, f"probe: variant {number} of {len(seeded)}"
-            )
-            tried.append(_judge(question, question.tuning_holdout, _by(model), new=False))
-    best = seeded[metrics.select_variant([figures.auc for figures in tried]) if tried else 0]
-    model = _trained(question, question.train, best, progress, "probe: final")
-    figures = _figures(question, model, unknown)
+    tried: list[RankingMetrics] = []
+    if len(variants) > 1 and task.tuning_holdout and len(task.tuning_train.users):
+        for number, config in enumerate(variants, 1):
+            what = f"probe: variant {number} of {len(variants)}"
+            ranker = _train(task, task.tuning_train, config, progress, what)
+            tried.append(_evaluate(task, task.tuning_holdout, ranker, new=False))
+    best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
+    figures = _rank_test(task, _train(task, task.train, best, progress, "probe: final"), default_affinity)
     facts = {
-        "split": question.split,
-        "negatives": list(question.negatives),
+        "split": task.split,
+        "negatives": list(task.negatives),
         "seed": seed,
-        "triples": len(question.train.users),
-        "tuned_on": question.tuned_on if tried else None,
+        "triples": len(task.train.users),
+        "tuned_on": task.tuned_on if tried else None,
         "variants": [
-            {**asdict(options), "auc_when_tuned": _intervals(found, seed)["auc"]}
-            for options, found in zip(seeded, tried, strict=False)
+            {**asdict(config), "auc_when_tuned": _intervals(found, seed)["auc"]}
+            for config, found in zip(variants, tried, strict=False)
         ],
         "options": asdict(best),
-        "unranked_places": question.unranked,
-        "users_passed_over": sum(held.skipped_users for held in question.test),
-        **_intervals_of(figures, seed),
+        "unranked_places": task.unranked,
+        "users_passed_over": sum(group.skipped_users for group in task.test),
+        **_summary(figures, seed),
     }
     return ProbeResult(facts, best, figures)
 
 
-def _trained(
-    question: ProbeTask, triples: TripleArrays, options: bpr.BprConfig, progress: Progress, what: str
-) -> bpr.Model:
-    return bpr.train(
+def _train(task: ProbeTask, triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
+    model = bpr.train(
         triples.users,
         triples.positives,
         triples.negatives,
         triples.weights,
-        n_users=question.dataset.users.height,
-        n_items=question.dataset.items.height,
-        options=options,
-        after_epoch=lambda epoch: progress(what, epoch.number, epoch.epochs),
+        n_users=task.dataset.users.height,
+        n_items=task.dataset.items.height,
+        options=config,
+        after_epoch=lambda number, _loss: progress(what, number, config.epochs),
     )
+    return lambda group: model.scores(group.users)[:, group.items]
 
 
-def _by(model: bpr.Model) -> Ranker:
-    return lambda held: model.scores(held.users)[:, held.items]
+def _evaluate(task: ProbeTask, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> RankingMetrics:
+    return evaluate(held, ranker, task.dataset.users.height, new=new)
 
 
-def _judge(question: ProbeTask, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> Figures:
-    return evaluate(held, ranker, question.dataset.users.height, new=new)
-
-
-def _figures(question: ProbeTask, model: bpr.Model, unknown: float) -> dict[tuple[str, str], Figures]:
-    """Every ranking's figures, over all places and over new ones."""
-    affinity = affinity_ranker(question.dataset, unknown)
-    rankers: dict[str, Ranker] = {
-        MODEL: _by(model),
+def _rank_test(task: ProbeTask, model: Ranker, default_affinity: float) -> dict[tuple[str, str], RankingMetrics]:
+    """Evaluate every ranking on test, over all items and over new ones."""
+    rankers: dict[str, Ranker | None] = {
+        MODEL: model,
         RANDOM: random_ranker,
-        POPULARITY: popularity_ranker(question.popularity),
-        OWN_HISTORY: history_ranker(question.popularity),
-    } | ({} if affinity is None else {AFFINITY: affinity})
+        POPULARITY: popularity_ranker(task.popularity),
+        OWN_HISTORY: history_ranker(task.popularity),
+        AFFINITY: affinity_ranker(task.dataset, default_affinity),
+    }
     return {
-        (name, scope): _judge(question, question.test, ranker, new=new)
+        (name, scope): _evaluate(task, task.test, ranker, new=new)
         for name, ranker in rankers.items()
+        if ranker is not None
         for scope, new in SCOPES.items()
     }
 
 
-def _intervals_of(figures: Mapping[tuple[str, str], Figures], seed: int) -> dict[str, Any]:
-    """Means with intervals over users: of every ranking, and of the model's differences from each, user by user."""
+def _summary(figures: Mapping[tuple[str, str], RankingMetrics], seed: int) -> dict[str, Any]:
+    """Return means with intervals over users: of every ranking, and of the model's differences to each, user by user."""
     rankings: dict[str, dict[str, Any]] = {}
     against: dict[str, dict[str, Any]] = {}
     for (name, scope), found in figures.items():
         rankings.setdefault(name, {})[scope] = _intervals(found, seed)
         if name not in {MODEL, RANDOM}:
-            against.setdefault(name, {})[scope] = _intervals(difference(figures[MODEL, scope], found), seed)
+            against.setdefault(name, {})[scope] = _intervals(figures[MODEL, scope] - found, seed)
     return {
         "users": int((~np.isnan(figures[MODEL, "all"].auc)).sum()),
         "users_with_new_places": int((~np.isnan(figures[MODEL, "new"].auc)).sum()),
@@ -189,22 +187,12 @@ def _intervals_of(figures: Mapping[tuple[str, str], Figures], seed: int) -> dict
     }
 
 
-def difference(ours: Figures, theirs: Figures) -> Figures:
-    """User by user, nan where either has none."""
-    return Figures(ours.auc - theirs.auc, ours.ndcg - theirs.ndcg, ours.recall - theirs.recall)
-
-
-def _intervals(figures: Figures, seed: int) -> dict[str, dict[str, float | None]]:
-    """The mean over users of each figure, with its interval of 95% by the bootstrap over users; null without any user."""
+def _intervals(figures: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
+    """Return the mean of each metric over users, with its 95% bootstrap interval; null without users."""
     columns = {"auc": figures.auc, "ndcg_at_10": figures.ndcg, "recall_at_10": figures.recall}
     return {name: _interval(metrics.bootstrap(values, seed)) for name, values in columns.items()}
 
 
 def _interval(found: metrics.Interval) -> dict[str, float | None]:
-    values: Mapping[str, float] = {"mean": found.mean, "low": found.low, "high": found.high}
+    values = {"mean": found.mean, "low": found.low, "high": found.high}
     return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
-
-
-def _format_interval(interval: Mapping[str, float | None]) -> str:
-    mean, low, high = (interval[name] or 0.0 for name in ("mean", "low", "high"))
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

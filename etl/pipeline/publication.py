@@ -7,19 +7,27 @@ What every command that publishes has in common; the database has no part in it 
 from __future__ import annotations
 
 import difflib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etl.errors import ConnectError, DataError, EtlError
 from etl.pipeline.guards import check_max_change, check_triples, comparison_skipped_note
-from etl.reporting.collector import ReportCollector
-from etl.reporting.history import compare, compare_with_history, run_metrics
-from etl.reporting.listing import misdated, previous_runs, prune, published
+from etl.reporting.history import (
+    compare,
+    compare_with_history,
+    misdated,
+    previous_runs,
+    prune,
+    published,
+    run_metrics,
+)
+from etl.reporting.page import build_report
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor
 from etl.runtime.run_record import Progress, RunResult
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult
 
 Clock = Callable[[], datetime]
+
+log = logging.getLogger(__name__)
 
 _MISDATED = (
     "This machine's clock is wrong, or another's was. No run is compared with them once another is "
@@ -104,10 +114,7 @@ class Publication:
         settings, report = self.settings, self.report
         options = StageOptions(training_options(settings), settings.ids, settings.rows_per_file)
         with report.step("stage files") as rows:
-            watch = ReportCollector(dataset, affinity_model().default_affinity)
-            account = write_data_files(
-                dataset, options, self.staged, self.scratch, self.progress, watch.observe, self.engine
-            )
+            account = write_data_files(dataset, options, self.staged, self.scratch, self.progress, executor=self.engine)
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         published = report.counts["published"]
@@ -117,7 +124,7 @@ class Publication:
         self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(account)
-        self._finalize(account, watch)
+        self._finalize(account, dataset)
         return account
 
     def _compare(self) -> None:
@@ -142,7 +149,7 @@ class Publication:
         self.report.counts["probe"] = found.manifest_entry()
         self.report.warnings += found.warnings()
 
-    def _finalize(self, account: DataSummary, watch: ReportCollector) -> None:
+    def _finalize(self, account: DataSummary, dataset: Dataset) -> None:
         """Name the snapshot, make its report, and have its files where they can't be lost; no name where nothing has changed.
 
         Before the backfill locks rows that the application may want: to an object store, this is the upload.
@@ -154,16 +161,29 @@ class Publication:
         account.name = snapshot_name(account, now)
         with self.report.step("report"):
             manifest = build_manifest(account.name, self.report.manifest_facts(self.settings, now), account)
-            page = watch.render(manifest, self.staged, self.report.previous_runs)
+            page = self._build_report(manifest, dataset)
             if page is not None:
                 account.sidecars.append(write_sidecar(self.staged, REPORT, page.encode()))
-        if watch.failure is not None:
-            self.report.warnings.append(
-                f"{REPORT} could not be made ({type(watch.failure).__name__}, a bug); all else is whole. "
-                "`bpr-etl report SNAPSHOT` tries again."
-            )
         with self.report.step("secure files"):
             self.out.persist(self.staged, account.name)
+
+    def _build_report(self, manifest: dict[str, Any], dataset: Dataset) -> str | None:
+        """Return the report, or None with a warning: the report is for people, and a bug in it must not fail the run.
+
+        Raises EtlError and OSError: a signal or a failing disk is no fault of the report.
+        """
+        runs, affinity = self.report.previous_runs, affinity_model().default_affinity
+        try:
+            return build_report(manifest, self.staged, dataset, runs, affinity, self.progress)
+        except (EtlError, OSError):
+            raise
+        except Exception as error:
+            log.debug("The report failed.", exc_info=error)
+            self.report.warnings.append(
+                f"{REPORT} could not be made ({type(error).__name__}, a bug); all else is complete. "
+                "`bpr-etl report SNAPSHOT` tries again."
+            )
+            return None
 
     def write_manifest(self, account: DataSummary) -> str | None:
         """Write the manifest, last; gives the snapshot's name, None where nothing has changed and that is not published."""
@@ -204,8 +224,8 @@ class Publication:
 
 def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> ProbeResult:
     """What a probe of a snapshot finds. Raises DataError where its split holds nothing out, or has nothing to train on."""
+    from etl.evaluation.holdout import build_task  # noqa: PLC0415
     from etl.evaluation.probe import probe  # noqa: PLC0415 - a night without a probe need not wait for it
-    from etl.evaluation.task import build_task  # noqa: PLC0415
 
     asked = build_task(snapshot)
     if not asked.test:

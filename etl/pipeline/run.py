@@ -49,8 +49,8 @@ from etl.postgres.transaction import (
     transaction,
 )
 from etl.postgres.url import schema_of, target_of
-from etl.reporting.collector import REQUIRED_FILES, rebuild
-from etl.reporting.listing import previous_runs
+from etl.reporting.history import previous_runs
+from etl.reporting.page import REQUIRED_FILES, build_report
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
 from etl.runtime.ray_executor import open_executor
@@ -320,11 +320,12 @@ def _add_report(
 ) -> None:
     """Make a snapshot's report anew, and write it beside its data; `probe` is what one found, if not what lies there."""
     place = split_location(snapshot)
-    before = []
+    runs = []
     if place is not None:
         store = open_store(place[0], settings.environ)
-        before = previous_runs(store, [name for name in store.folders() if name < place[1]])
-    page = rebuild(snapshot, before, affinity_model().default_affinity, progress, probe)
+        runs = previous_runs(store, [name for name in store.folders() if name < place[1]])
+    dataset, affinity = read_dataset(snapshot), affinity_model().default_affinity
+    page = build_report(snapshot.manifest, snapshot.folder, dataset, runs, affinity, progress, probe)
     add_sidecars(snapshot, {REPORT: page.encode()}, {}, settings.environ)
 
 

@@ -1,1 +1,1 @@
-"""What a run came to beside earlier runs: history, comparison, HTML report, metrics file."""
+"""Earlier runs and expected ranges, comparison of snapshots, the HTML report, the metrics file."""

@@ -1,326 +1,371 @@
-"""Charts as SVG that stands in a page: drawn by matplotlib, in the page's own colours and letters, the same bytes every time.
-
-A label that comes from data never reaches matplotlib: it would read `$` as mathematics, and miss glyphs. It draws a mark,
-and the escaped label takes the mark's place in the SVG.
-"""
+"""Charts of the report: inline SVG in the page's colours and fonts. The same data give the same bytes."""
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from html import escape
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from itertools import groupby, pairwise
+from unicodedata import east_asian_width
 
 import numpy as np
 
-from etl.errors import SettingsError
-from etl.reporting.numbers import format_si
-from etl.runtime.temporary import temporary_folder
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from etl.reporting.wording import MONTHS, format_date, format_si
+from etl.transform.arrays import I64
 
 WIDTH = 440
-"""Of a chart, in units of its own: about the CSS pixels that it takes on a desk; a phone shows it a fifth smaller."""
+"""Width of a chart in its own units: about CSS pixels on a desktop; a phone shows it a fifth smaller."""
 
 _NARROW = 300
-"""Of a chart that stands beside two others."""
+"""Width of a chart in a row of three."""
 
-_INK, _MUTED, _RULE, _BAD = "#0101a1", "#0101a2", "#0101a3", "#0101a4"
-SERIES = ("#0101b1", "#0101b2", "#0101b3", "#0101b4")
-"""Colours stand for the page's variables, which know light and dark."""
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule", _BAD: "--bad"} | {
-    colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)
-}
-_LETTERS = 13
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bpr-etl",
-    "font.size": _LETTERS,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": _RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "hatch.linewidth": 0.8,
-    "path.simplify": True,
-}
-_CACHE = "MPLCONFIGDIR"
-_POINTS = 90  # of a curve over ranks
-_NUMBER = re.compile(r"(?<![\w#.])-?\d+\.\d+")
+_INK, _MUTED, _RULE, _BAD = "--ink", "--muted", "--rule", "--bad"
+SERIES = ("--series-1", "--series-2", "--series-3", "--series-4")
+"""Colours are CSS variables of the page, which have a light and a dark value."""
+
+_DOTTED = ";stroke-dasharray:2 3"
+_CURVE_POINTS = 90
+
+MAX_BINS = 120
+"""The largest number of columns of a chart over time."""
+
+_MAX_OUTLIERS = 0.0005
+"""The share of events at either end that may be cut off where they would squeeze the others together."""
+
+Point = tuple[float, float]
+
+
+def _line(colour: str, width: float = 1.8) -> str:
+    return f"fill:none;stroke:var({colour});stroke-width:{width}"
+
+
+def _area(colour: str, opacity: float = 1) -> str:
+    return f"fill:var({colour});fill-opacity:{opacity}"
 
 
 class Chart:
-    """A figure with one pair of axes, and the labels whose places matplotlib keeps with marks. See `chart`."""
+    """An SVG with one plot area.
+
+    `margins` are left, bottom, right and top. `x_range` and `y_range` are the values at the ends of the axes. Shapes are given
+    in values; of a logarithmic chart these are exponents.
+    """
 
     def __init__(
-        self, name: str, height: float, margins: tuple[float, float, float, float], width: float = WIDTH
+        self,
+        height: float,
+        margins: tuple[float, float, float, float],
+        x_range: Point,
+        y_range: Point,
+        width: float = WIDTH,
     ) -> None:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - a third of a second that only who draws need wait for
-
         left, bottom, right, top = margins
-        self.name, self.width, self.height = name, width, height
-        self.figure: Figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
-        box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
-        self.axes: Axes = self.figure.add_axes(box, facecolor="none")
-        self._labels: list[str] = []
+        self.width, self.height = width, height
+        self.left, self.right, self.top, self.bottom = left, width - right, top, height - bottom
+        self.x_range, self.y_range = x_range, y_range
+        self._parts: list[str] = []
 
-    def label(self, text: str) -> str:
-        """The mark that stands for a text until the SVG is there."""
-        self._labels.append(text)
-        return f"LABEL{len(self._labels) - 1}X"
+    def x(self, value: float) -> float:
+        """Return the position of a value on the x axis."""
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
 
-    def svg(self, says: str) -> str:
-        """The chart as an element of a page; `says` is for those who can't see it."""
-        text = io.StringIO()
-        self.figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        drawn = _minify_svg(text.getvalue(), self.name)
-        drawn = re.sub(r"LABEL(\d+)X", lambda found: escape(self._labels[int(found[1])]), drawn)
+    def y(self, value: float) -> float:
+        """Return the position of a value on the y axis."""
+        low, high = self.y_range
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+    def path(self, points: Iterable[Point | None], style: str) -> None:
+        """Draw a line, or an area, through points. None is a gap."""
+        steps, pen = [], "M"
+        for point in points:
+            if point is not None:
+                steps.append(f"{pen}{_short(self.x(point[0]))} {_short(self.y(point[1]))}")
+            pen = "M" if point is None else "L"
+        if steps:
+            self._parts.append(f'<path d="{"".join(steps)}" style="{style}"/>')
+
+    def dot(self, point: Point, radius: float, style: str) -> None:
+        """Draw a circle."""
+        x, y = self.x(point[0]), self.y(point[1])
+        self._parts.append(f'<circle cx="{_short(x)}" cy="{_short(y)}" r="{radius}" style="{style}"/>')
+
+    def text(self, x: float, y: float, text: str, anchor: str = "middle", colour: str = _MUTED) -> None:
+        """Write a text at a position of the SVG."""
+        where = f'x="{_short(x)}" y="{_short(y)}" text-anchor="{anchor}"'
+        self._parts.append(f'<text {where} style="fill:var({colour})">{escape(text)}</text>')
+
+    def x_axis(self, ticks: Mapping[float, str], *, grid: bool = False) -> None:
+        """Label the x axis; draw vertical grid lines, or else the axis."""
+        for value, label in ticks.items():
+            self.text(self.x(value), self.bottom + 17, label)
+            if grid:
+                self.path([(value, self.y_range[0]), (value, self.y_range[1])], _line(_RULE, 0.8))
+        if not grid:
+            self.path([(end, self.y_range[0]) for end in self.x_range], _line(_RULE, 0.8))
+
+    def y_axis(self, ticks: Mapping[float, str]) -> None:
+        """Label the y axis, with horizontal grid lines."""
+        for value, label in ticks.items():
+            self.text(self.left - 5, self.y(value) + 4.5, label, "end")
+            self.path([(end, value) for end in self.x_range], _line(_RULE, 0.8))
+
+    def rows(self, labels: Iterable[str], width: int) -> None:
+        """Label the rows of a chart whose y values are row numbers."""
+        for row, label in enumerate(labels):
+            self.text(self.left - 5, self.y(row) + 4.5, _truncate(label, width), "end", _INK)
+
+    def svg(self, alt_text: str) -> str:
+        """Return the chart as an HTML element."""
         box = f"0 0 {self.width:g} {self.height:g}"
-        return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(says)}">{drawn}</svg>'
+        parts = "".join(self._parts)
+        return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(alt_text)}">{parts}</svg>'
 
 
-@contextmanager
-def chart_style(folder: Path) -> Iterator[None]:
-    """The look of all charts, for the length of a block; nobody else's matplotlib is touched.
-
-    Matplotlib needs a folder for its cache, and takes a temporary one where HOME can't be written. Where the machine has no
-    place for temporary files, it gets one in `folder` for the length of the block. Raises OSError where that can't be made.
-    """
-    # Where it keeps its fonts' cache, and that it builds one, is nothing that a night need tell.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with ExitStack() as stack:
-        try:
-            temporary_folder()
-        except SettingsError:
-            stack.enter_context(_cache_in(folder))
-        import matplotlib as mpl  # noqa: PLC0415
-
-        stack.enter_context(mpl.rc_context())
-        mpl.rcdefaults()  # whatever a matplotlibrc says
-        stack.enter_context(mpl.rc_context(_STYLE))
-        yield
-
-
-@contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    """A folder for matplotlib's cache for the length of a block; it can be told by the environment alone."""
-    with TemporaryDirectory(prefix=".staging-", dir=folder) as cache:
-        before = os.environ.get(_CACHE)
-        os.environ[_CACHE] = cache
-        try:
-            yield
-        finally:
-            del os.environ[_CACHE]
-            if before is not None:
-                os.environ[_CACHE] = before
-
-
-def _minify_svg(svg: str, name: str) -> str:
-    """What stands inside matplotlib's <svg>, shorter: no font, no comment, numbers to a tenth, ids of the chart's own."""
-    inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    inside = re.sub(r"<defs>\s*<style.*?</defs>", "", inside, count=1, flags=re.DOTALL)
-    inside = re.sub(r"<!--.*?-->", "", inside, flags=re.DOTALL)
-    inside = re.sub(r"font-size: [\d.]+px; |font-family: [^;\"]*;? ?|font: [^;\"]*;? ?", "", inside)
-    inside = re.sub(r' transform="rotate\(-0 [^"]*"', "", inside)
-    inside = re.sub(r"stroke-(linecap|linejoin|miterlimit): \w+;? ?", "", inside)
-    inside = re.sub(r"<[^>]+>", lambda tag: _NUMBER.sub(_rounded, tag[0]), inside)
-    inside = re.sub(r'(?<= )id="(?![mp][0-9a-f]{10}")[^"]*"', "", inside)
-    inside = re.sub(r"(id=\"|url\(#|href=\"#)([mp][0-9a-f]{10})", rf"\g<1>{name}-\2", inside).replace(
-        "xlink:href", "href"
-    )
-    for colour, variable in _VARIABLES.items():
-        inside = inside.replace(colour, f"var({variable})")
-    inside = re.sub(r"<g\s*>", "<g>", inside)
-    return re.sub(r"\s*\n\s*", " ", inside.replace(' style=""', "")).replace("> <", "><").strip()
-
-
-def _rounded(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.1f}".removesuffix(".0")
+def _short(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
 
 
 def _truncate(text: str, width: int) -> str:
-    """A text cut to about so many letters; letters of East Asia are twice as wide."""
-    from unicodedata import east_asian_width  # noqa: PLC0415
-
+    """Cut a text to about `width` characters. East Asian ones count twice."""
     used = 0
-    for place, letter in enumerate(text):
+    for number, letter in enumerate(text):
         used += 2 if east_asian_width(letter) in "WF" else 1
-        if used > width and place < len(text) - 1:
-            return text[:place].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+        if used > width and number < len(text) - 1:
+            return text[:number].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     return text
 
 
-def _set_count_ticks(axis: Any, most: float, ticks: int = 4) -> None:
-    """Ticks of a linear axis from 0, written short."""
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-
-    places = MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(0, most or 1)
-    axis.set_ticks(places, [format_si(place) for place in places])
-
-
-def stacked_bars(name: str, rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str], says: str) -> str:
-    """Rows of bars that lie, each put together from parts, in the order of SERIES; labels of rows come from data."""
-    chart = Chart(name, 34 + 24 * max(1, len(rows)), (134, 28, 22, 6))
-    axes, places = chart.axes, np.arange(len(rows))
-    start = np.zeros(len(rows))
-    for part, colour in zip(parts, SERIES, strict=False):
-        lengths = np.array([values.get(part, 0) for _, values in rows], float)
-        axes.barh(places, lengths, 0.62, start, color=colour, linewidth=0)
-        start += lengths
-    axes.set_yticks(places, [chart.label(_truncate(label, 17)) for label, _ in rows], color=_INK)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    _set_count_ticks(axes.xaxis, start.max(initial=0))
-    axes.set_xlim(0, start.max(initial=0) * 1.03 or 1)
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x")
-    axes.spines["bottom"].set_visible(False)
-    return chart.svg(says)
+def _ticks(
+    low: float, high: float, count: int, label: Callable[[float], str] = format_si, *, whole: bool = False
+) -> dict[float, str]:
+    """Return the round values from low to high, at steps that give at most about `count`, with their labels."""
+    rough = max((high - low) / count, 1e-300)
+    power = 10.0 ** math.floor(math.log10(rough))
+    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(factor * power for factor in factors if factor * power >= rough * (1 - 1e-9))
+    step = max(1.0, step) if whole else step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return {number * step: label(number * step) for number in range(first, last + 1)}
 
 
-def rank_frequency(name: str, series: Sequence[np.ndarray[Any, Any]], says: str) -> str:
-    """How often, against the rank of who is so often, both logarithmic: a curve for each series, highest first."""
-    chart = Chart(name, 290, (48, 44, 18, 24))
-    axes = chart.axes
-    most, longest = 1, 1
-    least = min((int(times[-1]) for times in series if len(times)), default=1)
-    for times, colour in zip(series, SERIES, strict=False):
-        if len(times):
-            places = np.unique(np.geomspace(1, len(times), _POINTS).round().astype(int))
-            axes.plot(places, times[places - 1], color=colour, marker="o" if len(times) == 1 else None, markersize=3)
-            most, longest = max(most, int(times[0])), max(longest, len(times))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.minorticks_off()
-    for axis, start, end in ((axes.xaxis, 1, longest), (axes.yaxis, least, most)):
-        powers = 10.0 ** np.arange(math.floor(math.log10(start)), math.ceil(math.log10(end * 1.001)) + 1)
-        axis.set_ticks(powers, [format_si(power) for power in powers])
-    axes.set_xlim(0.9, longest * 1.25)
-    axes.set_ylim(10 ** math.floor(math.log10(least)) * 0.8, most * 1.6)
-    axes.set_xlabel("rank of the place", color=_MUTED)
-    axes.text(-0.09, 1.02, "times", transform=axes.transAxes, color=_MUTED, va="bottom")
-    return chart.svg(says)
+def stacked_bars(rows: Sequence[tuple[str, Mapping[str, int]]], parts: Sequence[str], alt_text: str) -> str:
+    """Draw horizontal bars of stacked parts: `rows` are (label, {part: length}); parts are coloured in the order of SERIES."""
+    most = max((sum(values.get(part, 0) for part in parts) for _, values in rows), default=0) or 1
+    chart = Chart(34 + 24 * max(1, len(rows)), (134, 28, 22, 6), (0, most * 1.03), (len(rows) - 0.4, -0.6))
+    chart.rows((label for label, _ in rows), 17)
+    chart.x_axis(_ticks(0, most, 4), grid=True)
+    for row, (_, values) in enumerate(rows):
+        start = 0
+        for part, colour in zip(parts, SERIES, strict=False):
+            end = start + values.get(part, 0)
+            if end > start:
+                low, high = row - 0.31, row + 0.31
+                chart.path([(start, low), (end, low), (end, high), (start, high)], _area(colour))
+            start = end
+    return chart.svg(alt_text)
 
 
-def distributions(name: str, series: Sequence[tuple[Sequence[float], float]], says: str) -> str:
-    """Distributions over 0 to 1 as steps: for each the share in every bin, and the mean, a line of dots."""
-    chart = Chart(name, 260, (44, 44, 14, 12))
-    axes = chart.axes
+def rank_frequency(series: Sequence[I64], alt_text: str) -> str:
+    """Draw counts against their rank, both axes logarithmic: a curve for each series of counts, each sorted descending."""
+    curves = [counts for counts in series if len(counts)]
+    most, longest = (max((each(counts) for counts in curves), default=1) for each in (lambda c: int(c[0]), len))
+    least = min((int(counts[-1]) for counts in curves), default=1)
+    floor = math.floor(math.log10(least))
+    x_range = math.log10(0.9), math.log10(longest * 1.25)
+    chart = Chart(290, (48, 44, 18, 24), x_range, (floor + math.log10(0.8), math.log10(most * 1.6)))
+    chart.x_axis({power: format_si(10.0**power) for power in range(int(x_range[1]) + 1)})
+    chart.y_axis({power: format_si(10.0**power) for power in range(floor, int(chart.y_range[1]) + 1)})
+    for counts, colour in zip(series, SERIES, strict=False):
+        if len(counts) == 1:
+            chart.dot((0, math.log10(counts[0])), 1.5, _area(colour))
+        elif len(counts):
+            ranks = np.unique(np.geomspace(1, len(counts), _CURVE_POINTS).round().astype(int))
+            points = zip(np.log10(ranks).tolist(), np.log10(counts[ranks - 1]).tolist(), strict=True)
+            chart.path(points, _line(colour))
+    chart.text((chart.left + chart.right) / 2, chart.height - 8, "rank of the item")
+    chart.text(chart.left - 5, chart.top - 8, "times", "end")
+    return chart.svg(alt_text)
+
+
+def _steps(values: Sequence[float], width: float = 1.0) -> list[Point]:
+    """Return the outline of adjoining columns."""
+    tops = [(end * width, value) for start, value in enumerate(values) for end in (start, start + 1)]
+    return [(0.0, 0.0), *tops, (len(values) * width, 0.0)]
+
+
+def distributions(series: Sequence[tuple[Sequence[float], float]], alt_text: str) -> str:
+    """Draw distributions over 0 to 1 as steps. Each is (share in every bin, mean); the mean is a dotted line."""
     top = max((max(shares) for shares, _ in series), default=0) * 1.12 or 1
+    chart = Chart(260, (44, 44, 14, 12), (0, 1), (0, top))
+    chart.y_axis({value: label for value, label in _ticks(0, top, 6, lambda v: f"{v * 100:.3g}%").items() if value})
+    chart.x_axis(_ticks(0, 1, 5, "{:.1f}".format))
     for (shares, mean), colour in zip(series, SERIES, strict=False):
-        edges = np.linspace(0, 1, len(shares) + 1)
-        axes.stairs(shares, edges, color=colour, linewidth=1.8)
-        axes.stairs(shares, edges, fill=True, color=colour, alpha=0.1, linewidth=0)
-        axes.plot([mean, mean], [0, top], color=colour, linewidth=1.2, linestyle=(0, (2, 3)))
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, top)
-    axes.set_xticks(np.linspace(0, 1, 6), [f"{place:.1f}" for place in np.linspace(0, 1, 6)])
-    places = axes.get_yticks()[1 :: 2 if len(axes.get_yticks()) > 6 else 1]  # 0 is the floor
-    axes.set_yticks(places, [f"{place * 100:.3g}%" for place in places])
-    axes.set_ylim(0, top)
-    axes.set_xlabel("affinity", color=_MUTED)
-    return chart.svg(says)
+        outline = _steps(shares, 1 / len(shares))
+        chart.path(outline, _area(colour, 0.1))
+        chart.path(outline, _line(colour))
+        chart.path([(mean, 0), (mean, top)], _line(colour, 1.2) + _DOTTED)
+    chart.text((chart.left + chart.right) / 2, chart.height - 8, "affinity")
+    return chart.svg(alt_text)
 
 
-def column_chart(name: str, values: Sequence[int], labels: Mapping[int, str], says: str) -> str:
-    """Columns side by side, labelled here and there."""
-    chart = Chart(name, 230, (48, 30, 20, 12))
-    axes = chart.axes
-    edges = np.arange(len(values) + 1)
-    axes.stairs(values, edges, fill=True, color=SERIES[0], alpha=0.22, linewidth=0)
-    axes.stairs(values, edges, color=SERIES[0], linewidth=1.3)
-    axes.set_xlim(0, max(1, len(values)))
-    axes.set_ylim(0, max(values, default=0) * 1.08 or 1)
-    _set_count_ticks(axes.yaxis, max(values, default=0))
-    axes.set_ylim(0, max(values, default=0) * 1.08 or 1)
-    axes.set_xticks([place + 0.5 for place in labels], list(labels.values()))
-    return chart.svg(says)
+def column_chart(values: Sequence[int], labels: Mapping[int, str], alt_text: str) -> str:
+    """Draw adjoining columns; `labels` are by column."""
+    most = max(values, default=0) or 1
+    chart = Chart(230, (48, 30, 20, 12), (0, max(1, len(values))), (0, most * 1.08))
+    chart.y_axis(_ticks(0, most, 4))
+    chart.path(_steps(values), _area(SERIES[0], 0.22))
+    chart.path(_steps(values), _line(SERIES[0], 1.3))
+    chart.x_axis({column + 0.5: label for column, label in labels.items()})
+    return chart.svg(alt_text)
 
 
-def interval_plot(name: str, rows: Sequence[tuple[str, float, float, float, bool]], mark: float, says: str) -> str:
-    """Means with their intervals, (label, mean, low, high, whether it stands out) each, and a line at `mark`."""
-    chart = Chart(name, 44 + 30 * len(rows), (188, 28, 56, 6))
-    axes = chart.axes
-    axes.axvline(mark, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
-    for place, (_, mean, low, high, stands_out) in enumerate(rows):
-        colour = SERIES[0] if stands_out else _MUTED
-        axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
-        axes.plot([mean], [place], color=colour, marker="o", markersize=6.5, linestyle="")
-        axes.text(1.03, place, f"{mean:.3f}", transform=axes.get_yaxis_transform(), va="center", color=_INK)
-    axes.set_yticks(range(len(rows)), [chart.label(_truncate(label, 29)) for label, *_ in rows], color=_INK)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+def interval_plot(rows: Sequence[tuple[str, float, float, float, bool]], mark: float, alt_text: str) -> str:
+    """Draw means with intervals, and a line at `mark`. Rows are (label, mean, low, high, highlighted)."""
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     margin = max(0.02, (high - low) * 0.08)
-    axes.set_xlim(min(low, mark) - margin, max(high, mark) + margin)
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    places = [place for place in axes.get_xticks() if axes.get_xlim()[0] <= place <= axes.get_xlim()[1]]
-    axes.set_xticks(places, [f"{place:.2f}" for place in places])
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x")
-    axes.spines["bottom"].set_visible(False)
-    return chart.svg(says)
+    x_range = min(low, mark) - margin, max(high, mark) + margin
+    chart = Chart(44 + 30 * len(rows), (188, 28, 56, 6), x_range, (len(rows) - 0.4, -0.6))
+    chart.rows((label for label, *_ in rows), 29)
+    chart.x_axis(_ticks(*x_range, 4, "{:.2f}".format), grid=True)
+    chart.path([(mark, end) for end in chart.y_range], _line(_MUTED, 1) + _DOTTED)
+    for row, (_, mean, least, most, highlighted) in enumerate(rows):
+        colour = SERIES[0] if highlighted else _MUTED
+        chart.path([(least, row), (most, row)], _line(colour, 2.4))
+        chart.dot((mean, row), 3.25, _area(colour))
+        chart.text(chart.right + 6, chart.y(row) + 4.5, f"{mean:.3f}", "start", _INK)
+    return chart.svg(alt_text)
 
 
 def trend(
-    name: str,
     values: Sequence[float | None],
-    usual: Sequence[tuple[float, float] | None],
-    odd: Sequence[bool],
+    expected: Sequence[Point | None],
+    outside: Sequence[bool],
     ends: tuple[str, str],
-    says: str,
-    beside: Sequence[float | None] | None = None,
+    alt_text: str,
+    reference: Sequence[float | None] = (),
 ) -> str:
-    """A figure over the nights: a line, the usual range behind it, a ring where it was left; `beside` is a fainter line."""
-    chart = Chart(name, 160, (48, 26, 8, 12), _NARROW)
-    axes, nights = chart.axes, np.arange(len(values))
-    numbers = np.array([math.nan if value is None else value for value in values])
-    lows, highs = (np.array([math.nan if each is None else each[end] for each in usual]) for end in (0, 1))
-    axes.fill_between(nights, lows, highs, color=SERIES[0], alpha=0.13, linewidth=0)
-    if beside is not None:
-        axes.plot(nights, [math.nan if value is None else value for value in beside], color=_MUTED, linewidth=1.2)
-    axes.plot(nights, numbers, color=SERIES[0], marker="o", markersize=3.4)
-    rings = np.flatnonzero(odd)
-    axes.plot(nights[rings], numbers[rings], color=_BAD, marker="o", markersize=9, linestyle="", fillstyle="none")
-    _set_y_limits(axes, [*numbers, *(beside or [])])
-    axes.set_xlim(-0.6, max(1, len(values) - 1) + 0.6)
-    shown = {0: ends[0], len(values) - 1: ends[1]}
-    axes.set_xticks(list(shown), list(shown.values()))
-    axes.get_xticklabels()[0].set_horizontalalignment("left")
-    axes.get_xticklabels()[-1].set_horizontalalignment("right")
-    return chart.svg(says)
+    """Draw a metric over runs as a line, with the expected range as a band, and rings at values `outside` of it.
+
+    `ends` are the labels of the first and the last run. `reference` is a grey line.
+    """
+    known = [value for value in (*values, *reference) if value is not None and math.isfinite(value)]
+    last, y_range = max(1, len(values) - 1), _padded(min(known), max(known))
+    chart = Chart(160, (48, 26, 8, 12), (-0.6, last + 0.6), y_range, _NARROW)
+    chart.y_axis(_ticks(*y_range, 3, whole=all(float(value).is_integer() for value in known)))
+    for has_range, group in groupby(enumerate(expected), key=lambda each: each[1] is not None):
+        if has_range:
+            band = [(run, bounds) for run, bounds in group if bounds is not None]
+            clipped = [(run, *(min(max(end, y_range[0]), y_range[1]) for end in bounds)) for run, bounds in band]
+            upper = [(run, high) for run, _, high in reversed(clipped)]
+            chart.path([*((run, low) for run, low, _ in clipped), *upper], _area(SERIES[0], 0.13))
+    for line, style in ((reference, _line(_MUTED, 1.2)), (values, _line(SERIES[0]))):
+        chart.path((None if value is None else (run, value) for run, value in enumerate(line)), style)
+    for run, (value, odd) in enumerate(zip(values, outside, strict=True)):
+        if value is not None:
+            chart.dot((run, value), 1.7, _area(SERIES[0]))
+            if odd:
+                chart.dot((run, value), 4.5, _line(_BAD, 1))
+    chart.x_axis({})
+    chart.text(chart.x(0), chart.bottom + 17, ends[0], "start")
+    if len(values) > 1:
+        chart.text(chart.x(last), chart.bottom + 17, ends[1], "end")
+    return chart.svg(alt_text)
 
 
-def _set_y_limits(axes: Axes, numbers: Sequence[float | None]) -> None:
-    """From the least to the most, with room; a figure that never moves stands in the middle."""
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
-
-    known = [number for number in numbers if number is not None and math.isfinite(number)]
-    low, high = min(known), max(known)
+def _padded(low: float, high: float) -> Point:
+    """Return the range of an axis with a margin; a constant is in the middle."""
     room = (high - low) * 0.2 or abs(high) * 0.05 or 1
-    axes.set_ylim(low - room if low - room > 0 or low < 0 else -room * 0.2, high + room)
-    whole = all(float(number).is_integer() for number in known)
-    low, high = axes.get_ylim()
-    places = [place for place in MaxNLocator(3, integer=whole).tick_values(low, high) if low <= place <= high]
-    axes.set_yticks(places, [format_si(place) for place in places])
+    return low - room if low - room > 0 or low < 0 else -room * 0.2, high + room
+
+
+# --- events over time ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimeBins:
+    """Columns of a chart over time: the events and the first day of each, and labels by column.
+
+    `first` and `last` are the days of the first and last event that is shown. `outliers` counts the events that are not.
+    """
+
+    unit: str
+    values: list[int]
+    starts: list[date]
+    labels: dict[int, str]
+    first: date
+    last: date
+    outliers: int
+
+    @property
+    def busiest(self) -> tuple[str, int]:
+        """The column with most events, and their number."""
+        most = max(range(len(self.values)), key=self.values.__getitem__)
+        label = _time_label(self.starts[most], self.unit)
+        return f"week of {label}" if self.unit == "week" else label, self.values[most]
+
+
+_EPOCH = date(1970, 1, 1).toordinal()
+
+
+def _years(days: I64, count: int) -> I64:
+    return (days.astype("M8[D]").astype("M8[Y]").astype(np.int64) + 1970) // count
+
+
+# Units, finest first: the number of the unit that a day since 1970 is in, and the first day of a unit by its number.
+_UNITS: dict[str, tuple[Callable[[I64], I64], Callable[[int], date]]] = {
+    "day": (lambda days: days, lambda number: date.fromordinal(_EPOCH + number)),
+    "week": (lambda days: (days + 3) // 7, lambda number: date.fromordinal(_EPOCH + number * 7 - 3)),  # from Monday on
+    "month": (
+        lambda days: days.astype("M8[D]").astype("M8[M]").astype(np.int64) + 1970 * 12,
+        lambda number: date(number // 12, number % 12 + 1, 1),
+    ),
+    "year": (lambda days: _years(days, 1), lambda number: date(number, 1, 1)),
+    "decade": (lambda days: _years(days, 10), lambda number: date(max(1, number * 10), 1, 1)),
+    "century": (lambda days: _years(days, 100), lambda number: date(max(1, number * 100), 1, 1)),
+}
+
+
+def bin_by_time(counts: Mapping[int, int]) -> TimeBins | None:
+    """Bin events by day since 1970 into the finest unit of time that needs at most MAX_BINS columns; None without events."""
+    if not counts:
+        return None
+    days = np.array(sorted(counts), np.int64)
+    events = np.array([counts[day] for day in days.tolist()], np.int64)
+    shown = _without_outliers(days, events)
+    outliers = int(events.sum() - events[shown].sum())
+    days, events = days[shown], events[shown]
+    for unit, (number_of, start_of) in _UNITS.items():  # noqa: B007 - the last ones are used below
+        numbers = number_of(days)
+        if numbers[-1] - numbers[0] < MAX_BINS:
+            break
+    values = np.bincount(numbers - numbers[0], events).astype(np.int64).tolist()
+    starts = [start_of(number) for number in range(int(numbers[0]), int(numbers[-1]) + 1)]
+    first, last = (date.fromordinal(_EPOCH + int(days[end])) for end in (0, -1))
+    return TimeBins(unit, values, starts, _time_labels(starts, unit), first, last, outliers)
+
+
+def _without_outliers(days: I64, events: I64) -> slice:
+    """Return the days to show: without the few at either end, if the others then take up less than a third of the time."""
+    allowed = int(events.sum() * _MAX_OUTLIERS)
+    start, end = (int(np.searchsorted(part.cumsum(), allowed, side="right")) for part in (events, events[::-1]))
+    inner = days[start : len(days) - end]
+    if not len(inner) or (inner[-1] - inner[0]) * 3 > days[-1] - days[0]:
+        return slice(None)
+    return slice(start, len(days) - end)
+
+
+def _time_labels(starts: list[date], unit: str) -> dict[int, str]:
+    """Return about four labels, evenly spaced and distinct, by column."""
+    step = max(1, -(-len(starts) // 4))
+    columns = range(step // 2 if len(starts) > 1 else 0, len(starts), step)
+    labels = {column: _time_label(starts[column], unit) for column in columns}
+    same = {later for earlier, later in pairwise(labels) if labels[earlier] == labels[later]}
+    return {column: label for column, label in labels.items() if column not in same}
+
+
+def _time_label(start: date, unit: str) -> str:
+    if unit in ("day", "week"):
+        return format_date(start)
+    return f"{MONTHS[start.month - 1]} {start.year}" if unit == "month" else str(start.year)

@@ -1,7 +1,15 @@
-"""Two published snapshots side by side: what came, what went, what moved. Reads their files; nothing is written."""
+"""Compare two published snapshots: settings, metrics, users, items, cities, and how far distributions have moved.
+
+The drift of a distribution is its population stability index: PSI = sum over groups of (after - before) * ln(after / before),
+in shares. The customary thresholds are 0.10 and 0.25 (N. Siddiqi, "Credit Risk Scorecards", Wiley 2006). With few rows or many
+groups PSI is high by chance alone: about a chi-square variable of groups - 1 degrees of freedom, times 1/n + 1/m (Yurdakul and
+Naranjo, "Statistical properties of the population stability index", J. Risk Model Validation 14(4), 2020). What chance can
+reach is therefore added to both thresholds.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,23 +18,36 @@ import numpy as np
 import polars as pl
 
 from etl.errors import DataError
-from etl.reporting.drift import Drift, drift
 from etl.reporting.history import Change, changes, run_metrics
 from etl.snapshots.reader import Snapshot
 from etl.transform.schemas import DIMENSIONS
+from etl.triples.dataset import GONE
 
 REQUIRED_FILES = ("users.parquet", "items.parquet", "events/")
-"""How the paths begin of the files that are read."""
+"""Prefixes of the paths that are read."""
 
-_GONE = "gone"
+MODERATE, MUCH = 0.10, 0.25
+STEADY, MOVED, MOVED_MUCH = "steady", "moved", "moved much"
+OTHERS = "(all that are rare)"
+
+_RARE = 5.0
+"""Groups with fewer rows (mean of both snapshots) are pooled, as for a chi-square test (Cochran, Biometrics 10, 1954)."""
+
+_UNSEEN = 0.5
+"""Rows that an empty group counts as: a share of 0 has no logarithm."""
+
+_DEVIATIONS = 2.0
 _NUMBERS = ("cuisine_openness",)
 _TEXTS = tuple(name for name in DIMENSIONS if name not in {*_NUMBERS, "category_affinities"})
 _DECILES = 10
 
+Distribution = Mapping[str, float]
+"""Rows by group."""
+
 
 @dataclass(frozen=True)
-class City:
-    """A city's events and triples, before and after; None where the snapshot has no such city, or no triples of it."""
+class CityChange:
+    """Events and triples of a city, (before, after); None where the snapshot lacks the city, or has no triples of it."""
 
     name: str
     events: tuple[int | None, int | None]
@@ -35,7 +56,7 @@ class City:
 
 @dataclass(frozen=True)
 class SetChange:
-    """Users or items of two snapshots: how many there were and are, how many came and went."""
+    """Numbers of users or items of two snapshots."""
 
     before: int
     after: int
@@ -44,11 +65,27 @@ class SetChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What differs between two snapshots. `same_data`: their data files are equal, byte by byte.
+class Drift:
+    """How far a distribution has moved: its PSI over `groups` groups, the PSI that chance can reach, and the verdict.
 
-    `statuses` counts items by (status before, status after), where that changed; `moved_items` those whose city or category
-    did. `settings` has what decided and differs, as (before, after).
+    `mover` is the group that contributes most, with its shares before and after; None where there is none.
+    """
+
+    name: str
+    psi: float
+    groups: int
+    chance: float
+    verdict: str
+    mover: tuple[str, float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences of two snapshots.
+
+    `same_data`: their data files are equal, byte by byte. `settings` has the differing settings as (before, after).
+    `statuses` counts items by (status before, status after) where it changed. `moved_items` counts the items whose city or
+    category changed.
     """
 
     before: str
@@ -60,44 +97,46 @@ class Comparison:
     items: SetChange
     statuses: Mapping[tuple[str, str], int]
     moved_items: int
-    cities: list[City]
+    cities: list[CityChange]
     drifts: list[Drift]
 
     def facts(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
+        mover = ("group", "before", "after")
         return asdict(self) | {
             "settings": {name: {"before": old, "after": new} for name, (old, new) in self.settings.items()},
             "statuses": [{"before": old, "after": new, "items": n} for (old, new), n in self.statuses.items()],
             "cities": [
                 {
-                    "city": city.name,
-                    **{f"{what}_{when}": getattr(city, what)[i] for what in ("events", "triples") for i, when in _WHEN},
+                    "city": each.name,
+                    "events_before": each.events[0],
+                    "events_after": each.events[1],
+                    "triples_before": each.triples[0],
+                    "triples_after": each.triples[1],
                 }
-                for city in self.cities
+                for each in self.cities
             ],
-            "drifts": [asdict(each) | {"mover": _top_contributor(each)} for each in self.drifts],
+            "drifts": [
+                asdict(each) | {"mover": dict(zip(mover, each.mover, strict=True)) if each.mover else None}
+                for each in self.drifts
+            ],
         }
 
 
-_WHEN = ((0, "before"), (1, "after"))
-
-
-def _top_contributor(found: Drift) -> dict[str, Any] | None:
-    return dict(zip(("group", "before", "after"), found.mover, strict=True)) if found.mover else None
-
-
 def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
-    """Compare two snapshots, each as it lies on this machine. Raises DataError where a file can't be read."""
+    """Compare two local snapshots. Raises DataError where a file can't be read."""
     try:
         users, items = _set_change(before, after, "user"), _set_change(before, after, "item")
         both = _common_items(before, after)
         statuses = both.filter(pl.col("status") != pl.col("status_after")).group_by("status", "status_after").len()
         moved = (pl.col(name).ne_missing(pl.col(f"{name}_after")) for name in ("city", "category"))
+        names = sorted({*before.settings, *after.settings})
+        settings = {name: (before.settings.get(name), after.settings.get(name)) for name in names}
         return Comparison(
             before.manifest["snapshot"],
             after.manifest["snapshot"],
             before.manifest["content_sha256"] == after.manifest["content_sha256"],
-            _settings(before, after),
+            {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
             changes(run_metrics(before.manifest), run_metrics(after.manifest)),
             users,
             items,
@@ -106,7 +145,7 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
             _cities(before, after),
             [each for each in _drifts(before, after) if each is not None],
         )
-    except PermissionError:  # no fault of the snapshot's
+    except PermissionError:  # the snapshot itself is not at fault
         raise
     except (pl.exceptions.PolarsError, OSError, KeyError) as error:
         raise DataError(
@@ -114,35 +153,22 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
         ) from None
 
 
-def _settings(before: Snapshot, after: Snapshot) -> dict[str, tuple[Any, Any]]:
-    names = sorted({*before.settings, *after.settings})
-    pairs = {name: (before.settings.get(name), after.settings.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def _scan(snapshot: Snapshot, name: str) -> pl.LazyFrame:
-    # Absolute and no pattern: a folder may be called out[1] or file:x.
+    # Absolute, without globbing: a folder may be called out[1] or file:x.
     return pl.scan_parquet((snapshot.folder / name).absolute(), glob=False, hive_partitioning=False)
 
 
 def _present(snapshot: Snapshot, kind: str) -> pl.LazyFrame:
-    """Users or items, but for those that only an earlier vocabulary or an event still names."""
+    """Return users or items without those that only an earlier vocabulary or an event still names."""
     rows = _scan(snapshot, f"{kind}s.parquet")
-    return rows.filter(pl.col("status") != _GONE) if "status" in rows.collect_schema() else rows
+    return rows.filter(pl.col("status") != GONE) if "status" in rows.collect_schema() else rows
 
 
 def _set_change(before: Snapshot, after: Snapshot, kind: str) -> SetChange:
     key = f"{kind}_id"
     old, new = (_present(each, kind).select(key) for each in (before, after))
-    counts = pl.collect_all(
-        [
-            old.select(pl.len()),
-            new.select(pl.len()),
-            new.join(old, on=key, how="anti").select(pl.len()),
-            old.join(new, on=key, how="anti").select(pl.len()),
-        ]
-    )
-    return SetChange(*(int(each.item()) for each in counts))
+    sets = (old, new, new.join(old, on=key, how="anti"), old.join(new, on=key, how="anti"))
+    return SetChange(*(int(each.item()) for each in pl.collect_all([rows.select(pl.len()) for rows in sets])))
 
 
 def _common_items(before: Snapshot, after: Snapshot) -> pl.DataFrame:
@@ -151,19 +177,47 @@ def _common_items(before: Snapshot, after: Snapshot) -> pl.DataFrame:
     return old.join(new, on="item_id", how="inner", suffix="_after").collect()
 
 
-def _cities(before: Snapshot, after: Snapshot) -> list[City]:
-    """Every city of either, the largest move of triples first."""
-
-    def of(snapshot: Snapshot, what: str) -> Mapping[str, int]:
-        return dict(snapshot.manifest["published"][what])
-
-    events, triples = ([of(each, what) for each in (before, after)] for what in ("events", "triples"))
-    names = sorted({*events[0], *events[1]}, key=str.encode)
+def _cities(before: Snapshot, after: Snapshot) -> list[CityChange]:
+    """Return every city of either snapshot, the largest change of triples first."""
+    old, new = (each.manifest["published"] for each in (before, after))
     cities = [
-        City(name, (events[0].get(name), events[1].get(name)), (triples[0].get(name), triples[1].get(name)))
-        for name in names
+        CityChange(name, *((old[what].get(name), new[what].get(name)) for what in ("events", "triples")))
+        for name in sorted({*old["events"], *new["events"]}, key=str.encode)
     ]
     return sorted(cities, key=lambda city: -abs((city.triples[1] or 0) - (city.triples[0] or 0)))
+
+
+# --- drift -----------------------------------------------------------------------------------------------------------
+
+
+def drift(name: str, before: Distribution, after: Distribution) -> Drift | None:
+    """Return the drift between two distributions; None where either has no rows."""
+    counts = _pooled(before, after)
+    n, m = (sum(pair[side] for pair in counts.values()) for side in (0, 1))
+    if not n or not m:
+        return None
+    parts = {}
+    for group, (old, new) in counts.items():
+        share, now = max(old, _UNSEEN) / n, max(new, _UNSEEN) / m
+        parts[group] = (now - share) * math.log(now / share)
+    psi, freedom = sum(parts.values()), len(counts) - 1
+    # Mean and two deviations of the chi-square: two samples of one distribution nearly always stay below.
+    chance = (freedom + _DEVIATIONS * math.sqrt(2 * freedom)) * (1 / n + 1 / m)
+    verdict = MOVED_MUCH if psi >= MUCH + chance else MOVED if psi >= MODERATE + chance else STEADY
+    most = max(parts, key=lambda group: (parts[group], group))
+    old, new = counts[most]
+    return Drift(name, psi, len(counts), chance, verdict, (most, old / n, new / m) if parts[most] > 0 else None)
+
+
+def _pooled(before: Distribution, after: Distribution) -> dict[str, tuple[float, float]]:
+    """Return {group: (rows before, rows after)} with rare groups pooled."""
+    counts: dict[str, tuple[float, float]] = {}
+    for group in sorted({*before, *after}):
+        pair = (before.get(group, 0.0), after.get(group, 0.0))
+        pool = group if sum(pair) >= 2 * _RARE else OTHERS
+        so_far = counts.get(pool, (0.0, 0.0))
+        counts[pool] = (so_far[0] + pair[0], so_far[1] + pair[1])
+    return {group: pair for group, pair in counts.items() if sum(pair)}
 
 
 def _drifts(before: Snapshot, after: Snapshot) -> Iterator[Drift | None]:
@@ -178,21 +232,14 @@ def _drifts(before: Snapshot, after: Snapshot) -> Iterator[Drift | None]:
 
 
 def _selection_counts(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
-    """How often each item was selected, by its name with the start of its id, and each category."""
-    parts = [
-        _scan(snapshot, path.relative_to(snapshot.folder).as_posix()) for _, _, path in snapshot.data_files("events")
-    ]
-    if not parts:
+    """Return how often each item, as "name (id)", and each category was selected."""
+    paths = [path.relative_to(snapshot.folder).as_posix() for _, _, path in snapshot.data_files("events")]
+    if not paths:
         return {}, {}
-    chosen = (
-        pl.concat([part.select(item_id="selected_ids") for part in parts])
-        .explode("item_id")
-        .drop_nulls()
-        .group_by("item_id")
-        .len("rows")
-    )
+    selected = pl.concat([_scan(snapshot, path).select(item_id="selected_ids") for path in paths]).explode("item_id")
+    counts = selected.drop_nulls().group_by("item_id").len("rows")
     items = _scan(snapshot, "items.parquet").select("item_id", "category", "name")
-    rows = chosen.join(items, on="item_id", how="left").collect(engine="streaming")
+    rows = counts.join(items, on="item_id", how="left").collect(engine="streaming")
     named = rows.select(pl.format("{} ({})", pl.col("name").fill_null("?"), "item_id"), "rows")
     by_category = rows.group_by(pl.col("category").fill_null("?")).agg(pl.col("rows").sum())
     return _counts(named), _counts(by_category)
@@ -203,12 +250,12 @@ def _counts(rows: pl.DataFrame) -> dict[str, float]:
 
 
 def _labels(snapshot: Snapshot, dimension: str) -> dict[str, float]:
-    """Users by the value of a dimension; those without a persona have none."""
+    """Return users by the value of a dimension. Users without a persona are not counted."""
     return _counts(_present(snapshot, "user").select(dimension).drop_nulls().group_by(dimension).len().collect())
 
 
 def _deciles(before: Snapshot, after: Snapshot, dimension: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Users by the tenths that the earlier snapshot's values fall into."""
+    """Return users by the deciles of the earlier snapshot's values."""
     old, new = (
         _present(each, "user").select(pl.col(dimension).cast(pl.Float64)).drop_nulls().collect()[dimension]
         for each in (before, after)
@@ -218,7 +265,7 @@ def _deciles(before: Snapshot, after: Snapshot, dimension: str) -> tuple[dict[st
 
 
 def _binned(values: pl.Series, cuts: list[float]) -> dict[str, float]:
-    """How many values lie between two cuts each, by words for them."""
+    """Count the values between each two cuts."""
     bounds = ["the least", *(f"{cut:g}" for cut in cuts), "the most"]
-    places, rows = np.unique(np.searchsorted(cuts, values.to_numpy(), side="left"), return_counts=True)
-    return {f"{bounds[place]} to {bounds[place + 1]}": float(n) for place, n in zip(places, rows, strict=True)}
+    bins, rows = np.unique(np.searchsorted(cuts, values.to_numpy(), side="left"), return_counts=True)
+    return {f"{bounds[each]} to {bounds[each + 1]}": float(n) for each, n in zip(bins, rows, strict=True)}

@@ -1,11 +1,12 @@
-"""What came of a night, as a textfile that Prometheus's node_exporter collects (`--metrics-file`).
+"""The outcome of a run as a textfile for the collector of Prometheus's node_exporter (`--metrics-file`).
 
-Written by failed nights, too: these keep the figures, and the time, of the last night that went well.
+Failed runs write it, too. They keep the samples, and the time, of the last run that succeeded.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from etl.errors import NothingToDo, SettingsError
 from etl.reporting.history import run_metrics
+from etl.reporting.wording import exclusions
 from etl.runtime.files import put
 
 MAX_CITIES = 100
-"""With more cities than these, triples are not told by city: each would be a time series of its own."""
+"""With more cities, triples are not split by city: each would be a time series of its own."""
 
 Sample = tuple[str, dict[str, str], float]
 
@@ -34,12 +36,12 @@ _ALWAYS = {
     "bpr_etl_peak_memory_bytes": "The most memory that the last run's process held, in bytes.",
 }
 _ON_SUCCESS = {
-    "bpr_etl_step_seconds": ("Seconds of a step of the last good run; steps go on side by side.", ["step"]),
-    "bpr_etl_rows": ("What the last good run came to: users, trips, events, triples and so on, by figure.", ["figure"]),
-    "bpr_etl_left_out_rows": ("Rows that the last good run left out, by what they are and why.", ["what", "reason"]),
-    "bpr_etl_triples": (f"Triples of a city in the last good run; only up to {MAX_CITIES} cities.", ["city"]),
-    "bpr_etl_warnings": ("How many warnings the last good run gave.", []),
-    "bpr_etl_auc": ("AUC of the last good run's probe, from 0 to 1, by ranking.", ["ranking"]),
+    "bpr_etl_step_seconds": ("Seconds of a step of the last successful run; some steps run in parallel.", ["step"]),
+    "bpr_etl_rows": ("Rows of the last successful run: users, trips, events, triples and so on.", ["figure"]),
+    "bpr_etl_left_out_rows": ("Rows that the last successful run excluded, by kind and reason.", ["what", "reason"]),
+    "bpr_etl_triples": (f"Triples of a city in the last successful run; up to {MAX_CITIES} cities.", ["city"]),
+    "bpr_etl_warnings": ("Number of warnings of the last successful run.", []),
+    "bpr_etl_auc": ("AUC of the last successful run's probe, from 0 to 1, by ranking.", ["ranking"]),
 }
 METRICS = {
     **dict.fromkeys(_ALWAYS, ()),
@@ -50,7 +52,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that has ended: when, after how long, with which exit code, and what `--json` says of it (empty: it failed)."""
+    """A run that has ended. `facts` is what `--json` prints, empty where the run failed."""
 
     ended_at: datetime
     seconds: float
@@ -60,56 +62,53 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is a success: nothing to do is one."""
+        """Whether the run succeeded; "nothing to do" is a success."""
         return self.exit_code in (0, NothingToDo.exit_code)
 
 
 def require_writable(path: Path) -> None:
-    """Raise SettingsError where the file can't be written: told before a night's work, not after it."""
+    """Raise SettingsError where the file can't be written. Called before the run, so that no work is lost."""
     folder = path.parent
-    other = path.exists() and not path.is_file()  # to put a file in a device's or a pipe's place would harm others
+    other = path.exists() and not path.is_file()  # replacing a device or a pipe would harm other programs
     if other or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         why = "it is not a file" if other else f"{folder} is no folder that this user may write to"
         raise SettingsError(f"--metrics-file {path} can't be written: {why}. Make the folder, or name another file.")
 
 
 def write(path: Path, outcome: Outcome) -> None:
-    """Write the file anew: who reads it sees the old one or the new one, whole. Raises OSError."""
+    """Replace the file atomically. Raises OSError."""
     registry = CollectorRegistry()
     earlier = list(_previous_samples(path))
     _write_always(registry, outcome, earlier)
-    samples = list(_of(outcome.facts)) if outcome.succeeded else earlier
+    samples = list(_samples(outcome.facts)) if outcome.succeeded else earlier
     for name, (text, labels) in _ON_SUCCESS.items():
-        own = [(words, value) for of, words, value in samples if of == name]
+        own = [(values, value) for of, values, value in samples if of == name]
         if not own:
             continue
         gauge = Gauge(name, text, labels, registry=registry)
-        for words, value in own:
+        for values, value in own:
             with suppress(ValueError):  # an earlier file with labels of another release
-                (gauge.labels(**words) if labels else gauge).set(value)
-    # Not *.prom on its way: the collector takes up every file of that name. Readable for its user, whatever our umask says.
+                (gauge.labels(**values) if labels else gauge).set(value)
+    # The temporary name must not end in .prom: the collector reads every such file. The mode lets the collector's user read it.
     put(path, generate_latest(registry), ".", 0o644)
 
 
 def _write_always(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:
+    before = next((value for name, _, value in earlier if name == LAST_SUCCESS), None)
     values = {
         LAST_RUN: outcome.ended_at.timestamp(),
-        LAST_SUCCESS: outcome.ended_at.timestamp() if outcome.succeeded else _value(earlier, LAST_SUCCESS),
+        LAST_SUCCESS: outcome.ended_at.timestamp() if outcome.succeeded else before,
         "bpr_etl_exit_code": outcome.exit_code,
         "bpr_etl_run_seconds": outcome.seconds,
         "bpr_etl_peak_memory_bytes": outcome.peak_bytes,
     }
     for name, value in values.items():
-        if value is not None:  # a first night that failed has no success before it
+        if value is not None:  # no run has succeeded yet
             Gauge(name, _ALWAYS[name], registry=registry).set(value)
 
 
-def _value(samples: list[Sample], name: str) -> float | None:
-    return next((value for of, _, value in samples if of == name), None)
-
-
 def _previous_samples(path: Path) -> Iterator[Sample]:
-    """The samples of the file as it lies there; none where it can't be read as one."""
+    """Yield the samples of the present file; none where it can't be parsed."""
     try:
         families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -117,38 +116,23 @@ def _previous_samples(path: Path) -> Iterator[Sample]:
     yield from ((each.name, dict(each.labels), each.value) for family in families for each in family.samples)
 
 
-def _of(facts: Mapping[str, Any]) -> Iterator[Sample]:
-    """The samples of a good night, from what `--json` says of it."""
+def _samples(facts: Mapping[str, Any]) -> Iterator[Sample]:
+    """Yield the samples of a successful run, from what `--json` prints."""
     yield "bpr_etl_warnings", {}, len(facts.get("warnings", []))
     for step in facts.get("steps", []):
         yield "bpr_etl_step_seconds", {"step": step["step"]}, step["seconds"]
     for name, value in run_metrics(facts).items():
         if name.startswith("AUC"):
             yield "bpr_etl_auc", {"ranking": name.partition(" of ")[2] or "model"}, value
-        elif not name.startswith("left out"):  # which the next has by reason
+        elif not name.startswith("left out"):  # bpr_etl_left_out_rows has these by reason
             yield "bpr_etl_rows", {"figure": name.replace(" ", "_")}, value
-    for (what, reason), number in _left_out(facts).items():
+    # Reasons and rules are the program's: the number of these series does not grow with the data.
+    rows: Counter[tuple[str, str]] = Counter()
+    for each in exclusions(facts):
+        if each.labels is not None:
+            rows[each.labels] += each.rows
+    for (what, reason), number in rows.items():
         yield "bpr_etl_left_out_rows", {"what": what, "reason": reason}, number
     triples = facts.get("published", {}).get("triples", {})
     if len(triples) <= MAX_CITIES:
         yield from (("bpr_etl_triples", {"city": city}, number) for city, number in triples.items())
-
-
-def _left_out(facts: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    """Rows left out, by what and why. Their number does not grow with the data's: reasons and rules are the program's."""
-    published = facts.get("published", {})
-    groups = {
-        "affinities": facts.get("affinities_dropped", {}),
-        "openness": facts.get("openness_dropped", {}),
-        "trip_days": facts.get("days_without_event", {}),
-        "events": facts.get("events_left_out", {}),
-        "positives": published.get("positives_left_out", {}),
-        **{f"rows_of_{frame}": rules for frame, rules in facts.get("set_aside", {}).items()},
-    }
-    found = {(what, reason): number for what, reasons in groups.items() for reason, number in reasons.items()}
-    if "shadow_users_without_persona" in facts:
-        found["shadow_users", "without_persona"] = facts["shadow_users_without_persona"]
-    if "cities_left_out" in published:
-        events = published["events"]
-        found["events", "small_catalog"] = sum(events[city] for city in published["cities_left_out"])
-    return found

@@ -1,13 +1,12 @@
-"""report.html: one page that shows a published snapshot to a person. It opens offline, and asks nobody for anything.
+"""report.html: one page that shows a published snapshot. It works offline and loads nothing from elsewhere.
 
-The same snapshot and the same nights before it give the same bytes.
+The same snapshot and the same earlier runs give the same bytes.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -16,37 +15,56 @@ from typing import Any
 import numpy as np
 
 from etl.errors import escape_control_characters
-from etl.reporting import charts, numbers
-from etl.reporting.event_stats import AFFINITY_STEPS, OFFERED, TAKEN, TAKEN_OUTSIDE, EventStats
+from etl.reporting import charts, wording
 from etl.reporting.history import PreviousRun, published_at
-from etl.reporting.page_data import City, changed_settings, cities_of, figures_of, funnel, setting, split_of, trends
-from etl.reporting.page_headlines import KEY, headlines
-from etl.reporting.page_tables import ItemStats, UserStats, nodes_of, people_of
-from etl.reporting.time_bins import TimeBins, bin_by_time
-from etl.reporting.wording import RANKER_TEXT, exclusions
+from etl.reporting.page_data import (
+    KEY_METRICS,
+    City,
+    Manifest,
+    changed_settings,
+    cities_of,
+    funnel,
+    headlines,
+    metrics_of,
+    split_of,
+    trends,
+)
+from etl.reporting.page_stats import (
+    AFFINITY_STEPS,
+    CANDIDATE,
+    SELECTED_IN,
+    SELECTED_OUTSIDE,
+    EventStats,
+    ItemStats,
+    count_events,
+    item_stats,
+    user_stats,
+)
+from etl.reporting.wording import RANKER_TEXT, exclusions, format_setting
 from etl.runtime.resources import resource
+from etl.runtime.run_record import Progress
 from etl.snapshots.manifest import parse_probe
 from etl.snapshots.reader import PROBE, REPORT, read_small
+from etl.triples.dataset import Dataset
 
-ROWS = 30
-"""How many rows of a table or a chart are shown where there can be thousands; the rest is added up."""
+REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")
+"""The files of a snapshot that its report is made from."""
 
-NIGHTS = 30
-"""How many snapshots the trend shows, this one among them."""
+MAX_ROWS = 30
+"""How many rows of a table that can have thousands are shown; the others are summed up."""
 
-_CHARTED, _BINS = 15, 25
+MAX_RUNS = 30
+"""How many snapshots the trend shows, this one included."""
+
+_CHARTED_CITIES, _AFFINITY_BINS = 15, 25
 _NAMELESS = "(no name)"
 _TRENDS = ("triples", "ranking events", "positives", "users", "left out: positives", "set aside rows", "AUC")
-_BESIDE = "AUC of popularity"
-
-Manifest = Mapping[str, Any]
-
-log = logging.getLogger(__name__)
+_REFERENCE = "AUC of popularity"
 
 
 @dataclass(frozen=True)
 class Affinity:
-    """Whose affinities: how many (event, place), their mean, and the share of them in each of the bins."""
+    """The affinities of a group of (event, item): how many, their mean, and the share of them in each bin."""
 
     name: str
     number: int
@@ -54,88 +72,105 @@ class Affinity:
     shares: list[float]
 
 
-@dataclass(frozen=True)
-class ReportData:
-    """What the page shows besides its manifest: what files and events say."""
+def build_report(
+    manifest: Manifest,
+    folder: Path,
+    dataset: Dataset,
+    runs: Sequence[PreviousRun],
+    default_affinity: float,
+    progress: Progress,
+    probe: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the HTML page of a snapshot, published or staged.
 
-    tally: EventStats
-    nodes: ItemStats
-    people: UserStats
-    trips: int
-    days: TimeBins | None
-    affinities: list[Affinity]
-    probe: Mapping[str, Any] | None
-    nights: list[PreviousRun]
+    Args:
+        manifest: The snapshot's. Its entry of the page itself, and the end of the run, are not used.
+        folder: Where the snapshot's files are.
+        dataset: What the snapshot was made from; its events are gone through once.
+        runs: The earlier runs, oldest first.
+        default_affinity: The affinity for a category that a user has none for.
+        progress: Called for each bucket of events.
+        probe: What a probe found, if that is not in the folder.
+
+    Raises ConnectError or DataError where files can't be read.
+    """
+    stats = count_events(dataset, default_affinity, progress)
+    return render(manifest, folder, stats, dataset.trips.height, runs, probe)
 
 
 def render(
     manifest: Manifest,
     folder: Path,
-    tally: EventStats,
+    stats: EventStats,
     trips: int,
-    nights: Sequence[PreviousRun],
+    runs: Sequence[PreviousRun],
     probe: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page of a snapshot, as HTML, from its files in a folder, the tally of its events, and the nights before it.
-
-    `probe` is what one found, if that does not lie in the folder. `manifest` is the snapshot's; what it says of the page itself
-    is not looked at, nor when the run ended.
-    """
+    """Return the page from the counts of its events. `trips` are those that have an event."""
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
-    shown = ReportData(
-        tally,
-        nodes_of(folder, tally),
-        people_of(folder),
-        trips,
-        bin_by_time(tally.days),
-        _affinities(tally),
-        probe,
-        list(nights)[-(NIGHTS - 1) :],
+    runs = list(runs)[-(MAX_RUNS - 1) :]
+    cities, metrics = cities_of(manifest, stats), metrics_of(manifest, runs)
+    items, users = item_stats(folder, stats), user_stats(folder)
+    affinities, days = _affinities(stats), charts.bin_by_time(stats.days)
+    drawn = _draw_data(split_of(manifest), cities, items, affinities, days)
+    drawn |= _draw_probe(probe) | _draw_trends(manifest, runs)
+    return _fill_template(
+        manifest,
+        drawn,
+        cities,
+        stats=stats,
+        items=items,
+        users=users,
+        affinities=affinities,
+        days=days,
+        probe=probe,
+        runs=runs,
+        metrics=metrics,
+        key=[each for name in KEY_METRICS for each in metrics if each.name == name],
+        headlines=headlines(manifest, metrics),
+        funnel=funnel(manifest, stats, trips, users.users),
+        changed=changed_settings(manifest, runs),
     )
-    drawn: dict[str, str] = {}
-    try:
-        with charts.chart_style(folder):
-            drawn = _drawn(manifest, shown) | _drawn_probe(probe) | _drawn_trends(manifest, shown.nights)
-    except OSError as error:
-        log.warning("The report has no charts: %s. Set MPLCONFIGDIR to a folder that can be written.", error)
-    return str(_environment().get_template("page.html").render(_context(manifest, shown, drawn)))
 
 
-def _affinities(tally: EventStats) -> list[Affinity]:
+def _affinities(stats: EventStats) -> list[Affinity]:
     found = []
-    for name in (OFFERED, TAKEN, TAKEN_OUTSIDE):
-        times = tally.affinities[name]
+    steps = np.arange(AFFINITY_STEPS + 1)
+    bins = np.minimum(steps * _AFFINITY_BINS // AFFINITY_STEPS, _AFFINITY_BINS - 1)
+    for name in (CANDIDATE, SELECTED_IN, SELECTED_OUTSIDE):
+        times = stats.affinities[name]
         if number := int(times.sum()):
-            places = np.minimum(np.arange(AFFINITY_STEPS + 1) * _BINS // AFFINITY_STEPS, _BINS - 1)
-            shares = np.bincount(places, times, _BINS) / number
-            mean = float((times * np.arange(AFFINITY_STEPS + 1)).sum() / number / AFFINITY_STEPS)
+            shares = np.bincount(bins, times, _AFFINITY_BINS) / number
+            mean = float((times * steps).sum() / number / AFFINITY_STEPS)
             found.append(Affinity(name, number, mean, shares.tolist()))
     return found
 
 
-def _drawn(manifest: Manifest, shown: ReportData) -> dict[str, str]:
-    """The charts of the snapshot's data, SVG by name; none where there is nothing to draw."""
+def _draw_data(
+    split: list[str],
+    cities: Sequence[City],
+    items: ItemStats,
+    affinities: Sequence[Affinity],
+    days: charts.TimeBins | None,
+) -> dict[str, str]:
+    """Draw the snapshot's data: SVG by name, without those that would be empty."""
     drawn = {}
-    cities = [city for city in cities_of(manifest, shown.tally) if city.all_triples][:_CHARTED]
-    if cities:
-        rows = [(_display_name(city.name), city.triples) for city in cities]
-        drawn["cities"] = charts.stacked_bars(
-            "cities", rows, split_of(manifest), "Triples per city and part of the split"
-        )
-    if any(map(len, shown.nodes.counts.values())):
-        times = list(shown.nodes.counts.values())
-        drawn["ranks"] = charts.rank_frequency("ranks", times, "How often places are what, by rank")
-    if shown.affinities:
-        series = [(each.shares, each.mean) for each in shown.affinities]
-        drawn["affinity"] = charts.distributions("affinity", series, "Affinity of candidates and of what was selected")
-    if days := shown.days:
-        drawn["days"] = charts.column_chart("days", days.values, days.labels, f"Ranking events per {days.unit}")
+    rows = [(_display_name(city.name), city.triples) for city in cities if city.all_triples][:_CHARTED_CITIES]
+    if rows:
+        drawn["cities"] = charts.stacked_bars(rows, split, "Triples per city and part of the split")
+    if any(map(len, items.counts.values())):
+        drawn["ranks"] = charts.rank_frequency(list(items.counts.values()), "Counts of items by rank")
+    if affinities:
+        series = [(each.shares, each.mean) for each in affinities]
+        drawn["affinity"] = charts.distributions(series, "Affinity of candidates and of selected items")
+    if days:
+        drawn["days"] = charts.column_chart(days.values, days.labels, f"Ranking events per {days.unit}")
     return drawn
 
 
-def _drawn_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
-    """The AUC of the rankings of a probe, over all places and over new ones."""
+def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
+    """Draw the AUC of the rankings of a probe, over all items and over new ones."""
     drawn: dict[str, str] = {}
     if probe is None:
         return drawn
@@ -147,88 +182,75 @@ def _drawn_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
             if auc["mean"] is not None
         ]
         if rows:
-            drawn[f"probe {scope}"] = charts.interval_plot(f"probe-{scope}", rows, 0.5, "AUC of each ranking")
+            drawn[f"probe {scope}"] = charts.interval_plot(rows, 0.5, "AUC of each ranking")
     return drawn
 
 
-def _drawn_trends(manifest: Manifest, nights: Sequence[PreviousRun]) -> dict[str, str]:
-    """The figures over the nights; nothing where there is no night before."""
-    if not nights:
+def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> dict[str, str]:
+    """Draw the metrics over the runs; nothing without an earlier run."""
+    if not runs:
         return {}
-    found = {trend.name: trend for trend in trends(manifest, nights)}
-    moment = published_at(nights[0].name)
+    found = {trend.name: trend for trend in trends(manifest, runs)}
     now = _published_at(manifest)
-    same = moment is not None and moment.date() == now.date()
-    ends = (_moment(moment or now, same=same), _moment(now, same=same))
+    first = published_at(runs[0].name) or now
+    # The ends of the axis: days, or times where both are on the same day.
+    same = first.date() == now.date()
+    ends = [f"{moment:%H:%M} UTC" if same else wording.format_date(moment) for moment in (first, now)]
     return {
         f"trend {name}": charts.trend(
-            f"trend-{place}",
             found[name].values,
-            found[name].usual,
-            found[name].odd,
-            ends,
-            f"{name} over {len(nights) + 1} nights",
-            found[_BESIDE].values if name == "AUC" and _BESIDE in found else None,
+            found[name].expected,
+            found[name].outside,
+            (ends[0], ends[1]),
+            f"{wording.format_metric(name)} over {len(runs) + 1} runs",
+            found[_REFERENCE].values if name == "AUC" and _REFERENCE in found else (),
         )
-        for place, name in enumerate(_TRENDS)
+        for name in _TRENDS
         if name in found and any(found[name].values)
     }
 
 
-def _moment(moment: datetime, *, same: bool) -> str:
-    """The end of an axis: the day, or the time of it where both ends are of the same."""
-    return f"{moment:%H:%M} UTC" if same else numbers.format_date(moment)
-
-
 def _published_at(manifest: Manifest) -> datetime:
-    """When the snapshot got its name, the last that is known when its page is made."""
+    """Return when the snapshot got its name, the last moment that is known when its page is made."""
     return published_at(manifest["snapshot"]) or datetime.fromisoformat(manifest["ended_at"])
 
 
-def _context(manifest: Manifest, shown: ReportData, drawn: Mapping[str, str]) -> dict[str, Any]:
-    """What the template reads."""
+def _fill_template(manifest: Manifest, drawn: Mapping[str, str], cities: list[City], **more: Any) -> str:
     from markupsafe import Markup  # noqa: PLC0415
 
-    figures = figures_of(manifest, shown.nights)
-    cities = cities_of(manifest, shown.tally)
-    return {
-        "manifest": manifest,
-        **{field.name: getattr(shown, field.name) for field in fields(shown)},
-        "figures": figures,
-        "key": [each for name in KEY for each in figures if each.name == name],
-        "answers": headlines(manifest, figures),
-        "funnel": funnel(manifest, shown.tally, shown.trips, shown.people.users),
-        "losses": [loss for loss in exclusions(manifest) if loss.rows],
-        "splits": split_of(manifest),
-        "of_splits": {part: sum(city.triples.get(part, 0) for city in cities) for part in split_of(manifest)},
-        "with_triples": sum(city.all_triples > 0 for city in cities),
-        "cities": cities[:ROWS],
-        "more_cities": cities[ROWS:],
-        "outside": sorted(cities, key=_outside)[:ROWS],
-        "changed": changed_settings(manifest, shown.nights),
-        "settings": {name: setting(value) for name, value in manifest["settings"].items()},
-        "files": _files(manifest),
-        "started": datetime.fromisoformat(manifest["started_at"]),
-        "published_at": _published_at(manifest),
-        "trends": [name for name in _TRENDS if f"trend {name}" in drawn],
-        "rankings": RANKER_TEXT,
-        "rows_shown": ROWS,
-        "charts": {name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - ours, labels escaped
-    }
+    split = split_of(manifest)
+    return str(
+        _environment()
+        .get_template("page.html")
+        .render(
+            manifest=manifest,
+            exclusions=[each for each in exclusions(manifest) if each.rows],
+            splits=split,
+            of_splits={part: sum(city.triples.get(part, 0) for city in cities) for part in split},
+            with_triples=sum(city.all_triples > 0 for city in cities),
+            cities=cities[:MAX_ROWS],
+            more_cities=cities[MAX_ROWS:],
+            outside=sorted(cities, key=lambda city: (-city.stats.outside, city.name.encode()))[:MAX_ROWS],
+            settings={name: format_setting(value) for name, value in manifest["settings"].items()},
+            files=_files(manifest),
+            started=datetime.fromisoformat(manifest["started_at"]),
+            published_at=_published_at(manifest),
+            trends=[name for name in _TRENDS if f"trend {name}" in drawn],
+            rankings=RANKER_TEXT,
+            max_rows=MAX_ROWS,
+            charts={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - labels are escaped
+            **more,
+        )
+    )
 
 
 def _display_name(name: str | None) -> str:
-    """A name that somebody gave, as it can be shown."""
+    """Return a name from the data as it can be shown."""
     return escape_control_characters(name or "") or _NAMELESS
 
 
-def _outside(city: City) -> tuple[float, bytes]:
-    """The cities with most positives that were no candidates first."""
-    return -city.tally.outside, city.name.encode()
-
-
 def _files(manifest: Manifest) -> dict[str, Any]:
-    """The snapshot's files: the largest of them, and the sums by kind. The page itself is none of them."""
+    """Return the snapshot's largest files, and sums by kind. The page itself is not counted."""
     files = sorted(
         (each for each in manifest["files"] if each["path"] != REPORT),
         key=lambda each: (-each["bytes"], each["path"]),
@@ -239,12 +261,12 @@ def _files(manifest: Manifest) -> dict[str, Any]:
         kind["files"] += 1
         kind["rows"] += each["rows"]
         kind["bytes"] += each["bytes"]
-    return {"largest": files[:ROWS], "more": len(files[ROWS:]), "kinds": kinds}
+    return {"largest": files[:MAX_ROWS], "more": len(files[MAX_ROWS:]), "kinds": kinds, "number": len(files)}
 
 
 @cache
 def _environment() -> Any:
-    """The template's environment, made once: everything that is put into the page is escaped."""
+    """Return the Jinja environment. It escapes everything that is inserted into the page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(
@@ -254,9 +276,6 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = [name for name in dir(numbers) if name.startswith("format_")]
-    environment.filters |= {name: getattr(numbers, name) for name in written} | {
-        "named": _display_name,
-        "visible": escape_control_characters,
-    }
+    environment.filters |= {name: getattr(wording, name) for name in dir(wording) if name.startswith("format_")}
+    environment.filters |= {"named": _display_name, "visible": escape_control_characters}
     return environment

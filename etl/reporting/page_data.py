@@ -1,42 +1,62 @@
-"""Pure: what the report says of a night by its manifest, by its events' tally, and by the nights before it."""
+"""Pure: what the report derives from a manifest, from the counts of its events, and from earlier runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etl.reporting.event_stats import CityStats, EventStats
-from etl.reporting.history import Metric, PreviousRun, compare_with_history, published_at, run_metrics
-from etl.reporting.wording import NO_SEED, Exclusion, by_reason
+from etl.reporting.history import MIN_RUNS, Metric, PreviousRun, compare_with_history, published_at, run_metrics
+from etl.reporting.page_stats import CityStats, EventStats
+from etl.reporting.wording import (
+    NO_SEED,
+    Exclusion,
+    Verdict,
+    by_reason,
+    exclusions,
+    format_change,
+    format_metric,
+    format_number,
+    format_percent,
+    format_range,
+    format_setting,
+    rejected,
+    volumes_verdict,
+)
 from etl.settings.values import SPLITS
 
 NO_SPLIT = "all"
 """The one part of a snapshot that was not split."""
+
+KEY_METRICS = ("triples", "ranking events", "positives", "users", "items", "cities")
+"""The metrics at the top of the page."""
+
+_LISTED = 3
+"""How many sentences a headline has of one kind."""
 
 Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Trend:
-    """A figure over the nights, oldest first, this one last: its value and its usual range then; None where there is none."""
+    """A metric over the runs, oldest first, this run last: the values, and the range that was expected of each."""
 
     name: str
     values: list[float | None]
-    usual: list[tuple[float, float] | None]
+    expected: list[tuple[float, float] | None]
 
     @property
-    def odd(self) -> list[bool]:
-        """Which nights were out of the usual range."""
+    def outside(self) -> list[bool]:
+        """Which values are out of their expected range."""
         return [
             value is not None and bounds is not None and not bounds[0] <= value <= bounds[1]
-            for value, bounds in zip(self.values, self.usual, strict=True)
+            for value, bounds in zip(self.values, self.expected, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """A step of the funnel: of so many, so many were kept, and the rest was lost for these reasons. They add up."""
+    """A step of the funnel: `retained` and the rows of `excluded` add up to `incoming`."""
 
     what: str
     incoming: int
@@ -44,135 +64,118 @@ class FunnelStep:
     excluded: list[Exclusion]
     how: str
 
+    @classmethod
+    def of(cls, what: str, incoming: int, retained: int, excluded: Sequence[Exclusion], how: str) -> FunnelStep:
+        """Return a step without the exclusions that have no rows."""
+        return cls(what, incoming, retained, [each for each in excluded if each.rows], how)
+
 
 @dataclass(frozen=True)
 class City:
-    """What became of a city. `sign` as in `etl.triples.partitions`; `left_out` says why it has no triples."""
+    """Counts of a city. `excluded` says why it has no triples; `popularity_correlation`: `etl.triples.partitions`."""
 
     name: str
     triples: dict[str, int]
     positives: int
-    tally: CityStats
+    stats: CityStats
     weight: float
-    sign: float | None
-    left_out: str | None
+    popularity_correlation: float | None
+    excluded: str | None
 
     @property
     def all_triples(self) -> int:
-        """Of all parts of the split."""
+        """The triples of all parts of the split."""
         return sum(self.triples.values())
 
 
-def figures_of(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[Metric]:
-    """The figures of a night beside the nights of the same settings, in the order of `etl.reporting.history.figures`."""
-    return compare_with_history(
-        nights, manifest["settings"], run_metrics(manifest), published_at(str(manifest.get("snapshot")))
-    )
+@dataclass(frozen=True)
+class Headline:
+    """A block at the top of the page: its title, the verdict in a few words, and further sentences."""
+
+    title: str
+    verdict: Verdict
+    short: str
+    more: list[str]
 
 
-def trends(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[Trend]:
-    """The figures of this night over all nights; what was usual then, among the nights before it of the same settings."""
-    shown = run_metrics(manifest)
-    own = PreviousRun(str(manifest.get("snapshot")), manifest["settings"], shown)
-    then = [
-        {
-            each.name: each.expected
-            for each in compare_with_history(nights[:place], night.settings, shown, night.published_at)
-        }
-        for place, night in enumerate([*nights, own])
-    ]
+# --- earlier runs ----------------------------------------------------------------------------------------------------
+
+
+def metrics_of(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[Metric]:
+    """Compare a run's metrics with the earlier runs of the same settings."""
+    moment = published_at(str(manifest.get("snapshot")))
+    return compare_with_history(runs, manifest["settings"], run_metrics(manifest), moment)
+
+
+def trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[Trend]:
+    """Return this run's metrics over all runs, with the range that each run was expected in by those before it."""
+    metrics = run_metrics(manifest)
+    own = PreviousRun(str(manifest.get("snapshot")), manifest["settings"], metrics)
+    ranges = []
+    for number, run in enumerate([*runs, own]):
+        compared = compare_with_history(runs[:number], run.settings, metrics, run.published_at)
+        ranges.append({each.name: each.expected for each in compared})
     return [
-        Trend(name, [*(night.metrics.get(name) for night in nights), value], [usual[name] for usual in then])
-        for name, value in shown.items()
+        Trend(name, [*(run.metrics.get(name) for run in runs), value], [each[name] for each in ranges])
+        for name, value in metrics.items()
     ]
 
 
-def changed_settings(manifest: Manifest, nights: Sequence[PreviousRun]) -> list[tuple[str, str, str]]:
-    """The settings that are not those of the last night: (name, before, now)."""
-    if not nights:
+def changed_settings(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[tuple[str, str, str]]:
+    """Return the settings that differ from the last run's: (name, before, now)."""
+    if not runs:
         return []
-    before, now = nights[-1].settings, manifest["settings"]
+    before, now = runs[-1].settings, manifest["settings"]
     return [
-        (name, setting(before.get(name)), setting(value)) for name, value in now.items() if before.get(name) != value
+        (name, format_setting(before.get(name)), format_setting(value))
+        for name, value in now.items()
+        if before.get(name) != value
     ]
 
 
-def setting(value: Any) -> str:
-    """A setting's value in words."""
-    if value is None or value == []:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join("=".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
-    return str(value)
+# --- the funnel and the cities ---------------------------------------------------------------------------------------
 
 
-def funnel(manifest: Manifest, tally: EventStats, trips: int, users: int) -> list[FunnelStep]:
-    """From users to triples, every loss named. `trips` are those published, `users` those of the audience."""
+def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> list[FunnelStep]:
+    """Return the steps from users to positives. `trips` are those published, `users` those of the audience."""
     published = manifest["published"]
     seeded = "ranking_events" in manifest and manifest["settings"]["audience"] == "shadow"
-    events = sum(published["events"].values())
-    return [
-        _of_users(manifest, tally, manifest["shadow_users"] if seeded else users),
-        _of_trips(manifest["source_rows"]["trips"] if seeded else trips, trips),
-        _of_days(manifest, events, seeded=seeded),
-        _of_events(tally, events),
-        FunnelStep(
-            "positives",
-            sum(city.selected for city in tally.cities.values()),
-            published["positives"],
-            _some(by_reason("positives", published.get("positives_left_out", {}))),
-            "stand in the triples",
-        ),
+    events, active = sum(published["events"].values()), int(stats.has_events.sum())
+    all_users = manifest["shadow_users"] if seeded else users
+    all_trips = manifest["source_rows"]["trips"] if seeded else trips
+    no_seed = min(manifest.get("shadow_users_without_persona", 0), all_users - active)
+    no_event = [
+        Exclusion("users", NO_SEED, no_seed),
+        Exclusion("users", "no ranking event", all_users - active - no_seed),
     ]
-
-
-def _of_users(manifest: Manifest, tally: EventStats, came: int) -> FunnelStep:
-    kept = int(tally.has_events.sum())
-    without = min(manifest.get("shadow_users_without_persona", 0), came - kept)
-    other = Exclusion("users", "no ranking event of theirs", came - kept - without)
-    return FunnelStep("users", came, kept, _some([Exclusion("users", NO_SEED, without), other]), "have a ranking event")
-
-
-def _of_trips(came: int, kept: int) -> FunnelStep:
-    why = "none of its days has a ranking event"
-    return FunnelStep("trips", came, kept, _some([Exclusion("trips", why, came - kept)]), "have a ranking event")
-
-
-def _of_days(manifest: Manifest, events: int, *, seeded: bool) -> FunnelStep:
-    lost = list(by_reason("trip-days", manifest.get("days_without_event" if seeded else "events_left_out", {})))
-    if not seeded:
-        aside = manifest.get("set_aside", {}).get("events", {})
-        lost += [Exclusion("events", f"broke the rule {rule}", rows) for rule, rows in aside.items()]
-    came = events + sum(loss.rows for loss in lost)
-    return FunnelStep(
-        "trip-days" if seeded else "events",
-        came,
-        events,
-        _some(lost),
-        "are ranking events" if seeded else "are published",
-    )
-
-
-def _of_events(tally: EventStats, events: int) -> FunnelStep:
-    idle = sum(city.without_selection for city in tally.cities.values())
-    lost = _some([Exclusion("ranking events", "nothing was selected on that day", idle)])
-    return FunnelStep("ranking events", events, events - idle, lost, "have a selected place")
-
-
-def _some(found: Sequence[Exclusion] | Iterator[Exclusion]) -> list[Exclusion]:
-    return [loss for loss in found if loss.rows]
+    if seeded:
+        what, how = "trip-days", "are ranking events"
+        days = list(by_reason(what, manifest.get("days_without_event", {})))
+    else:
+        what, how = "events", "are published"
+        days = [*by_reason(what, manifest.get("events_left_out", {})), *rejected(manifest, what)]
+    without = sum(city.without_selection for city in stats.cities.values())
+    selected = sum(city.selected for city in stats.cities.values())
+    unused = list(by_reason("positives", published.get("positives_left_out", {})))
+    no_trip = [Exclusion("trips", "none of its days has a ranking event", all_trips - trips)]
+    no_selection = [Exclusion("ranking events", "nothing was selected on that day", without)]
+    return [
+        FunnelStep.of("users", all_users, active, no_event, "have a ranking event"),
+        FunnelStep.of("trips", all_trips, trips, no_trip, "have a ranking event"),
+        FunnelStep.of(what, events + sum(each.rows for each in days), events, days, how),
+        FunnelStep.of("ranking events", events, events - without, no_selection, "have a selected item"),
+        FunnelStep.of("positives", selected, published["positives"], unused, "are in the triples"),
+    ]
 
 
 def split_of(manifest: Manifest) -> list[str]:
-    """The parts of the snapshot's split that it has, earliest first; NO_SPLIT alone where it was not split."""
+    """Return the parts of the split that the snapshot has, earliest first; [NO_SPLIT] where it was not split."""
     parts = {entry["split"] for entry in manifest["published"]["partitions"]}
     return [name for name in SPLITS if name in parts] or [NO_SPLIT]
 
 
-def cities_of(manifest: Manifest, tally: EventStats) -> list[City]:
-    """Every city that an event is in, those with most triples first."""
+def cities_of(manifest: Manifest, stats: EventStats) -> list[City]:
+    """Return every city that has an event, those with most triples first."""
     published = manifest["published"]
     partitions: dict[str, list[Mapping[str, Any]]] = {}
     for entry in published["partitions"]:
@@ -182,11 +185,85 @@ def cities_of(manifest: Manifest, tally: EventStats) -> list[City]:
             name,
             {entry["split"] or NO_SPLIT: entry["triples"] for entry in entries},
             sum(entry["positives"] for entry in entries),
-            tally.cities.get(name, CityStats()),
+            stats.cities.get(name, CityStats()),
             max(entry["weight"] for entry in entries),
             published["signs"].get(name),
             published["cities_left_out"].get(name),
         )
         for name, entries in partitions.items()
     ]
-    return sorted(cities, key=lambda city: (-city.all_triples, -city.tally.events, city.name.encode()))
+    return sorted(cities, key=lambda city: (-city.all_triples, -city.stats.events, city.name.encode()))
+
+
+# --- headlines -------------------------------------------------------------------------------------------------------
+
+
+def headlines(manifest: Manifest, metrics: Sequence[Metric]) -> list[Headline]:
+    """Return the three blocks at the top of the page."""
+    return [_status(manifest), _volumes(metrics), _excluded(manifest)]
+
+
+def _status(manifest: Manifest) -> Headline:
+    triples = sum(manifest["published"]["triples"].values())
+    files = sum(entry["path"].endswith(".parquet") for entry in manifest["files"])
+    more = [f"{format_number(files)} data files were written and checked; the manifest has their SHA-256."]
+    if found := manifest.get("probe"):
+        ours, theirs = found["auc"]["mean"], found["auc_of_popularity"]["mean"]
+        more.append(f"A model trained on them has AUC {format_number(ours)}, popularity {format_number(theirs)}.")
+    else:
+        more.append("Training value was not measured.")
+    warnings = len(manifest.get("warnings", []))
+    short = "Done, but there are no triples" if not triples else "Done"
+    if triples and warnings:
+        short = f"Done, with {'a warning' if warnings == 1 else f'{warnings} warnings'}"
+    return Headline("Status", "good" if short == "Done" else "odd", short, more)
+
+
+def _volumes(metrics: Sequence[Metric]) -> Headline:
+    verdict, short = volumes_verdict(metrics)
+    runs = max((each.runs for each in metrics), default=0)
+    changed = sorted(
+        (each for each in metrics if each.change is not None and each.before != each.value),
+        key=lambda each: -abs(each.change or 0),
+    )
+    since = [f"{_label(each)} {format_change(each.change)} since the last run." for each in changed[:_LISTED]]
+    since = since or ["Every metric equals the last run's."]
+    outside = [each for each in metrics if each.out_of_range]
+    if outside:
+        more = [_out_of_range(each) for each in outside[:_LISTED]]
+        more += [f"And {len(outside) - _LISTED} more: see the trend."] if len(outside) > _LISTED else []
+    elif not runs:
+        more = ["The next run will be compared with this one."]
+    elif verdict == "good":
+        more = [f"Compared with {runs} runs.", *since]
+    else:
+        more = [*since, f"There is an expected range from {MIN_RUNS} earlier runs on."]
+    return Headline("Volumes compared with earlier runs", verdict, short[:1].upper() + short[1:], more)
+
+
+def _out_of_range(metric: Metric) -> str:
+    expected = format_range(metric.expected, whole=metric.is_count)
+    return f"{_label(metric)}: {format_number(metric.value)}, expected {expected}."
+
+
+def _label(metric: Metric) -> str:
+    label = format_metric(metric.name)
+    return label[:1].upper() + label[1:]
+
+
+def _excluded(manifest: Manifest) -> Headline:
+    title, published = "Excluded rows", manifest["published"]
+    found = sorted(
+        (each for each in exclusions(manifest) if each.rows and not each.informational), key=lambda each: -each.rows
+    )
+    if not found:
+        return Headline(title, "good", "None", [])
+    excluded = sum(published["positives_left_out"].values())
+    share = format_percent(excluded, excluded + published["positives"])
+    more = [f"{format_number(each.rows)} {each.what}: {each.why}." for each in found[:_LISTED]]
+    if others := len(found[_LISTED:]):
+        more.append(f"And {'one more reason' if others == 1 else f'{others} more reasons'}, below.")
+    if cities := list(published["cities_left_out"]):
+        of = cities[0] if len(cities) == 1 else f"{format_number(len(cities))} cities"
+        more.append(f"No triples of {of}: the catalogue is too small.")
+    return Headline(title, "plain", f"{share} of the positives" if excluded else "No positives", more)

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 import cli
 from etl.errors import DataError, SettingsError
 from etl.pipeline import run as pipeline
-from etl.reporting.compare import compare_snapshots
-from etl.reporting.drift import MOVED_MUCH
+from etl.reporting.compare import MOVED_MUCH, compare_snapshots
 from etl.runtime.run_record import RunResult
 from etl.settings.model import load_settings
 from etl.snapshots.publish import locked_store
@@ -64,7 +63,7 @@ def test_half_the_trips_gone_is_one_sentence_that_says_what_to_do(two_nights):
     assert "See whether the source lost rows" in said
     manifest = json.loads((Path(second.snapshot) / "manifest.json").read_text())
     assert said in manifest["warnings"]
-    assert [(each.before, each.value) for each in second.figures if each.name == "trips read"] == [trips]
+    assert [(each.before, each.value) for each in second.metrics if each.name == "trips read"] == [trips]
 
 
 def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, halved):
@@ -164,7 +163,7 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("etl.reporting.listing.LocalStore.remove", lambda _store, name: refused(Path(name)))
+        patched.setattr("etl.reporting.history.LocalStore.remove", lambda _store, name: refused(Path(name)))
         last = night(world, out, keep=1)
     assert last.committed
     assert any("could not be removed" in each for each in last.warnings)

@@ -221,7 +221,7 @@ def test_an_old_library_and_a_missing_one(monkeypatch):
 def test_the_command(world, tmp_path):
     done = CliRunner().invoke(cli.app, ["doctor", "--database-url", world, "--out", str(tmp_path)])
     assert done.exit_code == 0
-    assert "A night can run." in done.output
+    assert "A run can start." in done.output
     done = CliRunner().invoke(
         cli.app, ["doctor", "--json", "--database-url", world, "--out", str(tmp_path), "--shadow-prefix", "nobody-"]
     )
@@ -240,10 +240,10 @@ def test_a_failure_is_shown_with_quiet_too(world, tmp_path):
 def test_one_check_that_failed_and_several(world, tmp_path):
     call = ["doctor", "--database-url", world, "--out", str(tmp_path), "--shadow-prefix", "nobody-"]
     one = CliRunner().invoke(cli.app, call).output
-    assert "\n1 check failed, 0 warnings: mend it, and look again." in one
+    assert "\n1 check failed, 0 warnings: fix it, and check again." in one
     (tmp_path / "file").write_text("")
     two = CliRunner().invoke(cli.app, [*call, "--out", str(tmp_path / "file")]).output
-    assert "\n2 checks failed, 0 warnings: mend the first that failed, and look again." in two
+    assert "\n2 checks failed, 0 warnings: fix the first that failed, and check again." in two
 
 
 def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_world_template, settings_for, tmp_path):

@@ -66,12 +66,12 @@ def test_on_a_terminal_a_step_that_takes_long_moves_and_is_gone_in_the_end(small
         arguments = ["run", "--verbose", "--out", "out", "--database-url", small_world]
         code, said = in_terminal(*arguments, cwd=tmp_path, heard=let_go)
     assert code == 0, said
-    moving, _, summary = said.partition("did it work?")
+    moving, _, summary = said.partition("bpr-etl run: status")
     assert re.search(waited, moving)
     assert "Step began." in moving  # log lines go above what moves
     assert ESCAPE in moving
     assert not re.search(SPINNER, summary)
-    assert "Is it the usual amount?" in summary
+    assert "Volumes compared with earlier runs" in summary
 
 
 def test_a_mail_has_a_summary_a_collector_json_lines_and_prometheus_nights_good_and_bad(small_world, tmp_path):
@@ -81,11 +81,11 @@ def test_a_mail_has_a_summary_a_collector_json_lines_and_prometheus_nights_good_
     assert done.returncode == 0, done.stderr
     assert ESCAPE not in done.stdout + done.stderr
     first, second, *_ = done.stdout.splitlines()
-    assert first == "bpr-etl run: did it work?"
-    assert second.startswith("Yes: a snapshot was published")
+    assert first == "bpr-etl run: status"
+    assert second.startswith("Done: a snapshot was published")
     asked = [
-        "Is it the usual amount?",
-        "What was left out, or is worth knowing?",
+        "Volumes compared with earlier runs",
+        "Excluded rows",
         "What was published, by city",
         "Steps",
     ]
@@ -197,7 +197,7 @@ def test_quiet_and_verbose_contradict_each_other(tmp_path):
 def test_a_bug_is_one_json_line_too_and_holds_no_password(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from etl import pipeline\n"
+        "from etl.pipeline import run as pipeline\n"
         "def run(settings, *_, **__): raise RuntimeError(settings.database_url)\n"
         "pipeline.run = run\n"
         "import cli; cli.main()"

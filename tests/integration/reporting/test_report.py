@@ -11,7 +11,6 @@ import pytest
 
 from etl.errors import LockedError
 from etl.pipeline import run as pipeline
-from etl.reporting import collector as reporting
 from etl.runtime.files import file_sha256
 from etl.settings.model import load_settings
 from etl.snapshots.publish import locked_store
@@ -63,10 +62,10 @@ def test_the_report_says_what_the_night_counted(night):
     published = counts["published"]
     triples, selected = sum(published["triples"].values()), counts["positives"]
     assert f"{triples:,} triples from {counts['ranking_events']:,} ranking events in 3 cities" in said
-    assert f"{published['positives']:,} of {selected:,} stand in the triples" in said
+    assert f"{published['positives']:,} of {selected:,} are in the triples" in said
     assert f"{counts['positives_outside_candidates']:,} of {selected:,}" in said
-    assert "first snapshot of this place" in said
-    assert "Yes, with a warning" in said  # the design's negatives are doubted
+    assert "first snapshot of this output location" in said
+    assert "Done, with a warning" in said  # the popularity correlation of the design's negatives is low
     for city, number in published["triples"].items():
         assert f"{city} {number:,}" in said
 
@@ -77,7 +76,7 @@ def test_a_probe_and_the_nights_before_show_in_the_report(night):
     report = pipeline.export(load_settings(given, {}))
     before = page_of(report)
     assert "It was not measured" in before
-    assert "2 snapshots of this place" in before
+    assert "2 snapshots of this output location" in before
     assert "negatives ranking recommended" in text_of(before)  # settings that are not the last night's
     found = pipeline.probe(load_settings({"snapshot": report.snapshot}, {}))
     after = text_of(page_of(report))
@@ -106,7 +105,7 @@ def test_other_options_and_no_counts_of_personas_make_a_sensible_page(night, tmp
     triples = sum(report.counts["published"]["triples"].values())
     assert f"{triples:,} triples from" in said
     assert "Expanded from" in said
-    assert ("there is no triple" in said) == (triples == 0)
+    assert ("there are no triples" in said) == (triples == 0)
     assert not [warning for warning in report.warnings if "report" in warning]
 
 
@@ -114,9 +113,9 @@ def test_a_night_without_events_makes_a_sensible_page(small_world, settings_for)
     report = pipeline.export(settings_for(small_world, allow_empty=True))  # before any run: no shadow user has one
     said = text_of(page_of(report))
     assert "0 triples from 0 ranking events in 0 cities" in said
-    assert "Yes, but there is no triple" in said
+    assert "Done, but there are no triples" in said
     assert "There is no event." in said
-    assert "No event names a place." in said
+    assert "No event names an item." in said
     assert [warning.partition(":")[0] for warning in report.warnings] == ["There are no triples"]
 
 
@@ -133,11 +132,14 @@ def test_real_users_events_make_a_sensible_page_and_names_are_only_text(small_wo
     assert [warning for warning in report.warnings if "report" in warning] == []
 
 
-def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(small_world, settings_for, monkeypatch):
+@pytest.mark.parametrize("broken_part", ["etl.reporting.page_stats.EventStats.add", "etl.reporting.page.headlines"])
+def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(
+    small_world, settings_for, monkeypatch, broken_part
+):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(reporting.EventStats, "add", broken)
+    monkeypatch.setattr(broken_part, broken)
     report = pipeline.run(settings_for(small_world))
     assert report.committed
     (warning,) = [each for each in report.warnings if "report.html" in each]

@@ -12,7 +12,7 @@ from etl.commands.console import findings_table, probe_tables, rows_table, run_s
 from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
 from etl.runtime.run_record import RunResult, Step
 
-RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " "))
+RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " ") | {"\N{EN DASH}": "-"})
 
 
 def read(what: RenderableType) -> list[str]:
@@ -38,8 +38,8 @@ def test_the_first_lines_say_whether_it_worked():
     night.snapshot, night.committed, night.retries = "out/snapshots/1", True, 2
     night.warnings, night.notes = ["Odd."], ["An index is missing.", "Dry."]
     first, second, *others = status_lines("Night", night)
-    assert first == "Night: did it work?"
-    assert second.startswith("Yes: a snapshot was published, the database was written and committed; ")
+    assert first == "Night: status"
+    assert second.startswith("Done: a snapshot was published, the database was written and committed; ")
     assert second.endswith(" s, 2 retries, 1 warning, 2 notes.")
     assert others == ["Snapshot: out/snapshots/1", "Warning: Odd.", "Note: An index is missing.", "Note: Dry."]
 
@@ -47,13 +47,13 @@ def test_the_first_lines_say_whether_it_worked():
 @pytest.mark.parametrize(
     ("committed", "dry_run", "said"),
     [
-        (False, True, "Yes, as a dry run: all of it was done and rolled back, nothing was published; "),
+        (False, True, "Dry run: everything was done and rolled back, nothing was published; "),
         (
             True,
             False,
-            "Nothing to do: the newest snapshot has these data already; the database was written all the same",
+            "Nothing to do: the newest snapshot has the same data; the database was written anyway",
         ),
-        (False, False, "Nothing to do: the newest snapshot has these data already; the database was only read; "),
+        (False, False, "Nothing to do: the newest snapshot has the same data; the database was only read; "),
     ],
 )
 def test_a_night_that_published_nothing_says_why(committed, dry_run, said):
@@ -64,9 +64,9 @@ def test_a_night_that_published_nothing_says_why(committed, dry_run, said):
 
 def test_a_run_without_figures_shows_its_steps_and_says_that_nothing_was_left_out():
     lines = read(run_summary(report(), profile=False))
-    assert lines[:3] == ["Nothing was left out.", "Steps", "step rows seconds"]
+    assert lines[:3] == ["Nothing was excluded.", "Steps", "step rows seconds"]
     assert lines[3:6] == ["read 5,000 2.00", "stage 7 0.00", "COMMIT 0.50"]
-    assert not any("published" in line or "Probe" in line or "usual" in line for line in lines)
+    assert not any("published" in line or "Probe" in line or "expected" in line for line in lines)
 
 
 def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
@@ -78,20 +78,20 @@ def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
 @pytest.mark.parametrize(
     ("before", "verdict", "row"),
     [
-        ([], "Not known yet: 0 of 5 nights.", "triples 900 - - -"),
-        ([1_000], "Not known yet: 1 of 5 nights.", "triples 900 1,000 -10.0% -"),
-        ([0], "Not known yet: 1 of 5 nights.", "triples 900 0 - -"),
-        ([900], "Not known yet: 1 of 5 nights.", "triples 900 900 none -"),
+        ([], "no earlier run", "triples 900 - - -"),
+        ([1_000], "no expected range yet (1 of 5 runs)", "triples 900 1,000 \N{MINUS SIGN}10% -"),
+        ([0], "no expected range yet (1 of 5 runs)", "triples 900 0 - -"),
+        ([900], "no expected range yet (1 of 5 runs)", "triples 900 900 ±0% -"),
         (
             [1_500, 1_501, 1_499, 1_500, 1_500],
-            "No: 1 of 3 figures left their range.",
-            "triples 900 1,500 -40.0% 1,050 to 2,143 less than usual",
+            "1 of 3 metrics out of the expected range",
+            "triples 900 1,500 \N{MINUS SIGN}40% 1,050 to 2,143 below expected range",
         ),
-        ([890, 905, 899, 902, 901], "Yes, in every figure.", "triples 900 901 -0.1% 631 to 1,287"),
+        ([890, 905, 899, 902, 901], "all within the expected range", "triples 900 901 \N{MINUS SIGN}0.1% 631 to 1,287"),
         (
             [10, 10, 11, 9, 9],
-            "No: 1 of 3 figures left their range.",
-            "triples 900 9 +9900.0% 1 to 19 more than usual",
+            "1 of 3 metrics out of the expected range",
+            "triples 900 9 +9,900% 1 to 19 above expected range",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, 
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
     night.metrics = compare_with_history(nights(*before), {}, run_metrics(night.counts), None)
     lines = read(run_summary(night, profile=False))
-    assert lines[:2] == [f"Is it the usual amount? {verdict}", "tonight last time change usual range"]
+    assert lines[:2] == [f"Volumes compared with earlier runs: {verdict}", "this run last run change expected range"]
     assert [line for line in lines if line.startswith("triples")] == [row]
 
 
@@ -107,8 +107,8 @@ def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
     night = report()
     night.metrics = [Metric("triples", 9, 9, "1", 5, (8, 10)), Metric("left out: positives", 90, 9, "1", 5, (0, 18))]
     lines = read(run_summary(night, profile=False))
-    assert lines[0] == "Is it the usual amount? Yes, but 1 of 2 figures left their range."
-    assert "left out: positives 90 9 +900.0% 0 to 18 more than usual" in lines
+    assert lines[0] == "Volumes compared with earlier runs: 1 of 2 metrics out of the expected range"
+    assert "excluded positives 90 9 +900% 0 to 18 above expected range" in lines
 
 
 def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
@@ -124,18 +124,25 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
     night.metrics = compare_with_history([], {}, run_metrics(night.counts), None)
     lines = read(run_summary(night, profile=False))
     assert "Rome 1,200 24,000 0.25" in lines
-    assert "Village 30 left out" in lines
+    assert "Village 30 excluded" in lines
     assert "all 1,230 24,000" in lines
     assert "events of Village no triples: 3 nodes, and --min-catalog is 50 30" in lines
-    assert "rows of slots broke the rule day_number nullability 3" in lines
+    assert "rows of slots rejected by the rule day_number nullability 3" in lines
     assert "trip-days city has no eligible node 2" in lines
     assert "positives event has no negative to stand against 4" in lines
     assert not any("whole catalogue" in line for line in lines)
     asked = [
-        lines.index(title) for title in lines if title.startswith(("Is it", "What was left", "What was pub", "Steps"))
+        lines.index(title) for title in lines if title.startswith(("Volumes", "Excluded rows", "What was pub", "Steps"))
     ]
     assert asked == sorted(asked)
     assert len(asked) == 4
+
+
+def test_a_dry_run_does_not_say_that_anything_was_published():
+    night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 2}, "signs": {}})
+    lines = read(run_summary(night, profile=False, dry_run=True))
+    assert "What would be published, by city" in lines
+    assert not any("was published" in line for line in lines)
 
 
 def test_of_many_cities_the_largest_are_shown_and_the_others_counted():
@@ -143,9 +150,9 @@ def test_of_many_cities_the_largest_are_shown_and_the_others_counted():
     left_out = dict.fromkeys(events, "too small")
     published = {"events": events, "triples": {}, "signs": {}, "cities_left_out": left_out}
     lines = read(run_summary(report(published=published), profile=False))
-    assert "city 99 99 left out" in lines
-    assert "city 60 60 left out" in lines
-    assert "city 59 59 left out" not in lines
+    assert "city 99 99 excluded" in lines
+    assert "city 60 60 excluded" in lines
+    assert "city 59 59 excluded" not in lines
     assert "(60 cities with fewer events)" in lines
     assert f"events of 60 more cities no triples, for such reasons {sum(range(40, 100)):,}" in lines
 
@@ -183,17 +190,17 @@ def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobo
     rankings = {"random": {"all": figures, "new": nobody}, "model": {"all": figures, "new": figures}}
     facts = {"split": "time:2026-01-01", "users": 1_000, "users_with_new_places": 0, "rankings": rankings}
     lines = read(probe_tables(facts))
-    assert lines[0] == "Held out by time:2026-01-01: 1,000 users, mean and interval of 95%"
+    assert lines[0] == "Held out by time:2026-01-01: 1,000 users, mean and 95% interval"
     row = "0.700 (0.690-0.710) 0.200 (0.190-0.210) 0.300 (0.290-0.310)"
     assert [line for line in lines if line.startswith("BPR on these triples")] == [f"BPR on these triples {row}"] * 2
     assert [line for line in lines if line.startswith("chance")] == [f"chance {row}", "chance - - -"]
-    assert "Places new to the user: 0 users" in lines
+    assert "Items new to the user: 0 users" in lines
     assert not any(line.startswith("popularity") for line in lines)
 
 
 @pytest.mark.parametrize(("broken", "verdict"), [(0, "ok"), (12_000, "12,000 broken")])
 def test_a_law_is_ok_or_says_how_many_rows_break_it(broken, verdict):
-    lines = read(findings_table("Laws", [("no row is twice", broken, ""), ("none is \x1b[31mred", broken, "e1, e2")]))
+    lines = read(findings_table("Checks", [("no row is twice", broken, ""), ("none is \x1b[31mred", broken, "e1, e2")]))
     assert lines[-2] == f"no row is twice {verdict}"
     assert lines[-1].endswith(f": e1, e2 {verdict}")
     assert "\x1b" not in lines[-1]

@@ -85,9 +85,9 @@ def world(n_users=30, n_items=12, seed=3):
     return own, users[kept], positives[kept], negatives[kept]
 
 
-@pytest.mark.parametrize("pairs", [0, bpr._MOST_PAIRS])
+@pytest.mark.parametrize("pairs", [0, bpr._MAX_DENSE_PAIRS])
 def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
-    monkeypatch.setattr(bpr, "_MOST_PAIRS", pairs)
+    monkeypatch.setattr(bpr, "_MAX_DENSE_PAIRS", pairs)
     own, users, positives, negatives = world()
     codes = (column.astype(np.uint32) for column in (users, positives, negatives))  # as users.parquet has them
     model = train(*codes, None, 30, 12, BprConfig(smallest_batch=64))
@@ -118,14 +118,18 @@ def test_weights_of_one_are_no_weights_and_a_heavier_opinion_wins():
 def test_after_every_epoch_the_caller_is_told_and_the_loss_falls():
     _, users, positives, negatives = world()
     told = []
-    model = train(
-        users, positives, negatives, None, 30, 12, BprConfig(epochs=5, smallest_batch=64), after_epoch=told.append
+    train(
+        users,
+        positives,
+        negatives,
+        None,
+        30,
+        12,
+        BprConfig(epochs=5, smallest_batch=64),
+        after_epoch=lambda *epoch: told.append(epoch),
     )
-    assert [epoch.number for epoch in told] == [1, 2, 3, 4, 5]
-    assert {epoch.epochs for epoch in told} == {5}
-    assert math.log(2) > told[0].loss > told[4].loss
-    assert (told[4].model.items == model.items).all()
-    assert (told[3].model.items != model.items).any()  # a copy of its own, not the one that goes on
+    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
+    assert math.log(2) > told[0][1] > told[4][1]
 
 
 def test_a_user_without_triples_has_what_everybody_likes():
@@ -136,7 +140,7 @@ def test_a_user_without_triples_has_what_everybody_likes():
 
 def test_without_triples_nothing_is_known():
     none = np.zeros(0, np.int64)
-    model = train(none, none, none, None, 2, 3, after_epoch=lambda _: pytest.fail("no epoch"))
+    model = train(none, none, none, None, 2, 3, after_epoch=lambda *_: pytest.fail("no epoch"))
     assert isinstance(model, Model)
     assert (model.scores(np.arange(2)) == np.zeros((2, 3))).all()
 

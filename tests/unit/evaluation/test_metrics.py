@@ -98,7 +98,7 @@ def test_what_cannot_be_ranked_is_refused():
         ranking_metrics(np.array([[np.nan, 1.0]]), everything, everything)
     with pytest.raises(ValueError, match="differ"):
         ranking_metrics(np.zeros((1, 3)), everything, everything)
-    with pytest.raises(ValueError, match="first 0"):
+    with pytest.raises(ValueError, match="k is 0"):
         ranking_metrics(np.zeros((1, 2)), everything, everything, k=0)
 
 

@@ -31,9 +31,9 @@ def test_a_model_that_is_better_than_popularity_is_no_warning():
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [
-        (0.7, 0.7, "teach nothing about people: a model trained on them ranks the held-out places no better than"),
-        (0.6, 0.7, "teach nothing about people"),
-        (0.4, 0.7, "teach the opposite of what people like: a model trained on them ranks the held-out places below"),
+        (0.7, 0.7, "no training value: a model trained on them ranks held-out items no better than"),
+        (0.6, 0.7, "ranks held-out items no better than popularity"),
+        (0.4, 0.7, "no training value: a model trained on them ranks held-out items worse than chance"),
         (0.4, 0.3, None),
     ],
 )
@@ -57,5 +57,5 @@ def test_fail_below_ends_a_night_whose_model_is_worse_or_could_not_be_judged(our
 
 
 def test_nothing_held_out_is_nothing_to_judge():
-    with pytest.raises(ValueError, match=r"No place is held out."):
+    with pytest.raises(ValueError, match=r"No item is held out."):
         probe(SimpleNamespace(test=[]), 0.3, 0, lambda *_: None)

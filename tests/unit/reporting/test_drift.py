@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from etl.reporting.drift import MOVED, MOVED_MUCH, OTHERS, STEADY, drift
+from etl.reporting.compare import MOVED, MOVED_MUCH, OTHERS, STEADY, drift
 
 
 def test_the_index_is_what_the_formula_says():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import ConnectError
-from etl.reporting.listing import (
+from etl.reporting.history import (
     incomplete,
     list_snapshots,
     misdated,

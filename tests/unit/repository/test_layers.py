@@ -14,7 +14,6 @@ MODULES = sorted(
 READS_ENVIRONMENT = {
     # They configure libraries that take some settings only from the environment.
     "etl/postgres/embedded.py",
-    "etl/reporting/charts.py",
     "etl/runtime/ray_executor.py",
     "etl/snapshots/object_store_client.py",
 }

@@ -1,0 +1,289 @@
+"""The numbers that the report counts itself: of the events, bucket by bucket, and of items.parquet and users.parquet.
+
+No event is kept in memory. For each user the affinity for each category is, two bytes each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.runtime.run_record import Progress
+from etl.transform.arrays import I64
+from etl.transform.schemas import ARCHIVED, DIMENSIONS
+from etl.triples.dataset import GONE, Dataset
+from etl.triples.generate import ListColumn
+
+AFFINITY_STEPS = 10_000
+"""Affinities, from 0 to 1, are counted in ten-thousandths."""
+
+CANDIDATE, SELECTED_IN, SELECTED_OUTSIDE = "candidates", "selected, of the candidates", "selected, no candidate"
+"""The groups of (event, item) whose affinities are counted."""
+
+MAX_LABELS = 12
+"""How many values of a dimension are shown, the most frequent first."""
+
+MAX_UNUSED, MAX_TOP = 50, 10
+"""How many of the items that were never shown, and of those selected most often, are listed."""
+
+_COLUMNS = ("candidate_idx", "selected_idx")
+_PREFIX, _SECONDS_PER_DAY = "affinity_", 86_400
+_ITEM = ("name", "city", "category", "status")
+_ROLES = {role: f"n_{role}" for role in ("candidate", "selected", "positive", "negative")}
+_NUMBER, _VECTOR = "cuisine_openness", "category_affinities"
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CityStats:
+    """Counts of a city: events, those of them without a selection, selected items, those of them that are no candidate."""
+
+    events: int = 0
+    without_selection: int = 0
+    selected: int = 0
+    outside: int = 0
+
+
+@dataclass
+class EventStats:
+    """Counts of events.
+
+    - `candidate`, `selected`: for each item, by index, the events that offer it and that select it.
+    - `has_events`: for each user, by index, whether there is an event.
+    - `days`: events by day since 1970.
+    - `affinities`: for each of CANDIDATE, SELECTED_IN and SELECTED_OUTSIDE, the number of (event, item) with an affinity of 0,
+      1, 2 ... AFFINITY_STEPS. Users without any affinity are not counted.
+
+    The other fields are each user's affinity for each category (last: for any other), each item's category as a column of
+    that, and which users have an affinity at all.
+    """
+
+    candidate: I64
+    selected: I64
+    has_events: npt.NDArray[np.bool_]
+    affinity: npt.NDArray[np.uint16]
+    category: npt.NDArray[np.intp]
+    known: npt.NDArray[np.bool_]
+    days: Counter[int] = field(default_factory=Counter)
+    cities: dict[str, CityStats] = field(default_factory=dict)
+    affinities: dict[str, I64] = field(
+        default_factory=lambda: {
+            name: np.zeros(AFFINITY_STEPS + 1, np.int64) for name in (CANDIDATE, SELECTED_IN, SELECTED_OUTSIDE)
+        }
+    )
+
+    @classmethod
+    def of(cls, dataset: Dataset, default_affinity: float) -> EventStats:
+        """Return the counts of no events of a dataset."""
+        items = dataset.items.height
+        tables = [_affinity_matrix(rows, default_affinity) for rows in dataset.user_features()]
+        names = next((names for names, _, _ in tables), [])
+        columns = dataset.items["category"].replace_strict(
+            names, range(len(names)), default=len(names), return_dtype=pl.Int64
+        )
+        return cls(
+            np.zeros(items, np.int64),
+            np.zeros(items, np.int64),
+            np.zeros(dataset.users.height, np.bool_),
+            np.concatenate([affinity for _, affinity, _ in tables]),
+            columns.fill_null(len(names)).to_numpy().astype(np.intp),
+            np.concatenate([known for _, _, known in tables]),
+        )
+
+    def add(self, events: pl.DataFrame) -> None:
+        """Count a bucket's events: a frame with the columns of `Dataset.events`."""
+        offered, selected = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
+        self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
+        self.selected += np.bincount(selected.codes, minlength=len(self.selected))
+        rows, codes = np.repeat(np.arange(events.height), selected.lengths), selected.codes
+        inside = _in_candidates(offered, rows, codes, len(self.candidate))
+        users = events["user_idx"].to_numpy()
+        self.has_events[users] = True
+        self._add_affinities(CANDIDATE, users[np.repeat(np.arange(events.height), offered.lengths)], offered.codes)
+        self._add_affinities(SELECTED_IN, users[rows[inside]], codes[inside])
+        self._add_affinities(SELECTED_OUTSIDE, users[rows[~inside]], codes[~inside])
+        for day, number in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
+            self.days[day] += number
+        self._add_cities(events["city"], selected.lengths, np.bincount(rows[~inside], minlength=events.height))
+
+    def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint32]) -> None:
+        found = self.affinity[users, self.category[codes]][self.known[users]]
+        self.affinities[name] += np.bincount(found, minlength=AFFINITY_STEPS + 1)
+
+    def _add_cities(self, cities: pl.Series, selected: I64, outside: npt.NDArray[np.intp]) -> None:
+        frame = pl.DataFrame({"city": cities, "selected": selected, "outside": outside})
+        per_city = frame.group_by("city").agg(
+            pl.len(), (pl.col("selected") == 0).sum().alias("without"), pl.col("selected", "outside").sum()
+        )
+        for city, events, without, selections, beyond in per_city.iter_rows():
+            total = self.cities.setdefault(city, CityStats())
+            total.events += events
+            total.without_selection += without
+            total.selected += selections
+            total.outside += beyond
+
+
+def count_events(dataset: Dataset, default_affinity: float, progress: Progress) -> EventStats:
+    """Count all events of a dataset, a bucket at a time. `default_affinity` is that for a category that a user has none for."""
+    stats = EventStats.of(dataset, default_affinity)
+    for number, events in enumerate(dataset.events.select(_COLUMNS)):
+        progress("report", number, dataset.events.buckets)
+        if events.height:
+            stats.add(events)
+    return stats
+
+
+def _affinity_matrix(
+    users: pl.DataFrame, default_affinity: float
+) -> tuple[list[str], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
+    """Return the categories, each user's affinity for them (and last for any other), and which users have any."""
+    columns = [name for name in users.columns if name.startswith(_PREFIX)]
+    matrix = np.full((users.height, len(columns) + 1), round(default_affinity * AFFINITY_STEPS), np.uint16)
+    known = np.zeros(users.height, np.bool_)
+    for number, name in enumerate(columns):
+        known |= users[name].is_not_null().to_numpy()
+        values = users[name].fill_null(default_affinity).clip(0, 1) * AFFINITY_STEPS
+        matrix[:, number] = values.round().cast(pl.UInt16).to_numpy()
+    return [name.removeprefix(_PREFIX) for name in columns], matrix, known
+
+
+def _in_candidates(
+    offered: ListColumn, rows: npt.NDArray[np.intp], codes: npt.NDArray[np.uint32], items: int
+) -> npt.NDArray[np.bool_]:
+    """Return for each (event's row, item) whether it is among the event's candidates."""
+    keys = np.repeat(np.arange(len(offered.lengths)), offered.lengths) * items + offered.codes
+    if not len(keys):
+        return np.zeros(len(rows), np.bool_)
+    keys.sort()  # fast: candidates are in the order of their ids, which nearly always is that of their indexes
+    wanted = rows * items + codes
+    found: npt.NDArray[np.bool_] = keys[np.searchsorted(keys, wanted).clip(max=len(keys) - 1)] == wanted
+    return found
+
+
+# --- items and users -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemStats:
+    """Counts of items by role (candidate, selected, positive, negative).
+
+    `counts` has for each role the counts of all items that have it, highest first. `tenth` is the share that the tenth of the
+    eligible items with the highest counts has. `offered` items are eligible; `never_offered` of these were neither candidate
+    nor selected in any event, the first of which are listed.
+    """
+
+    offered: int
+    counts: dict[str, I64]
+    tenth: dict[str, float]
+    never_offered: int
+    never_listed: list[dict[str, Any]]
+    top: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Users by value of a persona dimension, the most frequent first, and by source of the value.
+
+    `more` has the number of further values and of the users that have one of them. `without` counts users without a value.
+    """
+
+    name: str
+    values: list[tuple[str, int]]
+    more: tuple[int, int]
+    sources: dict[str, int]
+    without: int
+
+
+@dataclass(frozen=True)
+class UserStats:
+    """The users of the audience, the dimensions of their personas, and their mean affinity for each category."""
+
+    users: int
+    dimensions: list[Dimension]
+    affinities: list[tuple[str, float]]
+
+
+def item_stats(folder: Path, stats: EventStats) -> ItemStats:
+    """Count the items of a snapshot. Positives and negatives are those of train; the other roles are of all events."""
+    columns = ["item_id", *_ITEM, "n_positive", "n_negative"]
+    there = pl.read_parquet_schema(_file(folder, "items"))
+    items = pl.read_parquet(_file(folder, "items"), columns=[name for name in columns if name in there], glob=False)
+    zeros = [pl.lit(0, pl.Int64).alias(name) for name in columns if name not in there]  # a snapshot of release 0.1
+    items = items.with_columns(
+        *zeros, pl.Series("n_candidate", stats.candidate), pl.Series("n_selected", stats.selected)
+    )
+    offered = items.filter(~pl.col("status").is_in([ARCHIVED, GONE]))
+    counts = {role: np.sort(items[column].to_numpy())[::-1] for role, column in _ROLES.items()}
+    never = offered.filter(n_candidate=0, n_selected=0).sort("city", "name", "item_id", nulls_last=True)
+    most = items.filter(pl.col("n_selected") > 0).sort("n_selected", "item_id", descending=[True, False])
+    return ItemStats(
+        offered.height,
+        {role: times[times > 0] for role, times in counts.items()},
+        {role: _top_decile_share(times, offered.height) for role, times in counts.items()},
+        never.height,
+        never.head(MAX_UNUSED).select(*_ITEM).to_dicts(),
+        most.head(MAX_TOP).select(*_ITEM, *_ROLES.values()).to_dicts(),
+    )
+
+
+def _top_decile_share(counts: I64, items: int) -> float:
+    """Return the share of the tenth of the items with the highest counts; nan where all are 0."""
+    return float(counts[: max(1, round(items / 10))].sum() / counts.sum()) if counts.sum() else float("nan")
+
+
+def user_stats(folder: Path) -> UserStats:
+    """Count the users of a snapshot that still exist, column by column."""
+    path = _file(folder, "users")
+    schema = pl.read_parquet_schema(path)
+    users = pl.scan_parquet(path, glob=False)
+    if "status" in schema:
+        users = users.filter(pl.col("status") != GONE)
+    height = int(users.select(pl.len()).collect().item())
+    affinities = [name for name in schema if name.startswith(_PREFIX)]
+    means = users.select(pl.col(affinities).mean()).collect().row(0) if affinities else ()
+    named = [
+        (name.removeprefix(_PREFIX), mean) for name, mean in zip(affinities, means, strict=True) if mean is not None
+    ]
+    dimensions = [_dimension(users, name, schema) for name in DIMENSIONS if name in schema]
+    return UserStats(height, dimensions, sorted(named, key=lambda each: (-each[1], each[0].encode())))
+
+
+def _dimension(users: pl.LazyFrame, name: str, schema: Mapping[str, pl.DataType]) -> Dimension:
+    source = f"{name}_source"
+    by_source = _value_counts(users, pl.col(source)) if source in schema else []
+    sources = {value: number for value, number in by_source if value is not None}
+    if name == _VECTOR:  # differs from user to user: only its sources can be counted
+        return Dimension(name, [], (0, 0), sources, sum(n for value, n in by_source if value is None))
+    counts = _value_counts(users, _tenths() if name == _NUMBER else pl.col(name).cast(pl.String))
+    values = [(value, number) for value, number in counts if value is not None]
+    if name == _NUMBER:
+        values.sort()
+    rest = values[MAX_LABELS:]
+    without = sum(number for value, number in counts if value is None)
+    return Dimension(name, values[:MAX_LABELS], (len(rest), sum(number for _, number in rest)), sources, without)
+
+
+def _tenths() -> pl.Expr:
+    """Bin a number from 0 to 1 by tenths; values outside go to the nearest bin."""
+    tenth = (pl.col(_NUMBER) * 10 + 1e-9).floor().clip(0, 9)
+    names = {number: f"{number / 10:.1f} to {(number + 1) / 10:.1f}" for number in range(10)}
+    return tenth.cast(pl.Int64).replace_strict(names, return_dtype=pl.String, default=None)
+
+
+def _value_counts(users: pl.LazyFrame, value: pl.Expr) -> list[tuple[str | None, int]]:
+    """Return (value, users), the most frequent first."""
+    counts = users.select(value=value).group_by("value").len().collect()
+    return list(counts.sort("len", "value", descending=[True, False]).iter_rows())
+
+
+def _file(folder: Path, name: str) -> Path:
+    return (folder / f"{name}.parquet").absolute()
