@@ -59,11 +59,6 @@ class TextTable(Table):
         super().add_row(*(escape_control_characters(each) if isinstance(each, str) else each for each in cells), **more)
 
 
-def format_metric_value(name: str, value: float | None) -> str:
-    """Format a metric: an AUC always with three decimals."""
-    return f"{value:.3f}" if value is not None and name.startswith("AUC") else format_number(value)
-
-
 def status_lines(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:
     """Return the first lines of a run's summary: its status, the snapshot, warnings and notes."""
     if dry_run:
@@ -120,7 +115,7 @@ def _metrics_table(metrics: list[Metric]) -> Table:
     for each in metrics:
         table.add_row(
             format_metric(each.name),
-            *(format_metric_value(each.name, value) for value in (each.value, each.before)),
+            *map(format_number, (each.value, each.before)),
             format_change(0.0 if each.value == each.before else each.change),
             format_range(each.expected, whole=each.is_count),
             *[Text(format_range_note(each), style="bold yellow")] * notes,

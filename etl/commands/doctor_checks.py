@@ -14,6 +14,7 @@ from typing import Literal
 
 from etl.errors import ConnectError, EtlError, LockedError, SchemaError, SettingsError, unreadable
 from etl.extract import queries
+from etl.load.audit import require_counted
 from etl.pipeline.guards import check_scope, multiple_domains_warning
 from etl.pipeline.publication import Clock
 from etl.postgres import catalog

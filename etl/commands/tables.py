@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etl.commands.console import TextTable, format_metric_value
+from etl.commands.console import TextTable
 from etl.errors import escape_control_characters
 from etl.reporting.compare import MODERATE, MOVED_MUCH, MUCH, STEADY, CityChange, Comparison, Drift
 from etl.reporting.history import Change, SnapshotInfo, run_metrics
@@ -62,8 +62,7 @@ def list_table(location: str, snapshots: Sequence[SnapshotInfo]) -> RenderableTy
         table.add_row(
             each.name,
             _moment(each.published_at),
-            *map(format_number, (each.events, each.triples, each.users)),
-            format_metric_value("AUC", each.auc),
+            *map(format_number, (each.events, each.triples, each.users, each.auc)),
             NONE if each.bytes is None else format_bytes(each.bytes),
             Text(escape_control_characters(each.trouble), style="red")
             if each.trouble
@@ -92,7 +91,7 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
             settings.add_row(format_option(name), format_setting(value))
     metrics = TextTable("\nMetrics", "metric", ">")
     for name, value in run_metrics(manifest).items():
-        metrics.add_row(format_metric(name), format_metric_value(name, value))
+        metrics.add_row(format_metric(name), format_number(value))
     partitions = TextTable("\nPartitions", "city", "split", ">events", ">positives", ">triples", ">weight")
     for each in manifest.get("published", {}).get("partitions", []):
         numbers = (format_number(each[name]) for name in ("events", "positives", "triples"))
@@ -138,8 +137,9 @@ def diff_tables(found: Comparison) -> RenderableType:
 def _changes(metrics: Iterable[Change]) -> RenderableType:
     table = TextTable("\nMetrics", "metric", ">before", ">after", ">change")
     for each in metrics:
-        values = (format_metric_value(each.name, value) for value in (each.before, each.after))
-        table.add_row(format_metric(each.name), *values, format_change(each.share))
+        table.add_row(
+            format_metric(each.name), *map(format_number, (each.before, each.after)), format_change(each.share)
+        )
     return table
 
 
