@@ -60,7 +60,7 @@ def resolve_scope(
 
     Raises SchemaError if the schema does not fit, ConnectError if the role lacks a privilege.
     """
-    with transaction(connection, read_only=True, commit=False):
+    with transaction(connection, read_only=True):
         naming = catalog.detect_naming(connection, schema_name, settings.naming)
         advice = [finding.detail for finding in catalog.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)
