@@ -143,7 +143,7 @@ def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iter
     try:
         with connect(target_of(settings), stop) as connection:
             seconds = time.perf_counter() - start
-            with transaction(connection, read_only=True, commit=False):
+            with transaction(connection, read_only=True):
                 user, database = connection.fetch_rows("SELECT current_user::text, current_database()::text")[0]
             yield ok("connection", f"connected in {seconds:.2f} s, as {user} to the database {database}")
             yield from _in_transaction(connection, "server", _server)
@@ -165,7 +165,7 @@ def _in_transaction(
     """Do a check in a transaction of its own."""
 
     def within() -> Iterator[Check]:
-        with transaction(connection, read_only=True, commit=False):
+        with transaction(connection, read_only=True):
             found = list(look(connection, *arguments))
         yield from found
 
@@ -256,7 +256,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     """Check the schema and what is in it, as a run does before it reads."""
     name = schema_of(settings, connection.address)
     try:
-        with transaction(connection, read_only=True, commit=False):
+        with transaction(connection, read_only=True):
             naming = catalog.detect_naming(connection, name, settings.naming)
             findings = catalog.check(connection, naming)
     except SchemaError as error:

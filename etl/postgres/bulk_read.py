@@ -88,7 +88,7 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
 
 def _end_sessions(address: ConnectionTarget, name: str) -> None:
     """End the sessions with this application_name: connectorx can't be cancelled, its server processes can."""
-    with connect(address) as connection, transaction(connection, read_only=True, commit=False):
+    with connect(address) as connection, transaction(connection, read_only=True):
         connection.fetch_rows(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {quote_literal(name)}"
         )

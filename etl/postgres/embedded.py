@@ -558,7 +558,8 @@ def _postmaster(data_dir: Path) -> int | None:
 
 def _is_temporary(data_dir: Path) -> bool:
     """Return whether the server runs and was started by `shared_server`."""
-    pid = _postmaster(data_dir)
+    with _translate_os_errors(data_dir):
+        pid = _postmaster(data_dir)
     return pid is not None and f"{_TEMPORARY}=on" in _command_line(pid)
 
 

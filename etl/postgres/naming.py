@@ -21,22 +21,21 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "ModelRegistry": "model_registry",
     }
 )
-"""Each model and the table that `@@map` gives it, in the order in which everything is listed."""
+"""Each model and its table with `@@map`, in the order of all listings."""
 
 SOURCE_MODELS = ("User", "Trip", "ItinerarySlot", "ActivityNode", "BehavioralSignal")
-"""The application's own: the naming is told by them."""
+"""The application's own models. The naming is detected by their tables."""
 
 WRITTEN_MODELS = ("PersonaDimension", "RankingEvent", "ModelRegistry")
-"""Those that bpr-etl inserts rows into."""
+"""The models that bpr-etl inserts rows into."""
 
 _MAX_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1. Prisma cuts there, too.
 
 
 def quote_identifier(name: str) -> str:
-    """A name as PostgreSQL reads it back unchanged, in double quotes.
+    """Return a name in double quotes, which PostgreSQL reads unchanged.
 
-    Raises SettingsError for what can't be a name: empty, with a NUL, or longer than PostgreSQL keeps (it would cut the
-    name off without an error, and mean another).
+    Raises SettingsError for what can't be a name: empty, with a NUL, or too long (PostgreSQL would silently cut it).
     """
     encoded = _encoded(name)
     if not encoded or len(encoded) > _MAX_BYTES:
@@ -46,7 +45,7 @@ def quote_identifier(name: str) -> str:
 
 
 def quote_literal(text: str) -> str:
-    """A text as an SQL literal, whatever `standard_conforming_strings` is. Raises SettingsError for a NUL in it."""
+    """Return a text as an SQL literal for any `standard_conforming_strings`. Raises SettingsError for a NUL."""
     _encoded(text)
     doubled = text.replace("'", "''")
     if "\\" not in text:
@@ -67,31 +66,27 @@ def _encoded(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Naming:
-    """How the tables of one PostgreSQL schema are named: by model, or by `@@map` in snake case."""
+    """How the tables of a PostgreSQL schema are named: by model, or by `@@map` in snake case."""
 
     kind: Literal["model", "mapped"]
     schema: str = "public"
 
     def table_name(self, model: str) -> str:
-        """The table's name alone, unquoted."""
+        """Return the table's name, unquoted and without its schema."""
         return model if self.kind == "model" else MODELS[model]
 
     def qualified(self, name: str) -> str:
-        """A table's or type's name, quoted and with its schema."""
+        """Return the name of a table or type, quoted and with its schema."""
         return f"{quote_identifier(self.schema)}.{quote_identifier(name)}"
 
     def table(self, model: str) -> str:
-        """The table as SQL names it: quoted and with its schema."""
+        """Return the model's table, quoted and with its schema."""
         return self.qualified(self.table_name(model))
 
-    def index(self, model: str, *columns: str) -> str:
-        """The name that Prisma gives to an `@@index` on these columns, unquoted."""
-        return self.constraint(model, "_".join(columns), "idx")
-
     def constraint(self, model: str, columns: str, suffix: str) -> str:
-        """The name that Prisma gives to a constraint or an index, unquoted.
+        """Return the name that Prisma gives to a constraint or an index, unquoted.
 
-        Table and columns are cut, at a character's border, so that the suffix has room within PostgreSQL's 63 bytes.
+        Table and columns are cut between characters so that the name with its suffix has at most 63 bytes.
         """
         stem = "_".join(part for part in (self.table_name(model), columns) if part)
         kept = stem.encode()[: _MAX_BYTES - len(suffix) - 1].decode(errors="ignore")

@@ -38,11 +38,6 @@ class Scope:
         same = f"{end} OPERATOR(pg_catalog.=) {quote_literal('@' + _ascii_lower(self.domain))}"
         return f"COALESCE({starts} AND {same}, false)"
 
-    def not_ours_sql(self, row: str) -> str:
-        """Return SQL that is true for a row whose `userId` is no shadow user. An anti-join, which is faster than NOT IN."""
-        users = self.naming.table("User")
-        return f'NOT EXISTS (SELECT FROM {users} u WHERE u."id" = {row}."userId" AND {self.is_shadow("u")})'
-
     def audience_sql(self, user: str, audience: Audience) -> str:
         """Return SQL that is true for the rows of an audience's users."""
         if audience == "all":
@@ -65,7 +60,7 @@ def resolve_scope(
 
     Raises SchemaError if the schema does not fit, ConnectError if the role lacks a privilege.
     """
-    with transaction(connection, read_only=True, commit=False):
+    with transaction(connection, read_only=True):
         naming = catalog.detect_naming(connection, schema_name, settings.naming)
         advice = [finding.detail for finding in catalog.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)

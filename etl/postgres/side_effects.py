@@ -1,4 +1,4 @@
-"""What happens beside a run's own writes: what publications forbid, and what foreign keys, triggers and rules do.
+"""What happens besides a run's own writes: what publications forbid, and what foreign keys, triggers and rules do.
 
 Reads PostgreSQL's catalogs. The audit before COMMIT (`load/audit.py`) verifies what really happened.
 """

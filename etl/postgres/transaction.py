@@ -31,7 +31,7 @@ SETTLE_SECONDS = 60.0
 
 @contextmanager
 def transaction(connection: Connection, *, read_only: bool = False, commit: bool = True) -> Iterator[None]:
-    """Run a block in a REPEATABLE READ transaction. Rolls back if the block raises or `commit` is False.
+    """Run a block in a REPEATABLE READ transaction. Rolls back if the block raises, and if it is read-only or not to commit.
 
     From COMMIT on, the connection's `CancelToken` can't be cancelled. Raises ConnectError if the session is read-only and the
     transaction is not, if COMMIT was not done, and if its outcome can't be found out; CancelledError.
@@ -41,13 +41,13 @@ def transaction(connection: Connection, *, read_only: bool = False, commit: bool
         if not read_only:
             _require_writable(connection)
         yield
-        if commit:
+        if commit and not read_only:
             _commit(connection)
     except BaseException:
         connection.rollback()
         connection.stop.end_critical()
         raise
-    if not commit:
+    if read_only or not commit:
         connection.rollback()
 
 
@@ -79,7 +79,7 @@ def _verify_commit(connection: Connection, xid: str, process: int, error: Connec
         with (
             suppress(EtlError),
             connect(connection.address) as another,
-            transaction(another, read_only=True, commit=False),
+            transaction(another, read_only=True),
         ):
             status = another.fetch_rows(
                 f"SELECT pg_xact_status({quote_literal(xid)}::xid8), (SELECT count(pg_terminate_backend(pid)) "
@@ -221,7 +221,7 @@ def _take(connection: Connection, key: int, until: Literal["", "_xact"] = "") ->
 
 
 def _is_free(connection: Connection, key: int) -> bool:
-    with transaction(connection, read_only=True, commit=False):
+    with transaction(connection, read_only=True):
         return _take(connection, key, "_xact")
 
 
@@ -290,7 +290,7 @@ def _share_processes(one: Connection, other: Connection) -> bool:
     # One after the other, and one within the other, in both orders: a pool may hand out its processes in any order.
     for first, second in ((one, other), (other, one)) * 2:
         met[first].add(_process(first))
-        with transaction(second, read_only=True, commit=False):
+        with transaction(second, read_only=True):
             met[second].add(second.fetch_int("SELECT pg_backend_pid()"))
             if shared():
                 return True
@@ -302,5 +302,5 @@ def _share_processes(one: Connection, other: Connection) -> bool:
 
 def _process(connection: Connection) -> int:
     """Return the id of the server process that a transaction of this connection meets."""
-    with transaction(connection, read_only=True, commit=False):
+    with transaction(connection, read_only=True):
         return connection.fetch_int("SELECT pg_backend_pid()")

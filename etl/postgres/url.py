@@ -182,8 +182,8 @@ def _read_authority(authority: str) -> dict[str, str]:
             f"The database URL has an invalid host, or a port that is not a number up to 65535. {_ENCODE}"
         )
     host = ",".join(each[1] or each[2] or "" for each in found if each)
-    port = ",".join(each[3] or "" for each in found if each).rstrip(",")
-    port += "," * (host.count(",") if port else 0)
+    port = ",".join(each[3] or "" for each in found if each)  # an empty one is the default
+    port = port if port.strip(",") else ""
     parts = {"user": user, "password": password, "host": host, "port": port, "dbname": database}
     return {name: decode(value) for name, value in parts.items() if value}
 

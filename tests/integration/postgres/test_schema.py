@@ -141,7 +141,7 @@ def test_apply_does_not_mend_an_application(applied, settings_for):
 def test_the_names_of_a_naming():
     naming = Naming("mapped", "s")
     assert naming.table("Trip") == '"s"."trips"'
-    assert naming.index("ItinerarySlot", "tripId", "dayNumber") == "itinerary_slots_tripId_dayNumber_idx"
+    assert naming.constraint("ItinerarySlot", "tripId_dayNumber", "idx") == "itinerary_slots_tripId_dayNumber_idx"
     assert schema.Finding("index", "Trip", "x").severity == "blocking"
 
 

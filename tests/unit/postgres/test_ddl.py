@@ -63,15 +63,15 @@ def test_a_table_is_named_by_model_or_by_map_in_its_schema():
 
 
 def test_an_index_has_prisma_s_name():
-    assert MODEL.index("ItinerarySlot", "tripId", "dayNumber") == "ItinerarySlot_tripId_dayNumber_idx"
-    assert MAPPED.index("ItinerarySlot", "tripId", "dayNumber") == "itinerary_slots_tripId_dayNumber_idx"
+    assert MODEL.constraint("ItinerarySlot", "tripId_dayNumber", "idx") == "ItinerarySlot_tripId_dayNumber_idx"
+    assert MAPPED.constraint("ItinerarySlot", "tripId_dayNumber", "idx") == "itinerary_slots_tripId_dayNumber_idx"
 
 
 def test_a_long_name_is_cut_before_the_suffix_and_never_within_a_character():
-    assert MODEL.index("Trip", "x" * 80) == f"Trip_{'x' * 54}_idx"
+    assert MODEL.constraint("Trip", "x" * 80, "idx") == f"Trip_{'x' * 54}_idx"
     assert MODEL.constraint("Trip", "x" * 80, "fkey") == f"Trip_{'x' * 53}_fkey"
-    assert MODEL.index("Trip", "é" * 40) == f"Trip_{'é' * 27}_idx"
-    assert MODEL.index("Trip", f"x{'é' * 40}") == f"Trip_x{'é' * 26}_idx"
+    assert MODEL.constraint("Trip", "é" * 40, "idx") == f"Trip_{'é' * 27}_idx"
+    assert MODEL.constraint("Trip", f"x{'é' * 40}", "idx") == f"Trip_x{'é' * 26}_idx"
 
 
 def test_the_script_in_model_naming_is_what_prisma_made():

@@ -120,6 +120,12 @@ def test_a_message_is_scrubbed_and_a_repr_holds_no_secret():
     assert "p%40ss" not in repr(address)
 
 
+def test_several_hosts_keep_their_ports():
+    assert parse_url("postgresql://u@a:1,b:2,c:3/d", NO_HOME).libpq.endswith("/d?host=a%2Cb%2Cc&port=1%2C2%2C3")
+    assert parse_url("postgresql://u@a,b:2/d", NO_HOME).libpq.endswith("/d?host=a%2Cb&port=%2C2")
+    assert parse_url("postgresql://u@a,b/d", NO_HOME).libpq.endswith("/d?host=a%2Cb")
+
+
 def test_words_are_the_same_address_as_a_url():
     words = parse_url("host=db port=5433 dbname=app user='u s' password='it\\'s' sslmode=require", NO_HOME)
     url = parse_url("postgresql://u%20s:it's@db:5433/app?sslmode=require", NO_HOME)
