@@ -125,7 +125,7 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozens
                         raise DataError(f"{path} has a null, or a timestamp out of range. Publish the snapshot again.")
                     yield rows
         except FileNotFoundError:
-            raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+            raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` lists all missing files.") from None
         except UnknownIdError:
             raise DataError(
                 f"{path} names an id that users, items or trips don't have. Publish the snapshot again."

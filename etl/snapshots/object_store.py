@@ -183,7 +183,7 @@ class ObjectStore(Store):
             self.delete(name)
         if ignored is not None:
             raise ConnectError(
-                f"{self.location} ignores the conditions of writes ({ignored}): a write that it had to refuse was taken, so "
+                f"{self.location} ignores the conditions of writes ({ignored}): it accepted a write that it had to refuse, so "
                 "two runs could publish there at once. Use a store that has conditional writes."
             )
 
@@ -237,7 +237,9 @@ class ObjectStore(Store):
                 (entry["path"].removeprefix(f"{SNAPSHOTS}/{name}/"), entry["size"]) for entry in self._listed(name)
             ]
         if wrong := other_files(there, files):
-            raise ConnectError(f"What lies in {self.location_of(name)} is not what was sent there: {wrong}. Run again.")
+            raise ConnectError(
+                f"The files in {self.location_of(name)} are not those that were uploaded: {wrong}. Run again."
+            )
 
     def _listed(self, name: str) -> list[Any]:
         return [entry for page in obstore.list(self._store, f"{SNAPSHOTS}/{name}") for entry in page]
@@ -283,11 +285,11 @@ def _staging_folder(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
             why = writable_by_others(place)
         except OSError as error:
             raise SettingsError(
-                f"{place}, where what is to be uploaded is staged, can't be used: {error.strerror}. Set TMPDIR."
+                f"The staging folder for uploads, {place}, can't be used: {error.strerror}. Set TMPDIR."
             ) from None
         if why is not None:
             raise SettingsError(
-                f"{place}, where what is to be uploaded is staged, is not this user's alone: {why}. Set TMPDIR."
+                f"The staging folder for uploads, {place}, is not this user's alone: {why}. Set TMPDIR."
             )
         yield place, try_lock
 

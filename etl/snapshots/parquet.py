@@ -205,7 +205,9 @@ def _copy(file: FileInfo, path: Path) -> None:
     try:
         shutil.copyfile(file.path, path)
     except FileNotFoundError:
-        raise ConnectError(f"{file.path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+        raise ConnectError(
+            f"{file.path} is not there. `bpr-etl validate --snapshot` lists all missing files."
+        ) from None
     if file_sha256(path) != file.sha256:
         raise DataError(f"{file.path} is not what its manifest says. Publish the snapshot again.")
 

@@ -46,7 +46,7 @@ def write_manifest(staged: Path, name: str, facts: Mapping[str, Any], account: D
     """Write the manifest, last in the snapshot. Raises DataError if the files on disk are not those that it lists."""
     if wrong := other_files(lying(staged), [(each.path, each.bytes) for each in [*account.files, *account.sidecars]]):
         raise DataError(
-            f"Files of the snapshot are not on disk as they were written: {wrong}. Nothing was published; run again."
+            f"The files on disk are not those that were written: {wrong}. Nothing was published; run again."
         )
     LocalStore(staged).write(MANIFEST, to_json(build_manifest(name, facts, account)))
 

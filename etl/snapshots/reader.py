@@ -156,7 +156,7 @@ def read_small(path: Path) -> bytes | None:
         require_regular(path)
         if path.stat().st_size > _LARGEST:
             raise DataError(
-                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB: no file of bpr-etl has so many."
+                f"{escape_control_characters(str(path))} has more than {_LARGEST >> 30} GiB, which is more than bpr-etl writes."
             )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -271,7 +271,7 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
         # Absolute and no pattern: a folder may be called out[1] or file:x.
         frame = pl.read_parquet(path.absolute(), columns=columns, hive_partitioning=False, glob=False)
     except FileNotFoundError:
-        raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` says what else is.") from None
+        raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` lists all missing files.") from None
     except PermissionError as error:
         raise unreadable(path, error) from None
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -642,7 +642,7 @@ def test_a_staging_place_that_is_not_ours_alone_is_refused(bucket, tmp_path, kin
             place.chmod(0o700)
             os.chown(place, 65534, 65534)
     with (
-        pytest.raises(SettingsError, match=f"{place}, where what is to be uploaded is staged, .*Set TMPDIR"),
+        pytest.raises(SettingsError, match=f"The staging folder for uploads, {place}, .*Set TMPDIR"),
         store.lock(0),
     ):
         pass
