@@ -38,7 +38,7 @@ from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 SCOPE = Scope(Naming("model"), PREFIX)
 """Whose rows, in the databases that are made here."""

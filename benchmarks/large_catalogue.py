@@ -23,7 +23,7 @@ from benchmarks.surroundings import RESULTS, line
 from etl.evaluation.holdout import Figures
 from etl.evaluation.probe import MODEL, POPULARITY
 from etl.evaluation.task import build_task_from, regenerate
-from etl.settings.values import LARGE_CATALOGUE
+from etl.settings.values import LARGE_CATALOGUE, NegativeStrategies, SplitSpec
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
 from etl.triples.partitions import TripleOptions, build_training_set
 
@@ -88,7 +88,9 @@ def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
 
 def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Figures]:
     """The figures of catalog:16 with draws in proportion to popularity to the power alpha."""
-    options = TripleOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
+    options = TripleOptions(
+        split=SplitSpec("last-trip"), negatives=NegativeStrategies("catalog:16"), catalog_alpha=alpha
+    )
     training = build_training_set(simulated(nodes), options)
     return trained(build_task_from(training, lambda part: regenerate(training, part), "last-trip"), seeds)
 

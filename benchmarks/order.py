@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "consumers.md"
 BATCHES = (256, 8)

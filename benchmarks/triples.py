@@ -28,7 +28,7 @@ from benchmarks.measure import ROOT, Alone, alone, ratio, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
 from benchmarks.worlds import events_snapshot
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 OURS, PANDAS, SPARK = "ours", "pandas", "PySpark, local[2]"
 POLARS_FLOOR, PYARROW_FLOOR = "floor: Polars writes the expanded frame", "floor: pyarrow writes it, a thread per city"

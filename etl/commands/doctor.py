@@ -19,7 +19,8 @@ from etl.postgres.url import connection_parts, schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
-from etl.settings.model import Settings, env_variable_for
+from etl.settings.model import Settings
+from etl.settings.sources import env_variable_for
 from etl.snapshots.locations import is_url
 
 _NAME = "bpr-etl"

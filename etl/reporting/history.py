@@ -13,6 +13,8 @@ from math import isfinite, nan, sqrt
 from statistics import median
 from typing import Any
 
+from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS
+
 HISTORY_LENGTH = 29
 """How many earlier runs are looked at, four of each weekday: with this one they are the 30 that the report shows."""
 
@@ -25,11 +27,7 @@ _LEAST, _MOST, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 MONITORED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
 """The figures whose moves `--max-change` limits. Losses and AUC are none: from 0 to 3 is no share of anything."""
 
-ROW_SETTINGS = ("schema", "shadow_prefix", "shadow_domain", "audience")
-"""Settings that decide which rows are read."""
-
-_TRIPLE_SETTINGS = (*ROW_SETTINGS, "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
-_DECIDE: tuple[tuple[str, ...], ...] = (ROW_SETTINGS, _TRIPLE_SETTINGS)
+_DECIDE: tuple[tuple[str, ...], ...] = (ROW_SETTINGS, TRIPLE_SETTINGS)
 _TRIPLE_METRICS = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
 """Figures that the triples' own settings decide, too: the others are compared whatever these say."""
 
@@ -273,7 +271,7 @@ def compare(
 
 def _deciding(name: str) -> tuple[str, ...]:
     """The settings that decide a figure."""
-    return _TRIPLE_SETTINGS if name in _TRIPLE_METRICS else ROW_SETTINGS
+    return TRIPLE_SETTINGS if name in _TRIPLE_METRICS else ROW_SETTINGS
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from etl.errors import DataError
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef
 from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
-from etl.settings.values import SPLITS, parse_split
+from etl.settings.values import SPLITS
 from etl.snapshots.apart import PendingParts, RemotePartWriter, iter_expanded_buckets, plan_expansion
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, IdTables, event_columns, triple_columns, triple_schema
 from etl.snapshots.parquet import PartCopier, PartWriter, WriterPool, file_info, write_batches, write_file, writer_pool
@@ -161,7 +161,7 @@ class _SnapshotWriter(AbstractContextManager["_SnapshotWriter"]):
         self.places = city_folders(self.dataset.events.cities)
         self.account = DataSummary(
             folders={folder: city for city, folder in self.places.items()},
-            split={"rule": rule, "lets_in": parse_split(rule).leakage_note},
+            split={"rule": rule, "lets_in": rule.leakage_note},
         )
         self.totals = VocabularyCounts(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
@@ -233,7 +233,7 @@ class _SnapshotWriter(AbstractContextManager["_SnapshotWriter"]):
         written = [file for output in outputs for own in (output.events, output.files) for file in own.written()]
         account = self.account
         full = {output.split for output in outputs if output.tally.triples}
-        parts = parse_split(self.options.training.split).parts or (None,)
+        parts = self.options.training.split.parts or (None,)
         written += [self._without_rows(part) for part in parts if part not in full]
         account.partitions = [output.entry() for output in outputs]
         account.exhausted_users = len(self.through)

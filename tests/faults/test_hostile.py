@@ -25,7 +25,7 @@ from etl.commands import help as commands
 from etl.errors import ConnectError, DataError
 from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reader import MANIFEST
 from tests.states import database_state

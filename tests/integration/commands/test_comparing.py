@@ -16,7 +16,7 @@ from etl.pipeline import run as pipeline
 from etl.reporting.compare import compare_snapshots
 from etl.reporting.drift import MOVED_MUCH
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import Snapshot, open_snapshot
 from tests.states import database_state, folder_state

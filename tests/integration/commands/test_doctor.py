@@ -19,7 +19,7 @@ from etl.commands.doctor_database import clock_skew
 from etl.pipeline import run as pipeline
 from etl.postgres.connection import advisory_lock, connect
 from etl.postgres.url import target_of
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from tests.states import database_state, folder_state
 

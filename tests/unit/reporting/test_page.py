@@ -26,7 +26,7 @@ from etl.reporting.page_tables import nodes_of, people_of
 from etl.reporting.time_bins import MOST, bin_by_time
 from etl.reporting.wording import exclusions
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import build_manifest, snapshot_name
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.affinity import affinity_model

@@ -14,7 +14,7 @@ from etl.load.copy import _check_types
 from etl.postgres import ddl as prisma
 from etl.postgres.ddl import Naming, schema_prisma
 from etl.runtime import run_record as journal
-from etl.settings.values import parse_negatives
+from etl.settings.values import NegativeStrategies
 from etl.transform.arrays import list_series
 from etl.triples.dataset import _affinities
 
@@ -77,7 +77,7 @@ def test_a_damaged_installation_is_named(monkeypatch):
 
 def test_no_strategy_at_all_is_refused():
     with pytest.raises(SettingsError, match="must name at least one strategy"):
-        parse_negatives([])
+        NegativeStrategies([])
 
 
 def test_a_vector_that_others_wrote_gives_the_numbers_that_it_has():
