@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from importlib.abc import MetaPathFinder
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from etl.commands import database, publish, settings, snapshots, streams
-from etl.commands import help as help_
-from etl.commands.runner import run_command
+from etl.commands.help import App, run_app
 from etl.runtime import notices
 from etl.runtime.version import __version__
 from etl.settings.model import OPTIONS
 from etl.settings.redaction import RedactingStream, find_secrets
-from etl.settings.sources import DEFAULT_FILE, explicit_settings_file
 
 NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
 
@@ -36,10 +33,7 @@ PUBLISHING = (
 )
 EXPORTING = f"{CONNECTION} {SHADOW_USERS} {USER_LIMITS} {PUBLISHING} audience vocab_from max_bad"
 
-app = help_.App(name="bpr-etl")
-config_app = help_.App(help="The settings: which there are, and where their values come from.")
-schema_app = help_.App(help="The database schema: print it, check it, create what is missing.")
-db_app = help_.App(help="The embedded PostgreSQL: start it, stop it, print its URL.")
+app = App(name="bpr-etl")
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
@@ -57,188 +51,116 @@ def common(
     """Every night, turn a trip planner's PostgreSQL into BPR training data."""
 
 
-@app.register(
+app.register(
+    "run",
+    publish.run,
     f"{EXPORTING} allow_side_effects dry_run",
     "bpr-etl run --out /srv/bpr                    # the database is DATABASE_URL's",
     "bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe",
     "bpr-etl run --dry-run --expect-users 747+-5%",
     panel=NIGHTLY,
 )
-def run(**options: Any) -> None:
-    """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
-    run_command(options, os.environ, publish.run)
-
-
-@app.register(EXPORTING, "bpr-etl export --audience all --out /srv/bpr", panel=NIGHTLY)
-def export(**options: Any) -> None:
-    """Publish triples of the ranking events that are there; writes nothing to the database."""
-    run_command(options, os.environ, publish.export)
-
-
-@app.register(
+app.register("export", publish.export, EXPORTING, "bpr-etl export --audience all --out /srv/bpr", panel=NIGHTLY)
+app.register(
+    "expand",
+    publish.expand,
     f"SNAPSHOT {PUBLISHING}",
     "bpr-etl expand /srv/bpr --negatives catalog:16 --split last-trip --out /tmp/try",
     panel=NIGHTLY,
 )
-def expand(**options: Any) -> None:
-    """Publish other triples of a snapshot's events, with other options; needs no database."""
-    run_command(options, os.environ, publish.expand)
-
-
-@app.register(
+app.register(
+    "probe",
+    publish.probe,
     "SNAPSHOT fail_below seed",
     "bpr-etl probe /srv/bpr",
     "bpr-etl probe /srv/bpr/snapshots/20260101T030012000000Z-0123456789ab --fail-below 0.6",
     panel=LOOKING,
 )
-def probe(**options: Any) -> None:
-    """Train a small BPR model on a snapshot's triples, and measure whether it ranks better than popularity."""
-    run_command(options, os.environ, publish.probe)
-
-
-@app.register("SNAPSHOT", "bpr-etl report /srv/bpr", panel=LOOKING)
-def report(**options: Any) -> None:
-    """Rebuild a snapshot's report.html, with the earlier runs as they are now."""
-    run_command(options, os.environ, publish.report)
-
-
-@app.register(
+app.register("report", publish.report, "SNAPSHOT", "bpr-etl report /srv/bpr", panel=LOOKING)
+app.register(
+    "validate",
+    database.validate,
     f"{CONNECTION} {SHADOW_USERS} snapshot",
     "bpr-etl validate",
     "bpr-etl validate --snapshot /srv/bpr",
     panel=LOOKING,
 )
-def validate(**options: Any) -> None:
-    """Check a database against the job's rules, or a snapshot against its manifest; exit 5 when a check fails."""
-    run_command(options, os.environ, database.validate)
-
-
-@app.register("OUT", "bpr-etl list /srv/bpr", name="list", panel=LOOKING)
-def list_(**options: Any) -> None:
-    """List the snapshots of an --out folder: when, how much, and which is the newest."""
-    run_command(options, os.environ, snapshots.list_)
-
-
-@app.register(
+app.register("list", snapshots.list_, "OUT", "bpr-etl list /srv/bpr", panel=LOOKING)
+app.register(
+    "inspect",
+    snapshots.inspect,
     "SNAPSHOT",
     "bpr-etl inspect /srv/bpr",
     "bpr-etl inspect /srv/bpr/snapshots/20261126T030000000000Z-0123456789ab --json",
     panel=LOOKING,
 )
-def inspect(**options: Any) -> None:
-    """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
-    run_command(options, os.environ, snapshots.inspect)
-
-
-@app.register(
+app.register(
+    "diff",
+    snapshots.diff,
     "SNAPSHOT NEWER",
     "bpr-etl diff /srv/bpr                         # the newest against the one before",
     "bpr-etl diff /srv/bpr /tmp/try",
     panel=LOOKING,
 )
-def diff(newer: str | None, **options: Any) -> None:
-    """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
-    run_command(options, os.environ, partial(snapshots.diff, newer=newer))
-
-
-@app.register(
+app.register(
+    "prune",
+    snapshots.prune,
     f"OUT keep dry_run {LOCK}",
     "bpr-etl prune /srv/bpr --keep 14",
     "bpr-etl prune /srv/bpr --keep 14 --dry-run",
     panel=NIGHTLY,
 )
-def prune(**options: Any) -> None:
-    """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
-    run_command(options, os.environ, snapshots.prune)
-
-
-@app.register(
+app.register(
+    "doctor",
+    database.doctor,
     f"{CONNECTION} {SHADOW_USERS} {USER_LIMITS} out",
     "bpr-etl doctor --out /srv/bpr                 # the database is DATABASE_URL's",
     panel=SETTING_UP,
 )
-def doctor(**options: Any) -> None:
-    """Check all that a run needs, and say what to do where it is not there: database, rights, schema, store, libraries."""
-    run_command(options, os.environ, database.doctor)
-
-
-@app.register(
+app.register(
+    "synth",
+    database.synth,
     f"{CONNECTION} scale seed into_existing",
     "bpr-etl synth --database-url postgresql://app@localhost/empty --scale 0.1",
     panel=TRYING,
 )
-def synth(**options: Any) -> None:
-    """Fill an empty database with the synthetic world; creates the tables where there are none."""
-    run_command(options, os.environ, database.synth)
+app.register("demo", publish.demo, "out data_dir scale seed", "bpr-etl demo --out demo-out", panel=TRYING)
+app.register(
+    "init",
+    settings.init,
+    "",
+    "bpr-etl init",
+    "bpr-etl init --config /etc/bpr-etl.toml",
+    panel=SETTING_UP,
+    reads_file=False,
+)
 
-
-@app.register("out data_dir scale seed", "bpr-etl demo --out demo-out", panel=TRYING)
-def demo(**options: Any) -> None:
-    """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
-    run_command(options, os.environ, publish.demo)
-
-
-@app.register("", "bpr-etl init", "bpr-etl init --config /etc/bpr-etl.toml", panel=SETTING_UP)
-def init(**options: Any) -> None:
-    """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
-    path = explicit_settings_file(options, os.environ) or DEFAULT_FILE
-    run_command({**options, "config": ""}, os.environ, partial(settings.init, path=path))
-
-
-@config_app.register(
+config_app = App(help="The settings: which there are, and where their values come from.")
+config_app.register(
+    "show",
+    settings.config_show,
     " ".join(OPTIONS),
     "bpr-etl config show",
     "bpr-etl config show --config /etc/bpr-etl.toml --seed 7 --json",
-    name="show",
 )
-def config_show(**options: Any) -> None:
-    """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
-    run_command(options, os.environ, settings.config_show)
+app.add_typer(config_app, name="config", rich_help_panel=SETTING_UP)
 
-
-@schema_app.register(
+schema_app = App(help="The database schema: print it, check it, create what is missing.")
+schema_app.register(
+    "print",
+    database.schema_print,
     f"{CONNECTION} format all role",
     "bpr-etl schema print --format prisma          # named as DATABASE_URL's tables are",
     "bpr-etl schema print --role bpr_etl --naming mapped",
-    name="print",
 )
-def schema_print(**options: Any) -> None:
-    """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
-    run_command(options, os.environ, database.schema_print)
-
-
-@schema_app.register(CONNECTION, "bpr-etl schema check --database-url URL", name="check")
-def schema_check(**options: Any) -> None:
-    """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
-    run_command(options, os.environ, database.schema_check)
-
-
-@schema_app.register(CONNECTION, "bpr-etl schema apply --database-url URL", name="apply")
-def schema_apply(**options: Any) -> None:
-    """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
-    run_command(options, os.environ, database.schema_apply)
-
-
-@db_app.register("data_dir", "bpr-etl db start", name="start")
-def db_start(**options: Any) -> None:
-    """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
-    run_command(options, os.environ, database.db_start)
-
-
-@db_app.register("data_dir", "bpr-etl db stop", name="stop")
-def db_stop(**options: Any) -> None:
-    """Stop the embedded PostgreSQL; exit 99 when it was not running."""
-    run_command(options, os.environ, database.db_stop)
-
-
-@db_app.register("data_dir", 'psql "$(bpr-etl db url)"', name="url")
-def db_url(**options: Any) -> None:
-    """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
-    run_command(options, os.environ, database.db_url)
-
-
-app.add_typer(config_app, name="config", rich_help_panel=SETTING_UP)
+schema_app.register("check", database.schema_check, CONNECTION, "bpr-etl schema check --database-url URL")
+schema_app.register("apply", database.schema_apply, CONNECTION, "bpr-etl schema apply --database-url URL")
 app.add_typer(schema_app, name="schema", rich_help_panel=SETTING_UP)
+
+db_app = App(help="The embedded PostgreSQL: start it, stop it, print its URL.")
+db_app.register("start", database.db_start, "data_dir", "bpr-etl db start")
+db_app.register("stop", database.db_stop, "data_dir", "bpr-etl db stop")
+db_app.register("url", database.db_url, "data_dir", 'psql "$(bpr-etl db url)"')
 app.add_typer(db_app, name="db", rich_help_panel=TRYING)
 
 
@@ -260,7 +182,7 @@ def main() -> None:
     with notices.as_log_lines():
         out, err = streams.standard()
         sys.stdout, sys.stderr = RedactingStream(out, secrets), RedactingStream(err, secrets)
-        sys.exit(help_.main(app, sys.argv[1:], os.environ))
+        sys.exit(run_app(app, sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The commands about databases: `validate`, `synth`, `schema`, `db` and `doctor`.
 
-Libraries are imported inside the commands, so that `--help` answers at once.
+A command's docstring is its help. Libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from etl.settings.model import Settings
 
 
 def validate(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Check a database, or a published snapshot where one is named."""
+    """Check a database against the job's rules, or a snapshot against its manifest; exit 5 when a check fails."""
     return (validate_snapshot if settings.snapshot else validate_database)(settings, stop)
 
 
@@ -39,7 +39,7 @@ def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def synth(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Fill a database with the synthetic world."""
+    """Fill an empty database with the synthetic world; creates the tables where there are none."""
     from etl.pipeline import run as pipeline
 
     with observe_step(settings, stop, "synthetic world") as (_, count):
@@ -48,7 +48,7 @@ def synth(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Every check, its result, and what to do; the exit code is that of the first that failed."""
+    """Check all that a run needs, and say what to do where it is not there: database, rights, schema, store, libraries."""
     from etl.commands.doctor import run_checks
     from etl.commands.doctor_check import exit_code
     from etl.commands.tables import checks_table
@@ -60,7 +60,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
-    """What is to be added to the application's schema, or the GRANTs of a role."""
+    """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
     from etl.pipeline import run as pipeline
     from etl.postgres import ddl, privileges
 
@@ -84,7 +84,7 @@ def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
-    """What is missing in a database, and what a run would set off there."""
+    """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
     from etl.pipeline import run as pipeline
 
     findings = pipeline.schema_check(settings, stop)
@@ -97,7 +97,7 @@ def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Create what is missing."""
+    """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
     from etl.pipeline import run as pipeline
 
     created = pipeline.schema_apply(settings, stop)
@@ -111,7 +111,7 @@ def _data_dir(settings: Settings) -> Path:
 
 
 def db_start(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Start the embedded PostgreSQL."""
+    """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
     from etl.postgres import embedded
 
     with observe_step(settings, stop, "PostgreSQL"):
@@ -120,7 +120,7 @@ def db_start(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def db_stop(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """Stop the embedded PostgreSQL."""
+    """Stop the embedded PostgreSQL; exit 99 when it was not running."""
     from etl.postgres import embedded
 
     stopped = embedded.stop(_data_dir(settings))
@@ -129,7 +129,7 @@ def db_stop(settings: Settings, _stop: CancelToken) -> CommandResult:
 
 
 def db_url(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """The running embedded PostgreSQL's URL."""
+    """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
     from etl.postgres import embedded
 
     server = embedded.find_running(_data_dir(settings))

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from etl.commands.options import with_parameters
-from etl.commands.runner import report_error
+from etl.commands.runner import CommandResult, report_error, run_command
 from etl.errors import escape_control_characters
 from etl.settings.model import PANELS
 
@@ -77,21 +77,32 @@ class App(typer.Typer):
         )
 
     def register(
-        self, names: str, *examples: str, name: str | None = None, panel: str | None = None
-    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Register a function of `**options` as a command with the named options (`etl.commands.options`).
+        self,
+        name: str,
+        work: Callable[..., CommandResult],
+        options: str,
+        *examples: str,
+        panel: str | None = None,
+        reads_file: bool = True,
+    ) -> None:
+        """Add a command that does some work, with the named options (`etl.commands.options`).
 
-        Its docstring is the command's help. Examples keep a line each, however narrow the terminal is.
+        The docstring of `work` is the command's help. Without `reads_file` it gets the settings file's name as `config`.
         """
+
+        def command(context: typer.Context, **given: Any) -> None:
+            run_command(given, context.obj, work, reads_file=reads_file)
+
+        # \b keeps each example on a line of its own, however narrow the terminal is.
         lines = ["\b", "Example:" if len(examples) == 1 else "Examples:", *(f"  {each}" for each in examples)]
-        register = self.command(name, cls=Command, epilog="\n".join(lines), rich_help_panel=panel)
-        return lambda function: register(with_parameters(names, function))
+        add = self.command(name, cls=Command, help=work.__doc__, epilog="\n".join(lines), rich_help_panel=panel)
+        add(with_parameters(options, command))
 
 
-def main(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:
+def run_app(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command that the words name and return its exit code. A usage error is one line, with what may be meant."""
     try:
-        return get_command(app).main(args=list(words), standalone_mode=False) or 0
+        return get_command(app).main(args=list(words), standalone_mode=False, obj=environ) or 0
     except Exception as error:
         if not hasattr(error, "format_message"):  # which all of Typer's usage errors have
             raise

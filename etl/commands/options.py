@@ -13,11 +13,10 @@ from etl.settings.sources import DEFAULT_FILE, ENVIRONMENT_PREFIX
 from etl.settings.values import parse_text
 
 _CONFIG = Option(
-    None,
-    parse_text,
     OUTPUT,
     f"Settings file (TOML); options and environment win over it. Default: {DEFAULT_FILE} where it lies in the working "
     'folder; "" for none.',
+    parse_text,
     metavar="FILE",
     example=DEFAULT_FILE,
 )
@@ -32,12 +31,12 @@ _ARGUMENTS = {
 
 
 def with_parameters(names: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function of `**options` the parameters that Typer reads: the named ones, and those of every command.
+    """Give a function of a Context and `**options` the parameters that Typer reads: the named ones, and every command's.
 
     `names` are separated by spaces: options by their settings, arguments in upper case. In `--help` options have the order
     of their declarations.
     """
-    annotations = dict(_parameters(set(names.split())))
+    annotations = {"context": typer.Context, **dict(_parameters(set(names.split())))}
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=each)

@@ -1,6 +1,6 @@
 """The commands that publish, and those that look into what is published: `run`, `export`, `expand`, `demo`, `probe`, `report`.
 
-Libraries are imported inside the commands, so that `--help` answers at once.
+A command's docstring is its help. Libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ log = logging.getLogger("bpr-etl")
 
 
 def run(settings: Settings, stop: CancelToken) -> CommandResult:
-    """The nightly job."""
+    """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
     from etl.pipeline.run import run as action
 
     return _publish("run", action, settings, stop)
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Publish the ranking events that are in the database."""
+    """Publish triples of the ranking events that are there; writes nothing to the database."""
     from etl.pipeline.run import export as action
 
     return _publish("export", action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Publish other triples of a snapshot's events."""
+    """Publish other triples of a snapshot's events, with other options; needs no database."""
     from etl.pipeline.run import expand as action
 
     return _publish("expand", action, settings, stop)
@@ -74,7 +74,7 @@ def _log_outcome(settings: Settings, record: RunResult) -> None:
 
 
 def demo(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Run and validate on an embedded PostgreSQL with the synthetic world."""
+    """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
     from etl.commands.demo import demo_database
 
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def demo(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Train a small model on a snapshot's triples."""
+    """Train a small BPR model on a snapshot's triples, and measure whether it ranks better than popularity."""
     from etl.commands.console import probe_tables
     from etl.pipeline import run as pipeline
 
@@ -106,7 +106,7 @@ def probe(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def report(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Rebuild a snapshot's report."""
+    """Rebuild a snapshot's report.html, with the earlier runs as they are now."""
     from etl.pipeline import run as pipeline
 
     with observe_step(settings, stop, "report") as (observer, _):

@@ -20,11 +20,12 @@ import typer
 
 from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, escape_control_characters, unreadable
 from etl.runtime.cancellation import CancelledError, CancelToken, interruptible
-from etl.settings.model import Settings
+from etl.settings.model import OPTIONS, Settings
 from etl.settings.redaction import RedactingStream, secrets_of
 from etl.settings.sources import (
     ENVIRONMENT_PREFIX,
     default_settings_file,
+    explicit_settings_file,
     load_settings,
     unknown_variables,
     wants_json,
@@ -52,25 +53,27 @@ class CommandResult:
     primary: bool = False
 
 
-Command = Callable[[Settings, CancelToken], CommandResult]
-"""The work of a command, until it is cancelled."""
-
-
-def run_command(options: Mapping[str, Any], environ: Mapping[str, str], work: Command) -> None:
+def run_command(
+    given: dict[str, Any], environ: Mapping[str, str], work: Callable[..., CommandResult], *, reads_file: bool = True
+) -> None:
     """Resolve the settings, do the work, print its result, and raise typer.Exit with its exit code.
 
-    `options` are those of the command line, by setting; None where one is not given. The work can be cancelled by signals
-    (`etl.runtime.cancellation`); the process then ends by the same signal, as its caller expects.
+    `given` are the words of the command line, by setting; None where one is not given. The work is called with the settings,
+    a CancelToken, and by name what is given that is no setting. Signals cancel it (`etl.runtime.cancellation`); the process
+    then ends by the same signal, as its caller expects.
     """
     from etl.runtime import logs
 
-    given = dict(options)
+    arguments = {name: given.pop(name) for name in list(given) if name not in OPTIONS and name != "config"}
+    if not reads_file:
+        arguments["config"] = explicit_settings_file(given, environ)
+        given["config"] = ""
     logs.configure(as_json=wants_json_log(given, environ))
     metrics = _MetricsFile(given, environ)
     try:
         settings = _settings(given, environ)
         metrics.begin(settings)
-        result = interruptible(lambda stop: work(settings, stop))
+        result = interruptible(lambda stop: work(settings, stop, **arguments))
     except (EtlError, PermissionError) as raised:
         error = ConnectError(unreadable(raised)) if isinstance(raised, PermissionError) else raised
         metrics.write(error.exit_code)

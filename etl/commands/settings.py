@@ -29,8 +29,9 @@ _HEAD = """\
 """
 
 
-def init(_settings: Settings, _stop: CancelToken, *, path: str) -> CommandResult:
-    """Write a settings file in which every setting stands, and none is set."""
+def init(_settings: Settings, _stop: CancelToken, *, config: str | None) -> CommandResult:
+    """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
+    path = config or DEFAULT_FILE
     write_template(Path(path))
     read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
     line = (
@@ -40,7 +41,7 @@ def init(_settings: Settings, _stop: CancelToken, *, path: str) -> CommandResult
 
 
 def config_show(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """Every setting, its value and its origin."""
+    """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
     from etl.commands.console import settings_table
 
     rows = list(settings_with_origin(settings))

@@ -1,6 +1,6 @@
 """The commands about snapshots: `list`, `inspect`, `diff`, `prune` and `validate --snapshot`.
 
-Libraries are imported inside the commands, so that `--help` answers at once.
+A command's docstring is its help. Libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """The snapshots of an --out folder, the newest first, and the unfinished ones."""
+    """List the snapshots of an --out folder: when, how much, and which is the newest."""
     from etl.commands import tables
     from etl.reporting import listing
     from etl.snapshots import locations
@@ -36,7 +36,7 @@ def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
 
 
 def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """A snapshot's manifest in words, and the columns of each kind of its files."""
+    """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
     from etl.commands import console, tables
     from etl.snapshots import locations
 
@@ -70,7 +70,7 @@ def _columns(path: Any) -> list[tuple[str, str]]:
 
 
 def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) -> CommandResult:
-    """Compare two snapshots: the newest of an --out folder with the one before it, unless a second is named."""
+    """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
     from etl.commands import tables
     from etl.reporting import compare
     from etl.snapshots import locations
@@ -103,7 +103,7 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
 
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Remove the oldest snapshots of an --out folder, and the remains of killed runs; exit 99 if there are none."""
+    """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
     from etl.pipeline.run import utc_now
     from etl.reporting import listing
     from etl.snapshots import locations, publish

@@ -12,9 +12,30 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from etl.errors import SettingsError
-from etl.settings import values
 from etl.settings.redaction import find_secrets, redact
-from etl.settings.values import ExpectedCount, NegativeStrategies, SplitSpec, TableName, suggestion
+from etl.settings.values import (
+    MAX_ALPHA,
+    STRATEGIES,
+    Choice,
+    ExpectedCount,
+    NegativeStrategies,
+    SplitSpec,
+    TableName,
+    parse_bool,
+    parse_city_weights,
+    parse_domain,
+    parse_engine,
+    parse_filled,
+    parse_float,
+    parse_fraction,
+    parse_int,
+    parse_location,
+    parse_positive,
+    parse_prefix,
+    parse_relative_change,
+    parse_tables,
+    suggestion,
+)
 
 DATABASE, PUBLISHED, LIMITS, EXECUTION = "Database", "What is published", "Limits", "How it is done"
 OTHER, OUTPUT = "Options", "Output and settings"
@@ -37,20 +58,19 @@ LogFormat = Literal["console", "json"]
 class Option:
     """The declaration of an option, beside its field's name and type.
 
-    `completion` holds the values that a shell offers. `example` stands in the settings file where there is no default.
-    `in_manifest` marks what decides the result and holds no secret. `decides` says what a change of the option changes: which
-    rows are read, or which triples are made of them.
+    `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers.
+    `decides` says what a change of the option changes: which rows are read, which triples are made of them, or anything else
+    of the result. Options that decide something go into the manifest, so they must hold no secret.
     """
 
-    default: Any
-    parse: Callable[[Any], Any]
     panel: str
     help: str
+    parse: Callable[[Any], Any]
+    default: Any = None
     metavar: str | None = None
-    completion: tuple[str, ...] = ()
     example: Any = None
-    in_manifest: bool = False
-    decides: Literal["rows", "triples"] | None = None
+    completion: tuple[str, ...] = ()
+    decides: Literal["rows", "triples", "result"] | None = None
 
     @property
     def kind(self) -> type:
@@ -59,21 +79,27 @@ class Option:
 
 
 def _option(
-    default: Any, parse: Callable[[Any], Any], panel: str, text: str, *, secret: bool = False, **more: Any
+    panel: str, text: str, parse: Callable[[Any], Any], default: Any = None, *, secret: bool = False, **more: Any
 ) -> Any:
-    option = Option(default, parse, panel, text, **more)
+    option = Option(panel, text, parse, default, **more)
     return field(default=default, repr=not secret, metadata={"option": option})
 
 
-def _choice(words: Any, panel: str, text: str, **more: Any) -> Any:
+def _choice(panel: str, text: str, words: Any, **more: Any) -> Any:
     """An option that takes one of a Literal's words; the first is the default."""
     choices = get_args(words)
-    metavar = "|".join(choices)
-    return _option(choices[0], values.Choice(choices), panel, text, metavar=metavar, completion=choices, **more)
+    return _option(panel, text, Choice(choices), choices[0], metavar="|".join(choices), completion=choices, **more)
 
 
 def _flag(panel: str, text: str, **more: Any) -> Any:
-    return _option(False, values.parse_bool, panel, text, **more)
+    return _option(panel, text, parse_bool, False, **more)
+
+
+def _text(
+    panel: str, text: str, metavar: str, example: str, parse: Callable[[Any], Any] = parse_filled, **more: Any
+) -> Any:
+    """An option that takes a text and has no default."""
+    return _option(panel, text, parse, metavar=metavar, example=example, **more)
 
 
 @dataclass(frozen=True)
@@ -83,257 +109,197 @@ class Settings:
     Raises SettingsError for a wrong value, and for two that contradict each other.
     """
 
-    database_url: str | None = _option(
-        None,
-        values.parse_filled,
+    database_url: str | None = _text(
         DATABASE,
         "PostgreSQL or Prisma URL; else DIRECT_URL, DATABASE_URL.",
+        "URL",
+        "postgresql://app@db.example/app",
         secret=True,
-        metavar="URL",
-        example="postgresql://app@db.example/app",
     )
-    schema: str | None = _option(
-        None,
-        values.parse_filled,
-        DATABASE,
-        "PostgreSQL schema; default: the URL's, else public.",
-        metavar="NAME",
-        example="public",
-        in_manifest=True,
-        decides="rows",
+    schema: str | None = _text(
+        DATABASE, "PostgreSQL schema; default: the URL's, else public.", "NAME", "public", decides="rows"
     )
     naming: Naming = _choice(
-        Naming, DATABASE, "Table names: auto (default), model or mapped (snake case).", in_manifest=True
+        DATABASE, "Table names: auto (default), model or mapped (snake case).", Naming, decides="result"
     )
     shadow_prefix: str = _option(
-        "shadow-",
-        values.parse_prefix,
         DATABASE,
         "Start of a shadow user's email; default shadow-.",
+        parse_prefix,
+        "shadow-",
         metavar="TEXT",
-        in_manifest=True,
         decides="rows",
     )
-    shadow_domain: str | None = _option(
-        None,
-        values.parse_domain,
+    shadow_domain: str | None = _text(
         DATABASE,
         "Only addresses of this domain are shadow users'; default: any.",
-        metavar="DOMAIN",
-        example="example.test",
-        in_manifest=True,
+        "DOMAIN",
+        "example.test",
+        parse_domain,
         decides="rows",
     )
     wait_lock: bool = _flag(DATABASE, "Wait where another run is at work; default: exit 6.")
-    max_wait: float = _option(
-        3600.0, values.parse_positive, DATABASE, "For how many seconds --wait-lock waits; default 3600."
-    )
-    data_dir: str | None = _option(
-        None,
-        values.parse_filled,
-        DATABASE,
-        "Data folder of the embedded PostgreSQL.",
-        metavar="FOLDER",
-        example="/var/lib/bpr-etl/pg",
-    )
+    max_wait: float = _option(DATABASE, "For how many seconds --wait-lock waits; default 3600.", parse_positive, 3600.0)
+    data_dir: str | None = _text(DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg")
     into_existing: bool = _flag(DATABASE, "Add the synthetic world to tables that hold rows; default: exit 2.")
 
     out: str = _option(
-        "out",
-        values.parse_location,
         PUBLISHED,
         "Folder, or s3://, gs:// or az:// URL, that snapshots are published to; default out.",
+        parse_location,
+        "out",
     )
-    audience: Audience = _choice(
-        Audience, PUBLISHED, "Whose events: shadow (default), real or all.", in_manifest=True, decides="rows"
-    )
+    audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
     negatives: NegativeStrategies = _option(
-        NegativeStrategies("ranking"),
-        NegativeStrategies,
         PUBLISHED,
         "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",
+        NegativeStrategies,
+        NegativeStrategies("ranking"),
         metavar="STRATEGY",
-        completion=values.STRATEGIES,
-        in_manifest=True,
+        completion=STRATEGIES,
         decides="triples",
     )
     reject: Reject = _choice(
-        Reject,
         PUBLISHED,
         "What catalog:N never draws: what the user has seen (default), or the event's own.",
-        in_manifest=True,
+        Reject,
         decides="triples",
     )
     catalog_alpha: float | None = _option(
-        None,
-        values.parse_float(0, values.MAX_ALPHA),
         PUBLISHED,
         "catalog:N draws in proportion to popularity to this power; default 0, evenly.",
+        parse_float(0, MAX_ALPHA),
         example=0.5,
-        in_manifest=True,
         decides="triples",
     )
     split: SplitSpec = _option(
-        SplitSpec("none"),
-        SplitSpec,
         PUBLISHED,
         "none (default), last-trip, time:DATE or time:DATE,DATE (train | valid | test).",
+        SplitSpec,
+        SplitSpec("none"),
         metavar="SPLIT",
         completion=("none", "last-trip", "time:"),
-        in_manifest=True,
         decides="triples",
     )
     min_catalog: int = _option(
-        50,
-        values.parse_int(0),
-        PUBLISHED,
-        "Fewer eligible nodes make a small catalogue; default 50.",
-        in_manifest=True,
-        decides="triples",
+        PUBLISHED, "Fewer eligible nodes make a small catalogue; default 50.", parse_int(0), 50, decides="triples"
     )
     small_catalog: SmallCatalog = _choice(
-        SmallCatalog,
-        PUBLISHED,
-        "A small catalogue's triples: exclude (default), weight or keep.",
-        in_manifest=True,
-        decides="triples",
+        PUBLISHED, "A small catalogue's triples: exclude (default), weight or keep.", SmallCatalog, decides="triples"
     )
     city_weight: tuple[tuple[str, float], ...] = _option(
-        (),
-        values.parse_city_weights,
         PUBLISHED,
         'Weight of a city\'s triples, like "New York=2". May be repeated.',
+        parse_city_weights,
+        (),
         metavar="CITY=W",
-        in_manifest=True,
+        decides="result",
     )
-    shuffle: bool = _flag(PUBLISHED, "Triples of a partition in a seeded random order.", in_manifest=True)
-    ids: Ids = _choice(Ids, PUBLISHED, "Ids in triples: string (default), index or both.", in_manifest=True)
-    vocab_from: str | None = _option(
-        None,
-        values.parse_location,
+    shuffle: bool = _flag(PUBLISHED, "Triples of a partition in a seeded random order.", decides="result")
+    ids: Ids = _choice(PUBLISHED, "Ids in triples: string (default), index or both.", Ids, decides="result")
+    vocab_from: str | None = _text(
         PUBLISHED,
         "Keep the indexes of this snapshot, or of this --out folder's newest.",
-        metavar="FOLDER",
-        example="out",
-        in_manifest=True,
+        "FOLDER",
+        "out",
+        parse_location,
+        decides="result",
     )
     rows_per_file: int = _option(
-        1_000_000, values.parse_int(1), PUBLISHED, "Rows of a part; default 1000000.", in_manifest=True
+        PUBLISHED, "Rows of a part; default 1000000.", parse_int(1), 1_000_000, decides="result"
     )
     skip_unchanged: bool = _flag(PUBLISHED, "Publish nothing, exit 99, when the data are unchanged.")
     keep: int | None = _option(
-        None,
-        values.parse_int(1),
         PUBLISHED,
         "Then remove all but so many of the newest snapshots; default: keep all.",
+        parse_int(1),
         metavar="N",
         example=14,
     )
 
-    expect_users: ExpectedCount | None = _option(
-        None,
-        ExpectedCount,
+    expect_users: ExpectedCount | None = _text(
         LIMITS,
         "Exit 5 unless there are so many shadow users, like 747±5% (or 747+-5%).",
-        metavar="N±P%",
-        example="747±5%",
+        "N±P%",
+        "747±5%",
+        ExpectedCount,
     )
     max_shadow_share: float | None = _option(
-        None,
-        values.parse_fraction,
         LIMITS,
         "Exit 5 when a larger share of all users would be shadow users.",
+        parse_fraction,
         metavar="SHARE",
         example=0.5,
     )
     max_bad: float | None = _option(
-        None,
-        values.parse_fraction,
         LIMITS,
         "Exit 5 when a larger share of some kind of row was rejected, like 1%.",
+        parse_fraction,
         metavar="SHARE",
         example=0.01,
     )
     max_change: float | None = _option(
-        0.25,
-        values.parse_relative_change,
         LIMITS,
         "Warn when rows, users, items or triples moved further since the last run, or, from five runs of the same settings "
         "on, left the range that these lead one to expect; default 25%, off for never.",
+        parse_relative_change,
+        0.25,
         metavar="SHARE",
         completion=("off",),
     )
     fail_on_change: bool = _flag(LIMITS, "Exit 5 instead of that warning; nothing is published.")
     allow_empty: bool = _flag(LIMITS, "Publish also where there are no triples, or none in train; default: exit 5.")
     allow_side_effects: tuple[TableName, ...] = _option(
-        (),
-        values.parse_tables,
         LIMITS,
         "A table that foreign keys or triggers may write to in a run, which else ends with exit 5. May be repeated.",
+        parse_tables,
+        (),
         metavar="TABLE",
     )
     probe: bool = _flag(LIMITS, "Train a small model on the triples before anything is published.")
     fail_below: float | None = _option(
-        None,
-        values.parse_float(0, 1),
         LIMITS,
         "With the probe: exit 5 when its AUC is below this; nothing is published.",
+        parse_float(0, 1),
         example=0.6,
     )
 
     buckets: int | None = _option(
-        None,
-        values.parse_int(1, 4096),
         EXECUTION,
         "Cut the work into so many user buckets; default by size. Decides memory, never bytes.",
+        parse_int(1, 4096),
         example=16,
     )
     engine: str = _option(
-        "local",
-        values.parse_engine,
         EXECUTION,
         "Where the work runs: local (default), ray or ray://HOST:PORT; docs/scaling.md. Does not affect the output.",
+        parse_engine,
+        "local",
         metavar="local|ray|ray://HOST:PORT",
         completion=("local", "ray", "ray://"),
     )
     profile: bool = _flag(EXECUTION, "Show rows a second and memory of each step.")
-    seed: int = _option(
-        0, values.parse_int(0), EXECUTION, "Seed of ids, ties and latencies; default 0.", in_manifest=True
-    )
+    seed: int = _option(EXECUTION, "Seed of ids, ties and latencies; default 0.", parse_int(0), 0, decides="result")
     dry_run: bool = _flag(EXECUTION, "Do it all, then roll back and publish nothing.")
 
-    snapshot: str | None = _option(
-        None,
-        values.parse_location,
-        OTHER,
-        "Look at this snapshot, or the newest of this --out folder, instead.",
-        metavar="FOLDER",
-        example="out",
+    snapshot: str | None = _text(
+        OTHER, "Look at this snapshot, or the newest of this --out folder, instead.", "FOLDER", "out", parse_location
     )
-    format: SchemaFormat = _choice(SchemaFormat, OTHER, "sql (default) or prisma.")
+    format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
     all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")
-    role: str | None = _option(
-        None,
-        values.parse_filled,
-        OTHER,
-        "Print the GRANTs that this database role needs, instead of the tables.",
-        metavar="NAME",
-        example="bpr_etl",
+    role: str | None = _text(
+        OTHER, "Print the GRANTs that this database role needs, instead of the tables.", "NAME", "bpr_etl"
     )
-    scale: float = _option(
-        1.0, values.parse_positive, OTHER, "Size of the synthetic world; default 1, the design's size."
-    )
+    scale: float = _option(OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0)
 
-    metrics_file: str | None = _option(
-        None,
-        values.parse_filled,
+    metrics_file: str | None = _text(
         OUTPUT,
         "Write what came of it for Prometheus (node_exporter's textfile collector), also when it fails; not with --dry-run.",
-        metavar="FILE",
-        example="/var/lib/prometheus/node-exporter/bpr-etl.prom",
+        "FILE",
+        "/var/lib/prometheus/node-exporter/bpr-etl.prom",
     )
     json: bool = _flag(OUTPUT, "One JSON object on stdout; logs go to stderr.")
-    log_format: LogFormat = _choice(LogFormat, OUTPUT, "How log lines look on stderr; default console.")
+    log_format: LogFormat = _choice(OUTPUT, "How log lines look on stderr; default console.", LogFormat)
     quiet: bool = _flag(OUTPUT, "Say nothing but warnings, errors and --json.")
     verbose: bool = _flag(OUTPUT, "Also log each step as it begins and ends.")
 
@@ -367,7 +333,7 @@ class Settings:
 
     def manifest_settings(self) -> dict[str, Any]:
         """The settings that decide the result and hold no secret, as the manifest has them."""
-        named = {name: getattr(self, name) for name, option in OPTIONS.items() if option.in_manifest}
+        named = {name: getattr(self, name) for name, option in OPTIONS.items() if option.decides}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 

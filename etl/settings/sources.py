@@ -31,44 +31,45 @@ _MISTYPED = 0.75
 _URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
 
 
-def load_settings(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    given: Mapping[str, Any], environ: Mapping[str, str] | None = None, origin: str = "the command line"
+) -> Settings:
     """Resolve the settings from options (those that are not None), the environment and the settings file `config`.
 
-    `environ` is this process's environment by default; `{}` stands for an empty one. Raises SettingsError, which names the
-    origin of a wrong value, for options and variables that do not exist, too; it never repeats a password.
+    `environ` is this process's environment by default; `{}` stands for an empty one. `origin` is that of `given` in messages.
+    Raises SettingsError for a wrong value, with its origin, and for an option or a variable that does not exist; the message
+    never repeats a password.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path := explicit_settings_file(given, environ):
         origins["config"] = path
-    for origin, name, value in _given_values(given, environ):
-        values[name] = parse_option(name, value, origin)
-        origins[name] = origin
+    for name, value, where in _given_values(given, environ, origin):
+        values[name] = parse_option(name, value, where)
+        origins[name] = where
     return Settings(**values, environ=dict(environ), origins=origins)
 
 
 def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
     """The settings with some options changed; without settings, those of the options, the environment and `config`."""
-    for name, value in options.items():
-        if name == "config" and settings is None:
-            continue
-        if value is not None or name not in OPTIONS:
-            parse_option(name, value, THE_CALL)
-    return load_settings(options) if settings is None else replace(settings, **options)
+    if settings is None:
+        return load_settings(options, origin=THE_CALL)
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown_option(f"There is no setting {name!r}", name)
+    return replace(settings, **options)
 
 
-def _given_values(given: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
-    """Every value that is given anywhere: (origin, option, value), the strongest origin last."""
+def _given_values(given: Mapping[str, Any], environ: Mapping[str, str], origin: str) -> Iterator[tuple[str, Any, str]]:
+    """Every value that is given anywhere: (option, value, origin), the strongest origin last."""
     if path := explicit_settings_file(given, environ):
-        yield from ((path, name, value) for name, value in _read_file(Path(path)).items())
+        yield from ((name, value, path) for name, value in _read_file(Path(path)).items())
     _refuse_mistyped_variables(environ)
     for name in OPTIONS:
         if variable := env_variable_for(name, environ):
-            yield "the environment", name, environ[variable]
-    yield from (
-        ("the command line", name, value) for name, value in given.items() if value is not None and name != "config"
-    )
+            yield name, environ[variable], "the environment"
+    yield from ((name, value, origin) for name, value in given.items() if value is not None and name != "config")
 
 
 def explicit_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:

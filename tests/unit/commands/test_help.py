@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 import cli
-from etl.commands import help as commands
+from etl.commands.help import run_app
 from etl.settings.model import OPTIONS, PANELS
 from etl.settings.values import Choice
 
@@ -31,7 +31,7 @@ EVERY = dict(every_command())
 
 
 def say(*words: str, environ: dict[str, str] | None = None) -> int:
-    return commands.main(cli.app, words, environ or {})
+    return run_app(cli.app, words, environ or {})
 
 
 @pytest.mark.parametrize("path", EVERY)
