@@ -25,14 +25,14 @@ def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands.console import findings_table, rows_table
     from etl.pipeline import run as pipeline
 
-    with observe_step(settings, stop, "laws") as (observer, _):
+    with observe_step(settings, stop, "checks") as (observer, _):
         found = pipeline.validate(settings, stop, observer)
     return CommandResult(
         {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()},
         [
             rows_table("The design's validation query", found.rows),
             "",
-            findings_table("Laws", ((each.law, each.broken, each.detail) for each in found.findings)),
+            findings_table("Checks", ((each.law, each.broken, each.detail) for each in found.findings)),
         ],
         DataError.exit_code if found.broken else 0,
     )

@@ -34,9 +34,12 @@ def with_parameters(names: str, function: Callable[..., Any]) -> Callable[..., A
     """Give a function of a Context and `**options` the parameters that Typer reads: the named ones, and every command's.
 
     `names` are separated by spaces: options by their settings, arguments in upper case. In `--help` options have the order
-    of their declarations.
+    of their declarations. Raises ValueError for a name that is not declared.
     """
-    annotations = {"context": typer.Context, **dict(_parameters(set(names.split())))}
+    wanted = set(names.split())
+    annotations = {"context": typer.Context, **dict(_parameters(wanted))}
+    if unknown := {name.lower() for name in wanted} - annotations.keys():
+        raise ValueError(f"No option or argument is declared for {', '.join(sorted(unknown))}.")
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=each)

@@ -110,5 +110,5 @@ def report(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.pipeline import run as pipeline
 
     with observe_step(settings, stop, "report") as (observer, _):
-        place = pipeline.report(settings, observer, stop)
-    return CommandResult({"report": place}, [f"Report: {escape_control_characters(place)}"])
+        location = pipeline.report(settings, observer, stop)
+    return CommandResult({"report": location}, [f"Report: {escape_control_characters(location)}"])

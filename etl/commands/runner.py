@@ -58,9 +58,9 @@ def run_command(
 ) -> None:
     """Resolve the settings, do the work, print its result, and raise typer.Exit with its exit code.
 
-    `given` are the words of the command line, by setting; None where one is not given. The work is called with the settings,
-    a CancelToken, and by name what is given that is no setting. Signals cancel it (`etl.runtime.cancellation`); the process
-    then ends by the same signal, as its caller expects.
+    `given` has the command line's options and arguments by name, None for those not given. The work is called with the
+    settings and a CancelToken; arguments that are no settings are passed by name. Signals cancel the work
+    (`etl.runtime.cancellation`); the process then ends by the same signal, as its caller expects.
     """
     from etl.runtime import logs
 

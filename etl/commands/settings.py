@@ -18,12 +18,12 @@ from etl.settings.redaction import redact, secrets_of
 from etl.settings.sources import DEFAULT_FILE, ENVIRONMENT_PREFIX, env_variable_for
 
 _HEAD = """\
-# Settings of bpr-etl: https://toml.io, all of them with their defaults.
+# Settings of bpr-etl, in TOML (https://toml.io).
 #
-# A line that begins with # and a name is a setting's default: take the # away and change the value. A line that begins
-# with #: and a name is a setting that has no default, with an example: take the #: away.
-# What is said on the command line or in the environment ({prefix}...) wins over this file. `bpr-etl config show` says
-# where each value came from.
+# A line like `#name = value` is a setting with its default: remove the # and change the value.
+# A line like `#: name = value` is a setting without a default, with an example: remove the #: and change the value.
+# The command line and the environment ({prefix}...) win over this file. `bpr-etl config show` says where each value came
+# from.
 #
 # Passwords are better kept elsewhere: in DATABASE_URL, PGPASSWORD or .pgpass.
 """
@@ -69,9 +69,9 @@ def template() -> str:
 
 
 def write_template(path: Path) -> None:
-    """Write the template where no file is. Readable for its owner alone: some will put a password into it.
+    """Write the template to a new file, which only its owner can read: it may get a password.
 
-    Raises SettingsError where there is a file, ConnectError where there can't be one.
+    Raises SettingsError if the file exists, ConnectError if it can't be written.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -90,7 +90,7 @@ def _comment(text: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML has it; its texts are JSON's."""
+    """A value in TOML, whose strings JSON's rules fit, too."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):

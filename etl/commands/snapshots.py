@@ -142,10 +142,10 @@ def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands.console import findings_table
     from etl.snapshots import validation
 
-    with observe_step(settings, stop, "files and their laws"):
+    with observe_step(settings, stop, "check files"):
         findings = validation.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     return CommandResult(
         {"findings": [asdict(finding) for finding in findings]},
-        [findings_table("Laws", ((each.law, each.broken, each.detail) for each in findings))],
+        [findings_table("Checks", ((each.law, each.broken, each.detail) for each in findings))],
         DataError.exit_code if any(each.broken for each in findings) else 0,
     )

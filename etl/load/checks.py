@@ -41,7 +41,7 @@ def validate_database(connection: Connection, scope: Scope, progress: Progress) 
     to_look_at = list(constraints(scope, affinity_model().default_affinity))
     findings: list[Finding] = []
     for law in to_look_at:
-        progress("laws", len(findings), len(to_look_at))
+        progress("checks", len(findings), len(to_look_at))
         findings.append(Finding(law.name, int(connection.fetch_rows(law.sql)[0][0])))
     asked = Finding("the design's validation query returns rows", int(rows.height == 0))
     return ValidationReport([asked, *findings], rows)

@@ -56,7 +56,7 @@ LogFormat = Literal["console", "json"]
 
 @dataclass(frozen=True)
 class Option:
-    """The declaration of an option, beside its field's name and type.
+    """The declaration of an option, without its field's name and type.
 
     `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers.
     `decides` says what a change of the option changes: which rows are read, which triples are made of them, or anything else

@@ -144,10 +144,10 @@ _WORD = re.compile(
 
 def parse_keyword_dsn(text: str) -> Iterator[tuple[str, str]]:
     """Names and values of libpq's `name=value name='quoted value'`, up to the first word that has no such form."""
-    place = 0
-    while match := _WORD.match(text, place):
+    position = 0
+    while match := _WORD.match(text, position):
         name, quoted, plain = match.groups()
         yield name, re.sub(r"\\(.)", r"\1", quoted if quoted is not None else plain or "", flags=re.DOTALL)
-        place = match.end()
-    if text[place:].strip():
-        yield "", text[place:]
+        position = match.end()
+    if text[position:].strip():
+        yield "", text[position:]

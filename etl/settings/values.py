@@ -71,7 +71,7 @@ def parse_filled(value: Any) -> str:
 
 
 def parse_location(value: Any) -> str:
-    """A place for snapshots: a local folder or an object store's URL.
+    """Where snapshots are: a local folder or an object store's URL.
 
     A URL with credentials is refused: it is kept in manifests and logs. They come from the environment.
     """
@@ -367,7 +367,7 @@ def advice(negatives: Iterable[str]) -> str:
     """What to try where triples have little training value: other negatives, or more data."""
     if RECOMMENDED not in negatives:
         return f"Try --negatives {RECOMMENDED}."
-    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected places."
+    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected items."
 
 
 def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 import cli
 from etl.commands.help import run_app
+from etl.commands.options import with_parameters
 from etl.settings.model import OPTIONS, PANELS
 from etl.settings.values import Choice
 
@@ -155,3 +156,8 @@ def test_the_script_that_a_shell_is_given_is_a_script_of_that_shell():
     asks = f"{script}\nCOMP_WORDS=(bpr-etl db st); COMP_CWORD=2; _bpr_etl_completion {command}; echo ${{COMPREPLY[*]}}"
     done = subprocess.run(["bash", "--norc", "-c", asks], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "start stop\n"
+
+
+def test_a_command_names_only_what_is_declared():
+    with pytest.raises(ValueError, match="declared for newest, sede"):
+        with_parameters("seed sede SNAPSHOT NEWEST", lambda **_: None)
