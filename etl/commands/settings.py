@@ -22,8 +22,8 @@ _HEAD = """\
 #
 # A line like `#name = value` is a setting with its default: remove the # and change the value.
 # A line like `#: name = value` is a setting without a default, with an example: remove the #: and change the value.
-# The command line and the environment ({prefix}...) win over this file. `bpr-etl config show` says where each value came
-# from.
+# The command line and the environment ({prefix}...) win over this file.
+# `bpr-etl config show` says where each value came from.
 #
 # Passwords are better kept elsewhere: in DATABASE_URL, PGPASSWORD or .pgpass.
 """
