@@ -53,12 +53,10 @@ def load_settings(
 
 def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
     """The settings with some options changed; without settings, those of the options, the environment and `config`."""
-    if settings is None:
-        return load_settings(options, origin=THE_CALL)
     for name in options:
-        if name not in OPTIONS:
+        if name not in OPTIONS and not (name == "config" and settings is None):
             raise unknown_option(f"There is no setting {name!r}", name)
-    return replace(settings, **options)
+    return load_settings(options, origin=THE_CALL) if settings is None else replace(settings, **options)
 
 
 def _given_values(given: Mapping[str, Any], environ: Mapping[str, str], origin: str) -> Iterator[tuple[str, Any, str]]:

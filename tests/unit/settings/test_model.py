@@ -285,6 +285,12 @@ def test_a_call_with_an_option_that_does_not_exist(options):
         with_options(Settings(), options)
 
 
+@pytest.mark.parametrize("value", [None, 1])
+def test_a_call_without_settings_and_with_an_option_that_does_not_exist(value):
+    with pytest.raises(SettingsError, match="There is no setting 'foo'"):
+        with_options(None, {"foo": value})
+
+
 @pytest.mark.parametrize(
     "given", [{"keep": 10**5000}, {"city_weight": {"Rome": 1e308}}, {"city_weight": {"Rome": 1e-60}}]
 )
