@@ -33,7 +33,7 @@ PUBLISHING = (
 )
 EXPORTING = f"{CONNECTION} {SHADOW_USERS} {USER_LIMITS} {PUBLISHING} audience vocab_from max_bad"
 
-app = App(name="bpr-etl")
+app = App(os.environ, name="bpr-etl")
 
 
 def _version(asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
@@ -135,7 +135,7 @@ app.register(
     reads_file=False,
 )
 
-config_app = App(help="The settings: which there are, and where their values come from.")
+config_app = App(os.environ, help="The settings: which there are, and where their values come from.")
 config_app.register(
     "show",
     settings.config_show,
@@ -145,7 +145,7 @@ config_app.register(
 )
 app.add_typer(config_app, name="config", rich_help_panel=SETTING_UP)
 
-schema_app = App(help="The database schema: print it, check it, create what is missing.")
+schema_app = App(os.environ, help="The database schema: print it, check it, create what is missing.")
 schema_app.register(
     "print",
     database.schema_print,
@@ -157,7 +157,7 @@ schema_app.register("check", database.schema_check, CONNECTION, "bpr-etl schema 
 schema_app.register("apply", database.schema_apply, CONNECTION, "bpr-etl schema apply --database-url URL")
 app.add_typer(schema_app, name="schema", rich_help_panel=SETTING_UP)
 
-db_app = App(help="The embedded PostgreSQL: start it, stop it, print its URL.")
+db_app = App(os.environ, help="The embedded PostgreSQL: start it, stop it, print its URL.")
 db_app.register("start", database.db_start, "data_dir", "bpr-etl db start")
 db_app.register("stop", database.db_stop, "data_dir", "bpr-etl db stop")
 db_app.register("url", database.db_url, "data_dir", 'psql "$(bpr-etl db url)"')

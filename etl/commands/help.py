@@ -66,7 +66,8 @@ def _panel(command: Any, parameter: Any) -> str:
 class App(typer.Typer):
     """A Typer whose commands name their options, and whose help is plain text by panels."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, environ: Mapping[str, str], **kwargs: Any) -> None:
+        self._environ = environ
         super().__init__(
             cls=Group,
             no_args_is_help=True,
@@ -90,8 +91,8 @@ class App(typer.Typer):
         The docstring of `work` is the command's help. Without `reads_file` it gets the settings file's name as `config`.
         """
 
-        def command(context: typer.Context, **given: Any) -> None:
-            run_command(given, context.obj, work, reads_file=reads_file)
+        def command(**given: Any) -> None:
+            run_command(given, self._environ, work, reads_file=reads_file)
 
         # \b keeps each example on a line of its own, however narrow the terminal is.
         lines = ["\b", "Example:" if len(examples) == 1 else "Examples:", *(f"  {each}" for each in examples)]
@@ -102,7 +103,7 @@ class App(typer.Typer):
 def run_app(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command that the words name and return its exit code. A usage error is one line, with what may be meant."""
     try:
-        return get_command(app).main(args=list(words), standalone_mode=False, obj=environ) or 0
+        return get_command(app).main(args=list(words), standalone_mode=False) or 0
     except Exception as error:
         if not hasattr(error, "format_message"):  # which all of Typer's usage errors have
             raise

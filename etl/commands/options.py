@@ -31,13 +31,13 @@ _ARGUMENTS = {
 
 
 def with_parameters(names: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function of a Context and `**options` the parameters that Typer reads: the named ones, and every command's.
+    """Give a function of `**options` the parameters that Typer reads: the named ones, and every command's.
 
     `names` are separated by spaces: options by their settings, arguments in upper case. In `--help` options have the order
     of their declarations. Raises ValueError for a name that is not declared.
     """
     wanted = set(names.split())
-    annotations = {"context": typer.Context, **dict(_parameters(wanted))}
+    annotations = dict(_parameters(wanted))
     if unknown := {name.lower() for name in wanted} - annotations.keys():
         raise ValueError(f"No option or argument is declared for {', '.join(sorted(unknown))}.")
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -374,7 +374,7 @@ def test_the_rest_of_a_password_with_a_space_in_it_is_not_repeated_as_a_word_too
 
 BUGS = {
     "a driver's": "raise RuntimeError(f'could not connect to {settings.database_url}')",
-    "in words": "raise RuntimeError('dsn: ' + address_of(settings).libpq)",
+    "in words": "raise RuntimeError('dsn: ' + target_of(settings).libpq)",
     "the word alone": "raise KeyError(PASSWORD)",
     "a cause": "try:\n        raise OSError(settings.database_url)\n    except OSError as error:\n        raise ValueError from error",
     "in a thread": (
@@ -387,7 +387,8 @@ BUGS = {
 BROKEN = """
 import os
 import re
-from etl import pipeline
+from etl.pipeline import run as pipeline
+from etl.postgres.url import target_of
 PASSWORD = os.environ['SECRET_OF_THE_TEST']
 def run(settings, *_, **__):
     {bug}
