@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cli import app  # noqa: E402 - at the top of the repository, which is on sys.path only now
-from etl.commands.options import PANELS  # noqa: E402
-from etl.settings.model import Settings  # noqa: E402
+from etl.settings.model import OPTIONS, PANELS  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 _HEADING = re.compile("\x08|Examples?:$")  # typer's mark for unwrapped lines, and the heading of examples
@@ -97,9 +95,7 @@ def _code(text: str) -> str:
 def settings() -> str:
     """Return a table of all settings: name in a settings file, name in Python, default."""
     rows = [
-        f"| `{each.name.replace('_', '-')}` | `{each.name}` | `{_toml(each.default)}` |"
-        for each in fields(Settings)
-        if "parse" in each.metadata
+        f"| `{name.replace('_', '-')}` | `{name}` | `{_toml(option.default)}` |" for name, option in OPTIONS.items()
     ]
     return "\n".join(["| in a settings file | in Python | default |", "|---|---|---|", *rows])
 

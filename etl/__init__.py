@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from etl.pipeline.run import run as run
     from etl.runtime.run_record import RunResult as RunResult
     from etl.settings.model import Settings as Settings
-    from etl.settings.model import load_settings as load_settings
+    from etl.settings.sources import load_settings as load_settings
     from etl.snapshots.reader import Snapshot as Snapshot
     from etl.snapshots.reader import open_snapshot as open_snapshot
 
@@ -29,7 +29,7 @@ _MODULES = {
     "Snapshot": "etl.snapshots.reader",
     "expand": "etl.pipeline.run",
     "export": "etl.pipeline.run",
-    "load_settings": "etl.settings.model",
+    "load_settings": "etl.settings.sources",
     "open_snapshot": "etl.snapshots.reader",
     "run": "etl.pipeline.run",
 }

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, settings
 
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
-from etl.settings.model import Settings, load_settings
+from etl.settings.model import Settings
+from etl.settings.sources import load_settings
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("here")

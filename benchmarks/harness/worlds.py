@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from etl.pipeline.run import expand
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.synthetic.world import generate
 from etl.transform.affinity import affinity_model
 from etl.transform.ranking_events import build_events

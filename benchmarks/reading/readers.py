@@ -31,7 +31,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 NOTHING = "nothing read"
 BATCH_ROWS = 65_536

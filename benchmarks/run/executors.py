@@ -31,7 +31,7 @@ from etl.pipeline import run as pipeline
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import RAY
 from etl.runtime.ray_executor import cluster
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 NODES, STORE = 2, 256 << 20
 BUCKETS = {1.0: 8, 10.0: 16}

@@ -40,7 +40,8 @@ from etl.postgres.scope import Scope
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.runtime.run_record import RunResult
-from etl.settings.model import Settings, load_settings
+from etl.settings.model import Settings
+from etl.settings.sources import load_settings
 from etl.snapshots.reader import MANIFEST
 from etl.synthetic.tables import SCHEMAS
 from etl.synthetic.world import WorldChunk, copy_world

@@ -43,7 +43,7 @@ from benchmarks.harness.results import (
 from benchmarks.run import pure_sql, row_by_row, server_writes
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 OURS, SQL, FLOORS = "ours", "pure SQL", "UPDATE + COPY floors"
 FIRST = "first run: "

@@ -29,7 +29,7 @@ from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 SCOPE = Scope(Naming("model"), PREFIX)
 """Whose rows, in the databases that are made here."""

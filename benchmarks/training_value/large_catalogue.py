@@ -23,7 +23,7 @@ from benchmarks.training_value.negatives import Row, row_entry, train
 from etl.evaluation.holdout import build_task_from, regenerate
 from etl.evaluation.metrics import RankingMetrics
 from etl.evaluation.probe import MODEL, POPULARITY
-from etl.settings.values import LARGE_CATALOGUE
+from etl.settings.values import LARGE_CATALOGUE, NegativeStrategies, SplitSpec
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
 from etl.triples.partitions import TripleOptions, build_training_set
 
@@ -88,7 +88,9 @@ def in_user_order(events: pl.DataFrame) -> pl.DataFrame:
 
 def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], RankingMetrics]:
     """Return the metrics of catalog:16 sampled in proportion to popularity to the power alpha."""
-    options = TripleOptions(split="last-trip", negatives=("catalog:16",), catalog_alpha=alpha)
+    options = TripleOptions(
+        split=SplitSpec("last-trip"), negatives=NegativeStrategies("catalog:16"), catalog_alpha=alpha
+    )
     training = build_training_set(simulate(nodes), options)
     return train(build_task_from(training, lambda part: regenerate(training, part), "last-trip"), seeds)
 

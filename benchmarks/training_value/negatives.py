@@ -37,7 +37,8 @@ from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, par
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
 from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
+from etl.settings.values import SplitSpec
 from etl.snapshots.reader import open_snapshot, read_dataset
 from etl.synthetic.world import generate
 from etl.transform.affinity import affinity_model
@@ -161,7 +162,7 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     """Tune once, then train with each seed; None if the strategy gives no training triples."""
     start = time.perf_counter()
     dataset = read_dataset(open_snapshot(Path(world.snapshot)))
-    options = TripleOptions(split="last-trip", small_catalog="keep" if world.real else "exclude")
+    options = TripleOptions(split=SplitSpec("last-trip"), small_catalog="keep" if world.real else "exclude")
     training = build_training_set(dataset, replace(options, **strategy.options))
     change = _change(strategy.change, world)
     signs: dict[str, float | None] = {}

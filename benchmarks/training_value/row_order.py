@@ -23,7 +23,7 @@ from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "consumers.md"
 BATCHES = (256, 8)

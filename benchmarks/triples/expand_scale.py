@@ -29,7 +29,7 @@ from etl.extract.reader import LOGGED_EVENTS
 from etl.pipeline.publication import Publication, no_progress, open_output
 from etl.pipeline.run import utc_now
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST, find_snapshot
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill
 from etl.transform.ranking_events import sort_for_files

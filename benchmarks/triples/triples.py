@@ -36,7 +36,7 @@ from benchmarks.harness.results import (
 from benchmarks.harness.worlds import events_snapshot
 from benchmarks.triples import alternatives
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 OURS, PANDAS, SPARK = "ours", "pandas", "PySpark, local[2]"
 POLARS_FLOOR, PYARROW_FLOOR = "floor: Polars writes the expanded frame", "floor: pyarrow writes it, a thread per city"

@@ -26,7 +26,8 @@ from etl.reporting.wording import format_bytes
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.resources import tested_versions
 from etl.runtime.temporary import temporary_folder
-from etl.settings.model import Settings, env_variable_for
+from etl.settings.model import Settings
+from etl.settings.sources import env_variable_for
 from etl.snapshots.locations import is_url, open_store
 from etl.snapshots.lock import LEASE, LOCK, folder_lock
 from etl.snapshots.reader import SNAPSHOTS, STAGING

@@ -1,70 +1,77 @@
-"""The settings file that `bpr-etl init` writes, and the account of settings that `bpr-etl config show` gives.
-
-Both are made from Settings and the options' own help, so that neither can go stale.
-"""
+"""`bpr-etl init`, which writes a settings file, and `bpr-etl config show`. Both are made from the options' declarations."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
-from etl.commands.options import panels
-from etl.errors import ConnectError, SettingsError
-from etl.settings.model import ENVIRONMENT_PREFIX, Settings, env_variable_for, sources
+from etl.commands.runner import CommandResult
+from etl.errors import ConnectError, SettingsError, escape_control_characters
+from etl.runtime.cancellation import CancelToken
+from etl.settings.model import OPTIONS, Settings
 from etl.settings.redaction import redact, secrets_of
+from etl.settings.sources import DEFAULT_FILE, ENVIRONMENT_PREFIX, env_variable_for
 
 _HEAD = """\
-# Settings of bpr-etl: https://toml.io, all of them with their defaults.
+# Settings of bpr-etl, in TOML (https://toml.io).
 #
-# A line that begins with # and a name is a setting's default: take the # away and change the value. A line that begins
-# with #: and a name is a setting that has no default, with an example: take the #: away.
-# What is said on the command line or in the environment ({prefix}...) wins over this file. `bpr-etl config show` says
-# where each value came from.
+# A line like `#name = value` is a setting with its default: remove the # and change the value.
+# A line like `#: name = value` is a setting without a default, with an example: remove the #: and change the value.
+# The command line and the environment ({prefix}...) win over this file.
+# `bpr-etl config show` says where each value came from.
 #
 # Passwords are better kept elsewhere: in DATABASE_URL, PGPASSWORD or .pgpass.
 """
 
-EXAMPLES: dict[str, Any] = {
-    "database_url": "postgresql://app@db.example/app",
-    "schema": "public",
-    "shadow_domain": "example.test",
-    "max_shadow_share": 0.5,
-    "expect_users": "747±5%",
-    "max_bad": 0.01,
-    "keep": 14,
-    "catalog_alpha": 0.5,
-    "vocab_from": "out",
-    "fail_below": 0.6,
-    "buckets": 16,
-    "data_dir": "/var/lib/bpr-etl/pg",
-    "snapshot": "out",
-    "role": "bpr_etl",
-    "metrics_file": "/var/lib/prometheus/node-exporter/bpr-etl.prom",
-}
-"""What a setting that has no default may look like. TOML has no word for nothing."""
+
+def init(_settings: Settings, _stop: CancelToken, *, config: str | None) -> CommandResult:
+    """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
+    path = config or DEFAULT_FILE
+    write_template(Path(path))
+    read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
+    line = (
+        f"Wrote {escape_control_characters(path)}: every setting, at its default ({escape_control_characters(read)})."
+    )
+    return CommandResult({"path": path}, [line])
+
+
+def config_show(settings: Settings, _stop: CancelToken) -> CommandResult:
+    """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
+    from etl.commands.console import settings_table
+
+    rows = list(settings_with_origin(settings))
+    facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
+    file = settings.origins.get("config")
+    return CommandResult(
+        {"settings": facts, "file": file},
+        [settings_table(rows), "", f"Settings file: {file or 'none'}"],
+        primary=True,
+    )
 
 
 def template() -> str:
-    """The text of a settings file in which every setting stands, and none is set."""
+    """The text of the settings file."""
     parts = [_HEAD.format(prefix=ENVIRONMENT_PREFIX)]
-    defaults = _defaults()
-    for panel, settings in panels().items():
-        parts.append(f"\n# --- {panel} ---\n")
-        for name, text in settings.items():
-            key, default = name.replace("_", "-"), defaults[name]
-            line = f"#: {key} = {_toml(EXAMPLES[name])}" if default is None else f"#{key} = {_toml(default)}"
-            parts.append(f"\n{_comment(text)}{line}\n")
+    panel = None
+    for name, option in OPTIONS.items():
+        if option.panel != panel:
+            panel = option.panel
+            parts.append(f"\n# --- {panel} ---\n")
+        key = name.replace("_", "-")
+        line = f"#: {key} = {_toml(option.example)}" if option.default is None else f"#{key} = {_toml(option.default)}"
+        parts.append(f"\n{_comment(option.help)}{line}\n")
     return "".join(parts)
 
 
 def write_template(path: Path) -> None:
-    """Write the template where no file is. Readable for its owner alone: some will put a password into it.
+    """Write the template to a new file, which only its owner can read: it may get a password.
 
-    Raises SettingsError where there is a file, ConnectError where there can't be one.
+    Raises SettingsError if the file exists, ConnectError if it can't be written.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -78,23 +85,12 @@ def write_template(path: Path) -> None:
         file.write(template())
 
 
-def _defaults() -> dict[str, Any]:
-    return {each.name: each.default for each in fields(Settings) if "parse" in each.metadata}
-
-
 def _comment(text: str) -> str:
-    """The help of an option as lines of a comment; its environment variable is said once, at the top."""
-    words, lines, line = text.partition(" [env:")[0].split(), [], "#"
-    for word in words:
-        if len(line) + len(word) > 110:
-            lines.append(line)
-            line = "#"
-        line += f" {word}"
-    return "".join(f"{each}\n" for each in [*lines, line])
+    return "".join(f"{line}\n" for line in wrap(text, 112, initial_indent="# ", subsequent_indent="# "))
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML has it; its texts are JSON's."""
+    """A value in TOML, whose strings JSON's rules fit, too."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -104,7 +100,7 @@ def _toml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class SettingValue:
-    """A setting: the panel that it is in, its value with no secret in it, and where that came from."""
+    """A setting: its panel, its value without secrets, and its origin."""
 
     panel: str
     name: str
@@ -112,18 +108,14 @@ class SettingValue:
     origin: str
 
 
-def settings_with_origin(
-    settings: Settings, given: Mapping[str, Any], environ: Mapping[str, str]
-) -> Iterator[SettingValue]:
-    """Every setting, by panel. Raises SettingsError."""
-    origins = {name: where for where, layer in sources(given, environ) for name in layer}
-    secrets = secrets_of(settings.database_url or "", environ)
-    for panel, names in panels().items():
-        for name in names:
-            origin = origins.get(name, "default")
-            if origin == "the environment":
-                origin = f"environment: {env_variable_for(name, environ)}"
-            yield SettingValue(panel, name, _redacted(getattr(settings, name), secrets), origin)
+def settings_with_origin(settings: Settings) -> Iterator[SettingValue]:
+    """Every setting, by panel."""
+    secrets = secrets_of(settings.database_url or "", settings.environ)
+    for name, option in OPTIONS.items():
+        origin = settings.origins.get(name, "default")
+        if origin == "the environment":
+            origin = f"environment: {env_variable_for(name, settings.environ)}"
+        yield SettingValue(option.panel, name, _redacted(getattr(settings, name), secrets), origin)
 
 
 def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:

@@ -1,44 +1,43 @@
-"""The commands that look at what there is: `list`, `inspect`, `diff`, `prune`, `doctor`. See `etl.commands.publish`."""
+"""The commands about snapshots: `list`, `inspect`, `diff`, `prune` and `validate --snapshot`.
+
+A command's docstring is its help. Libraries are imported inside the commands, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from etl.commands.runner import CommandResult
-from etl.errors import ConnectError, NothingToDo, SettingsError, escape_control_characters
+from etl.commands.runner import CommandResult, observe_step
+from etl.errors import ConnectError, DataError, NothingToDo, SettingsError
+from etl.errors import escape_control_characters as escape
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from etl.reporting.history import Pruned
 
 
 def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """The snapshots of an --out, the newest first, and what is unfinished there."""
+    """List the snapshots of an --out folder: when, how much, and which is the newest."""
     from etl.commands import tables
     from etl.reporting import history
     from etl.snapshots import locations
 
-    place = locations.open_store(settings.out, settings.environ)
-    history.require_published(place)
-    lines, unfinished = history.list_snapshots(place), history.incomplete(place)
-    shown: list[RenderableType | str] = [tables.render_uncut(tables.list_table(settings.out, lines))]
+    store = locations.open_store(settings.out, settings.environ)
+    history.require_published(store)
+    snapshots, unfinished = history.list_snapshots(store), history.incomplete(store)
+    output = [tables.render_uncut(tables.list_table(settings.out, snapshots))]
     if unfinished:
-        shown += [
-            "",
-            f"Unfinished (a run at work, or what a killed one left): {', '.join(map(escape_control_characters, unfinished))}",
-        ]
-    facts = {"out": settings.out, "snapshots": [asdict(line) for line in reversed(lines)], "unfinished": unfinished}
-    return CommandResult(facts, shown)
+        named = ", ".join(map(escape, unfinished))
+        output += ["", f"Unfinished (a run at work, or what a killed one left): {named}"]
+    facts = {"out": settings.out, "snapshots": [asdict(each) for each in reversed(snapshots)], "unfinished": unfinished}
+    return CommandResult(facts, output)
 
 
 def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
-    """A snapshot's manifest in words, and the columns of each kind of its files."""
-    from etl.commands import console as summary
-    from etl.commands import tables
+    """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
+    from etl.commands import console, tables
     from etl.snapshots import locations
 
     location = settings.snapshot or settings.out
@@ -50,15 +49,13 @@ def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
         columns = {kind: _columns(snapshot.folder / first[kind]) for kind in sorted(first)}
     facts = {name: value for name, value in manifest.items() if name != "files"}
     facts |= {"files": manifest["files"], "columns": {kind: dict(pairs) for kind, pairs in columns.items()}}
-    warnings: list[RenderableType | str] = [
-        f"Warning: {escape_control_characters(each)}" for each in manifest.get("warnings", [])
-    ]
-    shown = [tables.inspect_tables(manifest), summary.exclusions_table(manifest), *tables.columns_text(columns)]
+    warnings = [f"Warning: {escape(each)}" for each in manifest.get("warnings", [])]
+    shown = [tables.inspect_tables(manifest), console.exclusions_table(manifest), *tables.columns_text(columns)]
     return CommandResult(facts, [*shown, "", *warnings])
 
 
 def _columns(path: Any) -> list[tuple[str, str]]:
-    """The columns of a Parquet file and their types; none where it is not there."""
+    """The columns of a Parquet file and their types, in the file's order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,7 +70,7 @@ def _columns(path: Any) -> list[tuple[str, str]]:
 
 
 def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) -> CommandResult:
-    """Two snapshots side by side; of one --out its newest and the one before, unless a second is named."""
+    """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
     from etl.commands import tables
     from etl.reporting import compare
     from etl.snapshots import locations
@@ -88,38 +85,38 @@ def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) ->
 
 
 def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
-    """Where the two snapshots of a `diff` are."""
+    """The locations of the two snapshots to compare, the older first."""
     from etl.snapshots import locations
 
     older = settings.snapshot or settings.out
     if newer:
-        locations.is_url(newer)  # which refuses what is no place, before anything is looked at
+        locations.is_url(newer)  # raises for what is no location, before anything is read
         return older, newer
-    place = locations.open_store(older, settings.environ)
-    names, latest = place.names(), place.latest_name()
+    store = locations.open_store(older, settings.environ)
+    names, latest = store.names(), store.latest_name()
     before = [name for name in names if latest and name < latest]
     if latest not in names or not before:
         raise SettingsError(
             f"In {older} there are not two snapshots to compare, its newest and one before: name two, or an --out that has two."
         )
-    return place.location_of(before[-1]), place.location_of(str(latest))
+    return store.location_of(before[-1]), store.location_of(str(latest))
 
 
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Take away the oldest snapshots of an --out, and what killed runs have left; exit 99 where there is nothing to take."""
-    from etl.pipeline import run as pipeline
+    """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
+    from etl.pipeline.run import utc_now
     from etl.reporting import history
     from etl.snapshots import locations, publish
 
     if settings.keep is None:
         raise SettingsError("How many snapshots are to stay? Say it, like --keep 14.")
-    reading = locations.open_store(settings.out, settings.environ)
-    history.require_published(reading)  # a mistyped --out is not made by holding it
+    store = locations.open_store(settings.out, settings.environ)
+    history.require_published(store)  # a mistyped --out must not be created by locking it
     if settings.dry_run:
-        found = history.prune(reading, settings.keep, pipeline.utc_now(), dry_run=True)
+        found = history.prune(store, settings.keep, utc_now(), dry_run=True)
     else:
-        with publish.locked_store(settings.out, settings.lock_timeout, stop, settings.environ) as place:
-            found = history.prune(place, settings.keep, pipeline.utc_now())
+        with publish.locked_store(settings.out, settings.lock_timeout, stop, settings.environ) as locked:
+            found = history.prune(locked, settings.keep, utc_now())
     nothing = not found.removed and not found.litter
     return CommandResult(
         asdict(found) | {"dry_run": settings.dry_run},
@@ -128,28 +125,27 @@ def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     )
 
 
-def _prune_lines(found: Pruned, *, dry_run: bool) -> list[RenderableType | str]:
+def _prune_lines(found: Pruned, *, dry_run: bool) -> list[str]:
     from etl.reporting.wording import format_bytes
 
     would = "would be removed" if dry_run else "removed"
-    shown: list[RenderableType | str] = [f"{would}: {escape_control_characters(name)}" for name in found.removed]
-    shown += [f"{would}: {escape_control_characters(name)} (no snapshot: it has no manifest)" for name in found.litter]
-    if not shown:
+    lines = [f"{would}: {escape(name)}" for name in found.removed]
+    lines += [f"{would}: {escape(name)} (no snapshot: it has no manifest)" for name in found.litter]
+    if not lines:
         return [f"Nothing to remove: {len(found.kept):,} there, --keep {found.keep:,}."]
-    return [
-        *shown,
-        f"Snapshots {would}: {len(found.removed):,} ({format_bytes(found.bytes)}); {len(found.kept):,} stay.",
-    ]
+    total = f"{len(found.removed):,} ({format_bytes(found.bytes)})"
+    return [*lines, f"Snapshots {would}: {total}; {len(found.kept):,} stay."]
 
 
-def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Every check, how it stands, and what to do; the exit code of the first that failed."""
-    from etl.commands import doctor as examination
-    from etl.commands import tables
-    from etl.commands.doctor_checks import exit_code
-    from etl.pipeline import run as pipeline
+def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
+    """Check a published snapshot against its manifest."""
+    from etl.commands.console import findings_table
+    from etl.snapshots import validation
 
-    checks = list(examination.run_checks(settings, pipeline.utc_now, stop))
+    with observe_step(settings, stop, "check files"):
+        findings = validation.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     return CommandResult(
-        {"checks": [asdict(check) for check in checks]}, [tables.checks_table(checks), ""], exit_code(checks)
+        {"findings": [asdict(finding) for finding in findings]},
+        [findings_table("Checks", ((each.law, each.broken, each.detail) for each in findings))],
+        DataError.exit_code if any(each.broken for each in findings) else 0,
     )

@@ -1,4 +1,4 @@
-"""Stdout and stderr of the command line: whatever happens to them, a command does its work and ends with its own exit code."""
+"""Stdout and stderr that never raise: a full disk or a closed pipe must not end a command or change its exit code."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any, TextIO, cast
 
 
 class Stream:
-    """A text stream that raises nothing where it can't be written to; `lost` is why the last attempt failed, if one did.
+    """A text stream that does not raise if it can't be written; `lost` is then the last error.
 
-    Each write tries again: a disk that was full may have room later.
+    Each write tries again: a full disk may have room later.
     """
 
     buffer = None
-    """Hidden: Typer would write past this stream where the encoding is ASCII."""
+    """Hidden: with an ASCII encoding Typer would write to the buffer, past this stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.lost: OSError | None = None
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a city's name may not exist in the locale's encoding
+            stream.reconfigure(errors="backslashreplace")  # the encoding may lack a character of a city's name
 
     def write(self, text: str) -> int:
-        """Write the text if that is possible."""
+        """Write the text, if possible."""
         self._attempt(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush if that is possible."""
+        """Flush, if possible."""
         self._attempt(self._stream.flush)
 
     def end(self) -> None:
-        """Flush; discard what can't be written, or the interpreter tries again at its own end and makes it exit code 120."""
+        """Flush, and discard what can't be written: the interpreter would try again at exit and end with code 120."""
         try:
             self._stream.flush()
         except OSError:
@@ -54,7 +54,7 @@ class Stream:
 
 
 def standard() -> tuple[TextIO, TextIO]:
-    """Make stdout and stderr usable, also those that the caller has closed; after `open_closed`."""
+    """Stdout and stderr as streams that do not raise. Call `open_closed` first."""
     streams = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
     for stream in streams:
         atexit.register(stream.end)
@@ -62,9 +62,9 @@ def standard() -> tuple[TextIO, TextIO]:
 
 
 def open_closed() -> None:
-    """Occupy the descriptors 0 to 2 that are closed: the next file or socket would get one, and a library's messages with it.
+    """Occupy those descriptors 0 to 2 that the caller closed. Else the next file or socket would get a library's messages.
 
-    Opened for reading only, so that writing fails as it does on a closed one.
+    They are read-only, so that writing fails as it does on a closed descriptor.
     """
     for number in range(3):
         try:
@@ -74,5 +74,5 @@ def open_closed() -> None:
 
 
 def _stream(stream: TextIO | None, number: int) -> Stream:
-    """Wrap a stream; Python has none for a descriptor that was closed when it began."""
+    """Wrap a stream. Python has None for a descriptor that was closed at its start."""
     return Stream(stream or open(number, "w", encoding="utf-8", closefd=False))

@@ -19,6 +19,7 @@ import polars as pl
 
 from etl.evaluation import metrics
 from etl.evaluation.metrics import RankingMetrics
+from etl.settings.values import SplitSpec
 from etl.snapshots.encoding import INDEXES
 from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
@@ -203,7 +204,7 @@ def build_task(snapshot: Snapshot) -> ProbeTask:
     """Return the task of a snapshot, published or staged. Raises DataError where its files can't be read."""
     dataset, options = read_dataset(snapshot), training_options(snapshot)
     if options.split == "none":
-        training = build_training_set(dataset, replace(options, split="last-trip"))
+        training = build_training_set(dataset, replace(options, split=SplitSpec("last-trip")))
         return build_task_from(training, lambda part: regenerate(training, part), "last-trip, made from its events")
     training = build_training_set(dataset, options)
     return build_task_from(training, lambda part: _published(snapshot, training, part), options.split)
@@ -240,7 +241,7 @@ def training_options(snapshot: Snapshot) -> TripleOptions:
     found = {f.name: settings[f.name] for f in fields(TripleOptions) if f.name in settings}
     if "city_weight" in found:
         found["city_weight"] = tuple((str(city), float(weight)) for city, weight in found["city_weight"])
-    return TripleOptions(**(found | {"negatives": tuple(found["negatives"])}))
+    return TripleOptions(**found)
 
 
 def _kept_events(training: TrainingSet) -> pl.DataFrame:
@@ -252,7 +253,7 @@ def _last_of_train(training: TrainingSet) -> tuple[TripleArrays, list[HoldoutGro
     """Return the triples of train without each user's last trip in it, and the items of that trip as held out."""
     train = in_train(training.events).drop("split")
     earlier = replace(training.dataset, events=BucketedEvents.of(train))
-    inner = build_training_set(earlier, replace(training.options, split="last-trip"))
+    inner = build_training_set(earlier, replace(training.options, split=SplitSpec("last-trip")))
     held, _ = build_holdout(earlier, _kept_events(inner), "test", ["train", "valid"])
     return regenerate(inner, "train") + regenerate(inner, "valid"), held
 

@@ -9,7 +9,7 @@ from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.postgres.connection import Connection
 from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
-from etl.settings.values import parse_table
+from etl.settings.values import TableName
 
 _WRITING = ("RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 """The locks that a transaction holds until its end on each table that it has written to."""
@@ -66,7 +66,7 @@ class WriteAudit:
     not count and can't be made to, SettingsError if a name in `allowed` is no table, or a table that a run itself writes.
     """
 
-    def __init__(self, connection: Connection, scope: Scope, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, connection: Connection, scope: Scope, allowed: Iterable[TableName] = ()) -> None:
         require_counted(connection)
         self._connection = connection
         models = ", ".join(
@@ -169,10 +169,9 @@ class WriteAudit:
                 found[root] = _TableWrites(name, old.written + written, old.more or more)
         return found
 
-    def _named(self, name: str, schema: str) -> int:
+    def _named(self, name: TableName, schema: str) -> int:
         """Return the oid of the table that the user names: in the run's schema unless the name has another one."""
-        wanted = parse_table(name)
-        tables, schemas = wanted.table, wanted.schema or (schema,)
+        tables, schemas = name.table, name.schema or (schema,)
         rows = self._connection.fetch_rows(
             "SELECT COALESCE(pg_partition_root(c.oid), c.oid)::oid::int8 FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'm', 'f') "
@@ -181,7 +180,7 @@ class WriteAudit:
             f"ORDER BY n.nspname = {quote_literal(schemas[0])} DESC, c.relname = {quote_literal(tables[0])} DESC LIMIT 1"
         )
         if not rows:
-            where = "" if wanted.schema else f" in schema {schema!r}; one of another schema is named schema.table"
+            where = "" if name.schema else f" in schema {schema!r}; one of another schema is named schema.table"
             raise SettingsError(f"--allow-side-effects names {name!r}, and there is no such table{where}.")
         if rows[0][0] in self._own.values():
             raise SettingsError(

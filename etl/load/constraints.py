@@ -57,7 +57,7 @@ def validate_database(connection: Connection, scope: Scope, progress: Progress) 
     findings = [Finding("the design's validation query returns rows", int(rows.height == 0))]
     checks = list(constraints(scope, affinity_model().default_affinity))
     for number, each in enumerate(checks):
-        progress("laws", number, len(checks))
+        progress("checks", number, len(checks))
         findings.append(Finding(each.name, connection.fetch_int(each.sql)))
     return ValidationReport(findings, rows)
 

@@ -13,11 +13,11 @@ from etl.errors import DataError
 from etl.extract import queries
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
-from etl.reporting.history import ROW_SETTINGS, Compared, Metric
+from etl.reporting.history import Compared, Metric
 from etl.reporting.wording import by_reason
 from etl.runtime.run_record import RunResult
-from etl.settings.model import Settings
-from etl.settings.values import parse_expected
+from etl.settings.model import ROW_SETTINGS, Settings
+from etl.settings.values import ExpectedCount
 from etl.triples.partitions import SMALL_CATALOG
 
 _NOTHING = "Nothing was committed or published."
@@ -27,7 +27,7 @@ _NOTHING = "Nothing was committed or published."
 class Limits:
     """What is allowed; None where nobody set a limit. Shares are of 1."""
 
-    expect_users: str | None = None
+    expect_users: ExpectedCount | None = None
     max_shadow_share: float | None = None
     max_bad: float | None = None
 
@@ -36,10 +36,10 @@ class Limits:
 
         `users` counts all of them; it is needed where there is a limit to the share.
         """
-        if self.expect_users is not None and not (expected := parse_expected(self.expect_users)).accepts(shadow):
+        if self.expect_users is not None and not self.expect_users.accepts(shadow):
             raise DataError(
-                f"There are {shadow:,} shadow users, and --expect-users says {expected}. {_NOTHING} See whether users "
-                "came or went, or whether --shadow-prefix or --shadow-domain is another one now."
+                f"There are {shadow:,} shadow users, and --expect-users says {self.expect_users.label}. {_NOTHING} See whether "
+                "users came or went, or whether --shadow-prefix or --shadow-domain is another one now."
             )
         if self.max_shadow_share is not None and users and shadow > self.max_shadow_share * users:
             raise DataError(

@@ -33,7 +33,7 @@ from etl.runtime.executor import LOCAL_EXECUTOR, Executor
 from etl.runtime.run_record import Progress, RunResult
 from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
-from etl.settings.values import advice, parse_split
+from etl.settings.values import advice
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import (
@@ -118,7 +118,7 @@ class Publication:
             report.counts["published"] = account.counts(dataset)
             rows(sum(report.counts["published"]["triples"].values()))
         published = report.counts["published"]
-        triples = account.triples_of(parse_split(settings.split).parts)
+        triples = account.triples_of(settings.split.parts)
         report.warnings += check_triples(triples, settings.split, published, allowed=settings.may_be_empty)
         report.warnings += [*_unknown_cities(settings, account), *_bias_warnings(settings, account)]
         self._compare()

@@ -56,7 +56,8 @@ from etl.runtime.executor import map_ordered
 from etl.runtime.ray_executor import open_executor
 from etl.runtime.run_record import Progress, RunObserver, RunResult
 from etl.runtime.workers import OrderedWorker, ordered_worker
-from etl.settings.model import Settings, with_options
+from etl.settings.model import Settings
+from etl.settings.sources import with_options
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location
 from etl.snapshots.reader import REPORT, Snapshot, read_dataset, read_vocabulary

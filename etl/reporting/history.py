@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from etl.errors import ConnectError, DataError
+from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS
 from etl.snapshots.reader import STAGING
 from etl.snapshots.store import LocalStore, Store
 
@@ -31,10 +32,6 @@ _MIN_TOLERANCE, _MAX_TOLERANCE, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 MONITORED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
 """The metrics that `--max-change` limits. Excluded rows and AUC are not: a change from 0 to 3 has no relative size."""
 
-ROW_SETTINGS = ("schema", "shadow_prefix", "shadow_domain", "audience")
-"""Settings that decide which rows are read."""
-
-TRIPLE_SETTINGS = (*ROW_SETTINGS, "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
 TRIPLE_METRICS = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
 """Metrics that all of TRIPLE_SETTINGS decide; ROW_SETTINGS alone decide the others."""
 

@@ -1,109 +1,318 @@
-"""Settings: frozen, resolved once, with option > environment > file > default. The only reader of environment and TOML."""
+"""Every option of bpr-etl, declared once: type, default, parser, help, and what it decides.
+
+The command line (`etl.commands.options`), the settings file of `bpr-etl init`, the documentation's tables, the manifest's
+settings and the comparison with earlier runs are made from these declarations.
+"""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from etl.errors import SettingsError
-from etl.settings import parsers
-from etl.settings.permissions import writable_by_others
 from etl.settings.redaction import find_secrets, redact
-from etl.settings.values import MAX_ALPHA, parse_expected, parse_fraction, parse_relative_change
-
-ENVIRONMENT_PREFIX = "BPR_ETL_"
-DEFAULT_FILE = "bpr-etl.toml"
-"""The settings file that `bpr-etl init` writes, and that the command line reads where it lies in the working folder."""
-
-_CALL = "the call"
-"""Where a value comes from that a program of its own gives."""
-
-_NOT_OPTIONS = frozenset(
-    f"{ENVIRONMENT_PREFIX}{each}" for each in ("TEST_DATABASE_URL", "BENCH_DIR", "REALDATA", "ENV", "PAUSES")
+from etl.settings.values import (
+    MAX_ALPHA,
+    STRATEGIES,
+    Choice,
+    ExpectedCount,
+    NegativeStrategies,
+    SplitSpec,
+    TableName,
+    parse_bool,
+    parse_city_weights,
+    parse_domain,
+    parse_engine,
+    parse_filled,
+    parse_float,
+    parse_fraction,
+    parse_int,
+    parse_location,
+    parse_positive,
+    parse_prefix,
+    parse_relative_change,
+    parse_tables,
+    suggestion,
 )
-"""What the tests, the benchmarks and the recipes read."""
 
-_RESEMBLES = 0.75
-"""From which likeness on (difflib's) an unknown variable is a mistyped option, and not, say, Kubernetes's BPR_ETL_PORT."""
+DATABASE, PUBLISHED, LIMITS, EXECUTION = "Database", "What is published", "Limits", "How it is done"
+OTHER, OUTPUT = "Options", "Output and settings"
+PANELS = ("Arguments", DATABASE, PUBLISHED, LIMITS, EXECUTION, OTHER, OUTPUT)
+"""The headings of options, in the order of `--help` and of the settings file."""
 
-_URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
+THE_CALL = "the call"
+"""The origin of a value that a Python program passes."""
+
+Naming = Literal["auto", "model", "mapped"]
+Audience = Literal["shadow", "real", "all"]
+Reject = Literal["seen", "event"]
+SmallCatalog = Literal["exclude", "weight", "keep"]
+Ids = Literal["string", "index", "both"]
+SchemaFormat = Literal["sql", "prisma"]
+LogFormat = Literal["console", "json"]
 
 
-def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
-    return field(default=default, metadata={"parse": parse})
+@dataclass(frozen=True)
+class Option:
+    """The declaration of an option, without its field's name and type.
+
+    `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers.
+    `decides` says what a change of the option changes: which rows are read, which triples are made of them, or anything else
+    of the result. Options that decide something go into the manifest, so they must hold no secret.
+    """
+
+    panel: str
+    help: str
+    parse: Callable[[Any], Any]
+    default: Any = None
+    metavar: str | None = None
+    example: Any = None
+    completion: tuple[str, ...] = ()
+    decides: Literal["rows", "triples", "result"] | None = None
+
+    @property
+    def kind(self) -> type:
+        """The type of the option's values, from its default or its example."""
+        return type(self.example if self.default is None else self.default)
+
+
+def _option(
+    panel: str, text: str, parse: Callable[[Any], Any], default: Any = None, *, secret: bool = False, **more: Any
+) -> Any:
+    option = Option(panel, text, parse, default, **more)
+    return field(default=default, repr=not secret, metadata={"option": option})
+
+
+def _choice(panel: str, text: str, words: Any, **more: Any) -> Any:
+    """An option that takes one of a Literal's words; the first is the default."""
+    choices = get_args(words)
+    return _option(panel, text, Choice(choices), choices[0], metavar="|".join(choices), completion=choices, **more)
+
+
+def _flag(panel: str, text: str, **more: Any) -> Any:
+    return _option(panel, text, parse_bool, False, **more)
+
+
+def _text(
+    panel: str, text: str, metavar: str, example: str, parse: Callable[[Any], Any] = parse_filled, **more: Any
+) -> Any:
+    """An option that takes a text and has no default."""
+    return _option(panel, text, parse, metavar=metavar, example=example, **more)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that can be said to bpr-etl. A field's parser checks and converts whatever it is given.
+    """The resolved options. A field's parser checks and converts what is passed, text or value.
 
-    Raises SettingsError where a value is wrong, or where two contradict each other.
+    Raises SettingsError for a wrong value, and for two that contradict each other.
     """
 
-    database_url: str | None = field(default=None, repr=False, metadata={"parse": parsers.parse_filled})
-    schema: str | None = _setting(parsers.parse_filled, None)
-    naming: Literal["auto", "model", "mapped"] = _setting(parsers.choice("auto", "model", "mapped"), "auto")
-    shadow_prefix: str = _setting(parsers.parse_prefix, "shadow-")
-    shadow_domain: str | None = _setting(parsers.parse_domain, None)
-    max_shadow_share: float | None = _setting(parse_fraction, None)
-    expect_users: str | None = _setting(parsers.parse_expected, None)
-    max_bad: float | None = _setting(parse_fraction, None)
-    max_change: float | None = _setting(parse_relative_change, 0.25)
-    allow_side_effects: tuple[str, ...] = _setting(parsers.parse_tables, ())
-    fail_on_change: bool = _setting(parsers.parse_bool, default=False)
-    allow_empty: bool = _setting(parsers.parse_bool, default=False)
-    keep: int | None = _setting(parsers.parse_int(1), None)
-    wait_lock: bool = _setting(parsers.parse_bool, default=False)
-    max_wait: float = _setting(parsers.parse_positive, 3600.0)
-    seed: int = _setting(parsers.parse_int(0), 0)
-    out: str = _setting(parsers.parse_location, "out")
-    audience: Literal["shadow", "real", "all"] = _setting(parsers.choice("shadow", "real", "all"), "shadow")
-    negatives: tuple[str, ...] = _setting(parsers.parse_negatives, ("ranking",))
-    reject: Literal["seen", "event"] = _setting(parsers.choice("seen", "event"), "seen")
-    catalog_alpha: float | None = _setting(parsers.parse_float(0, MAX_ALPHA), None)
-    split: str = _setting(parsers.parse_split, "none")
-    city_weight: tuple[tuple[str, float], ...] = _setting(parsers.parse_city_weights, ())
-    shuffle: bool = _setting(parsers.parse_bool, default=False)
-    vocab_from: str | None = _setting(parsers.parse_location, None)
-    probe: bool = _setting(parsers.parse_bool, default=False)
-    fail_below: float | None = _setting(parsers.parse_float(0, 1), None)
-    min_catalog: int = _setting(parsers.parse_int(0), 50)
-    small_catalog: Literal["exclude", "weight", "keep"] = _setting(
-        parsers.choice("exclude", "weight", "keep"), "exclude"
+    database_url: str | None = _text(
+        DATABASE,
+        "PostgreSQL or Prisma URL; else DIRECT_URL, DATABASE_URL.",
+        "URL",
+        "postgresql://app@db.example/app",
+        secret=True,
     )
-    ids: Literal["string", "index", "both"] = _setting(parsers.choice("string", "index", "both"), "string")
-    rows_per_file: int = _setting(parsers.parse_int(1), 1_000_000)
-    buckets: int | None = _setting(parsers.parse_int(1, 4096), None)
-    engine: str = _setting(parsers.parse_engine, "local")
-    profile: bool = _setting(parsers.parse_bool, default=False)
-    skip_unchanged: bool = _setting(parsers.parse_bool, default=False)
-    dry_run: bool = _setting(parsers.parse_bool, default=False)
-    scale: float = _setting(parsers.parse_positive, 1.0)
-    into_existing: bool = _setting(parsers.parse_bool, default=False)
-    data_dir: str | None = _setting(parsers.parse_filled, None)
-    snapshot: str | None = _setting(parsers.parse_location, None)
-    format: Literal["sql", "prisma"] = _setting(parsers.choice("sql", "prisma"), "sql")
-    all: bool = _setting(parsers.parse_bool, default=False)
-    role: str | None = _setting(parsers.parse_filled, None)
-    json: bool = _setting(parsers.parse_bool, default=False)
-    metrics_file: str | None = _setting(parsers.parse_filled, None)
-    log_format: Literal["console", "json"] = _setting(parsers.choice("console", "json"), "console")
-    quiet: bool = _setting(parsers.parse_bool, default=False)
-    verbose: bool = _setting(parsers.parse_bool, default=False)
+    schema: str | None = _text(
+        DATABASE, "PostgreSQL schema; default: the URL's, else public.", "NAME", "public", decides="rows"
+    )
+    naming: Naming = _choice(
+        DATABASE, "Table names: auto (default), model or mapped (snake case).", Naming, decides="result"
+    )
+    shadow_prefix: str = _option(
+        DATABASE,
+        "Start of a shadow user's email; default shadow-.",
+        parse_prefix,
+        "shadow-",
+        metavar="TEXT",
+        decides="rows",
+    )
+    shadow_domain: str | None = _text(
+        DATABASE,
+        "Only addresses of this domain are shadow users'; default: any.",
+        "DOMAIN",
+        "example.test",
+        parse_domain,
+        decides="rows",
+    )
+    wait_lock: bool = _flag(DATABASE, "Wait where another run is at work; default: exit 6.")
+    max_wait: float = _option(DATABASE, "For how many seconds --wait-lock waits; default 3600.", parse_positive, 3600.0)
+    data_dir: str | None = _text(DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg")
+    into_existing: bool = _flag(DATABASE, "Add the synthetic world to tables that hold rows; default: exit 2.")
+
+    out: str = _option(
+        PUBLISHED,
+        "Folder, or s3://, gs:// or az:// URL, that snapshots are published to; default out.",
+        parse_location,
+        "out",
+    )
+    audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
+    negatives: NegativeStrategies = _option(
+        PUBLISHED,
+        "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",
+        NegativeStrategies,
+        NegativeStrategies("ranking"),
+        metavar="STRATEGY",
+        completion=STRATEGIES,
+        decides="triples",
+    )
+    reject: Reject = _choice(
+        PUBLISHED,
+        "What catalog:N never draws: what the user has seen (default), or the event's own.",
+        Reject,
+        decides="triples",
+    )
+    catalog_alpha: float | None = _option(
+        PUBLISHED,
+        "catalog:N draws in proportion to popularity to this power; default 0, evenly.",
+        parse_float(0, MAX_ALPHA),
+        example=0.5,
+        decides="triples",
+    )
+    split: SplitSpec = _option(
+        PUBLISHED,
+        "none (default), last-trip, time:DATE or time:DATE,DATE (train | valid | test).",
+        SplitSpec,
+        SplitSpec("none"),
+        metavar="SPLIT",
+        completion=("none", "last-trip", "time:"),
+        decides="triples",
+    )
+    min_catalog: int = _option(
+        PUBLISHED, "Fewer eligible nodes make a small catalogue; default 50.", parse_int(0), 50, decides="triples"
+    )
+    small_catalog: SmallCatalog = _choice(
+        PUBLISHED, "A small catalogue's triples: exclude (default), weight or keep.", SmallCatalog, decides="triples"
+    )
+    city_weight: tuple[tuple[str, float], ...] = _option(
+        PUBLISHED,
+        'Weight of a city\'s triples, like "New York=2". May be repeated.',
+        parse_city_weights,
+        (),
+        metavar="CITY=W",
+        decides="result",
+    )
+    shuffle: bool = _flag(PUBLISHED, "Triples of a partition in a seeded random order.", decides="result")
+    ids: Ids = _choice(PUBLISHED, "Ids in triples: string (default), index or both.", Ids, decides="result")
+    vocab_from: str | None = _text(
+        PUBLISHED,
+        "Keep the indexes of this snapshot, or of this --out folder's newest.",
+        "FOLDER",
+        "out",
+        parse_location,
+        decides="result",
+    )
+    rows_per_file: int = _option(
+        PUBLISHED, "Rows of a part; default 1000000.", parse_int(1), 1_000_000, decides="result"
+    )
+    skip_unchanged: bool = _flag(PUBLISHED, "Publish nothing, exit 99, when the data are unchanged.")
+    keep: int | None = _option(
+        PUBLISHED,
+        "Then remove all but so many of the newest snapshots; default: keep all.",
+        parse_int(1),
+        metavar="N",
+        example=14,
+    )
+
+    expect_users: ExpectedCount | None = _text(
+        LIMITS,
+        "Exit 5 unless there are so many shadow users, like 747±5% (or 747+-5%).",
+        "N±P%",
+        "747±5%",
+        ExpectedCount,
+    )
+    max_shadow_share: float | None = _option(
+        LIMITS,
+        "Exit 5 when a larger share of all users would be shadow users.",
+        parse_fraction,
+        metavar="SHARE",
+        example=0.5,
+    )
+    max_bad: float | None = _option(
+        LIMITS,
+        "Exit 5 when a larger share of some kind of row was rejected, like 1%.",
+        parse_fraction,
+        metavar="SHARE",
+        example=0.01,
+    )
+    max_change: float | None = _option(
+        LIMITS,
+        "Warn when rows, users, items or triples moved further since the last run, or, from five runs of the same settings "
+        "on, left the range that these lead one to expect; default 25%, off for never.",
+        parse_relative_change,
+        0.25,
+        metavar="SHARE",
+        completion=("off",),
+    )
+    fail_on_change: bool = _flag(LIMITS, "Exit 5 instead of that warning; nothing is published.")
+    allow_empty: bool = _flag(LIMITS, "Publish also where there are no triples, or none in train; default: exit 5.")
+    allow_side_effects: tuple[TableName, ...] = _option(
+        LIMITS,
+        "A table that foreign keys or triggers may write to in a run, which else ends with exit 5. May be repeated.",
+        parse_tables,
+        (),
+        metavar="TABLE",
+    )
+    probe: bool = _flag(LIMITS, "Train a small model on the triples before anything is published.")
+    fail_below: float | None = _option(
+        LIMITS,
+        "With the probe: exit 5 when its AUC is below this; nothing is published.",
+        parse_float(0, 1),
+        example=0.6,
+    )
+
+    buckets: int | None = _option(
+        EXECUTION,
+        "Cut the work into so many user buckets; default by size. Decides memory, never bytes.",
+        parse_int(1, 4096),
+        example=16,
+    )
+    engine: str = _option(
+        EXECUTION,
+        "Where the work runs: local (default), ray or ray://HOST:PORT; docs/scaling.md. Does not affect the output.",
+        parse_engine,
+        "local",
+        metavar="local|ray|ray://HOST:PORT",
+        completion=("local", "ray", "ray://"),
+    )
+    profile: bool = _flag(EXECUTION, "Show rows a second and memory of each step.")
+    seed: int = _option(EXECUTION, "Seed of ids, ties and latencies; default 0.", parse_int(0), 0, decides="result")
+    dry_run: bool = _flag(EXECUTION, "Do it all, then roll back and publish nothing.")
+
+    snapshot: str | None = _text(
+        OTHER, "Look at this snapshot, or the newest of this --out folder, instead.", "FOLDER", "out", parse_location
+    )
+    format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
+    all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")
+    role: str | None = _text(
+        OTHER, "Print the GRANTs that this database role needs, instead of the tables.", "NAME", "bpr_etl"
+    )
+    scale: float = _option(OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0)
+
+    metrics_file: str | None = _text(
+        OUTPUT,
+        "Write what came of it for Prometheus (node_exporter's textfile collector), also when it fails; not with --dry-run.",
+        "FILE",
+        "/var/lib/prometheus/node-exporter/bpr-etl.prom",
+    )
+    json: bool = _flag(OUTPUT, "One JSON object on stdout; logs go to stderr.")
+    log_format: LogFormat = _choice(OUTPUT, "How log lines look on stderr; default console.", LogFormat)
+    quiet: bool = _flag(OUTPUT, "Say nothing but warnings, errors and --json.")
+    verbose: bool = _flag(OUTPUT, "Also log each step as it begins and ends.")
+
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where each value that is no default came from, by option, and under `config` the settings file (`load_settings`)."""
 
     def __post_init__(self) -> None:
-        """Check and convert: what a parser gave, it takes as it is."""
-        for name, option in _OPTIONS.items():
+        """Check and convert; a parser's own result stays as it is."""
+        for name, option in OPTIONS.items():
             value = getattr(self, name)
-            if value is not option.default and (value is not None or "None" not in str(option.type)):
-                object.__setattr__(self, name, _parsed(name, value, _CALL))
+            if value is not option.default and not (value is None and name in _OPTIONAL):
+                object.__setattr__(self, name, parse_option(name, value, THE_CALL))
         if self.quiet and self.verbose:
             raise SettingsError("--quiet and --verbose contradict each other: give one of them.")
         if self.fail_on_change and self.max_change is None:
@@ -113,177 +322,62 @@ class Settings:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a run without triples is meant: by --allow-empty, or since there are to be no shadow users."""
-        nobody = self.expect_users is not None and parse_expected(self.expect_users).number == 0
-        return self.allow_empty or (nobody and self.audience == "shadow")
+        """Whether a run without triples is allowed: by --allow-empty, or because no shadow users are expected."""
+        none_expected = self.expect_users is not None and self.expect_users.number == 0
+        return self.allow_empty or (none_expected and self.audience == "shadow")
 
     @property
     def lock_timeout(self) -> float:
-        """For how many seconds another run's lock is waited for."""
+        """How many seconds to wait for another run's lock."""
         return self.max_wait if self.wait_lock else 0.0
 
     def manifest_settings(self) -> dict[str, Any]:
-        """What decides the result and holds no secret: goes into the manifest."""
-        names = [
-            *(
-                "schema",
-                "naming",
-                "shadow_prefix",
-                "shadow_domain",
-                "seed",
-                "audience",
-                "negatives",
-                "reject",
-                "catalog_alpha",
-                "split",
-            ),
-            *("min_catalog", "small_catalog", "city_weight", "shuffle", "ids", "rows_per_file", "vocab_from"),
-        ]
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+        """The settings that decide the result and hold no secret, as the manifest has them."""
+        named = {name: getattr(self, name) for name, option in OPTIONS.items() if option.decides}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
 
-def wants_json(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
-    """Whether the answer is to be JSON, also where the settings as a whole can't be resolved."""
-    return bool(given.get("json")) or environ.get(f"{ENVIRONMENT_PREFIX}JSON", "").lower() in parsers.TRUE
+OPTIONS: dict[str, Option] = {each.name: each.metadata["option"] for each in fields(Settings) if each.metadata}
+"""The declaration of each option, by its field's name, in the order of `--help`."""
+
+_OPTIONAL = {each.name for each in fields(Settings) if "None" in str(each.type)}
+"""The options that accept None."""
+
+ROW_SETTINGS = tuple(name for name, option in OPTIONS.items() if option.decides == "rows")
+"""Options that decide which rows are read."""
+
+TRIPLE_SETTINGS = (*ROW_SETTINGS, *(name for name, option in OPTIONS.items() if option.decides == "triples"))
+"""Options that decide which triples there are."""
 
 
-def wants_json_log(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
-    """Whether log lines are to be JSON, also where the settings as a whole can't be resolved."""
-    return (given.get("log_format") or environ.get(f"{ENVIRONMENT_PREFIX}LOG_FORMAT")) == "json"
-
-
-_OPTIONS = {f.name: f for f in fields(Settings) if "parse" in f.metadata}
-
-
-def load_settings(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from the options given on the command line (those that are not None), the environment and `--config`.
-
-    Without an `environ` it is this process's; `{}` is none. Raises SettingsError, which names where a wrong value came from,
-    and an option or a variable that is none; it never repeats a password.
-    """
-    environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    for where, layer in sources(given, environ):
-        for name, value in layer.items():
-            values[name] = _parsed(name, value, where)
-    return Settings(**values, environ=dict(environ))
-
-
-def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
-    """The settings with other options; without settings, what the options, this process's environment and `config` say."""
-    for name, value in options.items():
-        if name == "config" and settings is None:
-            continue
-        if value is not None or name not in _OPTIONS:
-            _parsed(name, value, _CALL)
-    return load_settings(options) if settings is None else replace(settings, **options)
-
-
-def sources(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
-    """Where settings are said, and what is said there as it stands, the strongest last. Raises SettingsError."""
-    path = explicit_settings_file(given, environ)
-    return [
-        (str(path), _read_file(Path(path)) if path else {}),
-        ("the environment", _from_environment(environ)),
-        ("the command line", {name: v for name, v in given.items() if v is not None and name != "config"}),
-    ]
-
-
-def explicit_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
-    """The settings file that was named. `--config ""` names none, whatever the environment says."""
-    named = given.get("config")
-    return (environ.get(f"{ENVIRONMENT_PREFIX}CONFIG") if named is None else named) or None
-
-
-def default_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
-    """DEFAULT_FILE, where it lies in the working folder and nobody names another: the command line reads it.
-
-    Raises SettingsError where somebody else may have written it: to go on without it would be another run than was meant, too.
-    """
-    named = given.get("config") is not None or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    if named or not os.path.isfile(DEFAULT_FILE):  # noqa: PTH113 - Path's raises where we may not look
-        return None
-    file = Path(DEFAULT_FILE)
-    target = file.resolve()
-    for path in (file.parent, file, target.parent, target):
-        if (why := writable_by_others(path)) is not None:
-            what = "its folder: " if path in (file.parent, target.parent) else ""
-            raise SettingsError(
-                f"{DEFAULT_FILE} of this folder is not read: somebody else may have written it ({what}{why}). Take that right "
-                f'away (chmod go-w), or name the file with --config {DEFAULT_FILE}; --config "" reads none.'
-            )
-    return DEFAULT_FILE
-
-
-def env_variable_for(name: str, environ: Mapping[str, str]) -> str | None:
-    """The environment variable that says a setting; None where none does.
-
-    An empty one counts as unset, but for the one that says where to publish: that must not become the working folder's `out`.
-    """
-    names = _URL_VARIABLES if name == "database_url" else (ENVIRONMENT_PREFIX + name.upper(),)
-    return next((each for each in names if environ.get(each) or (name == "out" and each in environ)), None)
-
-
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """The environment's BPR_ETL_ variables that nothing reads and that resemble no option: set by somebody else, perhaps."""
-    known = {ENVIRONMENT_PREFIX + each.upper() for each in (*_OPTIONS, "config")} | _NOT_OPTIONS
-    return sorted(each for each in environ if each.startswith(ENVIRONMENT_PREFIX) and each not in known)
-
-
-def choices_for(name: str) -> tuple[str, ...]:
-    """The words that a setting may be; none where it is no choice between words."""
-    parse = _OPTIONS[name].metadata["parse"] if name in _OPTIONS else None
-    return parse.choices if isinstance(parse, parsers.Choice) else ()
-
-
-def _parsed(name: str, value: Any, where: str) -> Any:
-    if name not in _OPTIONS:
-        raise SettingsError(f"There is no setting {name!r}{_suggestion(name)}.")
-    option = name if where == _CALL else f"--{name.replace('_', '-')}"
+def parse_option(name: str, value: Any, origin: str) -> Any:
+    """A value of an option, parsed. Raises SettingsError, which names the option and the value's origin, but no secret."""
+    if name not in OPTIONS:
+        raise unknown_option(f"There is no setting {name!r}", name)
+    option = name if origin == THE_CALL else f"--{name.replace('_', '-')}"
     try:
-        return _OPTIONS[name].metadata["parse"](value)
+        return OPTIONS[name].parse(value)
     except SettingsError as error:
-        # What is in an address, with its scheme or without, may be a secret, wherever it stands.
-        url = name == "database_url" or re.search(r"://|:\S*@", _safe_repr(value)) is not None
-        shown = f" (from {where})" if url else f" ({_safe_repr(value)} from {where})"
-        secrets = find_secrets([value if isinstance(value, str) else _safe_repr(value)], {})
-        raise SettingsError(redact(f"{option} {error}{shown}.", secrets)) from None
+        reason, ask, near = str(error).partition("; did you mean ")
+        shown = _shown(value)
+        # A value that looks like an address may hold a password, whichever option it was given to.
+        if name == "database_url" or re.search(r"://|:\S*@", shown) or shown in reason:
+            shown = ""
+        secrets = find_secrets([value if isinstance(value, str) else _shown(value)], {})
+        said = f"{option} {reason} ({shown} from {origin})" if shown else f"{option} {reason} (from {origin})"
+        raise SettingsError(redact(f"{said}{ask}{near or '.'}", secrets)) from None
     except (ValueError, OverflowError):  # whole numbers that Python neither writes out nor makes a float of
-        raise SettingsError(f"{option} must not be a number of that size (from {where}).") from None
+        raise SettingsError(f"{option} must not be a number of that size (from {origin}).") from None
 
 
-def _safe_repr(value: Any) -> str:
+def unknown_option(what: str, name: str) -> SettingsError:
+    """The error of a name that is no option, with the one that may be meant."""
+    return SettingsError(f"{what}{suggestion(name, OPTIONS) or '.'}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; an option that may be repeated arrives as a list."""
     try:
-        return repr(value)
+        return ", ".join(map(repr, value)) if isinstance(value, list) else repr(value)
     except ValueError:
         return "a number of thousands of digits"
-
-
-def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name, _OPTIONS, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    for unknown in unknown_variables(environ):
-        name = unknown.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if near := difflib.get_close_matches(name, [*_OPTIONS, "config"], 1, _RESEMBLES):
-            raise SettingsError(
-                f"The environment variable {unknown} says no setting; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}? "
-                "Correct or unset it."
-            )
-    return {name: environ[variable] for name in _OPTIONS if (variable := env_variable_for(name, environ))}
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {redact(str(path))}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also of a number of more digits than Python reads
-        raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None
-    named = {key.replace("-", "_"): value for key, value in content.items()}
-    for name in named:
-        if name not in _OPTIONS:
-            raise SettingsError(f"The settings file {path} has an unknown setting {name!r}{_suggestion(name)}.")
-    return named

@@ -1,4 +1,4 @@
-"""Who may have written a file, where others may write too."""
+"""Which other users may have written a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def writable_by_others(path: Path) -> str | None:
-    """Who may have written a file or a folder besides this user and root, in words; None where nobody may.
+    """Why another user than this one and root may have written a file or a folder; None where none may.
 
-    As OpenSSH looks at its own files: by the owner and by who has the right to write. A group that this user is alone in, as
-    every user has one on many systems, is nobody else. A link is looked at and not followed.
+    Checks the owner and the write permissions, as OpenSSH does for its own files. The private group that many systems give
+    each user does not count as another user. A link itself is checked, not its target.
     """
     found = path.lstat()
     if found.st_uid not in (os.geteuid(), 0):
@@ -27,7 +27,7 @@ def writable_by_others(path: Path) -> str | None:
 
 
 def _is_private_group(group: int) -> bool:
-    """Whether a group has this user, or root, and nobody else."""
+    """Whether this user and root are the only members of a group."""
     users = pwd.getpwall()
     known = {each.pw_name: each.pw_uid for each in users}
     members: list[int | None] = [each.pw_uid for each in users if each.pw_gid == group]
@@ -37,8 +37,8 @@ def _is_private_group(group: int) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Whether an access list gives rights to others, which the group's bits only stand for then."""
-    with suppress(OSError, AttributeError):  # no such lists there, or no way to ask
+    """Whether there is an access control list: the group's permission bits then stand for the list's."""
+    with suppress(OSError, AttributeError):  # the file system or the platform has none
         return "system.posix_acl_access" in os.listxattr(path)
     return False
 

@@ -1,4 +1,4 @@
-"""What is not printed: passwords, keys and signatures, in whatever spelling they stand."""
+"""Redaction of passwords, keys and signatures in output, in any encoding of theirs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SECRET = ("password", "sslpassword", "scram_client_key", "scram_server_key", "o
 # A password may hold bytes that are no UTF-8: they come back as they were.
 decode = partial(unquote, errors="surrogateescape")
 
-# Also as they stand in a text that was percent-encoded, perhaps twice.
+# Also percent-encoded, once or several times.
 _COLON, _AT, _EQUALS = r"(?::|%(?:25)*3A)", r"(?:@|%(?:25)*40)", r"(?:\s*=\s*|%(?:25)*3D)"
 _IN_QUERY = r"(?:(?<=[?&;])|(?<=%26)|(?<=%3F)|(?<=%2526)|(?<=%253F))"
-# Also of an address that nobody could parse: from the first colon of the credentials to the last @ of the word. One slash is
-# left of two where an address was taken for a path.
+# Matches URLs that can't be parsed, too: from the first colon of the credentials to the last @ of the word. A URL that was
+# taken for a path has one slash left of two.
 _IN_URL = re.compile(rf"({_COLON}(?:\\*/|%(?:25)*2F){{1,3}}[^\s:/?#@]*?{_COLON})[^\s\"]*{_AT}", re.IGNORECASE)
-# How a parameter, a variable or a field is called, or ends to be called, that holds a secret: libpq's, the clouds', anybody's.
+# Names, or ends of names, of parameters, variables and fields that hold a secret: libpq's, cloud providers', and usual ones.
 _SECRET_NAME = (
     r"(?:passw(?:or)?d|pwd|secret|token|signature|credential|sas_key)[\w-]*"
     rf"|(?:api|account|access|private|client|server)[_-]?key\w*|(?:\b|{_IN_QUERY})sig|{_IN_QUERY}key"
@@ -37,9 +37,9 @@ _SECRET_VARIABLE = re.compile(
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without the secrets, however they are written, and without whatever else stands where an address has one.
+    """The text without the given secrets, in any encoding, and without all that stands where a URL or a field has a secret.
 
-    A secret that is too short or too plain to be told from other words (`_secret_pattern`) is hidden in addresses alone.
+    A secret that can't be distinguished from ordinary words (`_secret_pattern`) is redacted only in such positions.
     """
     known = _pattern(tuple(secrets))
     text = known.sub("***", text) if known else text
@@ -53,13 +53,13 @@ def _masked(found: re.Match[str]) -> str:
 
 
 class RedactingStream:
-    """A text stream that puts out no password, whoever writes to it: a log, a traceback, a library with a complaint."""
+    """A text stream that redacts what is written to it: logs, tracebacks and messages of libraries, too."""
 
     def __init__(self, stream: TextIO, secrets: Iterable[str] = ()) -> None:
         self._stream, self._secrets = stream, tuple(secrets)
 
     def add_secrets(self, secrets: Iterable[str]) -> None:
-        """Put out these no longer, either."""
+        """Redact these secrets, too."""
         self._secrets = _longest_first({*self._secrets, *secrets})
 
     def write(self, text: str) -> int:
@@ -77,18 +77,18 @@ class RedactingStream:
 
 
 def find_secrets(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The secrets of whatever may be an address among the words of a command line and the values of an environment."""
+    """The secrets in a command line's words and an environment's values: of everything that may be a URL."""
     addresses = ["", *words, *(value for value in environ.values() if "://" in value)]
     return _longest_first({secret for each in addresses for secret in secrets_of(each, environ)})
 
 
 def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Every secret of an address and of the environment, as it was given and decoded, the longest first. Raises nothing."""
+    """Every secret of a URL and of the environment, as given and decoded, longest first. Never raises for a broken URL."""
     variables = [value for name, value in environ.items() if _SECRET_VARIABLE.fullmatch(name)]
     texts = [url, *(part for value in variables for part in value.split(";"))]  # Azure's connection string has several
     raw = [*variables, *(found[2].strip("'\"") for text in texts for found in _IN_WORDS.finditer(text))]
     _, after, rest = url.strip().partition("://")
-    if after:  # where its credentials end can be read in two ways: both
+    if after:  # a broken URL: its credentials may end at the last @ before the ? or at the last @ of all
         authority, _, query = rest.partition("?")
         raw += [each.rpartition("@")[0].partition(":")[2] for each in (authority, rest)]
         raw += [word.partition("=")[2] for word in query.split("&") if decode(word.partition("=")[0]) in _SECRET]
@@ -97,22 +97,22 @@ def secrets_of(url: str, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _longest_first(secrets: set[str]) -> tuple[str, ...]:
-    """So that none is cut in two by another that it begins with."""
+    """Sort secrets so that one is redacted before another that it begins with."""
     return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
 
 
 @lru_cache(maxsize=16)
 def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    """What finds the secrets, in every spelling; None where there are none that can be told from other words."""
+    """A pattern of the secrets in every encoding; None if there are none that can be distinguished from ordinary words."""
     found = [pattern for secret in secrets if (pattern := _secret_pattern(secret))]
     return re.compile("|".join(found), re.IGNORECASE) if found else None
 
 
 def _secret_pattern(secret: str) -> str | None:
-    """What finds a secret in any text; None for what is also an ordinary word or number: all texts would be full of ***.
+    """A pattern of a secret in any text; None for one that is like an ordinary word or number: it would redact too much.
 
-    Letters alone must be six, digits alone eight, anything else four. Fewer than twelve letters are found as a whole word,
-    so that the password `postgres` leaves postgresql as it is.
+    Minimum lengths: six for letters alone, eight for digits alone, else four. Fewer than twelve letters match as a whole word
+    only, so that the password `postgres` does not redact postgresql.
     """
     letters, digits = secret.isascii() and secret.isalpha(), secret.isascii() and secret.isdigit()
     if len(secret) < (6 if letters else 8 if digits else 4):
@@ -124,7 +124,7 @@ def _secret_pattern(secret: str) -> str | None:
 
 
 def _encodings(character: str) -> str:
-    """A pattern of all that one character of a secret may have become: percent-encoded, once or twice, quoted, escaped."""
+    """A pattern of every encoding of one character of a secret: percent-encoded (also repeatedly), quoted, escaped."""
     if character.isascii() and character.isalnum():
         return character
     encoded = "".join(rf"%(?:25)*{byte:02X}" for byte in character.encode(errors="surrogateescape"))
@@ -133,7 +133,7 @@ def _encodings(character: str) -> str:
     ways += [re.escape(each).replace(r"\\", r"\\+") for each in sorted(escaped) if len(each) > 2]
     ways += {"\n": [r"\\+n"], "\r": [r"\\+r"], "\t": [r"\\+t"], " ": [r"\+"]}.get(character, [])
     ways += [re.escape(html.escape(character))] if html.escape(character) != character else []
-    ways += ["\ufffd+"] if "\ud800" <= character <= "\udfff" else []  # how bytes are shown that are no text
+    ways += ["\ufffd+"] if "\ud800" <= character <= "\udfff" else []  # how bytes that are not UTF-8 are shown
     return f"(?:{'|'.join(ways)})"
 
 
@@ -143,11 +143,11 @@ _WORD = re.compile(
 
 
 def parse_keyword_dsn(text: str) -> Iterator[tuple[str, str]]:
-    """Names and values of libpq's `name=value name='quoted value'`, as far as they can be told apart."""
-    place = 0
-    while match := _WORD.match(text, place):
+    """Names and values of libpq's `name=value name='quoted value'`, up to the first word that has no such form."""
+    position = 0
+    while match := _WORD.match(text, position):
         name, quoted, plain = match.groups()
         yield name, re.sub(r"\\(.)", r"\1", quoted if quoted is not None else plain or "", flags=re.DOTALL)
-        place = match.end()
-    if text[place:].strip():
-        yield "", text[place:]
+        position = match.end()
+    if text[position:].strip():
+        yield "", text[position:]

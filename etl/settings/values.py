@@ -1,4 +1,10 @@
-"""What can be asked of a run, as words and as values: negatives, splits, weights of cities, names of tables.
+"""The values that settings take, and one parser per kind of value.
+
+A parser accepts a text (command line, environment), what TOML has instead (number, list, table), or its own result, which it
+returns unchanged. It raises SettingsError with a text that continues a sentence: the option's name comes before it.
+
+A parsed value with parts (`SplitSpec`, `NegativeStrategies`, `ExpectedCount`, `TableName`) is still equal to what was given for
+it, so manifests and `config show` spell it as the user did.
 
 Standard library alone: the command line checks its options with it before anything slow is imported.
 """
@@ -7,16 +13,23 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self
 
 from etl.errors import SettingsError
 
+TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+MAX_INT = 2**63 - 1
+
+SCHEMES = ("s3", "gs", "az")
+"""The object stores that can hold snapshots."""
+
 SPLITS = ("train", "valid", "test")
-"""The parts of a split, earliest first: nothing of a later one informs an earlier one."""
+"""The parts of a split, earliest first: a later part informs none before it."""
 
 RECOMMENDED = "recommended"
 RECOMMENDED_SAMPLES = 16
@@ -24,126 +37,246 @@ LARGE_CATALOGUE = 2_000
 """From so many eligible nodes on, `recommended` draws popular nodes more often (docs/negatives.md, "Large catalogues")."""
 
 LARGE_CATALOGUE_ALPHA = 0.5
-_STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
 MAX_SAMPLES = 1_000
 MAX_ALPHA = 10.0
+
+STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
+
+
+def suggestion(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The end of a sentence that asks for the closest known word; empty where none is close."""
+    near = difflib.get_close_matches(str(word)[:100], list(known), 1, likeness)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def parse_text(value: Any) -> str:
+    """A text that a file and a database can hold: UTF-8, without a NUL character."""
+    if not isinstance(value, str):
+        raise SettingsError("must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the command line or the environment that are no text
+        raise SettingsError("must be UTF-8") from None
+    if "\0" in value:  # which a settings file can have
+        raise SettingsError("must not have a NUL character in it")
+    return value
+
+
+def parse_filled(value: Any) -> str:
+    """A text that is not blank. `--schema "$EMPTY"` is an error: it must not mean the default."""
+    text = parse_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if not text.strip():
+        raise SettingsError("must not be empty")
+    return text
+
+
+def parse_location(value: Any) -> str:
+    """Where snapshots are: a local folder or an object store's URL.
+
+    A URL with credentials is refused: it is kept in manifests and logs. They come from the environment.
+    """
+    text = parse_filled(value)
+    scheme, after, rest = text.partition("://")
+    if not after:
+        if re.match(r"~|(s3|gs|az|https?|file)(:|//)", text, re.IGNORECASE):
+            raise SettingsError(
+                "must be a folder, written out where it begins with ~, or a URL with :// in it; a folder of such a name is "
+                "written ./~ or ./s3:"
+            )
+        return text
+    if scheme not in SCHEMES or not rest.strip("/"):
+        raise SettingsError(
+            f"must be a local folder, or one of {', '.join(f'{each}://bucket/path' for each in SCHEMES)}"
+        )
+    if "?" in rest or "#" in rest or ":" in rest.partition("/")[0]:
+        raise SettingsError(
+            "must have no ?query, no #fragment and no password in its URL; credentials go into the environment, like "
+            "AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_SAS_KEY"
+        )
+    return text
+
+
+def parse_int(low: int, high: int | None = None) -> Callable[[Any], int]:
+    """A parser of whole numbers from `low` up, or to `high`."""
+
+    def parse(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= (high or MAX_INT):
+            raise SettingsError(f"must be a whole number from {low}" + (f" to {high}" if high else " up"))
+        return number
+
+    return parse
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN for what is none, or is too large for a float."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def parse_float(low: float, high: float) -> Callable[[Any], float]:
+    """A parser of numbers from `low` to `high`."""
+
+    def parse(value: Any) -> float:
+        if not low <= (number := _number(value)) <= high:
+            raise SettingsError(f"must be a number from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def parse_positive(value: Any) -> float:
+    """A finite number above 0."""
+    if not 0 < (number := _number(value)) < math.inf:
+        raise SettingsError("must be a number above 0")
+    return number
+
+
+def _share(value: Any) -> float:
+    """`1%` or 0.01 as a number; NaN for anything else."""
+    if isinstance(value, str) and (text := value.rstrip()).endswith("%"):
+        return _number(text[:-1]) / 100
+    return math.nan if isinstance(value, bool) else _number(value)
+
+
+def parse_fraction(value: Any) -> float:
+    """A share of a whole: `1%`, or a number from 0 to 1."""
+    if not 0 <= (share := _share(value)) <= 1:
+        raise SettingsError("must be a share like 1%, or a number from 0 to 1")
+    return share
+
+
+def parse_relative_change(value: Any) -> float | None:
+    """The largest allowed change, relative to the earlier value: `20%`, `1.5`; None for `off`."""
+    if value == "off":
+        return None
+    if not 0 <= (share := _share(value)) < math.inf:
+        raise SettingsError("must be a share like 20%, or off")
+    return share
+
+
+def parse_bool(value: Any) -> bool:
+    """True or false, in the words of `TRUE` and `FALSE`."""
+    word = str(value).lower()
+    if word not in TRUE | FALSE:
+        raise SettingsError("must be true or false")
+    return word in TRUE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parser of one of several words; it keeps them for `--help` and shell completion."""
+
+    choices: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str:
+        """Return the word. Raises SettingsError if it is none of them."""
+        if value not in self.choices:
+            raise SettingsError(f"must be one of {', '.join(self.choices)}{suggestion(value, self.choices)}")
+        return str(value)
+
+
+def parse_engine(value: Any) -> str:
+    """The executor's name: local, ray or ray://HOST:PORT."""
+    text = parse_text(value)
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    at = text.startswith("ray://") and host and port.isdecimal() and 0 < int(port) < 1 << 16
+    if text not in {"local", "ray"} and not at:
+        raise SettingsError("must be local, ray or ray://HOST:PORT")
+    return text
+
+
+def parse_prefix(value: Any) -> str:
+    """The start of a shadow user's email address: never empty."""
+    if not parse_text(value):
+        raise SettingsError("must not be empty: every user would be a shadow user")
+    return str(value)
+
+
+def parse_domain(value: Any) -> str:
+    """The domain of an email address, with or without its @."""
+    domain = parse_text(value).removeprefix("@")
+    if not domain or "@" in domain:
+        raise SettingsError("must be the domain of an address, like example.test")
+    return domain
+
+
+class ExpectedCount(str):
+    """An expected number of rows, perhaps with a tolerance: `747`, `747±5%`, or `747+-5%`."""
+
+    __slots__ = ("number", "tolerance")
+    number: int
+    tolerance: float
+    _FORM = re.compile(r"\s*(\d+)\s*(?:(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?)\s*%)?\s*")
+
+    def __new__(cls, value: Any) -> Self:
+        """Parse a value. Raises SettingsError."""
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else parse_text(value)
+        found = cls._FORM.fullmatch(text)
+        if not found or len(text) > 40:
+            raise SettingsError("must be a number like 747, or one with a tolerance like 747±5% (or 747+-5%)")
+        self = super().__new__(cls, text)
+        self.number, self.tolerance = int(found[1]), float(found[2] or 0) / 100
+        return self
+
+    @property
+    def label(self) -> str:
+        """The number and its tolerance for a message."""
+        return f"{self.number:,}±{self.tolerance * 100:g}%"
+
+    def accepts(self, found: int) -> bool:
+        """Whether a number is within the tolerance."""
+        return abs(found - self.number) <= self.number * self.tolerance
+
 
 SplitKind = Literal["none", "last-trip", "time"]
 
 
-@dataclass(frozen=True)
-class ExpectedCount:
-    """How many of something there should be, give or take a share of it."""
+class SplitSpec(str):
+    """How events are split: `none`, `last-trip`, `time:<ISO date>` or `time:<ISO date>,<ISO date>`.
 
-    number: int
-    tolerance: float = 0.0
+    `cuts` of a time split: seconds since 1970, UTC, at which valid and test (or test alone) begin.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.number:,}±{self.tolerance * 100:g}%"
-
-    def accepts(self, found: int) -> bool:
-        """Whether a number is near enough."""
-        return abs(found - self.number) <= self.number * self.tolerance
-
-
-@dataclass(frozen=True)
-class NegativeSampling:
-    """Where the negatives of one city come from. `catalog` draws per positive, `alpha` their popularity's power."""
-
-    ranking: bool = False
-    shown: bool = False
-    catalog: int = 0
-    alpha: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The manifest's account of it: what was asked for, written out."""
-        named = ["ranking"] * self.ranking + ["shown"] * self.shown + [f"catalog:{self.catalog}"] * bool(self.catalog)
-        return {"negatives": named} | ({"catalog_alpha": self.alpha} if self.catalog else {})
-
-
-@dataclass(frozen=True)
-class SplitSpec:
-    """How events are split. `cuts` of a time split: seconds since 1970, UTC, where valid and test (or test) begin."""
-
+    __slots__ = ("cuts", "kind")
     kind: SplitKind
-    cuts: tuple[int, ...] = ()
+    cuts: tuple[int, ...]
+
+    def __new__(cls, value: Any) -> Self:
+        """Parse a value. Raises SettingsError."""
+        if isinstance(value, cls):
+            return value
+        kind, _, dates = value.partition(":") if isinstance(value, str) else ("", "", "")
+        if value not in ("none", "last-trip") and not (kind == "time" and dates):  # a tuple: TOML's lists have no hash
+            raise SettingsError(
+                "must be none, last-trip, time:<ISO date> or time:<ISO date>,<ISO date>"
+                + suggestion(str(value)[:20], ("none", "last-trip"))
+            )
+        cuts = tuple(_seconds(date.strip()) for date in dates.split(",")) if dates else ()
+        if len(cuts) > 2 or sorted(set(cuts)) != list(cuts):
+            raise SettingsError("must have one date, or two of which the second is later")
+        self = super().__new__(cls, value)
+        self.kind, self.cuts = kind, cuts  # type: ignore[assignment]
+        return self
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that there are, earliest first; none without a split."""
+        """The parts of the split, earliest first; empty without a split."""
         if self.kind == "none":
             return ()
         return ("train", "test") if len(self.cuts) == 1 else SPLITS
 
     @property
     def leakage_note(self) -> str | None:
-        """What an evaluation on this split has seen that a real morning has not, in words; None for nothing."""
+        """Information in train that a production model would not have; None where there is none."""
         if self.kind == "last-trip":
             return "the future of other users: one user's train may be later than another user's test"
         return None
-
-
-def parse_negatives(words: Iterable[Any]) -> tuple[str, ...]:
-    """The strategies asked for, each once, in the order they came. Raises SettingsError for what is none."""
-    found: list[str] = []
-    for each in words:
-        word = each.strip() if isinstance(each, str) else each
-        if not isinstance(word, str) or (word not in {"ranking", "shown", RECOMMENDED} and not _sample_size(word)):
-            near = difflib.get_close_matches(str(word), _STRATEGIES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(
-                f"must be ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}, not {word!r}{hint}"
-            )
-        found.append(word)
-    if sum(word == RECOMMENDED or word.startswith("catalog") for word in set(found)) > 1:
-        raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
-    if not found:
-        raise SettingsError("must name at least one strategy")
-    return tuple(dict.fromkeys(found))
-
-
-def advice(negatives: Iterable[str]) -> str:
-    """What to try where triples teach badly: other negatives, unless they are the recommended ones already."""
-    if RECOMMENDED not in negatives:
-        return f"Try --negatives {RECOMMENDED}."
-    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected places."
-
-
-def resolve_for_catalog(words: Iterable[str], alpha: float | None, nodes: int) -> NegativeSampling:
-    """What the strategies come to in a city of so many eligible nodes; `recommended` is written out."""
-    words = set(words)
-    if RECOMMENDED in words:
-        draws = RECOMMENDED_SAMPLES
-        alpha = alpha if alpha is not None else LARGE_CATALOGUE_ALPHA if nodes >= LARGE_CATALOGUE else 0.0
-    else:
-        draws = next(filter(None, map(_sample_size, words)), 0)
-    return NegativeSampling("ranking" in words, "shown" in words, draws, alpha or 0.0)
-
-
-def _sample_size(word: Any) -> int:
-    """N of `catalog:N`; 0 for anything else."""
-    name, _, number = word.partition(":") if isinstance(word, str) else ("", "", "")
-    if name != "catalog" or not (number.isascii() and number.isdigit()):
-        return 0
-    number = number.lstrip("0")[
-        : len(str(MAX_SAMPLES)) + 1
-    ]  # more digits are too many, and Python reads 4,300 at the most
-    return int(number) if number and int(number) <= MAX_SAMPLES else 0
-
-
-def parse_split(text: Any) -> SplitSpec:
-    """`none`, `last-trip`, `time:<ISO date>` or `time:<ISO date>,<ISO date>`. Raises SettingsError for anything else."""
-    if text in ("none", "last-trip"):  # a tuple: a settings file may say a list, and that is in no set
-        return SplitSpec(text)
-    kind, _, dates = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if kind != "time" or not dates:
-        near = difflib.get_close_matches(str(text)[:20], ("none", "last-trip"), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"must be none, last-trip, time:<ISO date> or time:<ISO date>,<ISO date>{hint}")
-    cuts = tuple(_seconds(word.strip()) for word in dates.split(","))
-    if len(cuts) > 2 or sorted(set(cuts)) != list(cuts):
-        raise SettingsError("must have one date, or two of which the second is later")
-    return SplitSpec("time", cuts)
 
 
 def _seconds(text: str) -> int:
@@ -153,20 +286,101 @@ def _seconds(text: str) -> int:
         raise SettingsError(f"must have dates like 2026-11-01, not {text!r}") from None
     if moment.microsecond:
         raise SettingsError(f"must have whole seconds, not {text!r}")
-    # The database's timestamps have no zone and are UTC.
+    # The database's timestamps have no zone and are UTC. timestamp() would raise for some dates of the years 1 and 9999.
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return (moment - datetime.combine(date(1970, 1, 1), datetime.min.time(), UTC)) // timedelta(seconds=1)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class NegativeSampling:
+    """Where the negatives of one city come from: `catalog` draws per positive, by popularity to the power `alpha`."""
+
+    ranking: bool = False
+    shown: bool = False
+    catalog: int = 0
+    alpha: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The strategies as a user would name them, for the manifest."""
+        named = ["ranking"] * self.ranking + ["shown"] * self.shown + [f"catalog:{self.catalog}"] * bool(self.catalog)
+        return {"negatives": named} | ({"catalog_alpha": self.alpha} if self.catalog else {})
+
+
+class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have slots of its own
+    """The strategies of `--negatives`, each once, in the order given: a list, or a text that separates them by commas.
+
+    `samples` is N of `catalog:N` (`recommended` has its own), 0 where the catalogue is not drawn from.
+    """
+
+    samples: int
+
+    def __new__(cls, value: Any) -> Self:
+        """Parse a value. Raises SettingsError."""
+        if isinstance(value, cls):
+            return value
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list | tuple):
+            raise SettingsError("must be a list of strategies")
+        words = [each.strip() if isinstance(each, str) else each for text in given for each in _split_commas(text)]
+        samples = [size for word in dict.fromkeys(map(_strategy, words)) if (size := _sample_size(word))]
+        if len(samples) > 1:
+            raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
+        if not words:
+            raise SettingsError("must name at least one strategy")
+        self = super().__new__(cls, dict.fromkeys(words))
+        self.samples = samples[0] if samples else 0
+        return self
+
+    def for_catalog(self, nodes: int, alpha: float | None) -> NegativeSampling:
+        """What the strategies are in a city of so many eligible nodes; `alpha` is `--catalog-alpha`."""
+        if alpha is None and RECOMMENDED in self and nodes >= LARGE_CATALOGUE:
+            alpha = LARGE_CATALOGUE_ALPHA
+        return NegativeSampling("ranking" in self, "shown" in self, self.samples, alpha or 0.0)
+
+
+def _split_commas(text: Any) -> list[Any]:
+    return text.split(",") if isinstance(text, str) else [text]
+
+
+def _strategy(word: Any) -> str:
+    if isinstance(word, str) and (word in {"ranking", "shown"} or _sample_size(word)):
+        return word
+    raise SettingsError(
+        f"must be ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}, not {word!r}"
+        f"{suggestion(word, STRATEGIES)}"
+    )
+
+
+def _sample_size(word: str) -> int:
+    """N of `catalog:N`, and what `recommended` draws; 0 for anything else."""
+    if word == RECOMMENDED:
+        return RECOMMENDED_SAMPLES
+    name, _, digits = word.partition(":")
+    digits = digits.lstrip("0")
+    # int() raises for more than 4,300 digits.
+    if name != "catalog" or not (digits.isascii() and digits.isdigit()) or len(digits) > len(str(MAX_SAMPLES)):
+        return 0
+    return int(digits) if int(digits) <= MAX_SAMPLES else 0
+
+
+def advice(negatives: Iterable[str]) -> str:
+    """What to try where triples have little training value: other negatives, or more data."""
+    if RECOMMENDED not in negatives:
+        return f"Try --negatives {RECOMMENDED}."
+    return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected items."
 
 
 def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
-    """Weights of cities, `New York=2` each, sorted by city; a text may hold several, parted by commas.
+    """Weights of cities by name, sorted by the name's UTF-8 bytes.
 
-    Raises SettingsError for a weight that is no finite number above 0, and for a city that comes twice.
+    Given as `New York=2`, several in a list or separated by commas, as pairs, or as a table.
     """
-    if isinstance(value, Mapping):
+    if not isinstance(value, str | list | tuple | dict):
+        raise SettingsError('must be weights of cities, like "New York=2"')
+    if isinstance(value, dict):
         pairs = [(str(city), weight) for city, weight in value.items()]
     else:
-        words = _split_weights(value) if isinstance(value, str) else list(value)
+        words = _split_weights(value) if isinstance(value, str) else value
         split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
         pairs = [(str(city), weight) for city, weight in split]
     for city, _ in pairs:
@@ -179,7 +393,7 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _split_weights(text: str) -> list[str]:
-    """`Washington, DC=2,New York=3` has two: a comma parts only behind a weight."""
+    """Cut `Washington, DC=2,New York=3` in two: a comma separates only after a weight."""
     words: list[str] = []
     for piece in text.split(","):
         if words and "=" not in words[-1]:
@@ -190,79 +404,35 @@ def _split_weights(text: str) -> list[str]:
 
 
 def _weight(city: str, value: Any) -> float:
-    try:
-        weight = float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
+    weight = _number(value)
     if not 1e-30 <= weight <= 1e30:  # what a float32 holds, times the weight of a small catalogue
         raise SettingsError(f'must be a city and a number above 0, like "New York=2", not {f"{city}={value}"!r}')
     return weight
 
 
-_EXPECTED = re.compile(r"\s*(\d+)\s*(?:(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?)\s*%)?\s*")
+class TableName(str):
+    """A table's name as a person writes it: `table` or `schema.table`, each part quoted or not.
 
+    `table` and `schema` are the spellings to look for, the likelier one first: a part without quotes may stand for itself or
+    for its lower case. `schema` is empty where none is named.
+    """
 
-def parse_expected(word: str) -> ExpectedCount:
-    """`747`, `747±5%`, or `747+-5%` where the keyboard has no ±. Raises SettingsError."""
-    found = _EXPECTED.fullmatch(word, 0)
-    if not found or len(word) > 40:
-        raise SettingsError("must be a number like 747, or one with a tolerance like 747±5% (or 747+-5%)")
-    return ExpectedCount(int(found[1]), float(found[2] or 0) / 100)
-
-
-def parse_relative_change(word: Any) -> float | None:
-    """How far a figure may move, as a share of what it was: `20%`, `1.5`; None for `off`. Raises SettingsError."""
-    if word == "off":
-        return None
-    try:
-        number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(word, bool) or not 0 <= number < math.inf:
-        raise SettingsError("must be a share like 20%, or off")
-    return number
-
-
-def parse_fraction(word: Any) -> float:
-    """A share of a whole: `1%`, or a number from 0 to 1. Raises SettingsError."""
-    try:
-        number = float(word[:-1]) / 100 if isinstance(word, str) and word.rstrip().endswith("%") else float(word)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(word, bool) or not 0 <= number <= 1:
-        raise SettingsError("must be a share like 1%, or a number from 0 to 1")
-    return number
-
-
-_NAME = r'"(?:[^"]|"")+"|[^\s".,]+'
-_TABLE = re.compile(rf"(?:(?P<schema>{_NAME})\.)?(?P<table>{_NAME})")
-_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
-
-
-@dataclass(frozen=True)
-class TableName:
-    """A table as a person names it. What is not quoted stands for itself, else for its lower case: the likelier one first."""
-
+    __slots__ = ("schema", "table")
     schema: tuple[str, ...]
     table: tuple[str, ...]
+    _PART = r'"(?:[^"]|"")+"|[^\s".,]+'
+    _FORM = re.compile(rf"(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})")
 
-
-def parse_table(word: str) -> TableName:
-    """A table's name: `table` or `schema.table`, each part quoted or not. Raises SettingsError for what is none."""
-    found = _TABLE.fullmatch(word)
-    if found is None:
-        raise SettingsError(
-            "must be the names of tables: table or schema.table, in double quotes where it has a dot or a space"
-        )
-    return TableName(_spellings(found["schema"]), _spellings(found["table"]))
-
-
-def parse_tables(words: Iterable[str]) -> tuple[str, ...]:
-    """Names of tables, each once. A word may hold several, parted by commas. Raises SettingsError for what is no name."""
-    names = [name.strip() for word in words for name in _COMMA.split(word)]
-    for name in names:
-        parse_table(name)
-    return tuple(dict.fromkeys(names))
+    def __new__(cls, value: str) -> Self:
+        """Parse a value. Raises SettingsError."""
+        found = cls._FORM.fullmatch(parse_text(value))
+        if found is None:
+            raise SettingsError(
+                "must be the names of tables: table or schema.table, in double quotes where it has a dot or a space"
+            )
+        self = super().__new__(cls, value)
+        self.schema, self.table = _spellings(found["schema"]), _spellings(found["table"])
+        return self
 
 
 def _spellings(part: str | None) -> tuple[str, ...]:
@@ -271,3 +441,15 @@ def _spellings(part: str | None) -> tuple[str, ...]:
     if part.startswith('"'):
         return (part[1:-1].replace('""', '"'),)
     return tuple(dict.fromkeys((part, part.lower())))
+
+
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
+
+
+def parse_tables(value: Any) -> tuple[TableName, ...]:
+    """Names of tables, each once: a list of them, or a text that separates them by commas."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise SettingsError("must be the names of tables")
+    names = (TableName(name.strip()) for word in words for name in _COMMA.split(word))
+    return tuple(dict.fromkeys(names))

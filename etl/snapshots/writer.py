@@ -30,7 +30,7 @@ from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef, Task, map_
 from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
 from etl.runtime.workers import prefetch
-from etl.settings.values import SPLITS, parse_split
+from etl.settings.values import SPLITS
 from etl.snapshots.encoding import EVENT_SCHEMA, Ids, encoder_of, triple_schema
 from etl.snapshots.manifest import DataSummary, FileEntry, PartitionEntry
 from etl.snapshots.parquet import (
@@ -343,7 +343,7 @@ class _SnapshotWriter:
         rule = options.training.split
         self.summary = DataSummary(
             folders={folder: city for city, folder in self.places.items()},
-            split={"rule": rule, "lets_in": parse_split(rule).leakage_note},
+            split={"rule": rule, "lets_in": rule.leakage_note},
         )
         self.totals = VocabularyCounts(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
@@ -422,7 +422,7 @@ class _SnapshotWriter:
         written = [file for output in outputs for parts in output.parts.values() for file in parts.written()]
         summary = self.summary
         with_triples = {output.split for output in outputs if output.stats.triples}
-        splits = parse_split(self.options.training.split).parts or (None,)
+        splits = self.options.training.split.parts or (None,)
         written += [self._without_rows(split) for split in splits if split not in with_triples]
         summary.partitions = [output.entry() for output in outputs]
         summary.exhausted_users = len(self.exhausted_users)

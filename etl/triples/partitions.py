@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from etl.settings.values import SPLITS, NegativeSampling, parse_split, resolve_for_catalog
+from etl.settings.model import OPTIONS, Reject, SmallCatalog
+from etl.settings.values import SPLITS, NegativeSampling, NegativeStrategies, SplitSpec
 from etl.transform.arrays import I64
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset, no_events
 from etl.triples.generate import (
@@ -31,8 +32,6 @@ from etl.triples.generate import (
 from etl.triples.sampling import build_pools, integer_weights
 from etl.triples.splits import assign
 
-SmallCatalog = Literal["exclude", "weight", "keep"]
-Reject = Literal["seen", "event"]
 Key = tuple[str | None, str]
 """A split (None without one) and a city."""
 
@@ -52,15 +51,20 @@ _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 class TripleOptions:
     """The settings that decide the triples of a dataset (docs/contract.md, section 3)."""
 
-    min_catalog: int = 50
-    small_catalog: SmallCatalog = "exclude"
-    negatives: tuple[str, ...] = ("ranking",)
-    reject: Reject = "seen"
+    min_catalog: int = OPTIONS["min_catalog"].default
+    small_catalog: SmallCatalog = OPTIONS["small_catalog"].default
+    negatives: NegativeStrategies = OPTIONS["negatives"].default
+    reject: Reject = OPTIONS["reject"].default
     catalog_alpha: float | None = None
-    split: str = "none"
+    split: SplitSpec = OPTIONS["split"].default
     city_weight: tuple[tuple[str, float], ...] = ()
     shuffle: bool = False
-    seed: int = 0
+    seed: int = OPTIONS["seed"].default
+
+    def __post_init__(self) -> None:
+        """Accept texts for parsed values, as a manifest has them."""
+        object.__setattr__(self, "negatives", NegativeStrategies(self.negatives))
+        object.__setattr__(self, "split", SplitSpec(self.split))
 
     def keeps(self, nodes: int) -> bool:
         """Whether a city with `nodes` eligible items has triples."""
@@ -138,7 +142,7 @@ class TrainingSet:
 
     def with_split(self, events: pl.DataFrame) -> pl.DataFrame:
         """Add the column `split` to a bucket's events."""
-        return assign(events, self.dataset.trips, parse_split(self.options.split), self.kept)
+        return assign(events, self.dataset.trips, self.options.split, self.kept)
 
     @property
     def events(self) -> pl.DataFrame:
@@ -159,9 +163,7 @@ class TrainingSet:
     def needs_popularity(self) -> bool:
         """Whether any city samples in proportion to popularity."""
         sizes = [self.eligible.get(city, 0) for city in self.kept]
-        return any(
-            resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, size).alpha for size in sizes
-        )
+        return any(self.options.negatives.for_catalog(size, self.options.catalog_alpha).alpha for size in sizes)
 
     def portable(self, popular: I64 | None = None) -> TrainingSet:
         """Return a small copy that can be pickled: without events, and with the columns that generating triples needs."""
@@ -190,7 +192,7 @@ class TrainingSet:
 
     def _partition(self, split: str, city: str, events: pl.DataFrame, context: _SamplingContext) -> Partition:
         nodes = self.eligible.get(city, 0)
-        negatives = resolve_for_catalog(self.options.negatives, self.options.catalog_alpha, nodes)
+        negatives = self.options.negatives.for_catalog(nodes, self.options.catalog_alpha)
         offered = self._offered.get((city,), _NO_NODES).with_row_index("position")
         catalogue = context.catalogue(split, offered, events, negatives)
         return Partition(

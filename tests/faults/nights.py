@@ -16,7 +16,7 @@ import psycopg
 
 from etl.errors import EtlError
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST
 from tests.states import data_files, database_state
 

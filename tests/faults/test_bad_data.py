@@ -26,7 +26,7 @@ from etl.errors import DataError, SchemaError
 from etl.pipeline import run as pipeline
 from etl.postgres.ddl import schema_sql
 from etl.postgres.naming import Naming
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.transform.personas import read_affinities
 from etl.transform.schemas import Personas

@@ -17,13 +17,15 @@ import pytest
 
 from etl.errors import SettingsError
 from etl.postgres.url import ConnectionTarget, parse_url
-from etl.settings.model import Settings, load_settings
-from etl.settings.values import parse_city_weights, parse_negatives, parse_split
+from etl.settings.model import OPTIONS as DECLARED
+from etl.settings.model import Settings
+from etl.settings.sources import load_settings
+from etl.settings.values import NegativeStrategies, SplitSpec, parse_city_weights
 from etl.snapshots.writer import city_folder
 from tests.faults.bad_data import ODD_CHARACTERS, nasty_text
 
 SECRET = "s3cr3t"  # noqa: S105 - it is looked for
-OPTIONS = sorted(name for name, option in Settings.__dataclass_fields__.items() if "parse" in option.metadata)
+OPTIONS = sorted(DECLARED)
 
 WORDS = (
     *("", " ", "@", "=", "%", "\0", "\udcff", "-", "--", "1", "0", "-1", "1.5", "1e400", "1e-400", "nan", "inf"),
@@ -91,7 +93,7 @@ def test_any_value_of_any_option_is_understood_or_refused(effort, tally):
 def test_any_word_is_a_choice_or_refused(effort, tally):
     outcomes = {True: 0, False: 0}
     cases = effort(1_000, 50_000)
-    parsers = (parse_split, lambda value: parse_negatives([value]), lambda value: parse_city_weights([value]))
+    parsers = (SplitSpec, lambda value: NegativeStrategies([value]), lambda value: parse_city_weights([value]))
     for number in range(cases):
         r = Random(number)  # noqa: S311
         parser, value = parsers[number % 3], any_value(r)

@@ -20,8 +20,9 @@ from psycopg import sql
 from etl.errors import ConnectError, SettingsError, escape_control_characters
 from etl.postgres.connection import connect
 from etl.postgres.url import parse_url, target_of
-from etl.settings.model import Settings, load_settings
+from etl.settings.model import Settings
 from etl.settings.redaction import RedactingStream, find_secrets, redact, secrets_of
+from etl.settings.sources import load_settings
 from tests.faults.calling import ROOT, call, environment
 
 PLAIN = "Zyxxy8Qk3v"

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import cli
-from etl.commands import help as commands
+from etl.commands.help import run_app
 from etl.errors import ConnectError, DataError
 from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reader import MANIFEST
 from tests.states import database_state
@@ -97,7 +97,7 @@ def look(out: Path, which: str, elsewhere: Path, capsys: pytest.CaptureFixture[s
     """Call a command as the command line does; its exit code. Whatever is raised is a fault."""
     words = [word.format(out=out, elsewhere=elsewhere) for word in COMMANDS[which]]
     capsys.readouterr()
-    code = commands.main(cli.app, words, {"BPR_ETL_CONFIG": ""})
+    code = run_app(cli.app, words, {"BPR_ETL_CONFIG": ""})
     said = capsys.readouterr()
     text = said.out + said.err
     assert code in {0, 2, 3, 5}, text

@@ -16,7 +16,7 @@ from etl.postgres import embedded
 from etl.postgres.connection import connect
 from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST
 from tests.faults.test_server import server_processes
 from tests.states import database_state

@@ -16,7 +16,7 @@ from etl.postgres import connection as database
 from etl.postgres.connection import connect, require_supported
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.faults.tls_server import tls_server
 from tests.states import database_state, folder_state
 

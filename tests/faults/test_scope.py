@@ -17,7 +17,7 @@ from etl.postgres.naming import Naming
 from etl.postgres.privileges import required
 from etl.postgres.scope import Scope
 from etl.postgres.url import target_of
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.states import database_state, folder_state
 
 EMAILS = (

@@ -20,7 +20,8 @@ from etl.pipeline import run as pipeline
 from etl.postgres import embedded, privileges
 from etl.postgres.naming import Naming
 from etl.runtime.run_record import RunResult
-from etl.settings.model import Settings, load_settings
+from etl.settings.model import Settings
+from etl.settings.sources import load_settings
 from tests.conftest import FAST
 from tests.faults.nights import SEEDS, Nights
 from tests.states import database_state, folder_state

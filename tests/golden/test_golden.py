@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.transform.affinity import affinity_model
 from tests.property import oracle
 from tests.property.in_database import Databases, written

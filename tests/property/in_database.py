@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.property.oracle import NO_SEED, EventRow, Moment, PersonaRow, RegistryRow, Signal, World
 
 TABLES = (

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folders
 from etl.transform.affinity import affinity_model

@@ -15,7 +15,7 @@ from etl.errors import DataError, SettingsError
 from etl.pipeline import run as pipeline
 from etl.reporting.compare import MOVED_MUCH, compare_snapshots
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import Snapshot, open_snapshot
 from tests.states import database_state, folder_state

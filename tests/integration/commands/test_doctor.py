@@ -19,7 +19,7 @@ from etl.pipeline import run as pipeline
 from etl.postgres.connection import connect
 from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from tests.states import database_state, folder_state
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 
 from etl.commands import runner as terminal
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.faults.calling import ROOT, call, environment
 from tests.unit.reporting.test_metrics_file import samples
 

@@ -20,7 +20,7 @@ from etl.evaluation.holdout import build_task
 from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.reader import open_snapshot
 from etl.snapshots.validation import validate_snapshot
 from etl.triples.partitions import MIN_CORRELATION

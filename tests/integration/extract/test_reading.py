@@ -14,7 +14,7 @@ import pytest
 from etl.errors import DataError
 from etl.pipeline import run as pipeline
 from etl.postgres import bulk_read as database
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.states import data_files
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import cli
 from etl.errors import DataError
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.validation import validate_snapshot
 from tests.states import database_state, folder_state
 

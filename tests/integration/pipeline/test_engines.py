@@ -26,7 +26,7 @@ from etl.runtime import ray_executor as ray_engine
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, versions
 from etl.runtime.ray_executor import open_executor
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots import writer
 from etl.snapshots.manifest import DataSummary
 from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset

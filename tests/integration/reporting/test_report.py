@@ -12,7 +12,7 @@ import pytest
 from etl.errors import LockedError
 from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from etl.snapshots.validation import validate_snapshot
 from tests.states import data_files, folder_state

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 import etl
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from tests.faults.calling import ROOT, environment
 
 DOCS = ROOT / "docs"

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.pipeline import run as pipeline
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots import parquet
 
 PAGE = (Path(__file__).parents[3] / "docs" / "consumers.md").read_text(encoding="utf-8")

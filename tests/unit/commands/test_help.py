@@ -13,9 +13,10 @@ import pytest
 from typer.main import get_command
 
 import cli
-from etl.commands import help as commands
-from etl.commands import options
-from etl.settings.model import Settings, choices_for
+from etl.commands.help import run_app
+from etl.commands.options import with_parameters
+from etl.settings.model import OPTIONS, PANELS
+from etl.settings.values import Choice
 
 
 def every_command(group: object = None, path: str = "bpr-etl") -> Iterator[tuple[str, object]]:
@@ -31,7 +32,7 @@ EVERY = dict(every_command())
 
 
 def say(*words: str, environ: dict[str, str] | None = None) -> int:
-    return commands.main(cli.app, words, environ or {})
+    return run_app(cli.app, words, environ or {})
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -68,11 +69,14 @@ def test_options_and_commands_stand_in_panels_in_a_fixed_order(capsys):
 
 
 def test_every_setting_is_an_option_with_help_in_a_panel_that_is_known():
-    said = {name: (panel, text) for panel, names in options.panels().items() for name, text in names.items()}
-    assert set(said) == {each for each, field in Settings.__dataclass_fields__.items() if "parse" in field.metadata}
-    for name, (panel, text) in said.items():
-        assert panel in options.PANELS, name
-        assert f"[env: BPR_ETL_{name.upper()}]" in text
+    found = {each.name: each for each in EVERY["bpr-etl config show"].params}
+    assert set(found) == {*OPTIONS, "config"}
+    for name, parameter in found.items():
+        assert parameter.rich_help_panel in PANELS, name
+        assert f"[env: BPR_ETL_{name.upper()}]" in parameter.help
+    assert [*map(PANELS.index, (each.panel for each in OPTIONS.values()))] == sorted(
+        PANELS.index(each.panel) for each in OPTIONS.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,10 @@ def test_every_setting_is_an_option_with_help_in_a_panel_that_is_known():
         (["xyzzy"], "No such command 'xyzzy'. See `bpr-etl --help`."),
         (["schema", "chek"], "No such command 'chek'; did you mean 'check'? See `bpr-etl schema --help`."),
         (["run", "more"], "Got unexpected extra argument(s) (more). See `bpr-etl run --help`."),
+        (
+            ["validate", "/srv/bpr"],
+            "Got unexpected extra argument(s) (/srv/bpr); a snapshot is named with --snapshot. See `bpr-etl validate --help`.",
+        ),
         (["run", "--out"], "Option '--out' requires an argument."),
         (["run", "--\x1b[31mred"], "No such option --\\x1b[31mred. See `bpr-etl run --help`."),
     ],
@@ -93,7 +101,7 @@ def test_a_wrong_word_is_told_in_one_line_with_what_was_meant(words, told, capsy
     out, err = capsys.readouterr()
     assert out == ""
     # How the program is called is pytest's own here, or xdist's.
-    assert re.sub(r"`.*?(( run| schema)? --help`)", r"`bpr-etl\1", err) == f"Error: {told}\n"
+    assert re.sub(r"`.*?(( run| schema| validate)? --help`)", r"`bpr-etl\1", err) == f"Error: {told}\n"
 
 
 def test_a_wrong_word_is_json_where_json_is_asked_for(capsys):
@@ -126,12 +134,11 @@ def test_a_shell_completes_commands_options_and_their_words():
 
 
 def test_each_choice_is_offered_to_the_shell_and_shown_in_help():
-    choices = {name: choices_for(name) for name in Settings.__dataclass_fields__ if choices_for(name)}
-    found = {name: option for _, names in options.panels().items() for name, option in names.items() if name in choices}
-    assert set(found) == set(choices) >= {"naming", "ids", "audience", "log_format"}
+    choices = {name: option.parse.choices for name, option in OPTIONS.items() if isinstance(option.parse, Choice)}
+    assert set(choices) >= {"naming", "ids", "audience", "log_format"}
     for command in EVERY.values():
         for parameter in command.params:
-            if words := choices.get(parameter.name.rstrip("_")):
+            if words := choices.get(parameter.name):
                 assert parameter.metavar == "|".join(words)
                 assert [each.value for each in parameter.shell_complete(None, "")] == list(words)
 
@@ -149,3 +156,8 @@ def test_the_script_that_a_shell_is_given_is_a_script_of_that_shell():
     asks = f"{script}\nCOMP_WORDS=(bpr-etl db st); COMP_CWORD=2; _bpr_etl_completion {command}; echo ${{COMPREPLY[*]}}"
     done = subprocess.run(["bash", "--norc", "-c", asks], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "start stop\n"
+
+
+def test_a_command_names_only_what_is_declared():
+    with pytest.raises(ValueError, match="declared for newest, sede"):
+        with_parameters("seed sede SNAPSHOT NEWEST", lambda **_: None)

@@ -11,7 +11,7 @@ from etl.errors import DataError
 from etl.evaluation import bpr
 from etl.evaluation.probe import MODEL, POPULARITY, ProbeResult, probe
 from etl.pipeline.publication import check_auc
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 
 
 def found(ours: float | None, theirs: float | None) -> ProbeResult:

@@ -6,8 +6,8 @@ import pytest
 
 from etl.errors import DataError, SettingsError
 from etl.pipeline.guards import Limits, multiple_domains_warning
-from etl.settings.model import load_settings
-from etl.settings.values import parse_expected, parse_fraction, parse_relative_change
+from etl.settings.sources import load_settings
+from etl.settings.values import ExpectedCount, parse_fraction, parse_relative_change
 
 
 @pytest.mark.parametrize(
@@ -15,14 +15,14 @@ from etl.settings.values import parse_expected, parse_fraction, parse_relative_c
     [("747", 747, 0), ("747±5%", 747, 0.05), ("747+-5%", 747, 0.05), (" 747 +/- 2.5 % ", 747, 0.025), ("0", 0, 0)],
 )
 def test_what_is_expected(word, number, tolerance):
-    found = parse_expected(word)
+    found = ExpectedCount(word)
     assert (found.number, found.tolerance) == (number, tolerance)
 
 
 @pytest.mark.parametrize("word", ["", "many", "-1", "747±5", "747-5%", "±5%", "7.5", "747±-5%", "1" * 50])
 def test_what_no_expectation_is(word):
     with pytest.raises(SettingsError, match="must be a number"):
-        parse_expected(word)
+        ExpectedCount(word)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_settings_of_limits_come_from_anywhere():
 
 @pytest.mark.parametrize(("users", "holds"), [(711, True), (784, True), (709, False), (785, False), (0, False)])
 def test_users_are_as_many_as_expected(users, holds):
-    limits = Limits(expect_users="747±5%")
+    limits = Limits(expect_users=ExpectedCount("747±5%"))
     if holds:
         limits.check_user_count(users, None)
     else:

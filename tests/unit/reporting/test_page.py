@@ -35,7 +35,7 @@ from etl.reporting.page_stats import (
 )
 from etl.reporting.wording import exclusions
 from etl.runtime.run_record import RunResult
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.snapshots.manifest import build_manifest
 from etl.snapshots.publish import snapshot_name
 from etl.snapshots.writer import StageOptions, write_data_files

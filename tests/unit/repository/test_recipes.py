@@ -20,7 +20,8 @@ from typer.main import get_command
 from cli import app
 from etl.postgres.url import target_of
 from etl.reporting.metrics_file import METRICS
-from etl.settings.model import ENVIRONMENT_PREFIX, Settings, load_settings
+from etl.settings.model import Settings
+from etl.settings.sources import ENVIRONMENT_PREFIX, load_settings
 
 DOCS = Path(__file__).parents[3] / "docs"
 RECIPES = DOCS / "recipes"

@@ -12,7 +12,7 @@ import pytest
 from etl.errors import SchemaError, SettingsError
 from etl.load.copy import _check_types
 from etl.runtime import run_record as journal
-from etl.settings.values import parse_negatives
+from etl.settings.values import NegativeStrategies
 from etl.transform.arrays import list_series
 from etl.triples.dataset import _affinities
 
@@ -66,7 +66,7 @@ def test_an_empty_list_of_an_enum_is_refused():
 
 def test_no_strategy_at_all_is_refused():
     with pytest.raises(SettingsError, match="must name at least one strategy"):
-        parse_negatives([])
+        NegativeStrategies([])
 
 
 def test_a_foreign_vector_gives_its_finite_numbers():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from etl.errors import SettingsError
-from etl.settings.model import Settings, load_settings, unknown_variables, with_options
+from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS, Settings
+from etl.settings.sources import load_settings, unknown_variables, with_options
 
 
 def test_option_environment_file_default(tmp_path):
@@ -70,6 +73,62 @@ def test_a_wrong_value_is_refused_with_its_name(given, said):
     with pytest.raises(SettingsError, match="from the command line") as refused:
         load_settings(given, {})
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"min_catalog": "fifty"}, "--min-catalog must be a whole number from 0 up ('fifty' from the command line)."),
+        (
+            {"ids": "Both"},
+            "--ids must be one of string, index, both ('Both' from the command line); did you mean 'both'?",
+        ),
+        (
+            {"negatives": ["x"]},
+            "--negatives must be ranking, shown, catalog:N (N from 1 to 1000) or recommended, not 'x' (from the command line).",
+        ),
+        (
+            {"allow_side_effects": ["a", "a.b.c"]},
+            (
+                "--allow-side-effects must be the names of tables: table or schema.table, in double quotes where it has a dot or "
+                "a space ('a', 'a.b.c' from the command line)."
+            ),
+        ),
+        ({"outt": "x"}, "There is no setting 'outt'; did you mean 'out'?"),
+        ({"xyzzy": "x"}, "There is no setting 'xyzzy'."),
+    ],
+)
+def test_an_error_is_one_sentence_with_one_mark_at_its_end(given, said):
+    with pytest.raises(SettingsError) as refused:
+        load_settings(given, {})
+    assert str(refused.value) == said
+
+
+def test_values_are_parsed_once_and_spelt_as_they_were_given():
+    said = {
+        "negatives": "shown,catalog:4",
+        "split": "time:2026-01-01",
+        "expect_users": "747+-5%",
+        "allow_side_effects": "A.b",
+    }
+    settings = load_settings(said, {})
+    assert (settings.negatives.samples, settings.split.cuts) == (4, (1_767_225_600,))
+    assert (settings.expect_users.tolerance, settings.allow_side_effects[0].schema) == (0.05, ("A", "a"))
+    assert (settings.split, settings.expect_users) == ("time:2026-01-01", "747+-5%")
+    for again in (replace(settings, seed=1), pickle.loads(pickle.dumps(settings)), Settings(**said)):  # noqa: S301
+        assert (again.negatives.samples, again.split.kind) == (4, "time")
+        assert again.expect_users.number == 747
+    manifest = settings.manifest_settings()
+    assert json.loads(json.dumps(manifest)) == manifest | {"city_weight": []}
+    assert (manifest["negatives"], manifest["split"]) == (["shown", "catalog:4"], "time:2026-01-01")
+
+
+def test_each_setting_of_the_manifest_is_marked_where_it_is_declared():
+    names = "schema naming shadow_prefix shadow_domain audience negatives reject catalog_alpha split min_catalog small_catalog"
+    names += " city_weight shuffle ids vocab_from rows_per_file seed"
+    assert list(Settings().manifest_settings()) == names.split()
+    assert ROW_SETTINGS == ("schema", "shadow_prefix", "shadow_domain", "audience")
+    assert TRIPLE_SETTINGS[4:] == ("negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
 
 
 @pytest.mark.parametrize("content", ["seed = ", "seed = true", "sede = 1", 'dry_run = "perhaps"'])
@@ -152,6 +211,8 @@ def test_settings_that_were_checked_are_taken_as_they_are():
         ("BPR_ETL_OUTT", "BPR_ETL_OUT"),
         ("BPR_ETL_NEGATIVE", "BPR_ETL_NEGATIVES"),
         ("BPR_ETL_Seed", "BPR_ETL_SEED"),
+        ("bpr_etl_out", "BPR_ETL_OUT"),
+        ("Bpr_Etl_Negativs", "BPR_ETL_NEGATIVES"),
         ("BPR_ETL_DATABASE", "BPR_ETL_DATABASE_URL"),
         ("BPR_ETL_CONFG", "BPR_ETL_CONFIG"),
         ("BPR_ETL_SHADOW-PREFIX", "BPR_ETL_SHADOW_PREFIX"),
@@ -173,7 +234,7 @@ def test_a_variable_that_resembles_no_option_is_somebody_else_s_and_is_warned_of
 
 
 def test_an_option_that_is_none_is_named_and_what_was_meant():
-    with pytest.raises(SettingsError, match=r"There is no setting .negative.; did you mean .negatives.\?"):
+    with pytest.raises(SettingsError, match=r"There is no setting .negative.; did you mean .negatives.\?$"):
         load_settings({"negative": "shown"}, {})
 
 
@@ -197,7 +258,7 @@ def test_without_an_environment_it_is_this_process_s(monkeypatch):
 
 @pytest.mark.parametrize("settings", [None, Settings()])
 def test_an_option_of_a_call_is_checked_as_such(settings):
-    with pytest.raises(SettingsError, match=r"^negatives must be .*did you mean 'shown'.* from the call"):
+    with pytest.raises(SettingsError, match=r"^negatives must be .* \(from the call\); did you mean 'shown'\?$"):
         with_options(settings, {"negatives": "show"})
     with pytest.raises(SettingsError, match="did you mean 'out'"):
         with_options(settings, {"outt": "x"})
@@ -222,6 +283,12 @@ def test_what_is_almost_a_url_or_a_home_is_no_folder(out):
 def test_a_call_with_an_option_that_does_not_exist(options):
     with pytest.raises(SettingsError, match="There is no setting"):
         with_options(Settings(), options)
+
+
+@pytest.mark.parametrize("value", [None, 1])
+def test_a_call_without_settings_and_with_an_option_that_does_not_exist(value):
+    with pytest.raises(SettingsError, match="There is no setting 'foo'"):
+        with_options(None, {"foo": value})
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 
 from etl.errors import SettingsError
-from etl.settings.model import load_settings
+from etl.settings.sources import load_settings
 from etl.settings.values import (
     LARGE_CATALOGUE,
     NegativeSampling,
+    NegativeStrategies,
     SplitSpec,
+    TableName,
     parse_city_weights,
-    parse_negatives,
-    parse_split,
-    parse_table,
     parse_tables,
-    resolve_for_catalog,
 )
 
 
@@ -33,7 +31,7 @@ from etl.settings.values import (
     ],
 )
 def test_what_strategies_come_to_in_a_city(words, alpha, nodes, found):
-    assert resolve_for_catalog(parse_negatives(words), alpha, nodes) == found
+    assert NegativeStrategies(words).for_catalog(nodes, alpha) == found
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def test_what_strategies_come_to_in_a_city(words, alpha, nodes, found):
     ],
 )
 def test_a_table_as_people_name_it(word, schema, table):
-    name = parse_table(word)
+    name = TableName(word)
     assert (name.schema, name.table) == (schema, table)
     assert parse_tables([f"{word} , x", "x"]) == (word, "x")
 
@@ -66,28 +64,30 @@ def test_a_strategy_is_written_out_as_it_would_be_given():
 )
 def test_what_is_no_strategy_is_refused(word):
     with pytest.raises(SettingsError, match="catalog:N"):
-        parse_negatives([word])
+        NegativeStrategies([word])
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("none", SplitSpec("none")),
-        ("last-trip", SplitSpec("last-trip")),
-        ("time:1970-01-02", SplitSpec("time", (86_400,))),
-        ("time:1970-01-01,1970-01-01T00:00:01", SplitSpec("time", (0, 1))),
-        ("time:1970-01-01T02:00:00+02:00", SplitSpec("time", (0,))),
-        ("time:1969-12-31", SplitSpec("time", (-86_400,))),
+        ("none", ("none", ())),
+        ("last-trip", ("last-trip", ())),
+        ("time:1970-01-02", ("time", (86_400,))),
+        ("time:1970-01-01,1970-01-01T00:00:01", ("time", (0, 1))),
+        ("time:1970-01-01T02:00:00+02:00", ("time", (0,))),
+        ("time:1969-12-31", ("time", (-86_400,))),
     ],
 )
 def test_splits_are_read(text, found):
-    assert parse_split(text) == found
+    split = SplitSpec(text)
+    assert (split.kind, split.cuts) == found
+    assert split == text
 
 
 @pytest.mark.parametrize("text", ["time:", "time", "time:2026-01-01T00:00:00.5", "time:1,2,3", "last_trip", None])
 def test_what_is_no_split_is_refused(text):
     with pytest.raises(SettingsError, match="must"):
-        parse_split(text)
+        SplitSpec(text)
 
 
 def test_weights_of_cities_come_from_anywhere():

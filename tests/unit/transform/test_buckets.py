@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.settings.values import resolve_for_catalog
+from etl.settings.values import NegativeStrategies
 from etl.snapshots import parquet
 from etl.snapshots.parquet import PartWriter, ThreadPart, writer_pool
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill, partition_by_bucket
@@ -151,7 +151,7 @@ def rows_of(blocks):
 @given(coded(), st.sampled_from((("ranking",), ("shown",), ("ranking", "shown"), ("shown", "catalog:2"))))
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
-    negatives = resolve_for_catalog(words, None, 6)
+    negatives = NegativeStrategies(words).for_catalog(6, None)
     catalogue = Catalogue(
         np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL)
     )

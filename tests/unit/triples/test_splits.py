@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from etl.settings.values import SPLITS, SplitSpec, parse_split
+from etl.settings.values import SPLITS, SplitSpec
 from etl.transform.affinity import affinity_model
 from etl.triples.partitions import build_training_set
 from etl.triples.splits import SPLIT, assign
@@ -47,7 +47,7 @@ def parts(split: SplitSpec, trips: list[tuple], kept: tuple[str, ...] = ("kept",
     return assign(events, starts, split, kept)["split"].to_list()
 
 
-LAST = parse_split("last-trip")
+LAST = SplitSpec("last-trip")
 
 
 def test_a_trip_whose_start_is_infinite_comes_first():
@@ -88,4 +88,4 @@ def test_trips_that_start_together_are_in_the_order_of_their_ids():
     ],
 )
 def test_a_cut_belongs_to_the_part_that_it_begins(split, expected):
-    assert parts(parse_split(split), [("kept", second * 1_000_000) for second in range(4)]) == expected
+    assert parts(SplitSpec(split), [("kept", second * 1_000_000) for second in range(4)]) == expected
