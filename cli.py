@@ -20,7 +20,7 @@ from etl.commands import runner as terminal
 from etl.commands import snapshots as looking
 from etl.commands import streams
 from etl.runtime import notices
-from etl.runtime.version import __version__
+from etl.runtime.resources import __version__
 from etl.settings.model import DEFAULT_FILE, explicit_settings_file
 from etl.settings.redaction import RedactingStream, find_secrets
 

@@ -23,10 +23,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import etl
 from benchmarks.measure import ratio, side_by_side, timed
 from benchmarks.surroundings import circumstances, fresh_database, keep, line, server, tidy, variant, variants_table
+from etl.commands import database
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import RAY
 from etl.runtime.ray_executor import cluster
@@ -90,7 +91,7 @@ class Nights:
         settings = load_settings({"database_url": self.url, "out": str(out), "engine": engine, "buckets": buckets}, {})
         reports: list[Any] = []
         told = progress or (lambda _what, _done, _of: None)
-        seconds = timed(lambda: reports.append(pipeline.run(settings, progress=told)))
+        seconds = timed(lambda: reports.append(etl.run(settings, progress=told)))
         self.contents.add(Path(str(reports[0].snapshot)).name.split("-")[1])
         self.triples = sum(reports[0].counts["published"]["triples"].values())
         if len(self.contents) != 1:
@@ -164,7 +165,7 @@ def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, 
     for scale in scales:
         with fresh_database(url_of, "engines") as url, nodes() as cluster:
             results["made_with"] = circumstances(url)
-            pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
+            database.synth(load_settings({"database_url": url, "scale": scale}, {}))
             nights = Nights(url, folder)
             seconds = side_by_side_at(nights, scale, rounds)
             here, there = seconds["local"], list(seconds.values())[-1]

@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+import etl
 from benchmarks.measure import side_by_side, timed
 from benchmarks.surroundings import (
     PREFIX,
@@ -31,9 +32,9 @@ from benchmarks.surroundings import (
     variant,
     variants_table,
 )
+from etl.commands import database
 from etl.errors import EtlError
 from etl.load import copy as load
-from etl.pipeline import run as pipeline
 from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
@@ -144,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "floors") as url,
             tempfile.TemporaryDirectory(prefix="bpr-floors-") as out,
         ):
-            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
-            pipeline.run(load_settings({"database_url": url, "out": out}, {}))
+            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+            etl.run(load_settings({"database_url": url, "out": out}, {}))
             results = measure(url, given.rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -28,18 +28,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+import etl
 from benchmarks import realdata
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
+from etl.commands import database
 from etl.errors import EtlError
 from etl.evaluation.holdout import Figures
 from etl.evaluation.metrics import Interval, bootstrap
 from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, difference, probe
 from etl.evaluation.task import ProbeTask, TripleArrays, build_task_from, partitions, table
-from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 from etl.snapshots.reader import open_snapshot, read_dataset
 from etl.synthetic.world import generate
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.triples.bias import popularity_correlation
 from etl.triples.dataset import Dataset
 from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set
@@ -111,12 +112,12 @@ def worlds(url_of: Callable[[str], str], folder: Path) -> Iterator[World]:
     for city, kind in realdata.CITIES.items() if data else ():
         with fresh_database(url_of, city) as url:
             realdata.fill(url, kind, realdata.read_world([data / city]))  # type: ignore[operator]
-            report = pipeline.run(realdata.settings_for(url, folder / city))
+            report = etl.run(realdata.settings_for(url, folder / city))
             _dwell_of_visits(data / city).write_parquet(folder / f"{city}.parquet")  # type: ignore[operator]
             yield World(city.capitalize(), str(report.snapshot), str(folder / f"{city}.parquet"), real=True)
     with fresh_database(url_of, SYNTHETIC) as url:
-        pipeline.synth(load_settings({"database_url": url}, {}))
-        report = pipeline.run(load_settings({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
+        database.synth(load_settings({"database_url": url}, {}))
+        report = etl.run(load_settings({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
         _weight_of_signals().write_parquet(folder / f"{SYNTHETIC}.parquet")
         yield World(SYNTHETIC, str(report.snapshot), str(folder / f"{SYNTHETIC}.parquet"), real=False)
 

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import etl
 from benchmarks import floors, pure_sql, row_by_row
 from benchmarks.measure import ratio, side_by_side, timed, watched
 from benchmarks.surroundings import (
@@ -41,8 +42,8 @@ from benchmarks.surroundings import (
     variant,
     variants_table,
 )
+from etl.commands import database
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 
 OURS, SQL, FLOORS = "ours", "pure SQL", "UPDATE + COPY floors"
@@ -66,7 +67,7 @@ class Nights:
         """One night in this process; gives its seconds. Raises RuntimeError when it publishes other bytes."""
         reports: list[Any] = []
         settings = load_settings({"database_url": self.url, "out": self.out}, {})
-        seconds = timed(lambda: reports.append(pipeline.run(settings)))
+        seconds = timed(lambda: reports.append(etl.run(settings)))
         self.published(str(reports[0].snapshot))
         self.steps.append({name: took for name, took, _ in reports[0].steps})
         self.rows |= {name: rows for name, _, rows in reports[0].steps if rows is not None}
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "night") as url,
             tempfile.TemporaryDirectory(prefix="bpr-night-") as out,
         ):
-            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
             results = measure(url, out, given.rounds, given.slow_rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
+import etl
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
+from etl.commands import database
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "consumers.md"
@@ -54,14 +55,12 @@ def preferred(root: str, code: str) -> float:
 
 def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
     """Each order with its figure per size of batch."""
-    pipeline.synth(load_settings({"database_url": url}, {}))
+    database.synth(load_settings({"database_url": url}, {}))
     options = {"database_url": url, "split": "last-trip", "negatives": ["catalog:16"]}
-    pipeline.run(load_settings({**options, "out": str(folder / "plain")}, {}))
+    etl.run(load_settings({**options, "out": str(folder / "plain")}, {}))
     roots = {
         shuffle: str(
-            pipeline.export(
-                load_settings({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})
-            ).snapshot
+            etl.export(load_settings({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})).snapshot
         )
         for shuffle in (False, True)
     }

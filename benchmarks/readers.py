@@ -22,9 +22,9 @@ import polars as pl
 
 from benchmarks.measure import Alone, alone, side_by_side
 from benchmarks.surroundings import PREFIX, circumstances, fresh_database, keep, line, server, variant
+from etl.commands import database
 from etl.errors import EtlError
 from etl.extract import queries
-from etl.pipeline import run as pipeline
 from etl.postgres.ddl import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made_with = circumstances(url_of(""))
             for scale in given.scales:
                 with fresh_database(url_of, "readers") as url:
-                    pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
+                    database.synth(load_settings({"database_url": url, "scale": scale}, {}))
                     by_scale[f"{scale:g}"] = measure(url, given.rounds)
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -30,19 +30,20 @@ from typing import Any, Literal
 
 import polars as pl
 
+import etl
 from benchmarks.surroundings import RESULTS, circumstances, fresh_database, line, said, server
+from etl.commands import database
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
+from etl.pipeline.context import RunResult
 from etl.postgres import catalog as schema
 from etl.postgres.connection import connect, transaction
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
-from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings, load_settings
 from etl.snapshots.reader import MANIFEST
 from etl.synthetic.tables import SCHEMAS
 from etl.synthetic.world import WorldChunk, copy_world
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 
 Kind = Literal["model", "mapped"]
 
@@ -266,11 +267,11 @@ def measure(city: str, kind: Kind, url: str, world: WorldChunk, out: Path) -> Ou
     rows = fill(url, kind, world)
     settings = settings_for(url, out)
     start = time.perf_counter()
-    report = pipeline.run(settings)
+    report = etl.run(settings)
     seconds = time.perf_counter() - start
-    broken = {finding.law: finding.broken for finding in pipeline.validate(settings).broken}
+    broken = {finding.law: finding.broken for finding in database.validate_database(settings).broken}
     content = _content(report)
-    if _content(pipeline.export(settings)) != content:
+    if _content(etl.export(settings)) != content:
         broken["export publishes the bytes that run published"] = 1
     counts = report.counts
     return Outcome(

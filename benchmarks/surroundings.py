@@ -18,8 +18,8 @@ from etl.postgres import embedded
 from etl.postgres.connection import connect, transaction
 from etl.postgres.ddl import quote_identifier
 from etl.postgres.url import parse_url
+from etl.runtime.resources import __version__
 from etl.runtime.run_record import LIBRARIES
-from etl.runtime.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

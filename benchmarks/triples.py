@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import etl
 from benchmarks import rivals
 from benchmarks.measure import ROOT, Alone, alone, ratio, side_by_side
 from benchmarks.surroundings import circumstances, keep, line, target, targets_table, variant, variants_table
 from benchmarks.worlds import events_snapshot
-from etl.pipeline import run as pipeline
 from etl.settings.model import load_settings
 
 OURS, PANDAS, SPARK = "ours", "pandas", "PySpark, local[2]"
@@ -44,7 +44,7 @@ def expand(snapshot: str, out: str) -> dict[str, Any]:
     """Ours: its seconds, and those of its steps. Leaves `out/snapshots/…`."""
     settings = load_settings({"snapshot": snapshot, "out": out}, {})
     start = time.perf_counter()
-    report = pipeline.expand(settings)
+    report = etl.expand(settings)
     return {"seconds": time.perf_counter() - start, "steps": {name: seconds for name, seconds, _ in report.steps}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -14,7 +14,9 @@ from rich.text import Text
 from etl.errors import escape_control_characters
 from etl.reporting.history import MIN_RUNS, Metric
 from etl.reporting.wording import MAX_CITIES, RANKER_TEXT, exclusions
-from etl.runtime.run_record import RunResult
+
+if TYPE_CHECKING:
+    from etl.pipeline.context import RunResult
 
 
 def status_lines(title: str, report: RunResult, *, dry_run: bool = False) -> list[str]:

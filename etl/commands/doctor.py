@@ -17,8 +17,8 @@ from etl.commands.doctor_store import store_checks
 from etl.errors import SettingsError
 from etl.postgres.url import connection_parts, schema_of, target_of
 from etl.runtime.cancellation import CancelToken
+from etl.runtime.files import temporary_folder
 from etl.runtime.resources import tested_versions
-from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings, env_variable_for
 from etl.snapshots.locations import is_url
 

@@ -12,7 +12,7 @@ from etl.commands.doctor_check import Check, catch_errors, failed, ok, warning
 from etl.errors import ConnectError, DataError, LockedError, SchemaError, SettingsError
 from etl.extract import queries
 from etl.load.audit import require_counted
-from etl.pipeline.guards import limits, multiple_domains_warning
+from etl.pipeline.guards import check_user_count, multiple_domains_warning
 from etl.postgres import catalog as schema
 from etl.postgres.connection import (
     OLDEST,
@@ -289,7 +289,7 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         return
     shown = ", ".join(f"{domain or '(none)'} {number:,}" for domain, number in domains[:5])
     said = f"{shadow:,} of {counted(users, 'user')} ({shadow / max(users, 1):.1%}); domains: {shown or 'none'}"
-    limits(settings).check_user_count(shadow, users)
+    check_user_count(settings, shadow, users)
     if multiple_domains_warning(domains):
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
     else:

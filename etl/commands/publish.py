@@ -19,23 +19,22 @@ from etl.settings.model import DEFAULT_FILE, Settings, default_settings_file, ex
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from etl.runtime.run_record import RunObserver, RunResult
+    from etl.pipeline.context import RunResult
+    from etl.runtime.run_record import Progress
 
 log = logging.getLogger("bpr-etl")
 
 
 @contextmanager
-def _timed_step(
-    settings: Settings, stop: CancelToken, name: str
-) -> Iterator[tuple[RunObserver, Callable[[int], None]]]:
-    """A command's only step, watched: gives what is told of its progress, and what counts its rows."""
-    from etl.pipeline import run as pipeline
-    from etl.runtime.run_record import RunResult
+def _timed_step(settings: Settings, stop: CancelToken, name: str) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    """A command's only step. Yields what is called with its progress, and what counts its rows."""
+    from etl.pipeline.context import utc_now
+    from etl.runtime.run_record import RunRecord
 
-    with observe_run(settings) as told:
-        account = RunResult("", pipeline.utc_now(), stop=stop, observer=told)  # not a run, so without an id
-        with account.step(name) as rows:
-            yield told, rows
+    with observe_run(settings) as observer:
+        record = RunRecord("", utc_now(), stop=stop, observer=observer)  # not a run, so without an id
+        with record.step(name) as rows:
+            yield record.progress, rows
 
 
 def validate(settings: Settings, stop: CancelToken) -> CommandResult:
@@ -50,13 +49,13 @@ def run(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import export as pipeline
 
     return _run_publish_command("bpr-etl export", pipeline.export, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import expand as pipeline
 
     return _run_publish_command("bpr-etl expand", pipeline.expand, settings, stop)
 
@@ -64,8 +63,8 @@ def expand(settings: Settings, stop: CancelToken) -> CommandResult:
 def _run_publish_command(
     title: str, publish: Callable[..., Any], settings: Settings, stop: CancelToken
 ) -> CommandResult:
-    with observe_run(settings) as told:
-        report = publish(settings, progress=told, stop=stop, watcher=told)
+    with observe_run(settings) as observer:
+        report = publish(settings, progress=observer, stop=stop)
     from etl.commands import console as summary  # what is shown at the end need not be waited for at the beginning
 
     _log_outcome(settings, report)
@@ -94,29 +93,29 @@ def _log_outcome(settings: Settings, report: RunResult) -> None:
 
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import console as summary
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import published
 
-    with _timed_step(settings, stop, "probe") as (told, _):
-        found = pipeline.probe(settings, told, stop)
+    with _timed_step(settings, stop, "probe") as (progress, _):
+        found = published.probe(settings, progress, stop)
     warnings = list(found.warnings())
     shown: list[RenderableType | str] = [summary.probe_tables(found.facts), ""]
     return CommandResult({**found.facts, "warnings": warnings}, [*shown, *(f"Warning: {each}" for each in warnings)])
 
 
 def report(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import published
 
-    with _timed_step(settings, stop, "report") as (told, _):
-        place = pipeline.report(settings, told, stop)
+    with _timed_step(settings, stop, "report") as (progress, _):
+        place = published.report(settings, progress, stop)
     return CommandResult({"report": place}, [f"Report: {escape_control_characters(place)}"])
 
 
 def _validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import console as summary
-    from etl.pipeline import run as pipeline
+    from etl.commands import database
 
-    with _timed_step(settings, stop, "laws") as (told, _):
-        found = pipeline.validate(settings, stop, told)
+    with _timed_step(settings, stop, "laws") as (progress, _):
+        found = database.validate_database(settings, stop, progress)
     facts = {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()}
     shown: list[RenderableType | str] = [
         summary.rows_table("The design's validation query", found.rows),
@@ -142,10 +141,10 @@ def _findings(summary: Any, findings: list[Any]) -> list[RenderableType | str]:
 
 
 def synth(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.commands import database
 
     with _timed_step(settings, stop, "synthetic world") as (_, count):
-        rows = pipeline.synth(settings, stop, count)
+        rows = database.synth(settings, stop, count)
     return CommandResult({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
 
@@ -197,12 +196,12 @@ def config_show(settings: Settings, _stop: CancelToken, *, given: Mapping[str, A
 
 
 def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.commands import database
     from etl.postgres import ddl as prisma
     from etl.postgres import privileges
 
     try:
-        naming, known = pipeline.naming_to_print(settings, stop)
+        naming, known = database.naming_to_print(settings, stop)
     except ConnectError as error:
         raise ConnectError(
             f"{error} With --naming model or --naming mapped it is not asked how tables are named."
@@ -221,9 +220,9 @@ def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.commands import database
 
-    findings = pipeline.schema_check(settings, stop)
+    findings = database.check_schema(settings, stop)
     facts = {"findings": [asdict(finding) for finding in findings]}
     shown: list[RenderableType | str] = [finding.detail for finding in findings] or ["Nothing is missing."]
     return CommandResult(
@@ -232,9 +231,9 @@ def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
-    from etl.pipeline import run as pipeline
+    from etl.commands import database
 
-    created = pipeline.schema_apply(settings, stop)
+    created = database.apply_schema(settings, stop)
     return CommandResult({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,7 @@ class _MetricsFile:
         """Write it. A good night stays one where it can't be written: then there is a warning."""
         if self._path is None:
             return
-        from etl.pipeline.run import utc_now
+        from etl.pipeline.context import utc_now
         from etl.reporting import metrics_file as prometheus
         from etl.runtime.run_record import peak_mib
 
@@ -220,15 +220,15 @@ def _show(shown: list[RenderableType | str]) -> None:
 
 @contextmanager
 def observe_run(settings: Settings) -> Iterator[RunObserver]:
-    """Who watches a command's work: the log, and a person where stderr is a terminal and nobody asked for quiet."""
+    """Yields what follows a command's work: the log; and the progress display on a terminal, unless asked for quiet."""
     from etl.runtime import logs
 
     root = logging.getLogger().handlers
     lines = next((each for each in root if isinstance(each, logs.LogHandler)), None) or logs.LogHandler(as_json=False)
-    watchers: list[RunObserver] = [logs.StepLogger(lines)]
-    with ExitStack() as stack:
-        if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
-            from etl.runtime import progress
+    if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
+        from etl.runtime import progress
 
-            watchers.append(stack.enter_context(progress.show_progress(lines)))
-        yield logs.CompositeObserver(watchers)
+        with progress.show_progress(lines) as display:
+            yield display
+    else:
+        yield logs.StepLogger(lines)

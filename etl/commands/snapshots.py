@@ -107,7 +107,7 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     """Take away the oldest snapshots of an --out, and what killed runs have left; exit 99 where there is nothing to take."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline.context import utc_now
     from etl.reporting import listing as history
     from etl.snapshots import locations, publish
 
@@ -116,10 +116,10 @@ def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     reading = locations.open_store(settings.out, settings.environ)
     history.require_published(reading)  # a mistyped --out is not made by holding it
     if settings.dry_run:
-        found = history.prune(reading, settings.keep, pipeline.utc_now(), dry_run=True)
+        found = history.prune(reading, settings.keep, utc_now(), dry_run=True)
     else:
         with publish.locked_store(settings.out, settings.lock_timeout, stop, settings.environ) as place:
-            found = history.prune(place, settings.keep, pipeline.utc_now())
+            found = history.prune(place, settings.keep, utc_now())
     nothing = not found.removed and not found.litter
     return CommandResult(
         asdict(found) | {"dry_run": settings.dry_run},
@@ -147,9 +147,9 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands import doctor as examination
     from etl.commands import tables
     from etl.commands.doctor_check import exit_code
-    from etl.pipeline import run as pipeline
+    from etl.pipeline.context import utc_now
 
-    checks = list(examination.run_checks(settings, pipeline.utc_now, stop))
+    checks = list(examination.run_checks(settings, utc_now, stop))
     return CommandResult(
         {"checks": [asdict(check) for check in checks]}, [tables.checks_table(checks), ""], exit_code(checks)
     )

@@ -10,7 +10,7 @@ from etl.load.constraints import constraints, validation_query
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.runtime.run_record import Progress
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 
 
 @dataclass(frozen=True)

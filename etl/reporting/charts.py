@@ -22,7 +22,7 @@ import numpy as np
 
 from etl.errors import SettingsError
 from etl.reporting.numbers import format_si
-from etl.runtime.temporary import temporary_folder
+from etl.runtime.files import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -386,7 +386,7 @@ BUGS = {
 BROKEN = """
 import os
 import re
-from etl import pipeline
+from etl.pipeline import run as pipeline
 PASSWORD = os.environ['SECRET_OF_THE_TEST']
 def run(settings, *_, **__):
     {bug}

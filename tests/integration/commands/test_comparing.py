@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+import etl
 from etl.errors import DataError, SettingsError
-from etl.pipeline import run as pipeline
+from etl.pipeline.context import RunResult
 from etl.reporting.compare import compare_snapshots
 from etl.reporting.drift import MOVED_MUCH
-from etl.runtime.run_record import RunResult
 from etl.settings.model import load_settings
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import Snapshot, open_snapshot
@@ -40,7 +40,7 @@ def halved(make_database, small_world_template):
 
 
 def night(url: str, out: Path, **options: object) -> RunResult:
-    return pipeline.run(load_settings({"database_url": url, "out": str(out), **options}, {}))
+    return etl.run(load_settings({"database_url": url, "out": str(out), **options}, {}))
 
 
 def moves(result: RunResult) -> list[str]:
@@ -181,7 +181,7 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
 def nightly(url: str, out: Path, day: str, **options: object) -> RunResult:
     """A run at three o'clock of a day."""
     settings = load_settings({"database_url": url, "out": str(out), **options}, {})
-    return pipeline.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
+    return etl.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
 
 
 def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):

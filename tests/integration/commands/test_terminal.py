@@ -197,7 +197,7 @@ def test_quiet_and_verbose_contradict_each_other(tmp_path):
 def test_a_bug_is_one_json_line_too_and_holds_no_password(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from etl import pipeline\n"
+        "from etl.pipeline import run as pipeline\n"
         "def run(settings, *_, **__): raise RuntimeError(settings.database_url)\n"
         "pipeline.run = run\n"
         "import cli; cli.main()"

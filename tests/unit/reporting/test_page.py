@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.pipeline.context import RunResult
 from etl.reporting import charts, numbers
 from etl.reporting.collector import ReportCollector
 from etl.reporting.event_stats import AFFINITY_STEPS, OFFERED, TAKEN, TAKEN_OUTSIDE, CityStats, EventStats
@@ -25,11 +26,10 @@ from etl.reporting.page_data import cities_of, figures_of, funnel, trends
 from etl.reporting.page_tables import nodes_of, people_of
 from etl.reporting.time_bins import MOST, bin_by_time
 from etl.reporting.wording import exclusions
-from etl.runtime.run_record import RunResult
 from etl.settings.model import load_settings
 from etl.snapshots.publish import build_manifest, snapshot_name
 from etl.snapshots.writer import StageOptions, write_data_files
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from tests.property import oracle
 from tests.property.dense import both_settings
 from tests.property.in_memory import WORLDS, dataset_of, training_options

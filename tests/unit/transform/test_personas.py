@@ -7,8 +7,14 @@ from dataclasses import astuple
 import polars as pl
 import pytest
 
-from etl.transform.affinity import affinity_model
-from etl.transform.personas import DROP_REASONS, PersonaStats, build_personas, read_affinities, usable_affinities
+from etl.transform.personas import (
+    DROP_REASONS,
+    PersonaStats,
+    affinity_model,
+    build_personas,
+    read_affinities,
+    usable_affinities,
+)
 from etl.transform.schemas import Affinities, Personas, SeedAffinities, Seeds
 from tests.property import oracle
 from tests.property.dense import dense_settings

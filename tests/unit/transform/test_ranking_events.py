@@ -10,10 +10,9 @@ import polars as pl
 import pytest
 
 from etl.transform import candidates as candidates_
-from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K, _needed_categories, _ScoredPairs, _smallest_hashes, candidates
 from etl.transform.hashing import mix64
-from etl.transform.personas import read_affinities
+from etl.transform.personas import affinity_model, read_affinities
 from etl.transform.ranking_events import (
     SKIP_REASONS,
     RankingStats,
