@@ -211,9 +211,10 @@ def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
         if len(str(place)) > _MAX_FOLDER:
             place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
         private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
-        folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
+        folder = os.path.join(private, "r")  # noqa: PTH118 - private, since Ray makes its own folder readable by all
         try:
-            _silence(ray, alone=address is None)
+            if address is None:
+                _listen_on_loopback(ray)
             with _preserve_signals():
                 _begin_session(ray, address, own | {"_temp_dir": folder})
             yield ray
@@ -262,11 +263,12 @@ def _preserve_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _silence(ray: Any, *, alone: bool) -> None:
-    """What no setting says, or none that is heard any more: nothing on our stdout; loopback where ray was imported before."""
+def _listen_on_loopback(ray: Any) -> None:
+    """Make a cluster of our own listen on loopback only, also where the program had imported ray before us."""
+    # Ray reads the environment variable when it is imported. Without this it would listen on all interfaces; there is no
+    # public setting.
     with suppress(AttributeError):
-        ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = not alone  # noqa: SLF001
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # noqa: SLF001
 
 
 def _begin_session(ray: Any, address: str | None, own: dict[str, Any]) -> None:

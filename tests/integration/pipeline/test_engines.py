@@ -220,7 +220,7 @@ def called(process: psutil.Process) -> str:
 
 def works(process: psutil.Process) -> bool:
     """Whether a process is a worker with a task."""
-    return called(process).startswith("ray::_call")
+    return called(process).startswith("ray::_run_task")
 
 
 def listens(process: psutil.Process) -> set[str]:
