@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from etl.postgres.scope import Scope
 from etl.reporting.history import ROW_SETTINGS, Compared, Metric
 from etl.reporting.wording import by_reason
 from etl.settings.model import Settings
-from etl.settings.values import ExpectedCount, parse_expected
+from etl.settings.values import ExpectedCount, advice, parse_expected
+from etl.snapshots.staged import DataSummary
+from etl.triples.bias import MIN_CORRELATION
 from etl.triples.expansion import SMALL_CATALOG
 
 if TYPE_CHECKING:
@@ -30,13 +33,13 @@ def check_user_count(settings: Settings, shadow: int, users: int | None) -> None
     expected = _expected_users(settings)
     if expected is not None and not expected.accepts(shadow):
         raise DataError(
-            f"There are {shadow:,} shadow users, and --expect-users says {expected}. {_NOTHING} See whether users "
-            "came or went, or whether --shadow-prefix or --shadow-domain is another one now."
+            f"There are {shadow:,} shadow users, and --expect-users says {expected}. {_NOTHING} Check whether users "
+            "were added or deleted, or whether --shadow-prefix or --shadow-domain was changed."
         )
     if settings.max_shadow_share is not None and users and shadow > settings.max_shadow_share * users:
         raise DataError(
             f"{shadow:,} of {users:,} users ({shadow / users:.1%}) would be shadow users, and --max-shadow-share allows "
-            f"{settings.max_shadow_share:.1%}. {_NOTHING} See whether --shadow-prefix and --shadow-domain say what you mean."
+            f"{settings.max_shadow_share:.1%}. {_NOTHING} Check --shadow-prefix and --shadow-domain."
         )
 
 
@@ -84,17 +87,17 @@ def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result
     where = f" and ends with @{scope.domain}" if scope.domain else ""
     said = (
         f"No user's email begins with {scope.prefix!r}{where}, of {users:,} users, so there is nothing to learn from. "
-        "See --shadow-prefix, --shadow-domain and the database's name"
+        "Check --shadow-prefix, --shadow-domain and the database's name"
     )
     before = next((each for each in reversed(result.previous_runs) if each.metrics.get("shadow users")), None)
     if settings.expect_users is None and settings.audience == "shadow":
         if before is not None:
             raise DataError(
-                f"{said}; snapshot {before.name} was of {before.metrics['shadow users']:,.0f}, and an empty one would follow. "
-                "Where that is meant, say --expect-users 0."
+                f"{said}; snapshot {before.name} had {before.metrics['shadow users']:,.0f}, and an empty one would follow. "
+                "If that is intended, set --expect-users 0."
             )
         if not settings.allow_empty:
-            raise DataError(f"{said}. {_NOTHING} Where that is meant, say --expect-users 0.")
+            raise DataError(f"{said}. {_NOTHING} If that is intended, set --expect-users 0.")
     result.warnings.append(f"{said}.")
 
 
@@ -116,28 +119,28 @@ def check_triples(
         what = f"A part of --split {split} has no triples ({counted})."
     if "train" in empty or None in empty:
         if not allowed:
-            raise DataError(f"{what} {_NOTHING} {_remedy(published)}; where that is meant, say --allow-empty.")
+            raise DataError(f"{what} {_NOTHING} {_remedy(published)}; if that is intended, set --allow-empty.")
         return [f"{what} That was allowed: files without rows are published, so that readers find the columns."]
-    return [f"{what} It is published as a file without rows: see whether the split is the right one."]
+    return [f"{what} It is published as a file without rows: check whether the split is the right one."]
 
 
 def _why_none(published: Mapping[str, Any]) -> str:
     events = sum(published["events"].values())
-    left_out = [loss for loss in by_reason("positives", published["positives_left_out"]) if loss.rows]
+    excluded = [loss for loss in by_reason("positives", published["positives_left_out"]) if loss.rows]
     if not events:
         return "there is no ranking event to make them of"
-    if not left_out:
+    if not excluded:
         return f"nothing was selected in any of {events:,} ranking events"
-    return "; ".join(f"{loss.rows:,} positives were left out because the {loss.why}" for loss in left_out)
+    return "; ".join(f"{loss.rows:,} positives were excluded because the {loss.why}" for loss in excluded)
 
 
 def _remedy(published: Mapping[str, Any]) -> str:
     reasons = published["positives_left_out"]
     if not sum(reasons.values()):
-        return "See whether the database, --shadow-prefix, --audience and --split are the right ones"
+        return "Check the database, --shadow-prefix, --audience and --split"
     most = max(reasons, key=lambda reason: reasons[reason])
     options = {SMALL_CATALOG: "--min-catalog and --small-catalog"}.get(most, "--negatives and --reject")
-    return f"See {options}, and --split"
+    return f"Check {options}, and --split"
 
 
 def check_auc(found: ProbeResult, settings: Settings, after: str) -> None:
@@ -157,7 +160,7 @@ def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
     shown = ", ".join(f"{domain or '(none)'} {users:,}" for domain, users in domains[:5])
     more = f" and {len(domains) - 5} more" if len(domains) > 5 else ""
     return (
-        f"The shadow users' addresses are of {len(domains)} domains ({shown}{more}). If some are real people's, say "
+        f"The shadow users' email addresses have {len(domains)} domains ({shown}{more}). If some belong to real people, set "
         "--shadow-domain."
     )
 
@@ -170,10 +173,10 @@ def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list
     if not compared.moved:
         return []
     what = " ".join(_moved(compared.moved, allowed))
-    see = "See whether the source lost rows or gained some (a restore, a purge, another database, another --shadow-prefix)"
+    see = "Check whether the source lost or gained rows (a restore, a purge, another database, another --shadow-prefix)"
     if stops and not all(each.stays for each in compared.moved):
-        raise DataError(f"{what} {_NOTHING} {see}; if it is right so, run once with --no-fail-on-change.")
-    return [f"{what} {see}; `bpr-etl diff` shows what else changed. If it is right so, nothing need be done."]
+        raise DataError(f"{what} {_NOTHING} {see}; if that is correct, run once with --no-fail-on-change.")
+    return [f"{what} {see}; `bpr-etl diff` shows what else changed. If that is correct, nothing need be done."]
 
 
 def comparison_skipped_note(compared: Compared) -> list[str]:
@@ -182,14 +185,14 @@ def comparison_skipped_note(compared: Compared) -> list[str]:
         return []
     options = ", ".join(f"--{name.replace('_', '-')}" for name in compared.changed_settings)
     what = "The figures" if set(compared.changed_settings) & set(ROW_SETTINGS) else "Triples and positives"
-    return [f"{what} were not compared with the snapshots before: none of them has the same {options}."]
+    return [f"{what} were not compared with earlier snapshots: none of them has the same {options}."]
 
 
 def _moved(moved: Sequence[Metric], allowed: float) -> Iterator[str]:
     """Yields a sentence on the metrics with an expected range, and one for each snapshot that the others moved since."""
     if ranged := [each for each in moved if each.expected]:
         said = ", ".join(f"{_describe_move(each)}, expected {_range(each)}" for each in ranged)
-        yield f"Not what the {max(each.runs for each in ranged)} runs before lead one to expect (--max-change): {said}."
+        yield f"Outside of the expected range of {max(each.runs for each in ranged)} earlier runs (--max-change): {said}."
     for name in dict.fromkeys(each.since for each in moved if not each.expected):
         said = ", ".join(_describe_move(each) for each in moved if not each.expected and each.since == name)
         yield f"Since snapshot {name}: {said}; --max-change allows {allowed:.0%}."
@@ -222,3 +225,31 @@ def rejected_shares(counts: Mapping[str, Any], rejected: Mapping[str, tuple[int,
         "trip-days": (skipped, skipped + counts.get("ranking_events", 0)),
         "logged events": (left_out, counts.get("source_rows", {}).get("events", 0)),
     }
+
+
+def unknown_city_warnings(settings: Settings, summary: DataSummary) -> Iterator[str]:
+    """Yields a warning for each --city-weight of a city without events: it has no effect, and may be a typing error."""
+    cities = sorted(summary.folders.values())
+    for city, _ in settings.city_weight:
+        if city not in cities:
+            near = difflib.get_close_matches(city, cities, 1)
+            yield f"--city-weight names {city!r}, which has no events" + (
+                f"; did you mean {near[0]!r}?" if near else "."
+            )
+
+
+def bias_warnings(settings: Settings, summary: DataSummary) -> Iterator[str]:
+    """Yields a warning that names the cities whose triples are likely to train a bad model, which shows without training."""
+    low = {
+        city: value
+        for city, value in summary.popularity_correlation.items()
+        if value is not None and value < MIN_CORRELATION
+    }
+    if low:
+        named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
+        yield (
+            "These triples may train a model that ranks popular items too low: frequently selected items are not positives "
+            f"more often than negatives (popularity correlation {named}, expected at least {MIN_CORRELATION}). "
+            f"{advice(settings.negatives)} "
+            "`bpr-etl probe` measures it; docs/negatives.md explains."
+        )

@@ -5,7 +5,6 @@ What run, export and expand have in common. The database's transaction ends betw
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -13,13 +12,19 @@ from pathlib import Path
 
 from etl.errors import ConnectError, EtlError
 from etl.pipeline.context import RunContext, RunResult
-from etl.pipeline.guards import check_auc, check_max_change, check_triples, comparison_skipped_note
+from etl.pipeline.guards import (
+    bias_warnings,
+    check_auc,
+    check_max_change,
+    check_triples,
+    comparison_skipped_note,
+    unknown_city_warnings,
+)
 from etl.pipeline.published import run_probe
 from etl.reporting.collector import ReportCollector
 from etl.reporting.history import compare, compare_with_history, run_metrics
 from etl.reporting.listing import misdated, previous_runs, prune, published
-from etl.settings.model import Settings
-from etl.settings.values import advice, parse_split
+from etl.settings.values import parse_split
 from etl.snapshots.locations import open_store
 from etl.snapshots.publish import build_manifest, snapshot_name, write_manifest, write_probe, write_sidecar
 from etl.snapshots.reader import REPORT, Snapshot
@@ -27,7 +32,6 @@ from etl.snapshots.staged import DataSummary
 from etl.snapshots.store import translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
-from etl.triples.bias import MIN_CORRELATION
 from etl.triples.dataset import Dataset
 from etl.triples.partitions import TripleOptions
 
@@ -50,7 +54,7 @@ def _load_history(context: RunContext, result: RunResult) -> None:
         if names := misdated(store, now):
             result.warnings.append(
                 f"Snapshots are {names}. This machine's clock is wrong, or another's was. No run is compared with them once "
-                "another is the newest, and --keep takes them away first; remove them when nobody reads them any more."
+                "another is the newest, and --keep deletes them first. Delete them when no reader uses them."
             )
 
 
@@ -87,7 +91,7 @@ class Publication:
         result.warnings += check_triples(
             triples, settings.split, result.counts["published"], allowed=settings.may_be_empty
         )
-        result.warnings += [*_unknown_cities(settings, summary), *_bias_warnings(settings, summary)]
+        result.warnings += [*unknown_city_warnings(settings, summary), *bias_warnings(settings, summary)]
         self._compare()
         if settings.probe or settings.fail_below is not None:
             self._probe(summary)
@@ -177,28 +181,3 @@ class Publication:
                 rows(len(prune(self.context.store, keep, self.context.clock()).removed))
         except (OSError, EtlError) as error:
             self.result.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")
-
-
-def _unknown_cities(settings: Settings, summary: DataSummary) -> Iterator[str]:
-    """Yields a warning for each --city-weight of a city without events: it has no effect, and may be a typing error."""
-    cities = sorted(summary.folders.values())
-    for city, _ in settings.city_weight:
-        if city not in cities:
-            near = difflib.get_close_matches(city, cities, 1)
-            yield f"--city-weight names {city!r}, where no event is" + (f"; did you mean {near[0]!r}?" if near else ".")
-
-
-def _bias_warnings(settings: Settings, summary: DataSummary) -> Iterator[str]:
-    """Yields a warning that names the cities whose triples are likely to train a bad model, which shows without training."""
-    low = {
-        city: value
-        for city, value in summary.popularity_correlation.items()
-        if value is not None and value < MIN_CORRELATION
-    }
-    if low:
-        named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
-        yield (
-            f"These triples may teach the opposite of what people like: places that are chosen often are not oftener positives "
-            f"than negatives (rank correlation {named}; it should be {MIN_CORRELATION} or more). {advice(settings.negatives)} "
-            "`bpr-etl probe` measures it; docs/negatives.md explains."
-        )

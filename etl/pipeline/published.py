@@ -54,13 +54,13 @@ def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> Pro
     task = build_task(snapshot)
     if not task.test:
         raise DataError(
-            f"The split {task.split} holds no place out: no user has a trip in it that can be ranked, so the triples "
-            "can't be probed. Say another --split, or leave the probe out."
+            f"The split {task.split} holds no item out: no user has a trip in it that can be ranked, so the triples "
+            "can't be probed. Choose another --split, or omit the probe."
         )
     if not len(task.train.users):
         raise DataError(
-            f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Say another "
-            "--split, or leave the probe out."
+            f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Choose "
+            "another --split, or omit the probe."
         )
     return probe(task, affinity_model().default_affinity, settings.seed, progress)
 

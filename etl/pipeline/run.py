@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import dataframely as dy
@@ -125,7 +125,15 @@ def _write_and_stage(connection: Connection, scope: Scope, earlier: Vocabulary, 
         if settings.audience == "shadow":
             builder = DatasetBuilder(stack.enter_context(open_spill(publication.scratch, buckets, ENCODED_EVENTS)))
         ranking_stats = _write_events(publication, source, stored, writes, events, builder)
-        result.counts |= _counts(source, persona_stats, ranking_stats, stored, rejected)
+        with_persona = stored["user_id"].n_unique()
+        result.counts |= {
+            "source_rows": source.rows_read,
+            "set_aside": rejected.counts,
+            "shadow_users": source.users.height,
+            "shadow_users_without_persona": source.users.height - with_persona,
+            **asdict(persona_stats),
+            **asdict(ranking_stats),
+        }
         check_rejected_share(settings, rejected_shares(result.counts, rejected.shares))
         if builder is not None:
             with result.step("compact"):
@@ -198,7 +206,7 @@ def _write_personas(
             affinities = seed_affinities(vectors, rejected)
             built = build_personas(Seeds.cast(seeds), affinities, source.categories, affinity_model(), seed)
             rows(built.rows.height)
-        stats += built.tally
+        stats += built.stats
         writes.copy("write personas", table, load.to_persona_rows, built.rows)
     writes.submit("write personas", lambda _rows: table.check())
     return stats
@@ -237,7 +245,7 @@ def _write_events(
         if builder is not None:
             with result.step("compact"):
                 builder.add(bucket, ranked.events)
-        stats += ranked.tally
+        stats += ranked.stats
     writes.submit("write events", lambda _rows: table.check())
     result.progress("rankings", source.slots.buckets, source.slots.buckets)
     return stats
@@ -255,24 +263,3 @@ def _bucket_calls(
         if slots.is_empty() and bucket < buckets - 1:  # one call is needed, for the empty table's columns
             continue
         yield bucket, source.trips_of(bucket), slots, Personas.cast(of_buckets.get(bucket, Personas.create_empty()))
-
-
-def _counts(
-    source: SourceData, made: PersonaStats, ranked: RankingStats, personas: pl.DataFrame, rejected: RejectedRows
-) -> dict[str, Any]:
-    shadow_users = source.users.height
-    with_persona = personas["user_id"].n_unique()
-    return {
-        "source_rows": source.rows_read,
-        "set_aside": rejected.counts,
-        "shadow_users": shadow_users,
-        "shadow_users_without_persona": shadow_users - with_persona,
-        "persona_rows": made.rows,
-        "persona_values_by_source": made.values_by_source,
-        "affinities_dropped": made.affinities_dropped,
-        "openness_dropped": made.openness_dropped,
-        "ranking_events": ranked.events,
-        "days_without_event": ranked.skipped,
-        "positives": ranked.positives,
-        "positives_outside_candidates": ranked.positives_outside_candidates,
-    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +50,12 @@ def to_arrow(column: pl.Series) -> pa.Array:
 def sum_counts(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
     """Returns the sums by name; names in the order in which they first occur."""
     return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Base of records of counts: `+` adds them field by field, dicts by key."""
+
+    def __add__(self, other: Self) -> Self:
+        pairs = [(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)]
+        return type(self)(*(sum_counts(a, b) if isinstance(a, dict) else a + b for a, b in pairs))

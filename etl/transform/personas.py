@@ -16,7 +16,7 @@ import dataframely as dy
 import polars as pl
 
 from etl.runtime.resources import resource
-from etl.transform.arrays import sum_counts
+from etl.transform.arrays import Counts
 from etl.transform.hashing import format_float, format_millionths, round_to_millionths, stable_id
 from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
 
@@ -70,24 +70,16 @@ def affinity_model() -> AffinityModel:
 
 
 @dataclass(frozen=True)
-class PersonaStats:
-    """Counts of persona rows: all, by source of the value, and the unusable values by reason.
+class PersonaStats(Counts):
+    """Counts of persona rows: all, by source of the value, and the unusable values by reason. Named as in the manifest.
 
     `affinities_dropped` counts the keys of `category_affinities`, `openness_dropped` the numbers of `cuisine_openness`.
     """
 
-    rows: int = 0
-    values_by_source: dict[str, int] = field(default_factory=dict)
+    persona_rows: int = 0
+    persona_values_by_source: dict[str, int] = field(default_factory=dict)
     affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     openness_dropped: dict[str, int] = field(default_factory=lambda: {_NO_NUMBER: 0})
-
-    def __add__(self, other: PersonaStats) -> PersonaStats:
-        return PersonaStats(
-            self.rows + other.rows,
-            sum_counts(self.values_by_source, other.values_by_source),
-            sum_counts(self.affinities_dropped, other.affinities_dropped),
-            sum_counts(self.openness_dropped, other.openness_dropped),
-        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ class PersonaResult:
     """Persona rows and their counts."""
 
     rows: dy.DataFrame[PersonaRows]
-    tally: PersonaStats
+    stats: PersonaStats
 
 
 def build_personas(

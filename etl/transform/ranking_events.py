@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
-from etl.transform.arrays import sum_counts
+from etl.transform.arrays import Counts
 from etl.transform.candidates import candidates
 from etl.transform.hashing import sha256_hex, stable_id
 from etl.transform.personas import read_affinities
@@ -30,21 +30,13 @@ SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range
 
 
 @dataclass(frozen=True)
-class RankingStats:
-    """Counts: ranking events; (trip, day) pairs without one, by reason; positives."""
+class RankingStats(Counts):
+    """Counts: ranking events; (trip, day) pairs without one, by reason; positives. Named as in the manifest."""
 
-    events: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
+    ranking_events: int = 0
+    days_without_event: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
     positives: int = 0
     positives_outside_candidates: int = 0
-
-    def __add__(self, other: RankingStats) -> RankingStats:
-        return RankingStats(
-            self.events + other.events,
-            sum_counts(self.skipped, other.skipped),
-            self.positives + other.positives,
-            self.positives_outside_candidates + other.positives_outside_candidates,
-        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class RankingEvents:
     """
 
     events: pl.DataFrame
-    tally: RankingStats
+    stats: RankingStats
 
 
 def node_type(*ids: pl.Series) -> pl.Enum:

@@ -100,7 +100,7 @@ def test_a_domain_narrows_the_scope(small_world, settings_for):
             ([user for (user,) in moved],),
         ).fetchone()
     wide = etl.run(settings_for(small_world, seed=1, dry_run=True))
-    assert any(f"are of 2 domains ({domain}" in warning for warning in wide.warnings)
+    assert any(f"have 2 domains ({domain}" in warning for warning in wide.warnings)
     narrow = etl.run(settings_for(small_world, seed=1, shadow_domain=domain.upper()))
     assert narrow.counts["shadow_users"] == first.counts["shadow_users"] - 3
     assert not any("domains" in warning for warning in narrow.warnings)

@@ -188,7 +188,7 @@ def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
     out = tmp_path / "out"
     for day in range(1, 6):
         nightly(world, out, f"2026-11-0{day}")
-    with pytest.raises(DataError, match=r"5 runs before lead one to expect .*trips read went from .*, expected"):
+    with pytest.raises(DataError, match=r"expected range of 5 earlier runs .*trips read went from .*, expected"):
         nightly(halved, out, "2026-11-06", fail_on_change=True)
     bad = nightly(halved, out, "2026-11-06")
     assert "5 runs before" in moves(bad)[0]

@@ -49,7 +49,7 @@ def test_the_design_s_negatives_are_doubted_without_any_training(night):
     assert set(signs) == {"Mexico City", "New York"}
     assert max(signs.values()) < MIN_CORRELATION
     (warning,) = report.warnings
-    assert "may teach the opposite" in warning
+    assert "ranks popular items too low" in warning
     assert f"New York {signs['New York']:.2f}" in warning
     assert "--negatives recommended" in warning
     assert manifest_of(report)["warnings"] == [warning]
@@ -75,7 +75,7 @@ def test_the_probe_tells_the_design_s_negatives_from_recommended_ones(night, tmp
         found[name] = published.probe(load_settings({"snapshot": expanded.snapshot}, {}))
     assert found["ranking"].mean("model") < 0.5 < found["recommended"].mean("model")
     (warning,) = found["ranking"].warnings()
-    assert "teach the opposite" in warning
+    assert "ranks popular items too low" in warning
     assert f"AUC {found['ranking'].mean('model'):.3f}" in warning
     assert set(found["ranking"].facts["rankings"]) == RANKINGS
     # What needs no training is the same, whatever the triples.
@@ -150,7 +150,7 @@ def test_a_night_that_teaches_too_little_leaves_all_as_it_was(small_world, tmp_p
 
 def test_a_split_that_holds_nothing_out_can_t_be_probed(small_world, settings_for):
     before = database_state(small_world)
-    with pytest.raises(DataError, match="holds no place out"):
+    with pytest.raises(DataError, match="holds no item out"):
         etl.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
     assert database_state(small_world) == before
 

@@ -80,7 +80,7 @@ def test_events_are_the_oracle_s(make, number):
     found = ranked(world, personas, options)
     expected = [as_ranked(world, row) for row in sorted(rows, key=file_order)]
     assert found.events.drop("skipped").to_dicts() == expected
-    assert found.tally == RankingStats(
+    assert found.stats == RankingStats(
         counts["events"],
         {reason: counts[reason] for reason in oracle.SKIP_REASONS},
         counts["positives"],
