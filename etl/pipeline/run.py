@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import dataframely as dy
@@ -101,36 +102,27 @@ def _write_and_stage(connection: Connection, scope: Scope, earlier: Vocabulary, 
     """Do all that happens inside the transaction. Returns the staged snapshot's name, None where nothing has changed."""
     settings, result = publication.context.settings, publication.result
     rejected = RejectedRows()
+    check_scope(connection, scope, settings, result)
+    audit = WriteAudit(connection, scope, settings.allow_side_effects)
     with ExitStack() as stack:
-        check_scope(connection, scope, settings, result)
-        audit = WriteAudit(connection, scope, settings.allow_side_effects)
-        buckets = settings.buckets or bucket_count(EVENTS_PER_TRIP * connection.fetch_int(queries.trip_count(scope)))
-        slots = stack.enter_context(open_spill(publication.scratch, buckets, Slots.create_empty()))
-        with result.step("read") as rows:
-            source = extract_source(connection, scope, slots, rejected, rows)
+        source = _read(connection, scope, publication, rejected, stack)
         writes = _Writes(result, stack.enter_context(ordered_worker()))
         personas = load.TableReplacement(connection, scope, "PersonaDimension")
         events = load.TableReplacement(connection, scope, "RankingEvent")
         writes.submit("registry", lambda rows: rows(load.register_models(connection, scope, settings.seed)))
         persona_stats = _write_personas(source, rejected, settings.seed, writes, personas)
-
-        def read_back(rows: Callable[[int], None]) -> dy.DataFrame[Personas]:
-            found = read_personas(connection, scope, "shadow", rejected)
-            rows(found.height)
-            return found
-
         # The database is the source of truth: events are made of the affinities that it holds now.
-        stored = writes.submit("read back", read_back).result()
+        stored = writes.submit("read back", partial(_read_back, connection, scope, rejected)).result()
         builder = None
         if settings.audience == "shadow":
-            builder = DatasetBuilder(stack.enter_context(open_spill(publication.scratch, buckets, ENCODED_EVENTS)))
+            spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)
+            builder = DatasetBuilder(stack.enter_context(spill))
         ranking_stats = _write_events(publication, source, stored, writes, events, builder)
-        with_persona = stored["user_id"].n_unique()
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
             "shadow_users": source.users.height,
-            "shadow_users_without_persona": source.users.height - with_persona,
+            "shadow_users_without_persona": source.users.height - stored["user_id"].n_unique(),
             **asdict(persona_stats),
             **asdict(ranking_stats),
         }
@@ -139,26 +131,57 @@ def _write_and_stage(connection: Connection, scope: Scope, earlier: Vocabulary, 
             with result.step("compact"):
                 dataset = builder.dataset(source.users, stored, source.nodes, earlier)
             result.counts["events_left_out"] = {}
-        else:
+        else:  # other users' events are in the database only
             writes.worker.wait()
             dataset, _ = dataset_from_logged_events(
                 connection, scope, earlier, publication, rejected, stack, step="read events"
             )
         summary = publication.stage(dataset)
         writes.worker.wait()
+    _backfill_and_verify(connection, scope, result, audit, personas, events)
+    return publication.write_manifest(summary)
+
+
+def _read(
+    connection: Connection, scope: Scope, publication: Publication, rejected: RejectedRows, stack: ExitStack
+) -> SourceData:
+    """Read the source tables, the slots into files by user bucket, which `stack` deletes."""
+    trips = connection.fetch_int(queries.trip_count(scope))
+    buckets = publication.context.settings.buckets or bucket_count(EVENTS_PER_TRIP * trips)
+    slots = stack.enter_context(open_spill(publication.scratch, buckets, Slots.create_empty()))
+    with publication.result.step("read") as rows:
+        return extract_source(connection, scope, slots, rejected, rows)
+
+
+def _read_back(
+    connection: Connection, scope: Scope, rejected: RejectedRows, rows: Callable[[int], None]
+) -> dy.DataFrame[Personas]:
+    personas = read_personas(connection, scope, "shadow", rejected)
+    rows(personas.height)
+    return personas
+
+
+def _backfill_and_verify(
+    connection: Connection,
+    scope: Scope,
+    result: RunResult,
+    audit: WriteAudit,
+    personas: load.TableReplacement,
+    events: load.TableReplacement,
+) -> None:
+    """Do the backfill, and check that nothing but the intended rows was written. Raises DataError."""
     with result.step("backfill") as rows:
         result.counts["signals_backfilled"] = load.backfill(connection, scope)
         rows(result.counts["signals_backfilled"])
     with result.step("check"):
-        expected = {
+        intended = {
             "ModelRegistry": RowCounts(inserted=result.get_step("registry").rows or 0),
             "PersonaDimension": personas.written,
             "RankingEvent": events.written,
             "BehavioralSignal": RowCounts(updated=result.counts["signals_backfilled"]),
         }
-        result.warnings += audit.verify(expected)
+        result.warnings += audit.verify(intended)
         ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
-    return publication.write_manifest(summary)
 
 
 @dataclass(frozen=True)
