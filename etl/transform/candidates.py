@@ -8,7 +8,6 @@ that is spread evenly, so that of a large category only the nodes with small has
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import dataframely as dy
 import numpy as np
@@ -61,12 +60,12 @@ def top_k(affinity: npt.NDArray[np.float64], users: U64, category: I64, nodes: U
     each node's. Equal ties are ordered by the node's row.
     """
     reached = _needed_categories(affinity, np.bincount(category, minlength=affinity.shape[1]))
-    found = [_ScoredPairs.none()]
+    found = [_NO_PAIRS]
     for number in np.unique(category):
         who, which = np.flatnonzero(reached[:, number]), np.flatnonzero(category == number)
         for user, node, tie in _smallest_hashes(users, who, nodes, which):
-            found.append(_ScoredPairs(user, node, tie, affinity[user, number]))
-    return _ScoredPairs.concat(found).best(len(users))
+            found.append((user, node, tie, affinity[user, number]))
+    return _best(len(users), *(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def _needed_categories(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
@@ -100,32 +99,15 @@ def _smallest_hashes(users: U64, who: I64, nodes: U64, which: I64) -> Iterator[t
         yield some[user], which[node], tie[near]
 
 
-@dataclass(frozen=True)
-class _ScoredPairs:
-    """(user, node) pairs and the values that they are ranked by."""
+_NO_PAIRS = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0)
 
-    user: I64
-    node: I64
-    tie: U64
-    affinity: npt.NDArray[np.float64]
 
-    @classmethod
-    def none(cls) -> _ScoredPairs:
-        """Returns no pairs."""
-        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0))
-
-    @classmethod
-    def concat(cls, parts: list[_ScoredPairs]) -> _ScoredPairs:
-        """Returns all pairs."""
-        names = ("user", "node", "tie", "affinity")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def best(self, users: int) -> tuple[I64, I64]:
-        """Returns the best TOP_K nodes of each user, by affinity, tie and node, and how many each user has."""
-        order = np.lexsort((self.node, self.tie, -self.affinity, self.user))
-        per_user = np.bincount(self.user, minlength=users)
-        place = np.arange(len(order)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
-        return self.node[order[place < TOP_K]], np.minimum(per_user, TOP_K)
+def _best(users: int, user: I64, node: I64, tie: U64, affinity: npt.NDArray[np.float64]) -> tuple[I64, I64]:
+    """Returns the best TOP_K nodes of each user, by affinity, tie and node, and how many each user has; from pairs."""
+    order = np.lexsort((node, tie, -affinity, user))
+    per_user = np.bincount(user, minlength=users)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+    return node[order[rank < TOP_K]], np.minimum(per_user, TOP_K)
 
 
 def _affinity_matrix(

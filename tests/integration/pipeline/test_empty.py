@@ -123,5 +123,5 @@ def test_a_run_without_shadow_users_is_a_slip_unless_it_is_said_to_be_meant(smal
         assert list(triples(report.snapshot).values()) == [0]
         assert any("nothing to learn from" in each for each in report.warnings)
     etl.run(settings_for(small_world))
-    with pytest.raises(DataError, match=r"was of \d+, and an empty one would follow.* --expect-users 0"):
+    with pytest.raises(DataError, match=r"had \d+, and an empty one would follow.* --expect-users 0"):
         etl.run(settings_for(small_world, **nobody, allow_empty=True))
