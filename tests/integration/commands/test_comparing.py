@@ -61,7 +61,7 @@ def test_half_the_trips_gone_is_one_sentence_that_says_what_to_do(two_nights):
     trips = first.counts["source_rows"]["trips"], second.counts["source_rows"]["trips"]
     assert f"trips read went from {trips[0]:,} to {trips[1]:,} (-" in said
     assert "triples went from" in said
-    assert "See whether the source lost rows" in said
+    assert "Check whether the source lost or gained rows" in said
     manifest = json.loads((Path(second.snapshot) / "manifest.json").read_text())
     assert said in manifest["warnings"]
     assert [(each.before, each.value) for each in second.figures if each.name == "trips read"] == [trips]
