@@ -88,7 +88,7 @@ def run(
                 with open_publication(context, result) as publication:
                     with transaction(connection, commit=not settings.dry_run), check_not_rewritten(connection, tables):
                         require_lock(connection, lock)
-                        name = _write_and_stage(connection, scope, earlier, publication)
+                        name = _run_in_transaction(connection, scope, earlier, publication)
                     result.committed = not settings.dry_run
                     publication.make_latest(name)
                 return result
@@ -98,7 +98,9 @@ def run(
     return result
 
 
-def _write_and_stage(connection: Connection, scope: Scope, earlier: Vocabulary, publication: Publication) -> str | None:
+def _run_in_transaction(
+    connection: Connection, scope: Scope, earlier: Vocabulary, publication: Publication
+) -> str | None:
     """Do all that happens inside the transaction. Returns the staged snapshot's name, None where nothing has changed."""
     settings, result = publication.context.settings, publication.result
     rejected = RejectedRows()

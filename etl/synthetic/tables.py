@@ -71,7 +71,7 @@ _SEED_KEYS = (
 )
 # The persona dimension that is a seed's value as it stands, by the value's key.
 _DIMENSION_OF = {key: name for name, key in SEED_LABELS.items()} | {"cuisine_openness": "cuisine_openness"}
-ORDINARY_SEED, SEED_WITHOUT_AFFINITIES, FIRST_WILD_SEED = range(3)
+ORDINARY_SEED, SEED_WITHOUT_AFFINITIES, FIRST_IRREGULAR_SEED = range(3)
 _HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), dtype=np.uint16)
 
 
@@ -128,9 +128,9 @@ def named(names: Sequence[str], codes: Ints) -> pl.Series:
     return pl.Series(names, dtype=pl.String).gather(codes)
 
 
-def unless(missing: Bools, values: pl.Series) -> pl.Series:
-    """Return `values`, null where missing."""
-    return values.set(pl.Series(missing), None)
+def unless(condition: Bools, values: pl.Series) -> pl.Series:
+    """Returns `values`, null where the condition holds."""
+    return values.set(pl.Series(condition), None)
 
 
 def shadow_emails(index: Ints) -> pl.Series:
@@ -230,13 +230,13 @@ def _json(keys: Iterable[str]) -> pl.Expr:
     return pl.struct(*keys).struct.json_encode()
 
 
-def itinerary_slots(block: Block, trip_ids: pl.Series, missing: Bools) -> pl.DataFrame:
-    """Make the slots. Grain: a slot, by (trip, day, order). A `missing` one has no node: a note of the user's own."""
+def itinerary_slots(block: Block, trip_ids: pl.Series, missing_node: Bools) -> pl.DataFrame:
+    """Make the slots. Grain: a slot, by (trip, day, order). A slot with `missing_node` has none, like a user's own note."""
     slots = block.slots
     columns = {
         "id": uuids(block.rng, len(slots.trip)),
         "tripId": trip_ids.gather(slots.trip),
-        "activityNodeId": unless(missing, block.node_ids.gather(slots.node)),
+        "activityNodeId": unless(missing_node, block.node_ids.gather(slots.node)),
         "dayNumber": slots.day,
         "sortOrder": slots.order,
         "status": named(STATUSES, slots.status),
@@ -244,7 +244,9 @@ def itinerary_slots(block: Block, trip_ids: pl.Series, missing: Bools) -> pl.Dat
     return table("itinerary_slots", columns)
 
 
-def behavioral_signals(block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Series, missing: Bools) -> pl.DataFrame:
+def behavioral_signals(
+    block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Series, missing_node: Bools
+) -> pl.DataFrame:
     """Make the signals. Grain: a signal, by slot. modelVersion is null, as the application leaves it."""
     slot = block.signals.slot
     trip = block.slots.trip[slot]
@@ -253,7 +255,7 @@ def behavioral_signals(block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Seri
         "userId": trip_frame["userId"].gather(trip),
         "tripId": trip_frame["id"].gather(trip),
         "slotId": slot_ids.gather(slot),
-        "activityNodeId": unless(missing[slot], block.node_ids.gather(block.signals.node)),
+        "activityNodeId": unless(missing_node[slot], block.node_ids.gather(block.signals.node)),
         "signalType": named(SIGNALS, block.signals.kind),
         "modelVersion": pl.repeat(None, len(slot), dtype=pl.String, eager=True),
     }
@@ -341,7 +343,7 @@ def _ranked(block: Block, trip: Ints) -> pl.Series:
     ranked = np.empty((len(trip), width), dtype=np.int64)
     for number, eligible in enumerate(scene.nodes.eligible):
         rows = np.flatnonzero(scene.trips.city[trip] == number)
-        liking = scene.affinity(trip[rows])[:, scene.nodes.category[eligible]]
-        order = np.argsort(block.rng.random(liking.shape) * 1e-6 - liking, axis=1)
+        affinity = scene.affinity(trip[rows])[:, scene.nodes.category[eligible]]
+        order = np.argsort(block.rng.random(affinity.shape) * 1e-6 - affinity, axis=1)
         ranked[rows] = eligible[order[:, :width]]
     return block.node_ids.gather(ranked.ravel()).reshape((len(trip), width)).cast(pl.List(pl.String))

@@ -155,16 +155,16 @@ def _seed_kinds(rng: np.random.Generator, plan: _Plan, index: Ints) -> Ints:
     irregular = (index + 1) * plan.irregular // total > nth_irregular
     without = rng.random(len(index)) < rules["without_affinities_share"]
     regular = np.where(without, tables.SEED_WITHOUT_AFFINITIES, tables.ORDINARY_SEED)
-    return np.where(irregular, tables.FIRST_WILD_SEED + nth_irregular % len(rules["wild_seeds"]), regular)
+    return np.where(irregular, tables.FIRST_IRREGULAR_SEED + nth_irregular % len(rules["wild_seeds"]), regular)
 
 
 def _shadow(block: tables.Block) -> dict[str, pl.DataFrame]:
     """Shadow users' frames: every slot and every signal has its node, no persona, no ranking event."""
     users = tables.users(block)
     trips = tables.trips(block, users["id"])
-    missing = np.zeros(len(block.slots.trip), dtype=np.bool_)
-    slots = tables.itinerary_slots(block, trips["id"], missing)
-    signals = tables.behavioral_signals(block, trips, slots["id"], missing)
+    missing_node = np.zeros(len(block.slots.trip), dtype=np.bool_)
+    slots = tables.itinerary_slots(block, trips["id"], missing_node)
+    signals = tables.behavioral_signals(block, trips, slots["id"], missing_node)
     return {"users": users, "trips": trips, "itinerary_slots": slots, "behavioral_signals": signals}
 
 
@@ -173,9 +173,9 @@ def _real(block: tables.Block) -> dict[str, pl.DataFrame]:
     rng, rules = block.rng, block.scene.profile.world["real_users"]
     users = tables.users(block)
     trips = tables.trips(block, users["id"])
-    missing = rng.random(len(block.slots.trip)) < rules["slot_without_node"]
-    slots = tables.itinerary_slots(block, trips["id"], missing)
-    signals = tables.real_signals(block, tables.behavioral_signals(block, trips, slots["id"], missing))
+    missing_node = rng.random(len(block.slots.trip)) < rules["slot_without_node"]
+    slots = tables.itinerary_slots(block, trips["id"], missing_node)
+    signals = tables.real_signals(block, tables.behavioral_signals(block, trips, slots["id"], missing_node))
     known = rng.random(len(users)) < rules["with_persona"]
     known[0] = True  # even the smallest world has rows that are not the job's
     logged = known[block.scene.trips.user] & (rng.random(len(trips)) < rules["trip_with_events"])
