@@ -64,7 +64,7 @@ def test_half_the_trips_gone_is_one_sentence_that_says_what_to_do(two_nights):
     assert "Check whether the source lost or gained rows" in said
     manifest = json.loads((Path(second.snapshot) / "manifest.json").read_text())
     assert said in manifest["warnings"]
-    assert [(each.before, each.value) for each in second.figures if each.name == "trips read"] == [trips]
+    assert [(each.before, each.value) for each in second.metrics if each.name == "trips read"] == [trips]
 
 
 def test_it_can_stop_the_night_before_anything_is_committed(two_nights, world, halved):
@@ -191,7 +191,7 @@ def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
     with pytest.raises(DataError, match=r"expected range of 5 earlier runs .*trips read went from .*, expected"):
         nightly(halved, out, "2026-11-06", fail_on_change=True)
     bad = nightly(halved, out, "2026-11-06")
-    assert "5 runs before" in moves(bad)[0]
+    assert "5 earlier runs" in moves(bad)[0]
     odd = [each for each in bad.metrics if each.monitored and each.out_of_range]
     assert all(each.name in moves(bad)[0] for each in odd)  # the summary and the warning name the same
     again = nightly(halved, out, "2026-11-07", fail_on_change=True)  # let through once: it stops no more, and is said
