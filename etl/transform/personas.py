@@ -103,11 +103,17 @@ def build_personas(
     default, with source `default` and confidence 0.
     """
     usable, dropped = usable_affinities(seed_affinities, categories)
+    openness = pl.when(_usable(_OPENNESS)).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))
     values = pl.concat(
         [
-            *(_label(seeds, dimension, field, model) for dimension, field in SEED_LABELS.items()),
-            _cuisine_openness(seeds, model),
-            _trip_count(seeds),
+            *(
+                _dimension(
+                    seeds, dimension, pl.col(key).fill_null(pl.lit(model.default(key))), pl.col(key).is_not_null()
+                )
+                for dimension, key in SEED_LABELS.items()
+            ),
+            _dimension(seeds, "cuisine_openness", format_float(openness), _usable(_OPENNESS)),
+            _dimension(seeds, "trip_count", _trip_count(pl.col("trips")), pl.lit(value=True)),
             _category_affinities(seeds, usable, categories, model),
         ]
     )
@@ -160,13 +166,10 @@ def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str])
     return Affinities.validate(long.select(Affinities.column_names()), cast=True)
 
 
-def _label(seeds: pl.DataFrame, dimension: str, field: str, model: AffinityModel) -> pl.DataFrame:
-    return seeds.select(
-        "user_id",
-        dimension=pl.lit(dimension),
-        value=pl.col(field).fill_null(pl.lit(model.default(field))),
-        source=_source(pl.col(field).is_not_null()),
-    )
+def _dimension(seeds: pl.DataFrame, dimension: str, value: pl.Expr, found: pl.Expr) -> pl.DataFrame:
+    """Returns one row per seed; `found` says whether the value is the seed's own, or the default."""
+    source = pl.when(found).then(pl.lit("onboarding")).otherwise(pl.lit("default"))
+    return seeds.select("user_id", dimension=pl.lit(dimension), value=value, source=source)
 
 
 _OPENNESS = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
@@ -177,26 +180,9 @@ def _usable(number: pl.Expr) -> pl.Expr:
     return number.is_finite().fill_null(value=False)
 
 
-def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
-    found = _usable(_OPENNESS)
-    return seeds.select(
-        "user_id",
-        dimension=pl.lit("cuisine_openness"),
-        value=format_float(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
-        source=_source(found),
-    )
-
-
-def _trip_count(seeds: pl.DataFrame) -> pl.DataFrame:
-    trips = pl.col("trips")
-    value = (
-        pl.when(trips == 1)
-        .then(pl.lit("first_trip"))
-        .when(trips <= 3)
-        .then(pl.lit("returning"))
-        .otherwise(pl.lit("frequent"))
-    )
-    return seeds.select("user_id", dimension=pl.lit("trip_count"), value=value, source=pl.lit("onboarding"))
+def _trip_count(trips: pl.Expr) -> pl.Expr:
+    several = pl.when(trips <= 3).then(pl.lit("returning")).otherwise(pl.lit("frequent"))
+    return pl.when(trips == 1).then(pl.lit("first_trip")).otherwise(several)
 
 
 def _category_affinities(
@@ -211,44 +197,27 @@ def _category_affinities(
     vectors = pl.concat(
         [usable.with_columns(source=pl.lit("onboarding")), rebuilt.with_columns(source=pl.lit("reconstructed"))]
     )
+    objects = _json_objects(vectors, categories)
     # With an enum that has none of the model's categories, a rebuilt vector is an empty object, not a missing row.
-    written = _json_objects(vectors, categories)
-    return (
-        unseeded.select(
-            "user_id", dimension=pl.lit("category_affinities"), value=pl.lit("{}"), source=pl.lit("reconstructed")
-        )
-        .join(written, on="user_id", how="anti")
-        .vstack(written)
+    return seeds.join(objects, on="user_id", how="left").select(
+        "user_id",
+        dimension=pl.lit("category_affinities"),
+        value=pl.col("value").fill_null("{}"),
+        source=pl.col("source").fill_null("reconstructed"),
     )
 
 
 def _json_objects(vectors: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
     """Returns one JSON object per user: keys in the order of their bytes, one space after each colon and comma."""
     keys = {category: json.dumps(category, ensure_ascii=False) for category in categories}
+    key = pl.col("category").replace_strict(keys, return_dtype=pl.String)
     return (
         vectors.sort("user_id", "category")
-        .with_columns(
-            pair=pl.concat_str(
-                [
-                    pl.col("category").replace_strict(keys, return_dtype=pl.String),
-                    format_millionths(pl.col("millionths")),
-                ],
-                separator=": ",
-            )
-        )
+        .with_columns(pair=pl.concat_str([key, format_millionths(pl.col("millionths"))], separator=": "))
         .group_by("user_id", maintain_order=True)
         .agg("pair", pl.col("source").first())
-        .select(
-            "user_id",
-            dimension=pl.lit("category_affinities"),
-            value="{" + pl.col("pair").list.join(", ") + "}",
-            source="source",
-        )
+        .select("user_id", "source", value="{" + pl.col("pair").list.join(", ") + "}")
     )
-
-
-def _source(found: pl.Expr) -> pl.Expr:
-    return pl.when(found).then(pl.lit("onboarding")).otherwise(pl.lit("default"))
 
 
 def rebuild_affinities(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
