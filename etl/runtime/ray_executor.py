@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from etl.errors import ConnectError, EtlError, SettingsError
@@ -192,35 +191,23 @@ def cluster(
     Ray session already, that is used, and stays. Raises SettingsError where Ray is not installed, ConnectError where the
     cluster can't be reached.
     """
-    with _connected(address, {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}) as ray:
-        engine = RayExecutor(ray, stop)
-        try:
-            yield engine
-        finally:
-            engine.close()
-
-
-@contextmanager
-def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
-    with _ray_environment(alone=address is None):
+    own = {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}
+    with ExitStack() as stack:
+        stack.enter_context(_ray_environment(alone=address is None))
         ray = _ray()
-        if ray.is_initialized():
-            yield ray
-            return
-        place = temporary_folder()
-        if len(str(place)) > _MAX_FOLDER:
-            place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
-        private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
-        folder = os.path.join(private, "r")  # noqa: PTH118 - private, since Ray makes its own folder readable by all
-        try:
-            if address is None:
-                _listen_on_loopback(ray)
+        if not ray.is_initialized():
+            parent = temporary_folder()
+            if len(str(parent)) > _MAX_FOLDER:
+                parent = Path("/tmp")  # noqa: S108 - the folder in it is private
+            private = TemporaryDirectory(prefix="bpr-ray-", dir=parent, ignore_cleanup_errors=True)
+            # A folder in the private one, since Ray makes its own readable by all.
+            folder = f"{stack.enter_context(private)}/r"
+            stack.callback(ray.shutdown)
             with _preserve_signals():
                 _begin_session(ray, address, own | {"_temp_dir": folder})
-            yield ray
-        finally:
-            ray.shutdown()
-            shutil.rmtree(private, ignore_errors=True)
+        executor = RayExecutor(ray, stop)
+        stack.callback(executor.close)
+        yield executor
 
 
 def _ray() -> Any:
@@ -263,29 +250,19 @@ def _preserve_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _listen_on_loopback(ray: Any) -> None:
-    """Make a cluster of our own listen on loopback only, also where the program had imported ray before us."""
-    # Ray reads the environment variable when it is imported. Without this it would listen on all interfaces; there is no
-    # public setting.
-    with suppress(AttributeError):
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # noqa: SLF001
-
-
 def _begin_session(ray: Any, address: str | None, own: dict[str, Any]) -> None:
-    """Join the cluster at an address, or start one of our own, without output on stdout and stderr."""
+    """Join the cluster at an address, or start one of our own on loopback. Nothing goes to stdout or stderr."""
     quiet = {"log_to_driver": False, "configure_logging": False}
     try:
         if address is not None:
             _require_reachable(address)
             ray.init(address=address, **quiet)
             return
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address=_LOOPBACK,
-            **own,
-            **quiet,
-        )
+        # Ray reads the environment variable when it is imported. A program that had imported it before us would listen on all
+        # interfaces, and there is no public setting.
+        with suppress(AttributeError):
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # noqa: SLF001
+        ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **own, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"The Ray cluster at {address} can't be joined" if address else "Ray can't be started on this machine"
         raise ConnectError(f"{where}: {_first_line(error)}. {_ADVICE if address else ''}".strip()) from None
