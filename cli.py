@@ -15,7 +15,7 @@ import typer
 from etl.commands import database, publish, settings, snapshots, streams
 from etl.commands.help import App, run_app
 from etl.runtime import notices
-from etl.runtime.version import __version__
+from etl.runtime.resources import __version__
 from etl.settings.model import OPTIONS
 from etl.settings.redaction import RedactingStream, find_secrets
 

@@ -11,7 +11,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import made  # noqa: E402 - in this folder, which is on sys.path only now
 
-from etl.runtime.version import __version__  # noqa: E402
+from etl.runtime.resources import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+import etl
 from etl import load_settings
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres import embedded
 
 IMAGES = Path(__file__).parent / "images"
@@ -61,7 +62,7 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 
 def earlier_runs(url: str, out: Path) -> None:
     """Run the job on a growing database: all runs except the last."""
-    pipeline.synth(load_settings({"database_url": url}, {}))
+    database.synth(load_settings({"database_url": url}, {}))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             f"""CREATE TABLE later AS SELECT abs(hashtext("tripId")) % 200 AS run, * FROM "ItinerarySlot"
@@ -70,7 +71,7 @@ def earlier_runs(url: str, out: Path) -> None:
         connection.execute('DELETE FROM "ItinerarySlot" WHERE id IN (SELECT id FROM later)')
         columns = ", ".join(f'"{name}"' for (name,) in connection.execute(COLUMNS_OF_SLOTS))
         for run in range(RUNS - 1):
-            pipeline.run(load_settings({"database_url": url, "out": str(out), **OPTIONS}, {}))
+            etl.run(load_settings({"database_url": url, "out": str(out), **OPTIONS}, {}))
             connection.execute(f'INSERT INTO "ItinerarySlot" ({columns}) SELECT {columns} FROM later WHERE run = {run}')
 
 

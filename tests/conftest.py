@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres import embedded
 from etl.settings.model import Settings
 from etl.settings.sources import load_settings
@@ -77,7 +77,7 @@ def database_url(make_database: Callable[..., str]) -> str:
 def small_world_template(make_database: Callable[..., str]) -> str:
     """URL of a database with the synthetic world at scale 0.03, never written to: a template for others."""
     url = make_database()
-    pipeline.synth(load_settings({"database_url": url, "scale": 0.03}, {}))
+    database.synth(load_settings({"database_url": url, "scale": 0.03}, {}))
     return url
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from etl.postgres.connection import connect
 from etl.postgres.url import parse_url
+from etl.runtime.resources import __version__
 from etl.runtime.run_record import LIBRARIES
-from etl.runtime.version import __version__
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

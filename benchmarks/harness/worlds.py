@@ -18,10 +18,10 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 
-from etl.pipeline.run import expand
+from etl.pipeline.expand import expand
 from etl.settings.sources import load_settings
 from etl.synthetic.world import generate
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.transform.ranking_events import build_events
 from etl.transform.schemas import Affinities, Nodes, Slots, Trips
 

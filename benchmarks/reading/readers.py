@@ -27,7 +27,7 @@ from benchmarks.harness.measure import CallResult, call_in_process, interleave
 from benchmarks.harness.results import environment, save_results, table_row, variant_entry
 from etl.errors import EtlError
 from etl.extract import queries
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
 from etl.postgres.url import parse_url
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made_with = environment(url_of(""))
             for scale in given.scales:
                 with fresh_database(url_of, "readers") as url:
-                    pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
+                    database.synth(load_settings({"database_url": url, "scale": scale}, {}))
                     by_scale[f"{scale:g}"] = measure(url, given.rounds)
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -23,11 +23,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import etl
 from benchmarks.harness.database import fresh_database, server, vacuum
 from benchmarks.harness.measure import interleave, median_ratio, seconds_of
 from benchmarks.harness.results import environment, save_results, table_row, variant_entry, variants_table
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import RAY
 from etl.runtime.ray_executor import cluster
@@ -91,7 +92,7 @@ class Runs:
         settings = load_settings({"database_url": self.url, "out": str(out), "engine": engine, "buckets": buckets}, {})
         reports: list[Any] = []
         told = progress or (lambda _what, _done, _of: None)
-        seconds = seconds_of(lambda: reports.append(pipeline.run(settings, progress=told)))
+        seconds = seconds_of(lambda: reports.append(etl.run(settings, progress=told)))
         self.contents.add(Path(str(reports[0].snapshot)).name.split("-")[1])
         self.triples = sum(reports[0].counts["published"]["triples"].values())
         if len(self.contents) != 1:
@@ -165,7 +166,7 @@ def measure(url_of: Callable[[str], str], scales: Sequence[float], rounds: int, 
     for scale in scales:
         with fresh_database(url_of, "executors") as url, start_cluster() as cluster:
             results["made_with"] = environment(url)
-            pipeline.synth(load_settings({"database_url": url, "scale": scale}, {}))
+            database.synth(load_settings({"database_url": url, "scale": scale}, {}))
             runs = Runs(url, folder)
             seconds = compare_at(runs, scale, rounds)
             here, there = seconds["local"], list(seconds.values())[-1]

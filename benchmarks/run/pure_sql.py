@@ -16,8 +16,8 @@ from benchmarks.harness.database import PREFIX, SEED, SHADOW
 from benchmarks.run.row_by_row import BACKFILL, Rows
 from etl.load.copy import REGISTRY
 from etl.postgres.naming import quote_literal
-from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K
+from etl.transform.personas import affinity_model
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _MODEL = quote_literal(json.dumps(affinity_model().raw)) + "::jsonb"

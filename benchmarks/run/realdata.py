@@ -30,22 +30,23 @@ from typing import Any, Literal
 
 import polars as pl
 
+import etl
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
+from etl.pipeline.context import RunResult
 from etl.postgres import catalog as schema
 from etl.postgres.connection import connect
 from etl.postgres.scope import Scope
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
-from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import MANIFEST
 from etl.synthetic.tables import SCHEMAS
 from etl.synthetic.world import WorldChunk, copy_world
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 
 Kind = Literal["model", "mapped"]
 
@@ -268,11 +269,11 @@ def measure(city: str, kind: Kind, url: str, world: WorldChunk, out: Path) -> Ou
     rows = fill(url, kind, world)
     settings = settings_for(url, out)
     start = time.perf_counter()
-    report = pipeline.run(settings)
+    report = etl.run(settings)
     seconds = time.perf_counter() - start
-    broken = {finding.law: finding.broken for finding in pipeline.validate(settings).broken}
+    broken = {finding.law: finding.broken for finding in database.validate_database(settings).broken}
     content = _content(report)
-    if _content(pipeline.export(settings)) != content:
+    if _content(etl.export(settings)) != content:
         broken["export publishes the bytes that run published"] = 1
     counts = report.counts
     return Outcome(

@@ -15,8 +15,8 @@ from datetime import date, datetime
 from typing import Any
 
 from benchmarks.harness.database import SEED
-from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K
+from etl.transform.personas import affinity_model
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")

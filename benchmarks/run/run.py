@@ -42,6 +42,7 @@ from benchmarks.harness.results import (
 )
 from benchmarks.run import pure_sql, row_by_row, server_writes
 from etl.errors import EtlError
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.settings.sources import load_settings
 
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "run") as url,
             tempfile.TemporaryDirectory(prefix="bpr-run-") as out,
         ):
-            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
             results = measure(url, out, given.rounds, given.slow_rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

@@ -18,12 +18,13 @@ from typing import Any
 
 import polars as pl
 
+import etl
 from benchmarks.harness.database import PREFIX, SHADOW, fresh_database, reset_signals, server, vacuum
 from benchmarks.harness.measure import interleave, seconds_of
 from benchmarks.harness.results import environment, save_results, variant_entry, variants_table
 from etl.errors import EtlError
 from etl.load import copy as load
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres.connection import connect
 from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope
@@ -137,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fresh_database(url_of, "server_writes") as url,
             tempfile.TemporaryDirectory(prefix="bpr-floors-") as out,
         ):
-            pipeline.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
-            pipeline.run(load_settings({"database_url": url, "out": out}, {}))
+            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+            etl.run(load_settings({"database_url": url, "out": out}, {}))
             results = measure(url, given.rounds) | {"scale": given.scale}
     except EtlError as error:
         print(error, file=sys.stderr)

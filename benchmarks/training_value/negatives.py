@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+import etl
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from benchmarks.run import realdata
@@ -36,12 +37,12 @@ from etl.errors import EtlError
 from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
 from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.settings.sources import load_settings
 from etl.settings.values import SplitSpec
 from etl.snapshots.reader import open_snapshot, read_dataset
 from etl.synthetic.world import generate
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.triples.dataset import Dataset
 from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, popularity_correlation
 
@@ -109,15 +110,17 @@ class Row:
 def worlds(url_of: Callable[[str], str], folder: Path) -> Iterator[World]:
     """The five cities, each in a database of its own, and the synthetic world."""
     data = realdata.locate()
-    for city, kind in realdata.CITIES.items() if data else ():
+    for city, kind in realdata.CITIES.items():
+        if data is None:
+            break
         with fresh_database(url_of, city) as url:
-            realdata.fill(url, kind, realdata.read_world([data / city]))  # type: ignore[operator]
-            report = pipeline.run(realdata.settings_for(url, folder / city))
-            _dwell_of_visits(data / city).write_parquet(folder / f"{city}.parquet")  # type: ignore[operator]
+            realdata.fill(url, kind, realdata.read_world([data / city]))
+            report = etl.run(realdata.settings_for(url, folder / city))
+            _dwell_of_visits(data / city).write_parquet(folder / f"{city}.parquet")
             yield World(city.capitalize(), str(report.snapshot), str(folder / f"{city}.parquet"), real=True)
     with fresh_database(url_of, SYNTHETIC) as url:
-        pipeline.synth(load_settings({"database_url": url}, {}))
-        report = pipeline.run(load_settings({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
+        database.synth(load_settings({"database_url": url}, {}))
+        report = etl.run(load_settings({"database_url": url, "out": str(folder / SYNTHETIC)}, {}))
         _weight_of_signals().write_parquet(folder / f"{SYNTHETIC}.parquet")
         yield World(SYNTHETIC, str(report.snapshot), str(folder / f"{SYNTHETIC}.parquet"), real=False)
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
+import etl
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.settings.sources import load_settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "consumers.md"
@@ -55,14 +56,12 @@ def share_preferred(root: str, code: str) -> float:
 
 def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
     """Return each order with its metric per batch size."""
-    pipeline.synth(load_settings({"database_url": url}, {}))
+    database.synth(load_settings({"database_url": url}, {}))
     options = {"database_url": url, "split": "last-trip", "negatives": ["catalog:16"]}
-    pipeline.run(load_settings({**options, "out": str(folder / "plain")}, {}))
+    etl.run(load_settings({**options, "out": str(folder / "plain")}, {}))
     roots = {
         shuffle: str(
-            pipeline.export(
-                load_settings({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})
-            ).snapshot
+            etl.export(load_settings({**options, "shuffle": shuffle, "out": str(folder / str(shuffle))}, {})).snapshot
         )
         for shuffle in (False, True)
     }

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,9 +25,9 @@ from benchmarks.harness.measure import call_in_process, run_command
 from benchmarks.harness.results import environment, save_results, table_row, target_entry, targets_table, variant_entry
 from benchmarks.harness.worlds import SourceTables, chunks, ranking_events
 from etl.extract.reader import LOGGED_EVENTS
-from etl.pipeline.publication import Publication, no_progress, open_output
-from etl.pipeline.run import utc_now
-from etl.runtime.run_record import RunResult
+from etl.pipeline.context import new_result, open_context, utc_now
+from etl.pipeline.publication import open_publication
+from etl.runtime.cancellation import CancelToken
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST, find_snapshot
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill
@@ -47,11 +46,16 @@ _SHOWN = LOGGED_EVENTS.with_columns(pl.lit([], dtype=pl.List(pl.UInt32)).alias("
 def make_snapshot(folder: str, scale: float, seed: int = 0) -> str:
     """Publish the events of the synthetic world of that scale, without triples. Returns the snapshot's folder."""
     settings = load_settings({"out": folder, "seed": seed, "min_catalog": 1_000_000, "allow_empty": True}, {})
-    report = RunResult(uuid.uuid4().hex, utc_now())
+    stop = CancelToken()
+    result = new_result(utc_now, stop, None)
     buckets = bucket_count(round(scale * EVENTS))
-    with open_output(settings) as out, out.staging(report.run_id) as (staged, scratch), ExitStack() as shelves:
-        compaction = DatasetBuilder(shelves.enter_context(open_spill(scratch, buckets, ENCODED_EVENTS)))
-        waiting = shelves.enter_context(open_spill(scratch, buckets, _SHOWN))
+    with (
+        open_context(settings, utc_now, stop) as context,
+        open_publication(context, result) as publication,
+        ExitStack() as spills,
+    ):
+        compaction = DatasetBuilder(spills.enter_context(open_spill(publication.scratch, buckets, ENCODED_EVENTS)))
+        waiting = spills.enter_context(open_spill(publication.scratch, buckets, _SHOWN))
         users, personas = [], []
         for source in chunks(scale, seed):
             events = _coded(source, compaction, seed)
@@ -62,8 +66,8 @@ def make_snapshot(folder: str, scale: float, seed: int = 0) -> str:
         for bucket in range(buckets):
             compaction.add(bucket, sort_for_files(waiting.read_bucket(bucket)))
         dataset = compaction.dataset(pl.concat(users), pl.concat(personas), nodes, Vocabulary())
-        Publication(settings, report, out, staged, scratch, utc_now, no_progress).publish(dataset)
-    return str(report.snapshot)
+        publication.publish(dataset)
+    return str(result.snapshot)
 
 
 def _coded(source: SourceTables, compaction: DatasetBuilder, seed: int) -> pl.DataFrame:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import etl
 from benchmarks.harness.measure import ROOT, CallResult, call_in_process, interleave, median_ratio
 from benchmarks.harness.results import (
     environment,
@@ -35,7 +36,6 @@ from benchmarks.harness.results import (
 )
 from benchmarks.harness.worlds import events_snapshot
 from benchmarks.triples import alternatives
-from etl.pipeline import run as pipeline
 from etl.settings.sources import load_settings
 
 OURS, PANDAS, SPARK = "ours", "pandas", "PySpark, local[2]"
@@ -52,7 +52,7 @@ def expand(snapshot: str, out: str) -> dict[str, Any]:
     """Run `expand`. Returns its seconds, and those of its steps. Leaves `out/snapshots/…`."""
     settings = load_settings({"snapshot": snapshot, "out": out}, {})
     start = time.perf_counter()
-    report = pipeline.expand(settings)
+    report = etl.expand(settings)
     return {"seconds": time.perf_counter() - start, "steps": {name: seconds for name, seconds, _ in report.steps}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -27,7 +27,9 @@ from etl.reporting.wording import (
     format_range_note,
     volumes_verdict,
 )
-from etl.runtime.run_record import RunResult
+
+if TYPE_CHECKING:
+    from etl.pipeline.context import RunResult
 
 _STYLES = {"Done": "green", "Dry": "green", "Nothing": "green", "Warning": "yellow"}
 

@@ -23,10 +23,10 @@ def validate(settings: Settings, stop: CancelToken) -> CommandResult:
 def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a database."""
     from etl.commands.console import findings_table, rows_table
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import database
 
-    with observe_step(settings, stop, "checks") as (observer, _):
-        found = pipeline.validate(settings, stop, observer)
+    with observe_step(settings, stop, "checks") as (progress, _):
+        found = database.validate_database(settings, stop, progress)
     return CommandResult(
         {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()},
         [
@@ -40,10 +40,10 @@ def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def synth(settings: Settings, stop: CancelToken) -> CommandResult:
     """Fill an empty database with the synthetic world; creates the tables where there are none."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import database
 
     with observe_step(settings, stop, "synthetic world") as (_, count):
-        rows = pipeline.synth(settings, stop, count)
+        rows = database.synth(settings, stop, count)
     return CommandResult({"rows": rows}, [f"{name}: {number:,} rows" for name, number in rows.items()])
 
 
@@ -52,7 +52,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
     from etl.commands.doctor import run_checks
     from etl.commands.doctor_checks import exit_code
     from etl.commands.tables import checks_table
-    from etl.pipeline.run import utc_now
+    from etl.pipeline.context import utc_now
 
     checks = list(run_checks(settings, utc_now, stop))
     facts = {"checks": [asdict(check) for check in checks]}
@@ -61,11 +61,11 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
     """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import database
     from etl.postgres import ddl, privileges
 
     try:
-        naming, known = pipeline.naming_to_print(settings, stop)
+        naming, known = database.naming_to_print(settings, stop)
     except ConnectError as error:
         raise ConnectError(
             f"{error} With --naming model or --naming mapped it is not asked how tables are named."
@@ -85,9 +85,9 @@ def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
     """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import database
 
-    findings = pipeline.schema_check(settings, stop)
+    findings = database.check_schema(settings, stop)
     blocking = any(each.severity == "blocking" for each in findings)
     return CommandResult(
         {"findings": [asdict(finding) for finding in findings]},
@@ -98,9 +98,9 @@ def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
     """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import database
 
-    created = pipeline.schema_apply(settings, stop)
+    created = database.apply_schema(settings, stop)
     return CommandResult({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres import embedded
 from etl.postgres.connection import connect
 from etl.postgres.naming import quote_identifier
@@ -56,5 +56,5 @@ def demo_database(
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
         url = started.url(DATABASE)
         own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
-        pipeline.synth(own, stop, rows)
+        database.synth(own, stop, rows)
         yield DemoDatabase(own, url, data_dir)

@@ -19,13 +19,13 @@ from packaging.utils import canonicalize_name
 
 from etl.commands.doctor_checks import Check, catch_errors, clock_skew, database_checks, failed, ok, skipped, warning
 from etl.errors import ConnectError, LockedError, SettingsError
-from etl.pipeline.publication import Clock
+from etl.pipeline.context import Clock
 from etl.postgres.url import schema_of, target_of
 from etl.reporting import history
 from etl.reporting.wording import format_bytes
 from etl.runtime.cancellation import CancelToken
+from etl.runtime.files import temporary_folder
 from etl.runtime.resources import tested_versions
-from etl.runtime.temporary import temporary_folder
 from etl.settings.model import Settings
 from etl.settings.sources import env_variable_for
 from etl.snapshots.locations import is_url, open_store

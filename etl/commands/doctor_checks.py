@@ -15,8 +15,8 @@ from typing import Literal
 from etl.errors import ConnectError, EtlError, LockedError, SchemaError, SettingsError, unreadable
 from etl.extract import queries
 from etl.load.audit import require_counted
+from etl.pipeline.context import Clock, RunResult
 from etl.pipeline.guards import check_scope, multiple_domains_warning
-from etl.pipeline.publication import Clock
 from etl.postgres import catalog
 from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
@@ -33,7 +33,6 @@ from etl.postgres.transaction import (
 from etl.postgres.url import schema_of, target_of
 from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
-from etl.runtime.run_record import RunResult
 from etl.settings.model import Settings
 
 NEWEST = 18

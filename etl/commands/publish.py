@@ -20,7 +20,7 @@ from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 if TYPE_CHECKING:
-    from etl.runtime.run_record import RunResult
+    from etl.pipeline.context import RunResult
 
 log = logging.getLogger("bpr-etl")
 
@@ -34,21 +34,21 @@ def run(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
-    from etl.pipeline.run import export as action
+    from etl.pipeline.export import export as action
 
     return _publish("export", action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
-    from etl.pipeline.run import expand as action
+    from etl.pipeline.expand import expand as action
 
     return _publish("expand", action, settings, stop)
 
 
 def _publish(name: str, action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_run(settings) as observer:
-        record = action(settings, progress=observer, stop=stop, watcher=observer)
+        record = action(settings, progress=observer, stop=stop)
     from etl.commands import console  # only now: the run need not wait for it
 
     _log_outcome(settings, record)
@@ -99,10 +99,10 @@ def demo(settings: Settings, stop: CancelToken) -> CommandResult:
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     """Train a small BPR model on a snapshot's triples, and measure whether it ranks better than popularity."""
     from etl.commands.console import probe_tables
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import published
 
-    with observe_step(settings, stop, "probe") as (observer, _):
-        found = pipeline.probe(settings, observer, stop)
+    with observe_step(settings, stop, "probe") as (progress, _):
+        found = published.probe(settings, progress, stop)
     warnings = list(found.warnings())
     output = [probe_tables(found.facts), "", *(f"Warning: {each}" for each in warnings)]
     return CommandResult({**found.facts, "warnings": warnings}, output)
@@ -110,8 +110,8 @@ def probe(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def report(settings: Settings, stop: CancelToken) -> CommandResult:
     """Rebuild a snapshot's report.html, with the earlier runs as they are now."""
-    from etl.pipeline import run as pipeline
+    from etl.pipeline import published
 
-    with observe_step(settings, stop, "report") as (observer, _):
-        location = pipeline.report(settings, observer, stop)
+    with observe_step(settings, stop, "report") as (progress, _):
+        location = published.report(settings, progress, stop)
     return CommandResult({"report": location}, [f"Report: {escape_control_characters(location)}"])

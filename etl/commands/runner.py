@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import typer
 
 from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, escape_control_characters, unreadable
 from etl.runtime.cancellation import CancelledError, CancelToken, interruptible
+from etl.runtime.run_record import Progress
 from etl.settings.model import OPTIONS, Settings
 from etl.settings.redaction import RedactingStream, secrets_of
 from etl.settings.sources import (
@@ -156,7 +157,7 @@ class _MetricsFile:
         """Write the file. If it can't be written, that is a warning: the run's exit code stays."""
         if self._path is None:
             return
-        from etl.pipeline.run import utc_now
+        from etl.pipeline.context import utc_now
         from etl.reporting import metrics_file
         from etl.runtime.run_record import peak_mib
 
@@ -228,24 +229,22 @@ def observe_run(settings: Settings) -> Iterator[RunObserver]:
 
     root = logging.getLogger().handlers
     lines = next((each for each in root if isinstance(each, logs.LogHandler)), None) or logs.LogHandler(as_json=False)
-    observers: list[RunObserver] = [logs.StepLogger(lines)]
-    with ExitStack() as stack:
-        if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
-            from etl.runtime import progress
+    if sys.stderr.isatty() and not settings.quiet and settings.log_format == "console":
+        from etl.runtime import progress
 
-            observers.append(stack.enter_context(progress.show_progress(lines)))
-        yield logs.CompositeObserver(observers)
+        with progress.show_progress(lines) as display:
+            yield display
+    else:
+        yield logs.StepLogger(lines)
 
 
 @contextmanager
-def observe_step(
-    settings: Settings, stop: CancelToken, name: str
-) -> Iterator[tuple[RunObserver, Callable[[int], None]]]:
-    """The only step of a command, observed: yields the observer and a function that counts the step's rows."""
-    from etl.pipeline.run import utc_now
-    from etl.runtime.run_record import RunResult
+def observe_step(settings: Settings, stop: CancelToken, name: str) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    """The only step of a command, observed: yields what is called with its progress, and what counts its rows."""
+    from etl.pipeline.context import utc_now
+    from etl.runtime.run_record import RunRecord
 
     with observe_run(settings) as observer:
-        record = RunResult("", utc_now(), stop=stop, observer=observer)  # not a run, so without an id
+        record = RunRecord("", utc_now(), stop=stop, observer=observer)  # not a run, so without an id
         with record.step(name) as rows:
-            yield observer, rows
+            yield record.progress, rows

@@ -104,7 +104,7 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
-    from etl.pipeline.run import utc_now
+    from etl.pipeline.context import utc_now
     from etl.reporting import history
     from etl.snapshots import locations, publish
 

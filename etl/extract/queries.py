@@ -11,7 +11,7 @@ from typing import Literal
 
 from etl.postgres.naming import Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Audience, Scope
-from etl.transform.affinity import AXES
+from etl.transform.personas import SEED_LABELS
 
 _SLOT_COLUMNS = (
     'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
@@ -102,7 +102,7 @@ def persona_seeds(scope: Scope) -> str:
     null unless that is a JSON object with keys. A value that is no JSON number is an empty text, because connectorx can't read
     null in an array.
     """
-    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in AXES)
+    labels = ", ".join(f"{_typed('string', label)} AS {label}" for label in SEED_LABELS.values())
     counts = f'SELECT t."userId" AS user_id, count(*) AS trips FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} GROUP BY 1'
     return (
         f"SELECT f.user_id, f.created_us, c.trips, {labels}, "

@@ -15,8 +15,8 @@ from etl.postgres.connection import Connection
 from etl.postgres.naming import quote_literal
 from etl.postgres.scope import Scope
 from etl.runtime.run_record import Progress
-from etl.transform.affinity import affinity_model
 from etl.transform.candidates import TOP_K
+from etl.transform.personas import affinity_model
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION, SURFACE
 from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
 

@@ -1,7 +1,7 @@
-"""To stop in mid-run: a signal is heard at once, carried to the server, and everything under way is undone.
+"""Cancellation: a signal cancels the work within seconds, on the server too, and what was begun is undone.
 
-Drivers wait in C, where Python hears no signal; so the work is done on a thread of its own (`interruptible`), and the main
-thread does nothing but listen. Whoever works looks at the `CancelToken` that it was given at every step.
+Python handles signals on the main thread only, between bytecodes, and drivers wait in C. So `interruptible` does the work on
+another thread while the main thread waits for signals. The work checks the `CancelToken` that it was given at every step.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from etl.errors import EtlError
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that ask for an end, but where the caller has them ignored (nohup, a shell's background job)."""
+"""Signals that cancel, unless the caller has them ignored (nohup, a shell's background job)."""
 
 GRACE_SECONDS = 3.5
-"""Seconds that the work has to undo itself. After these the process ends all the same: as safe, since a crash is, too."""
+"""Seconds that the work has to undo itself. Then the process ends all the same, which is as safe as a crash."""
 
-AGAIN_SECONDS = 0.5
-"""Seconds between two tries to cancel what the server is doing."""
+RETRY_SECONDS = 0.5
+"""Seconds between two attempts to cancel what the server is doing."""
 
 POLL_SECONDS = 0.2
-"""Seconds between two looks at whether another process has done what is waited for."""
+"""Seconds between two checks of a condition that another process changes."""
 
 
 class CancelledError(EtlError):
-    """Somebody asked for an end: nothing was committed or published. `signal` is what asked."""
+    """The run was cancelled: nothing was committed or published. `signal` is the number of the signal."""
 
     exit_code = 130
 
@@ -45,42 +45,41 @@ class CancelledError(EtlError):
 
 
 class CancelToken:
-    """Whether an end was asked for. One thread asks; the working ones look, and say what is to be called at once.
+    """Whether the work was cancelled. One thread cancels; the working threads check, and register callbacks.
 
-    After `begin_critical` it is too late: what was begun (COMMIT, the switch of LATEST) is finished, which takes little time.
-    Then nobody can have asked, nor can ask: `check` has nothing to raise.
+    After `begin_critical` cancelling has no effect: what was begun (COMMIT, the switch of LATEST) is finished.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked = threading.Event()
-        self._shielded = False
-        self._at_once: list[Callable[[], object]] = []
+        self._cancelled = threading.Event()
+        self._critical = False
+        self._callbacks: list[Callable[[], object]] = []
 
     def cancel(self) -> bool:
-        """Ask for an end, and have the waiting server calls cancelled; False where it is too late."""
+        """Cancel, and call the callbacks. Returns False where it is too late."""
         with self._lock:
-            if self._shielded:
+            if self._critical:
                 return False
-            self._asked.set()
-            at_once = list(self._at_once)
-        for cancel in at_once:
-            # Each on a thread that nobody waits for: to cancel is to connect, and the server may be unreachable.
+            self._cancelled.set()
+            callbacks = list(self._callbacks)
+        for cancel in callbacks:
+            # Each on a daemon thread: cancelling a query needs a connection, and the server may be unreachable.
             threading.Thread(target=_quietly, args=(cancel,), daemon=True, name="cancel").start()
         return True
 
     def raise_if_cancelled(self) -> None:
-        """Raise StoppedError where an end was asked for in time."""
-        if self._asked.is_set():
+        """Raise CancelledError if the work was cancelled."""
+        if self._cancelled.is_set():
             raise CancelledError("Stopped.")
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not for longer than until an end is asked for: then raise StoppedError."""
-        self._asked.wait(seconds)
+        """Wait, at most until the work is cancelled: then raise CancelledError."""
+        self._cancelled.wait(seconds)
         self.raise_if_cancelled()
 
     def poll(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Look again and again whether something is ready, for so long; whether it was. Raises StoppedError."""
+        """Wait until something is ready. Returns False if it is not in time. Raises CancelledError."""
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= deadline:
@@ -89,27 +88,27 @@ class CancelToken:
         return True
 
     def begin_critical(self) -> None:
-        """From now on it is too late. Raises StoppedError where an end was asked for before."""
+        """Make cancelling impossible from now on. Raises CancelledError if the work was cancelled before."""
         with self._lock:
             self.raise_if_cancelled()
-            self._shielded = True
+            self._critical = True
 
     def end_critical(self) -> None:
-        """It is not too late any more: what had been begun came to nothing."""
+        """Make cancelling possible again: what had been begun was undone."""
         with self._lock:
-            self._shielded = False
+            self._critical = False
 
     @contextmanager
     def on_cancel(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """Have something called as soon as an end is asked for, during the block. Raises StoppedError if it was already."""
+        """Have `cancel` called when the work is cancelled during the block. Raises CancelledError if it was already."""
         with self._lock:
             self.raise_if_cancelled()
-            self._at_once.append(cancel)
+            self._callbacks.append(cancel)
         try:
             yield
         finally:
             with self._lock:
-                self._at_once.remove(cancel)
+                self._callbacks.remove(cancel)
 
 
 def _quietly(cancel: Callable[[], object]) -> None:
@@ -118,85 +117,82 @@ def _quietly(cancel: Callable[[], object]) -> None:
 
 
 def interruptible(work: Callable[[CancelToken], T]) -> T:
-    """Do work on a thread of its own while this one, the main one, listens to SIGNALS; gives what the work gives.
+    """Do work on another thread while this one, the main thread, waits for SIGNALS. Returns the work's result.
 
-    A first signal asks for an end, further ones change nothing. Raises StoppedError when the work has undone itself, or has
-    not after GRACE seconds; what the work raises of itself goes through. Where the signal comes too late, the work's end
-    is the end.
+    The first signal cancels; further ones change nothing. Raises CancelledError when the work has undone itself, or has not
+    after GRACE_SECONDS, and what the work raises by itself. Where the signal comes too late, the work's own outcome counts.
     """
     stop, done = CancelToken(), Future[T]()
-    with _listening() as news:
+    with _catch_signals() as pipe:
 
         def target() -> None:
             try:
                 done.set_result(work(stop))
-            except BaseException as error:  # noqa: BLE001 - raised again, on the thread that asked
+            except BaseException as error:  # noqa: BLE001 - raised again by result(), on the main thread
                 done.set_exception(error)
-            news.end()
+            pipe.end()
 
         threading.Thread(target=target, daemon=True, name="work").start()
-        number = news.next()
+        number = pipe.next()
         if number:
-            _end(stop, done, number, news)
+            _end(stop, done, number, pipe)
         return done.result()
 
 
 class _SignalPipe:
-    """What the main thread waits for: the number of a signal, or 0 for the work's end. See `_listening`."""
+    """A pipe of bytes: the numbers of signals, and 0 for the end of the work."""
 
     def __init__(self) -> None:
         self.ended = False
-        self.ours, self.theirs = os.pipe()
-        os.set_blocking(self.theirs, False)
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
 
     def end(self) -> None:
-        """Say that the work has ended."""
-        os.write(self.theirs, b"\0")
+        """Signal the end of the work."""
+        os.write(self.writer, b"\0")
 
     def next(self, seconds: float | None = None) -> int | None:
-        """The next thing that happens; None when nothing does for so long."""
-        while select.select([self.ours], [], [], seconds)[0]:
-            number = os.read(self.ours, 1)[0]
+        """Returns the next of SIGNALS, or 0 for the end; None where nothing comes in so many seconds."""
+        while select.select([self.reader], [], [], seconds)[0]:
+            number = os.read(self.reader, 1)[0]
             self.ended = self.ended or number == 0
-            if number in (0, *SIGNALS):  # other signals with a handler come by here, too
+            if number in (0, *SIGNALS):  # other signals with a handler arrive here, too
                 return number
         return None
 
 
 @contextmanager
-def _listening() -> Iterator[_SignalPipe]:
-    """Hear SIGNALS during the block.
-
-    Through a pipe that Python's own handler writes to (`set_wakeup_fd`): the system may give a signal to any thread, and then
-    nothing else wakes the main one, where alone Python hears them.
-    """
-    news = _SignalPipe()
+def _catch_signals() -> Iterator[_SignalPipe]:
+    """Catch SIGNALS during the block."""
+    # Python writes to this pipe on any thread (`set_wakeup_fd`). Without it, a signal that the system gives to another
+    # thread would not wake the main thread, where alone Python handles signals.
+    pipe = _SignalPipe()
     before = {
         number: signal.signal(number, lambda _number, _frame: None)
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    woken = signal.set_wakeup_fd(news.theirs, warn_on_full_buffer=False)
+    woken = signal.set_wakeup_fd(pipe.writer, warn_on_full_buffer=False)
     try:
-        yield news
+        yield pipe
     finally:
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if news.ended:  # else it stays open: work that could not be undone in time still writes its end to it
-            os.close(news.ours)
-            os.close(news.theirs)
+        if pipe.ended:  # else work that is still being undone will write to it
+            os.close(pipe.reader)
+            os.close(pipe.writer)
 
 
-def _end(stop: CancelToken, done: Future[T], number: int, news: _SignalPipe) -> None:
-    """Ask for an end and wait for it. Raises StoppedError but where the work came to its own end all the same."""
+def _end(stop: CancelToken, done: Future[T], number: int, pipe: _SignalPipe) -> None:
+    """Cancel and wait. Raises CancelledError, unless the work ended by itself all the same."""
     name = signal.Signals(number).name
     deadline = time.monotonic() + GRACE_SECONDS
     in_time = stop.cancel()
-    while not news.ended and time.monotonic() < deadline:
-        news.next(AGAIN_SECONDS)  # the end, or one more signal of an impatient person
-        stop.cancel()  # again, since a cancel that comes just before its query begins is lost
-    if not news.ended:
+    while not pipe.ended and time.monotonic() < deadline:
+        pipe.next(RETRY_SECONDS)  # returns early at the end, or at one more signal
+        stop.cancel()  # again: a cancel request that arrives just before its query is lost
+    if not pipe.ended:
         state = (
             "the work could not be undone in time; the server rolls it back, and the next run clears the rest"
             if in_time

@@ -1,7 +1,7 @@
-"""Who does the steps that go bucket by bucket: this process, or a Ray cluster (`--engine`). The steps are the same functions.
+"""Executors: where bucket tasks run, in this process or on a Ray cluster (`--engine`). The tasks are the same functions.
 
-A step is a function of a module, pure but for the files that it is told to write, so that it may be done twice. It is given
-what all its calls share, then its own arguments. Results are asked for in the order in which the calls were begun.
+A task function belongs to a module and is pure, except for the files that its arguments name, so that it may run twice. Its
+first argument is shared by all calls. Results are fetched in the order of the calls.
 """
 
 from __future__ import annotations
@@ -15,75 +15,75 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from etl.errors import ConnectError
-from etl.runtime.version import __version__
+from etl.runtime.resources import __version__
 
 LOCAL, RAY = "local", "ray"
 
 TaskFunction = Callable[..., Any]
 ObjectRef = Any
-"""A value that stays where it was made; an engine fetches it, and a step that is given one gets the value."""
+"""A value that stays where it was made. `Executor.get` fetches it; a task that is given one receives the value."""
 
 
 class Task(Protocol):
-    """A call that was begun."""
+    """A submitted call."""
 
     def result(self) -> Any:
-        """What it gave; waits for it. Raises what it raised, StoppedError; ConnectError where the engine is lost."""
+        """Wait for the result. Raises what the call raised, CancelledError, or ConnectError where the executor is lost."""
 
     @property
     def outputs(self) -> Sequence[ObjectRef]:
-        """What it made beside its result, where that stays; known when the result is."""
+        """References to its further outputs. Known once `result` has returned."""
 
 
 class Executor(ABC):
-    """Who does the steps. `apart`: in other processes, so that what they are given and give travels."""
+    """Runs task functions. `apart` is true where they run in other processes, so that arguments and results are sent."""
 
     apart = False
 
     @property
     def max_pending(self) -> int:
-        """How many calls may be under way before the first one's result is asked for."""
+        """Calls that may be pending before the first one's result is fetched."""
         return 0
 
     @abstractmethod
     def broadcast(self, value: Any) -> Any:
-        """Something that all calls of a step are given; it travels once."""
+        """Returns a reference to a value that all calls share; the value is sent once."""
 
     @abstractmethod
-    def submit(self, step: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
-        """Call a step. One that `keeps` so many values gives its result and a list of them."""
+    def submit(self, function: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
+        """Call a task function. With `num_outputs`, it returns (result, list of so many outputs)."""
 
     @abstractmethod
     def get(self, held: ObjectRef) -> Any:
-        """A value that was kept."""
+        """Fetch an output."""
 
 
 @dataclass(frozen=True)
 class CompletedTask:
-    """A call that was done at once."""
+    """A call that is finished."""
 
     value: Any
     outputs: Sequence[ObjectRef] = ()
 
     def result(self) -> Any:
-        """What it gave."""
+        """Returns the result."""
         return self.value
 
 
 class LocalExecutor(Executor):
-    """This process, one call after the other; Polars and what writes files have threads of their own."""
+    """Runs calls in this process, one after the other; Polars and the file writers have threads of their own."""
 
     def broadcast(self, value: Any) -> Any:
-        """The value itself."""
+        """Returns the value itself."""
         return value
 
-    def submit(self, step: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
-        """See Executor. It is done when this returns."""
-        answer = step(shared, *arguments)
+    def submit(self, function: TaskFunction, shared: Any, *arguments: Any, num_outputs: int = 0) -> Task:
+        """Call it now."""
+        answer = function(shared, *arguments)
         return CompletedTask(*answer) if num_outputs else CompletedTask(answer)
 
     def get(self, held: ObjectRef) -> Any:
-        """The value itself."""
+        """Returns the value itself."""
         return held
 
 
@@ -91,26 +91,26 @@ LOCAL_EXECUTOR = LocalExecutor()
 
 
 def map_ordered(
-    engine: Executor, step: TaskFunction, shared: Any, calls: Iterable[tuple[Any, ...]], num_outputs: int = 0
+    executor: Executor, function: TaskFunction, shared: Any, calls: Iterable[tuple[Any, ...]], num_outputs: int = 0
 ) -> Iterator[Task]:
-    """Call a step with each of many arguments, a bounded number of calls under way, and give them in their order."""
+    """Call a function with each of many arguments. Yields the tasks in their order; at most `max_pending` + 1 are pending."""
     waiting: deque[Task] = deque()
     for arguments in calls:
-        waiting.append(engine.submit(step, shared, *arguments, num_outputs=num_outputs))
-        if len(waiting) > engine.max_pending:
+        waiting.append(executor.submit(function, shared, *arguments, num_outputs=num_outputs))
+        if len(waiting) > executor.max_pending:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
 
 
 def versions() -> dict[str, str]:
-    """What decides bytes: everybody who does steps must have the same."""
+    """Returns the versions that decide published bytes: all workers must have the same."""
     deciding = ("polars", "pyarrow", "numpy", "polars-hash")
     return {"bpr-etl": __version__, "Python": platform.python_version()} | {name: version(name) for name in deciding}
 
 
 def require_same(wanted: Mapping[str, str]) -> None:
-    """Raise ConnectError where this process has other versions than the one that it works for."""
+    """Raise ConnectError where this process has other versions than the driver."""
     here = versions()
     other = [f"{name} {here[name]} and not {number}" for name, number in wanted.items() if here[name] != number]
     if other:

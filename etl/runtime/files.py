@@ -1,12 +1,15 @@
-"""Files: small ones put in place whole, and what is known of those on disk."""
+"""Files: their checksums, small ones replaced atomically, and the folder for temporary ones."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from etl.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,11 @@ class FileInfo:
 
 
 def put(target: Path, content: bytes, passing: str, mode: int | None = None) -> None:
-    """Write a file, or replace it: readers see the old one or the new one. Raises OSError.
+    """Write a file, or replace it: readers see the old content or the new one. Raises OSError.
 
-    On its way it has a name that begins with `passing` and that nobody can guess, and it is made anew: who may write to the
-    folder can't lay a link there that leads to another file. `mode` is said where the umask is not to decide.
+    `passing` is the prefix of the temporary name. `mode` is the file's mode, by default what the umask says.
     """
+    # A random name, opened with O_EXCL: a user who may write to the folder can't put a link there that leads elsewhere.
     staged = target.with_name(f"{passing}{target.name}-{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -39,6 +42,17 @@ def put(target: Path, content: bytes, passing: str, mode: int | None = None) -> 
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as it lies on disk, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_folder() -> Path:
+    """Returns the machine's folder for temporary files. Raises SettingsError where there is none that can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:  # in some containers
+        raise SettingsError(
+            "There is no folder for temporary files: none of $TMPDIR, /tmp, /var/tmp and the working folder can be written. "
+            "Set TMPDIR to one that can."
+        ) from None

@@ -1,8 +1,7 @@
-"""What C libraries write to file descriptor 2 becomes log lines: the server's notices at connect, above all.
+"""Logs what C libraries write to file descriptor 2, above all the server's notices at connect.
 
-libpq prints what a server says before a connection is ready (that a collation's version is another one, a login trigger's
-notice), and its driver has no hook for that; later notices it drops. So the command line, whose process is its own, puts a
-pipe in the descriptor's place.
+libpq prints what a server says before a connection is ready (a changed collation version, a login trigger's notice), and its
+driver has no hook for that; it drops later notices. So the command line replaces the descriptor by a pipe.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from typing import TextIO
 
 log = logging.getLogger(__name__)
 
-LONGEST = 2_000
-"""Characters of a notice that are logged at most."""
+MAX_CHARACTERS = 2_000
+"""Longer notices are cut."""
 
 _END = b"\0the end of the notices\n"
 _NOTICE = re.compile(r"(?!DETAIL|HINT|QUERY|CONTEXT|LOCATION)[^\W\d_]+:  ")
-"""How libpq begins a notice: with its severity, which may be in the server's language."""
+"""The beginning of a notice: its severity, which may be in the server's language."""
 
 
 @contextmanager
 def as_log_lines() -> Iterator[None]:
-    """Log what is written to descriptor 2 during the block, as information: `--quiet` does not show it.
+    """Log what is written to descriptor 2 during the block, at level info.
 
-    sys.stderr writes to where it did, from now on through a descriptor of its own. Nothing is done where it writes elsewhere.
+    sys.stderr gets another descriptor of the same file, for good. Does nothing where sys.stderr is not descriptor 2.
     """
-    stderr = _apart()
+    stderr = _duplicate_stderr()
     if stderr is None:
         yield
         return
@@ -45,13 +44,13 @@ def as_log_lines() -> Iterator[None]:
         yield
     finally:
         os.dup2(stderr.fileno(), 2)
-        os.write(writing, _END)  # the pipe itself may not end: a child process that lives on has it, too
+        os.write(writing, _END)  # closing is not enough: a child process may hold the pipe open
         os.close(writing)
         reader.join()
 
 
-def _apart() -> TextIO | None:
-    """A stream like sys.stderr on a descriptor of its own; None where that is not descriptor 2."""
+def _duplicate_stderr() -> TextIO | None:
+    """Returns a stream like sys.stderr on a new descriptor; None where sys.stderr is not descriptor 2."""
     with suppress(AttributeError, OSError, ValueError):  # sys.stderr is None, or no file, or closed
         if sys.stderr.fileno() == 2:
             sys.stderr.flush()
@@ -60,21 +59,21 @@ def _apart() -> TextIO | None:
 
 
 def _read(descriptor: int) -> None:
-    """Log notices until the end. One comes in one piece, mostly; where one does not, its rest is a line of its own."""
-    told: set[str] = set()
+    """Log notices until the end. Most arrive in one piece; the rest of one that does not is logged as another line."""
+    seen: set[str] = set()
     text = b""
     while not text.endswith(_END):
         text += os.read(descriptor, 65_536)
         if text.endswith(b"\n"):
             ends = text.endswith(_END)
             for notice in _notices(text.removesuffix(_END).decode("utf-8", "replace")):
-                _tell(notice, told)
+                _log_once(notice, seen)
             text = _END if ends else b""
     os.close(descriptor)
 
 
 def _notices(text: str) -> Iterator[str]:
-    """The notices in what was written, each as one line."""
+    """Yields the notices in a text, each as one line."""
     lines: list[str] = []
     for line in filter(None, map(str.strip, text.split("\n"))):
         if lines and _NOTICE.match(line):
@@ -85,9 +84,9 @@ def _notices(text: str) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _tell(notice: str, told: set[str]) -> None:
-    """Log it, unless it was logged before: each connection is told the same."""
-    said = notice if len(notice) <= LONGEST else f"{notice[:LONGEST]}..."
-    if said not in told:
-        told.add(said)
+def _log_once(notice: str, seen: set[str]) -> None:
+    """Log a notice, unless it was logged before: each connection receives the same ones."""
+    said = notice if len(notice) <= MAX_CHARACTERS else f"{notice[:MAX_CHARACTERS]}..."
+    if said not in seen:
+        seen.add(said)
         log.info("%s %s", "The server says:" if _NOTICE.match(said) else "A library says:", said)

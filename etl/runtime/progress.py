@@ -1,4 +1,8 @@
-"""What moves on a terminal while a command works: a line for each step that takes longer than a second."""
+"""The progress display on a terminal: a line for each step that takes longer than a second.
+
+Apart from `etl.runtime.logs`, so that a run without a terminal need not import rich's live display. Drawn on our own table:
+`rich.progress` has no tasks that appear only after a while.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,21 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from etl.runtime.logs import LogHandler
-from etl.runtime.run_record import RunObserver, RunResult, Step
+from etl.runtime.logs import LogHandler, StepLogger
+from etl.runtime.run_record import RunRecord, Step
 
 MIN_SECONDS = 1.0
-"""Seconds that a step may take without being shown; one done piece by piece stays so long when it rests, too."""
+"""Seconds that a step takes before it is shown. A step done in pieces stays for as long when it rests."""
 
 _MIN_TOTAL_SECONDS = 0.3
-"""Seconds that such a step must have taken altogether to be shown while it rests."""
+"""Seconds that such a step must have taken in total to be shown while it rests."""
 
-_BAR = 20
+_BAR_WIDTH = 20
 
 
 @dataclass
 class _Line:
-    """A step as it is watched: when it first began and last rested, how often it went on, and its pieces that are done."""
+    """A step on display: when it first began and last rested, how often it went on, pieces done and in all."""
 
     step: Step
     began: float
@@ -36,21 +40,21 @@ class _Line:
     times: int = 0
     what: str = ""
     done: int = 0
-    of: int = 0
+    total: int = 0
 
     def shown(self, now: float) -> bool:
-        """Whether it is worth a line: under way for long enough."""
+        """Whether it is worth a line: under way for long enough, or at rest for a moment."""
         pauses = self.times > 1 and self.step.seconds >= _MIN_TOTAL_SECONDS and now - self.rested < MIN_SECONDS
-        return (self.step.since is not None or self.done < self.of or pauses) and now - self.began >= MIN_SECONDS
+        return (self.step.since is not None or self.done < self.total or pauses) and now - self.began >= MIN_SECONDS
 
     def cells(self, now: float) -> list[str]:
-        """Pieces, rows, rows a second, seconds so far, and those left where the pieces tell."""
+        """Returns pieces, rows, rows a second, time so far, and time left if the other pieces take as long as those done."""
         seconds = self.step.seconds + (now - self.step.since if self.step.since is not None else 0.0)
         rows, left = self.step.rows, ""
-        if 0 < self.done < self.of:
-            left = f"{_clock((now - self.began) / self.done * (self.of - self.done))} left"
+        if 0 < self.done < self.total:
+            left = f"{_clock((now - self.began) / self.done * (self.total - self.done))} left"
         return [
-            f"{self.done:,}/{self.of:,}" if self.of > 1 else "",
+            f"{self.done:,}/{self.total:,}" if self.total > 1 else "",
             f"{rows:,} rows" if rows else "",
             f"{rows / seconds:,.0f} rows/s" if rows and seconds else "",
             _clock(now - self.began),
@@ -64,32 +68,32 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class ProgressDisplay(RunObserver):
-    """The steps under way, as a table that rich draws again and again. Told by several threads, read by one more."""
+class ProgressDisplay(StepLogger):
+    """The steps under way, as a table that rich draws again and again; logs them, too. Several threads write, one reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: LogHandler) -> None:
+        super().__init__(logs)
         self._lines: dict[str, _Line] = {}
         self._spinner = Spinner("dots")
 
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """`what` is a step's name, or that and a colon and more."""
-        if line := self._lines.get(what.partition(":")[0]):
-            if what != line.what:
-                line.what, line.began = what, time.perf_counter()
-            line.done, line.of = done, of
-
-    def on_run_start(self, report: RunResult) -> None:  # noqa: ARG002 - a Watcher's
-        """Forget the lines of an attempt that came to nothing."""
-        self._lines = {}
+    def on_run_start(self, record: RunRecord) -> None:
+        super().on_run_start(record)
+        self._lines = {}  # those of an attempt that came to nothing
 
     def on_step_start(self, step: Step) -> None:
-        """A line more, as soon as it has been under way for long enough."""
+        super().on_step_start(step)
         self._lines.setdefault(step.name, _Line(step, time.perf_counter(), what=step.name)).times += 1
 
-    def on_step_end(self, step: Step, seconds: float) -> None:  # noqa: ARG002 - a Watcher's
-        """It rests, or is done."""
+    def on_step_end(self, step: Step, seconds: float) -> None:
+        super().on_step_end(step, seconds)
         if line := self._lines.get(step.name):
             line.rested = time.perf_counter()
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if line := self._lines.get(what.partition(":")[0]):
+            if what != line.what:  # each model of a probe has its own time
+                line.what, line.began = what, time.perf_counter()
+            line.done, line.total = done, total
 
     def __rich__(self) -> Table:
         now = time.perf_counter()
@@ -101,19 +105,23 @@ class ProgressDisplay(RunObserver):
         for line in [each for each in list(self._lines.values()) if each.shown(now)]:
             name = Table.grid(padding=(0, 1))
             name.add_row(self._spinner.render(now), Text(line.what))
-            bar = ProgressBar(line.of, line.done, _BAR) if line.of > 1 else ProgressBar(width=_BAR, pulse=True)
+            bar = (
+                ProgressBar(line.total, line.done, _BAR_WIDTH)
+                if line.total > 1
+                else ProgressBar(width=_BAR_WIDTH, pulse=True)
+            )
             table.add_row(name, bar, *line.cells(now))
         return table
 
 
 @contextmanager
-def show_progress(logs: LogHandler) -> Iterator[RunObserver]:
-    """Steps move on stderr during the block; log lines go above them."""
-    shown, console = ProgressDisplay(), Console(stderr=True)
+def show_progress(logs: LogHandler) -> Iterator[ProgressDisplay]:
+    """Show the steps on stderr during the block; log lines go above them."""
+    display, console = ProgressDisplay(logs), Console(stderr=True)
     with (
         Live(
-            shown, console=console, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False
+            display, console=console, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False
         ),
         logs.redirect(lambda line: console.print(Text.from_ansi(line), soft_wrap=True)),
     ):
-        yield shown
+        yield display

@@ -1,78 +1,77 @@
-"""Steps done by the workers of a Ray cluster (https://docs.ray.io, Ray Core): the only file that imports ray.
+"""Runs tasks on a Ray cluster (https://docs.ray.io, Ray Core). The only file that imports ray.
 
-A call is a Ray task. Its arguments and what it keeps lie in Ray's object store, which spills to disk by itself; what all
-calls share travels once to each machine, and is unpacked once by each worker. A task that is lost with its worker or its
-machine is done again by Ray, together with what was lost that it needs; one that keeps everybody waiting is done a second
-time beside the first.
+A call is a Ray task. Its arguments and outputs lie in Ray's object store, which spills to disk; what all calls share is sent
+once to each machine and unpacked once by each worker. Ray repeats a task that was lost with its worker or machine, and the
+tasks that made its lost arguments. A task that all others wait for is started a second time while the first goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from etl.errors import ConnectError, EtlError, SettingsError
 from etl.runtime.cancellation import POLL_SECONDS, CancelToken
 from etl.runtime.executor import LOCAL, LOCAL_EXECUTOR, RAY, Executor, ObjectRef, TaskFunction, require_same, versions
-from etl.runtime.temporary import temporary_folder
+from etl.runtime.files import temporary_folder
 
 log = logging.getLogger(__name__)
 
 RETRIES = 8
-"""How often a task is done again whose worker was lost; what a worker loses for want of memory Ray counts apart."""
+"""How often a task is repeated whose worker was lost. Ray counts workers that it kills for lack of memory separately."""
 
 SPECULATE_AFTER = 60.0
-"""Seconds that everybody waits for one task, at the least, before a second one is begun beside it."""
+"""Seconds without a result before the task that is waited for is started a second time."""
 
 OBJECT_STORE = 1 << 30
-"""Bytes of shared memory that a cluster of our own has for objects. What is more lies on disk."""
+"""Bytes of shared memory for objects in a cluster of our own. The rest lies on disk."""
 
 THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""A task has one core: many of them fill a machine, and not one of them."""
+"""Each task uses one core, since many of them run on a machine."""
 
-_LOOPBACK, _REACH = "127.0.0.1", 5.0
-_SHORT = 24
-"""Letters of the temporary folder at the most: a socket's path has 107, and what we and Ray add to the folder's up to 83."""
+_LOOPBACK = "127.0.0.1"
+_CONNECT_SECONDS = 5.0
+_MAX_FOLDER = 24
+"""Characters of the temporary folder's path: a socket's path has at most 107, and we and Ray append up to 83."""
 
 _SMALL = (int, float, str, bytes, type(None))
 _unpacked: dict[str, Any] = {}
-"""In a worker: what is shared, by its key."""
+"""In a worker: shared values by key."""
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Something that all calls of a step are given, where Ray keeps it, and with which versions it was made."""
+    """A value that all calls share: where Ray keeps it, and the versions of the driver."""
 
     key: str
     place: Any
     versions: dict[str, str]
 
     def value(self) -> Any:
-        """It, in a worker. Raises ConnectError where the worker has other versions than the driver."""
+        """Returns the value, in a worker. Raises ConnectError where the worker has other versions than the driver."""
         if self.key not in _unpacked:
             require_same(self.versions)
             import ray  # noqa: PLC0415
 
-            while len(_unpacked) > 1:  # a run shares one thing after the other
+            while len(_unpacked) > 1:  # a run shares one value after the other
                 _unpacked.pop(next(iter(_unpacked)))
             _unpacked[self.key] = ray.get(self.place)
         return _unpacked[self.key]
 
 
 def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any) -> Any:
-    """In a worker: a call of a step, and the seconds that it took."""
+    """Call a task function, in a worker. Returns the result with the seconds that it took, and the outputs."""
     import pyarrow as pa  # noqa: PLC0415
 
     pa.set_cpu_count(1)
@@ -84,7 +83,7 @@ def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any
 
 
 class RayTask:
-    """A call under way in the cluster, maybe twice."""
+    """A call that is pending in the cluster, possibly twice."""
 
     def __init__(
         self, engine: RayExecutor, step: TaskFunction, shared: Broadcast, arguments: Sequence[Any], keeps: int
@@ -102,7 +101,7 @@ class RayTask:
         return refs
 
     def result(self) -> Any:
-        """See Task."""
+        """Wait for the result of the first copy that ends."""
         ray, engine, began = self._engine.ray, self._engine, time.monotonic()
         while True:
             engine.stop.raise_if_cancelled()
@@ -111,7 +110,7 @@ class RayTask:
                 break
             waited = time.monotonic() - began
             if len(self._copies) == 1 and waited > max(SPECULATE_AFTER, 4 * engine.longest):
-                log.info("A task has kept everybody waiting for %.0f s: it is begun a second time.", waited)
+                log.info("No result of a task for %.0f s: it is started a second time.", waited)
                 self._copies.append(self._submit())
         done = next(refs for refs in self._copies if refs[0] == ready[0])
         result, seconds = engine.get(done[0])
@@ -121,7 +120,7 @@ class RayTask:
         return result
 
     def _release(self, done: list[Any] | None = None) -> None:
-        """Have what is not wanted any more stopped, and hold on to nothing."""
+        """Cancel the copies that are not needed any more, and drop all references."""
         for refs in self._copies:
             self._engine.under_way.pop(refs[0], None)
             if refs is not done:
@@ -133,7 +132,7 @@ class RayTask:
 
 
 class RayExecutor(Executor):
-    """The workers of a cluster. See `opened`."""
+    """Runs calls on the workers of a cluster. See `open_executor`."""
 
     apart = True
 
@@ -144,22 +143,22 @@ class RayExecutor(Executor):
 
     @property
     def max_pending(self) -> int:
-        """Two for each core of the cluster: one that works, and one that waits to."""
+        """Two for each core of the cluster: one runs, one waits."""
         return max(2, 2 * int(self.ray.cluster_resources().get("CPU", 1)))
 
     def broadcast(self, value: Any) -> Broadcast:
-        """See Executor."""
+        """Put the value into the object store."""
         return Broadcast(uuid.uuid4().hex, self.ray.put(value), versions())
 
     def submit(self, step: TaskFunction, shared: Broadcast, *arguments: Any, num_outputs: int = 0) -> RayTask:
-        """See Executor."""
+        """Start a Ray task. Larger arguments go through the object store."""
         self.stop.raise_if_cancelled()
         direct = (*_SMALL, self.ray.ObjectRef)
         placed = [each if isinstance(each, direct) else self.ray.put(each) for each in arguments]
         return RayTask(self, step, shared, placed, num_outputs)
 
     def get(self, ref: ObjectRef) -> Any:
-        """An object's value. Raises what the task raised that should have made it; ConnectError where it can't be had."""
+        """Fetch an object. Raises what its task raised; ConnectError where the object is lost."""
         errors = self.ray.exceptions
         try:
             while True:
@@ -177,7 +176,7 @@ class RayExecutor(Executor):
             ) from None
 
     def close(self) -> None:
-        """Stop what is under way."""
+        """Cancel what is pending."""
         for task in set(self.under_way.values()):
             task.cancel()
 
@@ -186,40 +185,29 @@ class RayExecutor(Executor):
 def cluster(
     address: str | None, stop: CancelToken, cores: int | None = None, store: int = OBJECT_STORE
 ) -> Iterator[RayExecutor]:
-    """An engine for the length of a block: of the cluster at an address, or of a cluster of our own, which ends with the block.
+    """Yields an executor on the cluster at an address, or on one of our own, which ends with the block.
 
-    One of our own has `cores` workers, all of the machine's by default, and `store` bytes for objects. Where this process has a
-    Ray session already, the engine is of that one, which stays. Raises SettingsError where Ray is not installed,
-    ConnectError where the cluster can't be reached.
+    A cluster of our own has `cores` workers, by default one per core, and `store` bytes for objects. Where this process has a
+    Ray session already, that is used, and stays. Raises SettingsError where Ray is not installed, ConnectError where the
+    cluster can't be reached.
     """
-    with _connected(address, {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}) as ray:
-        engine = RayExecutor(ray, stop)
-        try:
-            yield engine
-        finally:
-            engine.close()
-
-
-@contextmanager
-def _connected(address: str | None, own: dict[str, int]) -> Iterator[Any]:
-    with _ray_environment(alone=address is None):
+    own = {"num_cpus": cores or len(os.sched_getaffinity(0)), "object_store_memory": store}
+    with ExitStack() as stack:
+        stack.enter_context(_ray_environment(alone=address is None))
         ray = _ray()
-        if ray.is_initialized():
-            yield ray
-            return
-        place = temporary_folder()
-        if len(str(place)) > _SHORT:
-            place = Path("/tmp")  # noqa: S108 - mkdtemp's, below
-        private = tempfile.mkdtemp(prefix="bpr-ray-", dir=place)
-        folder = os.path.join(private, "r")  # noqa: PTH118 - Ray opens its own folder to everybody: nobody comes as far
-        try:
-            _silence(ray, alone=address is None)
+        if not ray.is_initialized():
+            parent = temporary_folder()
+            if len(str(parent)) > _MAX_FOLDER:
+                parent = Path("/tmp")  # noqa: S108 - the folder in it is private
+            private = TemporaryDirectory(prefix="bpr-ray-", dir=parent, ignore_cleanup_errors=True)
+            # A folder in the private one, since Ray makes its own readable by all.
+            folder = f"{stack.enter_context(private)}/r"
+            stack.callback(ray.shutdown)
             with _preserve_signals():
                 _begin_session(ray, address, own | {"_temp_dir": folder})
-            yield ray
-        finally:
-            ray.shutdown()
-            shutil.rmtree(private, ignore_errors=True)
+        executor = RayExecutor(ray, stop)
+        stack.callback(executor.close)
+        yield executor
 
 
 def _ray() -> Any:
@@ -230,30 +218,30 @@ def _ray() -> Any:
         if error.name != "ray":
             raise
         raise SettingsError("--engine ray needs Ray, which is not installed: pip install 'bpr-etl[ray]'.") from None
-    logging.setLogRecordFactory(factory)  # Ray's would add a field to every line of everybody's log
+    logging.setLogRecordFactory(factory)  # Ray's factory would add a field to every log record of this process
     logging.getLogger("ray").setLevel(logging.ERROR)
     return ray
 
 
 @contextmanager
 def _ray_environment(*, alone: bool) -> Iterator[None]:
-    """What Ray hears by the environment alone: to report to nobody, and to listen on loopback only where the cluster is ours.
+    """Set what Ray reads from the environment only: no usage reports, and loopback only for a cluster of our own.
 
-    The last one's name speaks of other systems, where it is the default.
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 means loopback only on any system, whatever its name says.
     """
-    words = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {})
-    before = {name: os.environ.get(name) for name in words}
-    os.environ.update(words)
+    values = {"RAY_USAGE_STATS_ENABLED": "0"} | ({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if alone else {})
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name, word in before.items():
-            os.environ.pop(name, None) if word is None else os.environ.update({name: word})
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
 def _preserve_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself where it can, on the main thread: it is given back."""
+    """Restore the handler of SIGTERM, which Ray replaces when it is started on the main thread."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -262,28 +250,19 @@ def _preserve_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _silence(ray: Any, *, alone: bool) -> None:
-    """What no setting says, or none that is heard any more: nothing on our stdout; loopback where ray was imported before."""
-    with suppress(AttributeError):
-        ray._private.worker._worker_logs_enabled = False  # noqa: SLF001
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = not alone  # noqa: SLF001
-
-
 def _begin_session(ray: Any, address: str | None, own: dict[str, Any]) -> None:
-    """Join the cluster at an address, or start one of our own. Nothing of it comes to our stdout or stderr."""
+    """Join the cluster at an address, or start one of our own on loopback. Nothing goes to stdout or stderr."""
     quiet = {"log_to_driver": False, "configure_logging": False}
     try:
         if address is not None:
             _require_reachable(address)
             ray.init(address=address, **quiet)
             return
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address=_LOOPBACK,
-            **own,
-            **quiet,
-        )
+        # Ray reads the environment variable when it is imported. A program that had imported it before us would listen on all
+        # interfaces, and there is no public setting.
+        with suppress(AttributeError):
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # noqa: SLF001
+        ray.init(address="local", include_dashboard=False, _node_ip_address=_LOOPBACK, **own, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"The Ray cluster at {address} can't be joined" if address else "Ray can't be started on this machine"
         raise ConnectError(f"{where}: {_first_line(error)}. {_ADVICE if address else ''}".strip()) from None
@@ -301,18 +280,18 @@ def _first_line(error: BaseException) -> str:
 
 
 def _require_reachable(address: str) -> None:
-    """Ray tries for a minute where nobody answers: look first. Raises OSError."""
+    """Raise OSError where nothing listens at the address: Ray itself would try for a minute."""
     host, separator, port = address.rpartition(":")
     if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 @contextmanager
 def open_executor(name: str, environ: Mapping[str, str], stop: CancelToken) -> Iterator[Executor]:
-    """The engine of a setting, for the length of a block: `local`, `ray`, `ray://host:port`.
+    """Yields the executor that the setting `engine` names: `local`, `ray`, `ray://host:port`.
 
-    `ray` alone is the cluster of RAY_ADDRESS, or else one of this machine, which is ours and ends with the block. Raises
-    SettingsError where Ray is not installed, ConnectError where the cluster can't be reached.
+    `ray` alone means the cluster of RAY_ADDRESS, or else one on this machine that ends with the block. Raises SettingsError
+    where Ray is not installed, ConnectError where the cluster can't be reached.
     """
     if name == LOCAL:
         yield LOCAL_EXECUTOR

@@ -1,26 +1,28 @@
-"""Where the files are that are read, not run: one place that knows the checkout and the wheel.
+"""What ships with the package: its version, the files under `data/`, `cli.py`, the tested versions of libraries.
 
-In a checkout `cli.py`, `data/` and `constraints.txt` stand at the top of the repository; in the wheel they ride inside the
-package, under `etl/_bundled/`, so that nothing but `etl` is installed at top level.
+In a checkout `cli.py`, `data/` and `constraints.txt` lie at the top of the repository; in the wheel, under `etl/_bundled/`, so
+that nothing but `etl` is installed at top level.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 
 def resource(name: str) -> Path:
-    """The file `data/<name>`."""
+    """Returns the path of `data/<name>`."""
     return _root() / "data" / name
 
 
 def bundled_cli() -> Path:
-    """The file `cli.py`, which holds the Typer app."""
+    """Returns the path of `cli.py`, which holds the Typer app."""
     return _root() / "cli.py"
 
 
 def tested_versions() -> dict[str, str]:
-    """The exact versions of libraries that were tested, by name, from `constraints.txt`."""
+    """Returns the exact versions of libraries that were tested, by name, from `constraints.txt`."""
     lines = (_root() / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(";")[0].partition("==") for line in lines if not line.startswith("#"))
     return {name.strip(): version.strip() for name, _, version in pairs if version}

@@ -1,4 +1,7 @@
-"""A run's account of itself: seconds and rows per step, counts, notes, warnings. Becomes summary, JSON and manifest."""
+"""The run record: steps with their seconds and rows, counts, notes and warnings; and who follows a run.
+
+Becomes the summary on the terminal, the JSON object and the manifest.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +17,44 @@ from pathlib import Path
 from typing import Any
 
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.version import __version__
+from etl.runtime.resources import __version__
 from etl.settings.model import Settings
 
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
 
-
 Progress = Callable[[str, int, int], object]
-"""Told of progress: what is being done, how many steps of it are done, of how many."""
+"""Called as work goes on: what is being done (a step's name, or that, a colon and more), pieces done, pieces in all."""
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    """A `Progress` that does nothing."""
 
 
 class RunObserver:
-    """Told of a run as it goes on, by several threads at a time. This one does nothing with it.
+    """Follows a run. Its methods are called by several threads; here each of them does nothing."""
 
-    Also a `Progress`, which is told of a step's name and how far it is.
-    """
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        """Something that is done piece by piece has come so far."""
-
-    def on_run_start(self, report: RunResult) -> None:
-        """A run begins, or begins anew after it was in somebody's way."""
+    def on_run_start(self, record: RunRecord) -> None:
+        """A run begins, or begins again after a conflict with another session."""
 
     def on_step_start(self, step: Step) -> None:
         """A step begins, or goes on."""
 
     def on_step_end(self, step: Step, seconds: float) -> None:
         """A step ends, or pauses until its next piece, after so many seconds."""
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """See `Progress`."""
+
+
+class ProgressObserver(RunObserver):
+    """Passes progress on to a function."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """Call it."""
+        self._progress(what, done, total)
 
 
 @dataclass
@@ -65,7 +79,7 @@ class Step:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had so far, in MiB.
+    """Returns the most memory that this process has had so far, in MiB.
 
     Linux's VmHWM where there is one: `ru_maxrss` begins with the peak of the process that started this one.
     """
@@ -77,15 +91,11 @@ def peak_mib() -> float:
 
 
 @dataclass
-class RunResult:
-    """What a run did: seconds and rows per step, counts, warnings, and where the snapshot is. Becomes summary and JSON.
+class RunRecord:
+    """What a run has done so far. Steps stand in the order in which they began; one that is done by bucket is one step.
 
-    `snapshot` is None where nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
-    `committed` is whether the database was written. `counts` are those of the manifest. `nights` are the last snapshots before
-    this one in the same --out, oldest first, `figures` what this one comes to beside them.
-
-    Steps stand in the order in which they began. One that is done by bucket is one step. Some go on beside others (the server
-    takes the COPY while files are written), so the steps' seconds are more than the `seconds` of all of it.
+    `counts` are those of the manifest. Some steps go on at the same time (the server takes the COPY while files are written),
+    so the steps' seconds add up to more than `seconds`.
     """
 
     run_id: str
@@ -94,8 +104,6 @@ class RunResult:
     counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    previous_runs: list[Any] = field(default_factory=list)
-    metrics: list[Any] = field(default_factory=list)
     snapshot: str | None = None
     committed: bool = False
     retries: int = 0
@@ -108,11 +116,11 @@ class RunResult:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.perf_counter() - self._began
 
     def get_step(self, name: str) -> Step:
-        """The step of this name; it has its place from now on, if it hadn't one already."""
+        """Returns the step of this name. A new one takes its place in the list now, though it may begin later."""
         found = next((each for each in self.steps if each.name == name), None)
         if found is None:
             self.steps.append(found := Step(name))
@@ -120,9 +128,9 @@ class RunResult:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[int], None]]:
-        """Time a step, or go on with it; what the block calls with a number is added to the step's rows.
+        """Time a step, or go on with it. Yields a function that adds to the step's rows.
 
-        Raises StoppedError where an end was asked for.
+        Raises CancelledError where the run was cancelled.
         """
         self.stop.raise_if_cancelled()
         step = self.get_step(name)
@@ -136,8 +144,13 @@ class RunResult:
             step.peak_mib = peak_mib()
             self.observer.on_step_end(step, seconds)
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A `Progress` that tells the observer. Raises CancelledError where the run was cancelled."""
+        self.stop.raise_if_cancelled()
+        self.observer.on_progress(what, done, total)
+
     def facts_for_json(self) -> dict[str, Any]:
-        """What `--json` prints: `positives` are those that have a triple, as on the terminal.
+        """Returns what `--json` prints: `positives` are those that have a triple, as on the terminal.
 
         All that ranking events select, which the manifest counts as `positives`, are `positives_selected`.
         """
@@ -158,7 +171,7 @@ class RunResult:
         }
 
     def timings(self) -> dict[str, Any]:
-        """Seconds and rows per step, seconds of all of it, and the process's peak memory until now."""
+        """Returns seconds and rows per step, the seconds of the whole run, and the process's peak memory until now."""
         return {
             "steps": [{"step": each.name, "seconds": round(each.seconds, 3), "rows": each.rows} for each in self.steps],
             "seconds": round(self.seconds, 3),
@@ -166,7 +179,7 @@ class RunResult:
         }
 
     def manifest_facts(self, settings: Settings, now: datetime) -> dict[str, Any]:
-        """The manifest's account of the run: nothing in it is a secret."""
+        """Returns what the manifest says of the run. It holds no secret."""
         return {
             "run_id": self.run_id,
             "started_at": self.started_at.isoformat(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etl.errors import ConnectError, SettingsError
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.temporary import temporary_folder
+from etl.runtime.files import temporary_folder
 from etl.settings.values import parse_location
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot, open_snapshot
 from etl.snapshots.store import LocalStore, Store

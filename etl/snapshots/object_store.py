@@ -24,7 +24,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError,
 
 from etl.errors import ConnectError, EtlError, SettingsError, escape_control_characters
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.temporary import temporary_folder
+from etl.runtime.files import temporary_folder
 from etl.settings.permissions import writable_by_others
 from etl.snapshots.lock import LOCK, Lease, ObjectVersion, folder_lock, owner, read_owner
 from etl.snapshots.object_store_client import open_object_store, reraise_if_bucket_missing, servers, translate_errors

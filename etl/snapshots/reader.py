@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.files import FileInfo
-from etl.runtime.version import __version__
+from etl.runtime.resources import __version__
 from etl.snapshots.event_reader import read_events
 from etl.snapshots.manifest import FileEntry, file_entries, parse_manifest
 from etl.transform.buckets import bucket_count

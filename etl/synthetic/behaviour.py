@@ -1,4 +1,4 @@
-"""What happens in the synthetic world, as numbers: what users are shown, what they do with it, what is logged of that.
+"""The synthetic world's slots and signals, as numbers: what users are shown, what they do with it, what is logged.
 
 Pure and vectorised, as `etl.synthetic.population`. The only loops are over cities and the days of a trip, never over users,
 trips, slots or nodes.
@@ -109,7 +109,7 @@ def _rounds(rng: np.random.Generator, weights: Floats, sizes: Ints) -> tuple[Int
 
     An exponential divided by its weight, smallest first, is a weighted draw without replacement (Efraimidis and
     Spirakis, 2006). Nodes shown before go behind all the others: when a trip runs out of nodes the next round begins
-    by itself, and as one day is one draw, no node comes twice on a day. Exponentials have no memory, so drawing anew
+    by itself, and as one day is one draw, no node comes twice on a day. Exponentials have no memory, so a new draw
     each day is the same as one draw for the trip.
     """
     uses = np.zeros(weights.shape)
@@ -137,9 +137,9 @@ def _swap(rng: np.random.Generator, scene: Scene, shown: _Shown, slots: Ints) ->
     in_trip, on_day = _matrix(trip, shown.node, len(nodes.city)), _matrix(date, shown.node, len(nodes.city))
     for number, eligible in enumerate(nodes.eligible):
         mine = slots[scene.trips.city[trip[slots]] == number]
-        liking = scene.affinity(trip[mine])
-        own = np.take_along_axis(liking, nodes.category[shown.node[mine]][:, None], axis=1)
-        there = liking[:, nodes.category[eligible]]
+        affinity = scene.affinity(trip[mine])
+        own = np.take_along_axis(affinity, nodes.category[shown.node[mine]][:, None], axis=1)
+        there = affinity[:, nodes.category[eligible]]
         unseen = ~in_trip[trip[mine]][:, eligible]
         free = np.where(unseen.any(axis=1, keepdims=True), unseen, ~on_day[date[mine]][:, eligible]) & (there > own)
         keys = np.where(free, rng.standard_exponential(free.shape) / np.sqrt(there), np.inf)

@@ -1,4 +1,4 @@
-"""Who is in the synthetic world and where they go, as numbers: the catalogue, the users, their trips.
+"""The synthetic world's catalogue, users and trips, as numbers.
 
 Pure and vectorised: NumPy arrays drawn from a profile (`data/world.json`, `data/affinity-model.json`) and a generator.
 Rows refer to each other by row number; `etl.synthetic.behaviour` draws what then happens, and `etl.synthetic.tables` makes
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from etl.runtime.resources import resource
+from etl.transform.personas import BASE_TABLE, DELTA_TABLES, affinity_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,14 +26,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Bools = npt.NDArray[np.bool_]
 
-# The persona axes, each with the table of the affinity model that says what its labels do to a user's affinities.
-AXES = {
-    "pace": "delta_by_pace",
-    "budget_tier": "delta_by_budget",
-    "social_mode": "delta_by_social_mode",
-    "time_orientation": "delta_by_time_orientation",
-    "primary_interest": "base_by_primary_interest",
-}
+# The persona axes, each with the affinity model's table of what its labels do to a user's affinities.
+AXES = DELTA_TABLES | {"primary_interest": BASE_TABLE}
 NODE_STATUSES = ("approved", "pending", "flagged", "archived")
 _ARCHIVED = NODE_STATUSES.index("archived")
 _AFFINITY_DECIMALS = 4
@@ -56,7 +51,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the two data files say, as read, and the axes made from them."""
+    """The two data files as read, and the axes made from them."""
 
     world: dict[str, Any]
     model: dict[str, Any]
@@ -77,7 +72,7 @@ class Profile:
 def load_profile() -> Profile:
     """Read `data/world.json` and `data/affinity-model.json`."""
     world = json.loads(resource("world.json").read_text(encoding="utf-8"))
-    model = json.loads(resource("affinity-model.json").read_text(encoding="utf-8"))
+    model = affinity_model().raw
     return Profile(world, model, {axis: _axis(axis, world["persona"][axis], model) for axis in AXES})
 
 
@@ -97,7 +92,7 @@ def _axis(name: str, shares: dict[str, dict[str, float]], model: dict[str, Any])
 
 
 def normalised(weights: Iterable[float]) -> Floats:
-    """Return the weights as shares that sum to 1."""
+    """Returns the weights as shares that sum to 1."""
     array: Floats = np.array(list(weights), dtype=np.float64)
     array /= array.sum()
     return array
@@ -132,7 +127,7 @@ def draw_nodes(rng: np.random.Generator, profile: Profile) -> Nodes:
         live = np.repeat(np.arange(len(categories)), [city["nodes"].get(name, 0) for name in categories])
         flagged, pending = city["flagged"], city["pending"]
         status = np.repeat([0, 1, 2], [len(live) - flagged - pending, pending, flagged])
-        # The archived are as the live ones are: more of them in the categories that have many places.
+        # The archived nodes are spread over the categories as the live ones are.
         gone = rng.choice(live, size=city["archived"], replace=False)
         category = np.concatenate([live, gone])
         status = np.concatenate([rng.permutation(status), np.full(len(gone), _ARCHIVED)])
@@ -164,7 +159,7 @@ def draw_people(rng: np.random.Generator, profile: Profile, count: int) -> Peopl
         labels[name] = pick(rng, np.where(legacy[:, None], axis.legacy, axis.ordinary), count)
         total += axis.effect[labels[name]]
     openness = rng.beta(profile.world["cuisine_openness"]["alpha"], profile.world["cuisine_openness"]["beta"], count)
-    # What is stored is what users act on: rounded first, so that the affinities in the seed lose nothing.
+    # Rounded before use: users act on the affinities that their seed holds.
     affinity = np.round(np.clip(total, *profile.model["clamp"]), _AFFINITY_DECIMALS)
     return People(labels, np.round(openness, 2), affinity)
 
@@ -191,7 +186,7 @@ def draw_trips(rng: np.random.Generator, profile: Profile, people: People) -> Tr
     user = np.repeat(np.arange(len(count)), count)
     nth = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
     # Each trip has its own part of the span, and starts in the last 85% of it: with six trips in 775 days the other
-    # 15% are 19 days, longer than any trip, so nobody is in two cities at once.
+    # 15% are 19 days, longer than any trip, so no user is in two cities at once.
     past, span = profile.world["history_days"], profile.world["history_days"] + profile.world["upcoming_days"]
     start = np.floor(span * (nth + 0.15 + 0.85 * rng.random(len(user))) / count[user]).astype(np.int64) - past
     lead = rng.uniform(2.0, 120.0, len(user))
@@ -212,7 +207,7 @@ def _cities(rng: np.random.Generator, profile: Profile, user: Ints, nth: Ints) -
 
 @dataclass(frozen=True)
 class Scene:
-    """All there is before anybody is shown anything: the rules, the catalogue, the users and where they go."""
+    """The state before any slot is drawn: the rules, the catalogue, the users, their trips."""
 
     profile: Profile
     nodes: Nodes
@@ -220,5 +215,5 @@ class Scene:
     trips: Trips
 
     def affinity(self, trip: Ints) -> Floats:
-        """Return what the user of each of these trips thinks of each category: trips x categories."""
+        """Returns the affinity of each trip's user for each category: trips x categories."""
         return self.people.affinity[self.trips.user[trip]]

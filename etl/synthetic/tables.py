@@ -1,4 +1,4 @@
-"""The synthetic world's tables: the numbers of `etl.synthetic.population` as frames with the database's columns.
+"""The synthetic world's tables: the numbers of `population` and `behaviour` as frames with the database's columns.
 
 Column names are the database's, types those that COPY needs: enum and jsonb columns are text (the writer casts), int4
 is Int32, timestamp(3) is Datetime("ms") in UTC. Ids are UUIDs, version 4 in shape, made from the generator's bits.
@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from etl.synthetic.behaviour import SIGNALS, STATUSES
-from etl.synthetic.population import MS_PER_DAY, NODE_STATUSES
+from etl.synthetic.behaviour import ACTIVE, COMPLETED, CONFIRMED, SIGNALS, STATUSES
+from etl.synthetic.population import MS_PER_DAY, NODE_STATUSES, normalised, pick
+from etl.transform.candidates import TOP_K
+from etl.transform.personas import SEED_LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,7 +30,7 @@ _TIME = pl.Datetime("ms")
 
 
 def _columns(names: str, dtype: pl.DataType) -> dict[str, pl.DataType]:
-    """Give several columns one type."""
+    """Returns a schema of columns that share a type."""
     return dict.fromkeys(names.split(), dtype)
 
 
@@ -56,7 +58,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     | _columns("createdAt", _TIME),
 }
 
-# What a personaSeed of today holds; a seed found in the wild may hold fewer.
+# The keys of a complete personaSeed; an irregular seed may have fewer.
 _SEED_KEYS = (
     "pace",
     "budget_tier",
@@ -67,7 +69,9 @@ _SEED_KEYS = (
     "exploration_radius",
     "category_affinities",
 )
-ORDINARY_SEED, SEED_WITHOUT_AFFINITIES, FIRST_WILD_SEED = range(3)
+# The persona dimension that is a seed's value as it stands, by the value's key.
+_DIMENSION_OF = {key: name for name, key in SEED_LABELS.items()} | {"cuisine_openness": "cuisine_openness"}
+ORDINARY_SEED, SEED_WITHOUT_AFFINITIES, FIRST_IRREGULAR_SEED = range(3)
 _HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), dtype=np.uint16)
 
 
@@ -90,8 +94,8 @@ def uuids(rng: np.random.Generator, count: int) -> pl.Series:
 class Block:
     """A block of users and all that they did, as numbers, with what is needed to name it.
 
-    `seed_kind` says what each user's personaSeed looks like: ordinary, without affinities, or a kind of the profile's
-    `wild_seeds`. `node_ids` has the catalogue's ids in row order.
+    `seed_kind` is the form of each user's personaSeed: ordinary, without affinities, or one of the profile's `wild_seeds`.
+    `node_ids` has the catalogue's ids in row order.
     """
 
     rng: np.random.Generator
@@ -124,9 +128,9 @@ def named(names: Sequence[str], codes: Ints) -> pl.Series:
     return pl.Series(names, dtype=pl.String).gather(codes)
 
 
-def unless(lost: Bools, values: pl.Series) -> pl.Series:
-    """Return `values`, null where lost."""
-    return values.set(pl.Series(lost), None)
+def unless(condition: Bools, values: pl.Series) -> pl.Series:
+    """Returns `values`, null where the condition holds."""
+    return values.set(pl.Series(condition), None)
 
 
 def shadow_emails(index: Ints) -> pl.Series:
@@ -226,13 +230,13 @@ def _json(keys: Iterable[str]) -> pl.Expr:
     return pl.struct(*keys).struct.json_encode()
 
 
-def itinerary_slots(block: Block, trip_ids: pl.Series, lost: Bools) -> pl.DataFrame:
-    """Make the slots. Grain: a slot, by (trip, day, order). A `lost` one has no node: a note of the user's own."""
+def itinerary_slots(block: Block, trip_ids: pl.Series, missing_node: Bools) -> pl.DataFrame:
+    """Make the slots. Grain: a slot, by (trip, day, order). A slot with `missing_node` has none, like a user's own note."""
     slots = block.slots
     columns = {
         "id": uuids(block.rng, len(slots.trip)),
         "tripId": trip_ids.gather(slots.trip),
-        "activityNodeId": unless(lost, block.node_ids.gather(slots.node)),
+        "activityNodeId": unless(missing_node, block.node_ids.gather(slots.node)),
         "dayNumber": slots.day,
         "sortOrder": slots.order,
         "status": named(STATUSES, slots.status),
@@ -240,7 +244,9 @@ def itinerary_slots(block: Block, trip_ids: pl.Series, lost: Bools) -> pl.DataFr
     return table("itinerary_slots", columns)
 
 
-def behavioral_signals(block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Series, lost: Bools) -> pl.DataFrame:
+def behavioral_signals(
+    block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Series, missing_node: Bools
+) -> pl.DataFrame:
     """Make the signals. Grain: a signal, by slot. modelVersion is null, as the application leaves it."""
     slot = block.signals.slot
     trip = block.slots.trip[slot]
@@ -249,8 +255,95 @@ def behavioral_signals(block: Block, trip_frame: pl.DataFrame, slot_ids: pl.Seri
         "userId": trip_frame["userId"].gather(trip),
         "tripId": trip_frame["id"].gather(trip),
         "slotId": slot_ids.gather(slot),
-        "activityNodeId": unless(lost[slot], block.node_ids.gather(block.signals.node)),
+        "activityNodeId": unless(missing_node[slot], block.node_ids.gather(block.signals.node)),
         "signalType": named(SIGNALS, block.signals.kind),
         "modelVersion": pl.repeat(None, len(slot), dtype=pl.String, eager=True),
     }
     return table("behavioral_signals", columns)
+
+
+# What only real users have: loose ends, and persona and ranking rows. No run may write or delete any of it.
+
+
+def real_signals(block: Block, signals: pl.DataFrame) -> pl.DataFrame:
+    """Loosen real users' signals: some have a modelVersion, and some views belong to no slot and no trip."""
+    rules = block.scene.profile.world["real_users"]
+    apart = (signals["signalType"] == "view") & pl.Series(block.rng.random(len(signals)) < rules["view_without_slot"])
+    versioned = pl.Series(block.rng.random(len(signals)) < rules["signal_with_model"])
+    loose = pl.when(~apart).then(pl.col("tripId", "slotId"))
+    version = pl.when(versioned).then(pl.lit("llm_ranker:0.0.9"))
+    return signals.with_columns(loose, version.alias("modelVersion"))
+
+
+def persona_dimensions(block: Block, trip_frame: pl.DataFrame, chosen: Bools) -> pl.DataFrame:
+    """Make persona rows of the users chosen. Grain: (user, dimension), by user, dimensions in the design's order."""
+    first = trip_frame.group_by("userId", maintain_order=True).agg(pl.len().alias("trips"), pl.col("createdAt").min())
+    returning = pl.when(pl.col("trips") <= 3).then(pl.lit("returning")).otherwise(pl.lit("frequent"))
+    values = {_DIMENSION_OF[key]: pl.col(key).cast(pl.String) for key in _SEED_KEYS if key in _DIMENSION_OF} | {
+        "trip_count": pl.when(pl.col("trips") == 1).then(pl.lit("first_trip")).otherwise(returning),
+        "category_affinities": pl.col("category_affinities").struct.json_encode(),
+    }
+    pairs = pl.concat_list(pl.struct(dimension=pl.lit(name), value=text) for name, text in values.items())
+    rows = pl.concat([persona(block), first], how="horizontal").filter(chosen)
+    rows = rows.select("userId", "createdAt", pairs.alias("pair")).explode("pair").unnest("pair")
+    columns = {
+        "id": uuids(block.rng, len(rows)),
+        **rows.to_dict(),
+        "confidence": 0.9,
+        "source": "onboarding",
+        "updatedAt": rows["createdAt"],
+    }
+    return table("persona_dimensions", columns)
+
+
+def _selected(block: Block, slots: pl.DataFrame, chosen: Bools) -> pl.DataFrame:
+    """List what was taken on each day of the trips chosen. Grain: (trip, dayNumber), in this order."""
+    taken = pl.Series(np.isin(block.slots.status, (CONFIRMED, ACTIVE, COMPLETED)))
+    rows = slots.select("dayNumber", "activityNodeId", trip=block.slots.trip, taken=taken)
+    node = pl.col("activityNodeId").filter(pl.col("taken") & pl.col("activityNodeId").is_not_null())
+    rows = rows.filter(chosen[block.slots.trip])
+    return rows.group_by("trip", "dayNumber", maintain_order=True).agg(node.alias("selectedIds"))
+
+
+def ranking_events(block: Block, trip_frame: pl.DataFrame, slots: pl.DataFrame, chosen: Bools) -> pl.DataFrame:
+    """Make an older model's events for the trips chosen. Grain: (trip, day). Shadow columns are null for most."""
+    rng, scene, rules = block.rng, block.scene, block.scene.profile.world["real_users"]
+    days = _selected(block, slots, chosen)
+    trip, count = days["trip"].to_numpy(), len(days)
+    ranked = _ranked(block, trip)
+    surfaces = rules["surfaces"]
+    alone = rng.random(count) >= rules["event_with_shadow_model"]
+    unmeasured = rng.random(count) < rules["event_without_latency"]
+    late = (days["dayNumber"].to_numpy() - 1 + rng.random(count)) * MS_PER_DAY
+    columns = {
+        "id": uuids(rng, count),
+        "userId": trip_frame["userId"].gather(trip),
+        "tripId": trip_frame["id"].gather(trip),
+        "sessionId": uuids(rng, count),
+        "dayNumber": days["dayNumber"],
+        "modelName": "llm_ranker",
+        "modelVersion": "0.0.9",
+        "candidateIds": ranked.list.sort(),
+        "rankedIds": ranked,
+        "selectedIds": days["selectedIds"],
+        "surface": named(list(surfaces), pick(rng, normalised(surfaces.values()), count)),
+        "shadowModelName": unless(alone, pl.repeat("bpr", count, eager=True)),
+        "shadowModelVersion": unless(alone, pl.repeat("0.0.0", count, eager=True)),
+        "shadowRankedIds": unless(alone, ranked.list.reverse()),
+        "latencyMs": unless(unmeasured, pl.Series(rng.integers(200, 801, count))),
+        "createdAt": block.epoch + scene.trips.start[trip] * MS_PER_DAY + np.floor(late).astype(np.int64),
+    }
+    return table("ranking_events", columns)
+
+
+def _ranked(block: Block, trip: Ints) -> pl.Series:
+    """Return the ids of each event's 20 best nodes of the trip's city, best first, ties by chance."""
+    scene = block.scene
+    width = min(TOP_K, *(len(eligible) for eligible in scene.nodes.eligible))
+    ranked = np.empty((len(trip), width), dtype=np.int64)
+    for number, eligible in enumerate(scene.nodes.eligible):
+        rows = np.flatnonzero(scene.trips.city[trip] == number)
+        affinity = scene.affinity(trip[rows])[:, scene.nodes.category[eligible]]
+        order = np.argsort(block.rng.random(affinity.shape) * 1e-6 - affinity, axis=1)
+        ranked[rows] = eligible[order[:, :width]]
+    return block.node_ids.gather(ranked.ravel()).reshape((len(trip), width)).cast(pl.List(pl.String))

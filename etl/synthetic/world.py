@@ -1,12 +1,10 @@
 """The synthetic world: users, trips, slots, signals and a catalogue as database rows, seeded, at any scale.
 
-Pure: no database, clock or environment; the same arguments (and NumPy release) give the same rows. `generate` yields
-chunks of frames whose columns are the database's, for COPY. What happens is drawn in `etl.synthetic.population` and
-`etl.synthetic.behaviour`; it gets ids, texts and types in `etl.synthetic.tables`, and what only real users have in
-`etl.synthetic.real_users`.
+Pure: no database, clock or environment, except for `copy_world`. The same arguments (and NumPy release) give the same rows.
+`population` and `behaviour` draw numbers, `tables` makes frames of them, `generate` yields these in chunks for COPY.
 
 At scale 1 it has the design's size: 747 shadow users whose seed is an object with all labels, about 2,744 trips, 85K
-slots and 220K signals, in three cities of 20, 72 and 73 eligible nodes. On top come 20 shadow users whose seed is
+slots and 220K signals, in three cities of 20, 72 and 73 eligible nodes. In addition there are 20 shadow users whose seed is
 null, a string, a list or half empty, and 60 real users, with persona and ranking rows that no run may touch.
 The shares and counts are those of `data/world.json`.
 """
@@ -14,7 +12,7 @@ The shares and counts are those of `data/world.json`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +23,6 @@ from etl.load.copy import copy_rows
 from etl.postgres.connection import Connection
 from etl.postgres.naming import quote_identifier
 from etl.postgres.scope import Scope
-from etl.synthetic import real_users as real
 from etl.synthetic import tables
 from etl.synthetic.behaviour import draw_signals, draw_slots
 from etl.synthetic.population import Scene, draw_nodes, draw_people, draw_trips, load_profile
@@ -58,20 +55,14 @@ class WorldChunk:
     ranking_events: pl.DataFrame
 
     def tables(self) -> list[tuple[str, pl.DataFrame]]:
-        """The frames by model, parents first."""
-        return [
-            ("User", self.users),
-            ("Trip", self.trips),
-            ("ActivityNode", self.activity_nodes),
-            ("ItinerarySlot", self.itinerary_slots),
-            ("BehavioralSignal", self.behavioral_signals),
-            ("PersonaDimension", self.persona_dimensions),
-            ("RankingEvent", self.ranking_events),
-        ]
+        """Returns (model, frame) pairs, parents first."""
+        return [(model, getattr(self, each.name)) for model, each in zip(_MODELS, fields(self), strict=True)]
 
+
+_MODELS = ("User", "Trip", "ActivityNode", "ItinerarySlot", "BehavioralSignal", "PersonaDimension", "RankingEvent")
 
 MAX_SCALE = 1_000
-"""85 million slots, ten times what is measured; far beyond it the plan alone fills the memory."""
+"""85 million slots: ten times the largest measured; far above it the plan alone fills the memory."""
 
 
 def generate(*, scale: float = 1.0, seed: int = 0, users_per_chunk: int = 5_000) -> Iterator[WorldChunk]:
@@ -158,33 +149,33 @@ def _block(plan: _Plan, kind: int, first: int, end: int) -> dict[str, pl.DataFra
 
 
 def _seed_kinds(rng: np.random.Generator, plan: _Plan, index: Ints) -> Ints:
-    """Say what each shadow user's seed looks like: the wild ones stand evenly among the others, kind after kind."""
+    """Returns the form of each shadow user's seed. The irregular ones are spread evenly, kind after kind."""
     total, rules = plan.ordinary + plan.irregular, plan.profile.world
-    nth_wild = index * plan.irregular // total
-    is_wild = (index + 1) * plan.irregular // total > nth_wild
-    bare = rng.random(len(index)) < rules["without_affinities_share"]
-    tame = np.where(bare, tables.SEED_WITHOUT_AFFINITIES, tables.ORDINARY_SEED)
-    return np.where(is_wild, tables.FIRST_WILD_SEED + nth_wild % len(rules["wild_seeds"]), tame)
+    nth_irregular = index * plan.irregular // total
+    irregular = (index + 1) * plan.irregular // total > nth_irregular
+    without = rng.random(len(index)) < rules["without_affinities_share"]
+    regular = np.where(without, tables.SEED_WITHOUT_AFFINITIES, tables.ORDINARY_SEED)
+    return np.where(irregular, tables.FIRST_IRREGULAR_SEED + nth_irregular % len(rules["wild_seeds"]), regular)
 
 
 def _shadow(block: tables.Block) -> dict[str, pl.DataFrame]:
     """Shadow users' frames: every slot and every signal has its node, no persona, no ranking event."""
     users = tables.users(block)
     trips = tables.trips(block, users["id"])
-    lost = np.zeros(len(block.slots.trip), dtype=np.bool_)
-    slots = tables.itinerary_slots(block, trips["id"], lost)
-    signals = tables.behavioral_signals(block, trips, slots["id"], lost)
+    missing_node = np.zeros(len(block.slots.trip), dtype=np.bool_)
+    slots = tables.itinerary_slots(block, trips["id"], missing_node)
+    signals = tables.behavioral_signals(block, trips, slots["id"], missing_node)
     return {"users": users, "trips": trips, "itinerary_slots": slots, "behavioral_signals": signals}
 
 
 def _real(block: tables.Block) -> dict[str, pl.DataFrame]:
-    """Real users' frames: with the loose ends that an application leaves, and for some persona and events."""
+    """Real users' frames: with missing references as applications leave them, some with personas and events."""
     rng, rules = block.rng, block.scene.profile.world["real_users"]
     users = tables.users(block)
     trips = tables.trips(block, users["id"])
-    lost = rng.random(len(block.slots.trip)) < rules["slot_without_node"]
-    slots = tables.itinerary_slots(block, trips["id"], lost)
-    signals = real.real_signals(block, tables.behavioral_signals(block, trips, slots["id"], lost))
+    missing_node = rng.random(len(block.slots.trip)) < rules["slot_without_node"]
+    slots = tables.itinerary_slots(block, trips["id"], missing_node)
+    signals = tables.real_signals(block, tables.behavioral_signals(block, trips, slots["id"], missing_node))
     known = rng.random(len(users)) < rules["with_persona"]
     known[0] = True  # even the smallest world has rows that are not the job's
     logged = known[block.scene.trips.user] & (rng.random(len(trips)) < rules["trip_with_events"])
@@ -194,8 +185,8 @@ def _real(block: tables.Block) -> dict[str, pl.DataFrame]:
         "trips": trips,
         "itinerary_slots": slots,
         "behavioral_signals": signals,
-        "persona_dimensions": real.persona_dimensions(block, trips, known),
-        "ranking_events": real.ranking_events(block, trips, slots, logged),
+        "persona_dimensions": tables.persona_dimensions(block, trips, known),
+        "ranking_events": tables.ranking_events(block, trips, slots, logged),
     }
 
 
@@ -203,9 +194,9 @@ def copy_world(
     connection: Connection,
     scope: Scope,
     worlds: Iterable[WorldChunk],
-    told: Callable[[int], object] = lambda _rows: None,
+    on_rows: Callable[[int], object] = lambda _rows: None,
 ) -> dict[str, int]:
-    """Fill the tables with a synthetic world, chunk by chunk; gives the rows per table. Each chunk's are `told`."""
+    """Copy chunks into the tables. Returns the rows by model; `on_rows` is called with the rows of each frame copied."""
     rows: dict[str, int] = {}
     for world in worlds:
         for model, frame in world.tables():
@@ -214,18 +205,18 @@ def copy_world(
             else:
                 copy_rows(connection, scope, model, frame)
             rows[model] = rows.get(model, 0) + frame.height
-            told(frame.height)
+            on_rows(frame.height)
     return rows
 
 
 def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> None:
-    """COPY can't turn a text into jsonb (it fails loudly), so trips go through a table of the session's own."""
-    passing = "bpr_etl_trips"
-    connection.copy_temporary(passing, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    """Copy trips through a temporary table, since COPY can't convert text to jsonb."""
+    temporary = "bpr_etl_trips"
+    connection.copy_temporary(temporary, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
     columns = ", ".join(quote_identifier(name) for name in trips.columns)
     values = ", ".join(
         f"{quote_identifier(name)}::pg_catalog.jsonb" if name == "personaSeed" else quote_identifier(name)
         for name in trips.columns
     )
-    connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{passing}")
-    connection.execute(f"DROP TABLE pg_temp.{passing}")
+    connection.execute(f"INSERT INTO {scope.naming.table('Trip')} ({columns}) SELECT {values} FROM pg_temp.{temporary}")
+    connection.execute(f"DROP TABLE pg_temp.{temporary}")

@@ -1,8 +1,10 @@
-"""Array types, and columns and counts put together from their parts."""
+"""Array types, columns made from arrays, sums of counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def list_series(lengths: npt.NDArray[np.integer], values: pl.Series) -> pl.Series:
-    """The lists of these lengths whose elements are `values`, one after the other."""
+    """Returns lists of the given lengths; their elements are `values`, one after the other."""
     if isinstance(values.dtype, pl.Enum):  # Arrow has no such type, and Polars no cast to it inside a list
         if not (lengths > 0).all():
             raise ValueError("An empty list of an Enum can't be made this way.")
@@ -37,14 +39,23 @@ ARROW_TYPES = {
     pl.Float64(): pa.float64(),
     pl.Boolean(): pa.bool_(),
 }
-"""The Arrow type that a column is written as."""
+"""The Arrow type that each type of column is written as."""
 
 
 def to_arrow(column: pl.Series) -> pa.Array:
-    """A column of texts or numbers as it is written."""
+    """Returns a column of texts or numbers as the Arrow array that is written."""
     return column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(ARROW_TYPES[column.dtype])
 
 
 def sum_counts(some: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    """The sums by name, names in the order in which they are met first."""
+    """Returns the sums by name; names in the order in which they first occur."""
     return {name: some.get(name, 0) + more.get(name, 0) for name in {**some, **more}}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Base of records of counts: `+` adds them field by field, dicts by key."""
+
+    def __add__(self, other: Self) -> Self:
+        pairs = [(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)]
+        return type(self)(*(sum_counts(a, b) if isinstance(a, dict) else a + b for a, b in pairs))

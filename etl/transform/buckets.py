@@ -1,8 +1,8 @@
-"""User buckets: how work is cut so that memory follows the bucket and not the data.
+"""User buckets: work is divided by user, so that memory depends on the size of a bucket, not of the data.
 
-A bucket is a range of the users' SHA-256, the first thing that rows in files are ordered by: the buckets one after the other
-give every file's rows in their order, however many buckets there are. What waits for its bucket lies on a shelf: in memory
-while there is one bucket, in a file for each when there are more.
+A bucket is a range of the users' SHA-256, which files are sorted by first: the buckets one after the other give the rows of
+every file in order, whatever the number of buckets. A `BucketSpill` keeps rows until their bucket's turn: in memory with one
+bucket, in one file per bucket with more.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import pyarrow as pa
 from etl.transform.hashing import sha256_hex
 
 EVENTS_PER_BUCKET = 50_000
-"""About how many events a bucket has, where nobody said how many buckets there are to be."""
+"""Events of a bucket, roughly, where the number of buckets is not given."""
 
 _WRITE = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 def bucket_count(events: int) -> int:
-    """How many buckets so many events are cut into."""
+    """Returns the default number of buckets for so many events."""
     return max(1, -(-events // EVENTS_PER_BUCKET))
 
 
 def bucket_expr(users: pl.Expr, buckets: int) -> pl.Expr:
-    """The bucket of each user id, 0 to `buckets` - 1 (UInt32): its place in the range of the hashes."""
+    """Returns the bucket of each user id, 0 to `buckets` - 1 (UInt32), by the range that its hash is in."""
     if buckets == 1:
         return pl.repeat(0, pl.len(), dtype=pl.UInt32)
     leading = sha256_hex(users).str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
@@ -36,7 +36,7 @@ def bucket_expr(users: pl.Expr, buckets: int) -> pl.Expr:
 
 
 def partition_by_bucket(frame: pl.DataFrame, buckets: int) -> dict[int, pl.DataFrame]:
-    """Rows with a `user_id` by bucket, in their order; a bucket without rows is left out."""
+    """Returns rows with a `user_id` by bucket, in their order. Buckets without rows are missing."""
     if buckets == 1:
         return {0: frame}
     return _partitioned(frame, frame.select(bucket_expr(pl.col("user_id"), buckets)).to_series())
@@ -50,7 +50,7 @@ def _partitioned(frame: pl.DataFrame, bucket: pl.Series) -> dict[int, pl.DataFra
 
 
 class BucketSpill:
-    """Frames of one schema, put down in any order and taken up by bucket. See `shelf`."""
+    """Frames of one schema, appended in any order and read by bucket. See `open_spill`."""
 
     def __init__(self, folder: Path, buckets: int, empty: pl.DataFrame) -> None:
         self.buckets = buckets
@@ -59,7 +59,7 @@ class BucketSpill:
         self._held: list[pl.DataFrame] = []
 
     def append(self, frame: pl.DataFrame, bucket: pl.Series) -> None:
-        """Put rows down, each in the bucket that `bucket` says; within a bucket they keep their order."""
+        """Append rows, each to the bucket that `bucket` names. Within a bucket they keep their order."""
         if self.buckets == 1:
             self._held.append(frame)
             return
@@ -67,17 +67,17 @@ class BucketSpill:
             self.append_bucket(rows, number)
 
     def append_bucket(self, frame: pl.DataFrame, bucket: int) -> None:
-        """Put rows down that all belong to one bucket."""
+        """Append rows that all belong to one bucket."""
         if self.buckets == 1:
             self._held.append(frame)
             return
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        # A stream of its own each time: a file that stayed open for every bucket could be more than a process may have.
+        # One stream per call: files kept open for all buckets could exceed the limit of open files.
         with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, table.schema, options=_WRITE) as stream:
             stream.write_table(table)
 
     def read_bucket(self, bucket: int) -> pl.DataFrame:
-        """All rows of a bucket, in the order in which they were put down."""
+        """Returns all rows of a bucket, in the order in which they were appended."""
         if self.buckets == 1:
             self._held = [pl.concat([self._empty, *self._held], rechunk=True)]
             return self._held[0]
@@ -91,7 +91,7 @@ class BucketSpill:
         return pl.concat(frames, rechunk=True)
 
     def delete(self) -> None:
-        """Give back the memory and the disk."""
+        """Free the memory and delete the files."""
         self._held = []
         for bucket in range(self.buckets):
             self._path(bucket).unlink(missing_ok=True)
@@ -102,9 +102,9 @@ class BucketSpill:
 
 @contextmanager
 def open_spill(folder: Path, buckets: int, empty: pl.DataFrame) -> Iterator[BucketSpill]:
-    """A shelf for the length of a block, its files in `folder`; `empty` has the columns and types of its rows."""
-    held = BucketSpill(folder, buckets, empty)
+    """Yields a spill for the length of a block. Its files lie in `folder`; `empty` has the columns and types of its rows."""
+    spill = BucketSpill(folder, buckets, empty)
     try:
-        yield held
+        yield spill
     finally:
-        held.delete()
+        spill.delete()

@@ -1,14 +1,13 @@
-"""Candidates: the top 20 of a city's nodes for a user (design, Blocker 1, "Seeding approach"; CONTRACT, section 2.4).
+"""Candidates: the top 20 of a city's nodes for a user (docs/design.md, "Seeding approach"; docs/contract.md).
 
-Affinity is per category, so whole categories rank together, and only the nodes of the categories that reach the top 20 are
-looked at: cost grows with pairs x (20 + the boundary's nodes), not with pairs x nodes. Among those of equal affinity the order
-is that of a hash, which is spread evenly: of a large category only the nodes with small hashes are ever sorted.
+Affinity is per category, so whole categories rank together, and only nodes of categories that reach the top 20 are examined:
+cost grows with pairs x (20 + nodes of the last category), not with pairs x nodes. Nodes of equal affinity are ordered by a hash
+that is spread evenly, so that of a large category only the nodes with small hashes are sorted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import dataframely as dy
 import numpy as np
@@ -20,20 +19,20 @@ from etl.transform.hashing import SEPARATOR, hash64, mix64
 from etl.transform.schemas import Affinities
 
 TOP_K = 20
-"""How many candidates an event has at the most (design, "Seeding approach")."""
+"""The largest number of candidates of an event."""
 
-_CELLS = 1 << 18  # (pair, node) cells that are looked at at a time: they stay in the cache
-_MARGIN_SIGMAS = 6.0  # deviations above the mean: so many small hashes are hardly ever too few
+_CELLS = 1 << 18  # (user, node) cells that are examined at a time: they fit in the cache
+_MARGIN_SIGMAS = 6.0  # standard deviations above the mean number of small hashes: fewer than TOP_K are very rare
 
 
 def candidates(
     pairs: pl.DataFrame, affinities: dy.DataFrame[Affinities], nodes: pl.DataFrame, unknown: float, seed: int
 ) -> pl.DataFrame:
-    """The top 20 of a city's nodes for a user, one row per (user, city), whatever the number of days.
+    """Returns the top 20 of a city's nodes for each user: one row per (`user_id`, `city`) of `pairs`.
 
-    `pairs` has one row per (`user_id`, `city`); `nodes` the eligible ones, `node_id` as an Enum in the order of the ids' bytes.
-    Gives `candidate_ids`, ascending by id, and `ranked_ids`, the same by affinity, highest first. A city without nodes gives
-    no row. Equal affinities are in the order of mix64(hash64(seed, user) XOR hash64(node)), so no node is favoured for its id.
+    `nodes` are the eligible ones, `node_id` as an Enum in the order of the ids' bytes. `candidate_ids` are ascending by id,
+    `ranked_ids` the same by affinity, highest first. A city without nodes has no row. Equal affinities are ordered by
+    mix64(hash64(seed, user) XOR hash64(node)), so that no node is favoured for its id.
     """
     users, categories = pairs["user_id"].unique().sort(), nodes["category"].unique().sort()
     table = _affinity_matrix(users, categories, affinities, unknown)
@@ -55,26 +54,26 @@ def candidates(
 
 
 def top_k(affinity: npt.NDArray[np.float64], users: U64, category: I64, nodes: U64) -> tuple[I64, I64]:
-    """The best TOP of a city's nodes for each user: their rows one after the other, best first, and how many each user has.
+    """Returns the rows of each user's best TOP_K nodes, best first, one user after the other, and how many each user has.
 
-    `affinity` is of shape (users, categories); `users` and `nodes` are hashes, of which the tie is mixed; `category` says each
-    node's. Last of all the node's row decides.
+    `affinity` has the shape (users, categories); `users` and `nodes` are hashes, which the tie is mixed from; `category` is
+    each node's. Equal ties are ordered by the node's row.
     """
     reached = _needed_categories(affinity, np.bincount(category, minlength=affinity.shape[1]))
-    found = [_ScoredPairs.none()]
+    found = [_NO_PAIRS]
     for number in np.unique(category):
         who, which = np.flatnonzero(reached[:, number]), np.flatnonzero(category == number)
         for user, node, tie in _smallest_hashes(users, who, nodes, which):
-            found.append(_ScoredPairs(user, node, tie, affinity[user, number]))
-    return _ScoredPairs.concat(found).best(len(users))
+            found.append((user, node, tie, affinity[user, number]))
+    return _best(len(users), *(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def _needed_categories(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
-    """Which categories have nodes among a user's best TOP: those with fewer than TOP nodes in categories better liked."""
+    """Returns (users, categories): whether fewer than TOP_K nodes are in categories with a higher affinity."""
     order = np.argsort(-affinity, axis=1, kind="stable")
     ordered = np.take_along_axis(affinity, order, 1)
     before = np.cumsum(sizes[order], axis=1) - sizes[order]
-    # Equal affinities compete with each other: what counts is what lies before the first of them.
+    # Equal affinities compete with each other: what counts is the number of nodes before the first of them.
     begins = np.ones(ordered.shape, np.bool_)
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     first = np.maximum.accumulate(np.where(begins, np.arange(ordered.shape[1]), 0), axis=1)
@@ -84,11 +83,9 @@ def _needed_categories(affinity: npt.NDArray[np.float64], sizes: I64) -> Flags:
 
 
 def _smallest_hashes(users: U64, who: I64, nodes: U64, which: I64) -> Iterator[tuple[I64, I64, U64]]:
-    """(user, node, tie) of a category's nodes: at least the TOP smallest ties of each user, hardly more where there are many.
-
-    A tie is evenly spread over 64 bits, so the smallest TOP of n lie below a bound near TOP / n of the range, nearly always;
-    where they don't, all are given.
-    """
+    """Yields (user, node, tie) of a category's nodes: at least the TOP_K smallest ties of each user, and few more."""
+    # Ties are spread evenly over 64 bits, so that the smallest TOP_K of n nearly always lie below a bound near TOP_K / n of
+    # the range. Where they don't, all are yielded.
     size = len(which)
     wanted = TOP_K + _MARGIN_SIGMAS * TOP_K**0.5 + _MARGIN_SIGMAS
     bound = np.uint64(min(2**64 - 1, int(wanted / size * 2**64)))
@@ -102,38 +99,21 @@ def _smallest_hashes(users: U64, who: I64, nodes: U64, which: I64) -> Iterator[t
         yield some[user], which[node], tie[near]
 
 
-@dataclass(frozen=True)
-class _ScoredPairs:
-    """(user, node) pairs with what they are ranked by."""
+_NO_PAIRS = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0)
 
-    user: I64
-    node: I64
-    tie: U64
-    affinity: npt.NDArray[np.float64]
 
-    @classmethod
-    def none(cls) -> _ScoredPairs:
-        """No pairs."""
-        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0))
-
-    @classmethod
-    def concat(cls, parts: list[_ScoredPairs]) -> _ScoredPairs:
-        """All of them."""
-        names = ("user", "node", "tie", "affinity")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def best(self, users: int) -> tuple[I64, I64]:
-        """The best TOP of each user, by affinity, then tie, then node; and how many that are."""
-        order = np.lexsort((self.node, self.tie, -self.affinity, self.user))
-        per_user = np.bincount(self.user, minlength=users)
-        place = np.arange(len(order)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
-        return self.node[order[place < TOP_K]], np.minimum(per_user, TOP_K)
+def _best(users: int, user: I64, node: I64, tie: U64, affinity: npt.NDArray[np.float64]) -> tuple[I64, I64]:
+    """Returns the best TOP_K nodes of each user, by affinity, tie and node, and how many each user has; from pairs."""
+    order = np.lexsort((node, tie, -affinity, user))
+    per_user = np.bincount(user, minlength=users)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+    return node[order[rank < TOP_K]], np.minimum(per_user, TOP_K)
 
 
 def _affinity_matrix(
     users: pl.Series, categories: pl.Series, affinities: pl.DataFrame, unknown: float
 ) -> npt.NDArray[np.float64]:
-    """What each user (row) has for each category (column), `unknown` where there is nothing."""
+    """Returns the affinity of each user (row) for each category (column), `unknown` where there is none."""
     table = np.full((len(users), len(categories)), unknown)
     cells = affinities.join(_with_row_number(users, "user_id"), on="user_id").join(
         _with_row_number(categories, "category").rename({"row": "column"}), on="category"

@@ -1,8 +1,8 @@
-"""Ids, ties and text of numbers that stay the same on any machine and with any later release of the libraries.
+"""Ids, ties and number formatting that stay the same on any machine and with any later release of the libraries.
 
-`Expr.hash` changes between Polars releases (DESIGN, trap 9), so everything that reaches a row comes from a published
+`Expr.hash` changes between Polars releases (docs/pitfalls.md, 9), so everything that reaches a row comes from a published
 algorithm: SHA-1 for UUIDs (RFC 9562, version 5), SHA-256, and the finalizer of splitmix64. What is hashed is always a
-list of texts joined by NUL, which PostgreSQL's text can't hold: two different keys never join to the same text.
+list of texts joined by NUL, which PostgreSQL's text can't hold, so two different keys never join to the same text.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import numpy.typing as npt
 import polars as pl
 import polars_hash as plh
 
-# The namespace of every id that bpr-etl makes; anybody can check an id with Python's own `uuid.uuid5`.
+# The namespace of every id that bpr-etl makes. Ids can be checked with Python's `uuid.uuid5`.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")
 
 SEPARATOR = "\x00"
 
 
 def stable_id(kind: str, seed: int, *key: str) -> pl.Expr:
-    """The id of a row: the UUID version 5 of (kind, seed, the values of the key's columns), as lower-case text."""
+    """Returns a row's id: the UUID version 5 of (kind, seed, values of the key columns), as lower-case text."""
     prefix = pl.lit(SEPARATOR.join([kind, str(seed)]))
     name = pl.concat_str([prefix, *(pl.col(column).cast(pl.String) for column in key)], separator=SEPARATOR)
     return _hashing(name).uuidhash.uuid5(str(NAMESPACE))
 
 
 def sha256_hex(text: pl.Expr) -> pl.Expr:
-    """SHA-256 of a text's UTF-8 bytes, as 64 hexadecimal digits: PostgreSQL's `encode(sha256(...), 'hex')`."""
+    """Returns the SHA-256 of the UTF-8 bytes, as 64 hexadecimal digits: PostgreSQL's `encode(sha256(...), 'hex')`."""
     return _hashing(text).chash.sha2_256()
 
 
 def hash64(text: pl.Expr) -> pl.Expr:
-    """The first eight bytes of SHA-256, big-endian, as UInt64."""
+    """Returns the first eight bytes of SHA-256, big-endian, as UInt64."""
     return sha256_hex(text).str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def md5_32(text: pl.Expr) -> pl.Expr:
-    """The first four bytes of MD5, big-endian, as UInt64: a checksum that PostgreSQL can compute too, not a signature."""
+    """Returns the first four bytes of MD5, big-endian, as UInt64: a checksum that PostgreSQL can compute, not a signature."""
     return _hashing(text).nchash.md5().str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def mix64(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): one to one, every bit depends on all. A fresh array."""
+    """Returns the finalizer of splitmix64 (Steele, Lea, Flood 2014): one to one, each bit depends on all. A new array."""
     z = number ^ (number >> np.uint64(30))
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
@@ -53,11 +53,9 @@ def mix64(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def round_to_millionths(number: pl.Expr) -> pl.Expr:
-    """A float in [0, 1] as whole millionths (Int64), half-even on the exact float64: what Python's `round(x, 6)` rounds to.
-
-    Multiplying by 1e6 alone would round twice, and see ties where there are none (0.1234565 is below one). So the
-    product's own error is computed too (Dekker 1971), and decides the ties. Null stays null.
-    """
+    """Returns a float in [0, 1] as integer millionths (Int64), rounded half-even as by `round(x, 6)`. Null stays null."""
+    # Multiplying by 1e6 alone would round twice and see ties where there are none (0.1234565 is below one). So the
+    # product's error is computed too (Dekker 1971), and decides the ties.
     product = number * 2e6
     high = number * 134217729.0 - (number * 134217729.0 - number)  # 2**27 + 1: the upper half of the bits
     error = (high * 2e6 - product) + (number - high) * 2e6
@@ -70,10 +68,8 @@ def round_to_millionths(number: pl.Expr) -> pl.Expr:
 
 
 def format_millionths(millionths: pl.Expr) -> pl.Expr:
-    """Whole millionths in [0, 1000000] as the shortest decimal of that float, the way JSON writes it: 0.85, 1.0, 2.5e-05.
-
-    From the digits and not from a division: Polars multiplies by the reciprocal instead, which is off by a bit.
-    """
+    """Returns integer millionths in [0, 1000000] as the shortest decimal of that float, as JSON has it: 0.85, 1.0, 2.5e-05."""
+    # From the digits, not by division: Polars multiplies by the reciprocal, which is off by one bit.
     digits = millionths.cast(pl.String)
     plain = "0." + digits.str.zfill(6).str.strip_chars_end("0")
     tens = digits.str.slice(0, 1) + pl.when(millionths % 10 == 0).then(pl.lit("")).otherwise(
@@ -93,9 +89,9 @@ def format_millionths(millionths: pl.Expr) -> pl.Expr:
 
 
 def format_float(number: pl.Expr) -> pl.Expr:
-    """The shortest decimal that gives the same float64, an integral one without point: 0.85, 1, 1.5e-05, 1e+16.
+    """Returns the shortest decimal that gives the same float64: 0.85, 1, 1.5e-05, 1e+16. Null stays null.
 
-    Python's `repr` without a trailing `.0`. Polars writes the same digits, but not the same exponents. Null stays null.
+    That is Python's `repr` without a trailing `.0`. Polars writes the same digits, but other exponents.
     """
     text = number.cast(pl.String).str.strip_suffix(".0")
     exponent = text.str.replace(r"e-(\d)$", "e-0$1")

@@ -1,64 +1,93 @@
-"""Materialise personas: from the seeds of trips to PersonaDimension rows (design, Blocker 2; CONTRACT, section 2.3)."""
+"""Personas: from the seeds of trips to PersonaDimension rows, and the affinity model (docs/design.md, docs/contract.md).
+
+The affinity model rebuilds a vector over the categories from a persona's five labels: the base vector of the primary interest
+plus one delta per other label, clamped. Its numbers are in `data/affinity-model.json`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import dataframely as dy
 import polars as pl
 
-from etl.transform.affinity import AffinityModel, rebuild_affinities
-from etl.transform.arrays import sum_counts
+from etl.runtime.resources import resource
+from etl.transform.arrays import Counts
 from etl.transform.hashing import format_float, format_millionths, round_to_millionths, stable_id
 from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
 
 CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
-"""How far a value is to be believed, by where it comes from. A rebuilt vector lacks the user's own jitter."""
+"""How reliable a value is, by its source. A rebuilt vector lacks the user's own jitter."""
 
-_SEED_FIELDS = {
+SEED_LABELS = {
     "pace_preference": "pace",
     "budget_sensitivity": "budget_tier",
     "social_mode": "social_mode",
     "time_orientation": "time_orientation",
     "primary_interest": "primary_interest",
 }
+"""The dimensions that are a label, and its key in a seed."""
 
+DELTA_TABLES = {
+    "pace": "delta_by_pace",
+    "budget_tier": "delta_by_budget",
+    "social_mode": "delta_by_social_mode",
+    "time_orientation": "delta_by_time_orientation",
+}
+"""The affinity model's table of deltas for each label but the primary interest, by the label's key in a seed."""
+
+BASE_TABLE = "base_by_primary_interest"
 
 _NO_NUMBER = "not_a_finite_number"
 DROP_REASONS = ("unknown_category", _NO_NUMBER)
-"""Why a number of a seed's `category_affinities` is not used."""
+"""Why a value of a seed's `category_affinities` is not used."""
 
 
 @dataclass(frozen=True)
-class PersonaStats:
-    """What a person wants to know of persona rows: how many, by where their value comes from, and what was dropped.
+class AffinityModel:
+    """The numbers of the affinity model. `raw` is the JSON object in the file."""
 
-    `affinities_dropped` counts the keys of `category_affinities` that were not usable, `openness_dropped` the numbers of
-    `cuisine_openness`, by reason.
+    raw: dict[str, Any]
+
+    @property
+    def default_affinity(self) -> float:
+        """Affinity of a node whose category the user has no value for."""
+        return float(self.raw["unknown_category_affinity"])
+
+    def default(self, axis: str) -> Any:
+        """Returns the default of a label, or of `cuisine_openness`, that a seed does not have."""
+        return self.raw["defaults"][axis]
+
+
+@cache
+def affinity_model() -> AffinityModel:
+    """Returns the model that ships with bpr-etl."""
+    return AffinityModel(json.loads(resource("affinity-model.json").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class PersonaStats(Counts):
+    """Counts of persona rows: all, by source of the value, and the unusable values by reason. Named as in the manifest.
+
+    `affinities_dropped` counts the keys of `category_affinities`, `openness_dropped` the numbers of `cuisine_openness`.
     """
 
-    rows: int = 0
-    values_by_source: dict[str, int] = field(default_factory=dict)
+    persona_rows: int = 0
+    persona_values_by_source: dict[str, int] = field(default_factory=dict)
     affinities_dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     openness_dropped: dict[str, int] = field(default_factory=lambda: {_NO_NUMBER: 0})
-
-    def __add__(self, other: PersonaStats) -> PersonaStats:
-        return PersonaStats(
-            self.rows + other.rows,
-            sum_counts(self.values_by_source, other.values_by_source),
-            sum_counts(self.affinities_dropped, other.affinities_dropped),
-            sum_counts(self.openness_dropped, other.openness_dropped),
-        )
 
 
 @dataclass(frozen=True)
 class PersonaResult:
-    """Persona rows, and the tally of them."""
+    """Persona rows and their counts."""
 
     rows: dy.DataFrame[PersonaRows]
-    tally: PersonaStats
+    stats: PersonaStats
 
 
 def build_personas(
@@ -68,17 +97,23 @@ def build_personas(
     model: AffinityModel,
     seed: int,
 ) -> PersonaResult:
-    """Eight persona rows for each seed, ordered by (user_id, dimension).
+    """Returns eight persona rows for each seed, ordered by (user_id, dimension).
 
-    `categories` are the values of the database's ActivityCategory. Never a null: what a seed lacks is the model's
-    default, and says so in `source` (provenance is honest).
+    `categories` are the values of the database's ActivityCategory. No value is null: what a seed lacks is the model's
+    default, with source `default` and confidence 0.
     """
     usable, dropped = usable_affinities(seed_affinities, categories)
+    openness = pl.when(_usable(_OPENNESS)).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))
     values = pl.concat(
         [
-            *(_label(seeds, dimension, field, model) for dimension, field in _SEED_FIELDS.items()),
-            _cuisine_openness(seeds, model),
-            _trip_count(seeds),
+            *(
+                _dimension(
+                    seeds, dimension, pl.col(key).fill_null(pl.lit(model.default(key))), pl.col(key).is_not_null()
+                )
+                for dimension, key in SEED_LABELS.items()
+            ),
+            _dimension(seeds, "cuisine_openness", format_float(openness), _usable(_OPENNESS)),
+            _dimension(seeds, "trip_count", _trip_count(pl.col("trips")), pl.lit(value=True)),
             _category_affinities(seeds, usable, categories, model),
         ]
     )
@@ -95,10 +130,10 @@ def build_personas(
 
 
 def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The usable numbers of the seeds' vectors, clipped to [0, 1] and in whole millionths, and what was dropped by reason.
+    """Returns the usable numbers of the seeds' vectors, and the counts of those dropped, by reason.
 
-    Gives one row per (user_id, category) with `millionths`. Dropped are keys that the enum does not have, and values
-    that are not finite JSON numbers.
+    One row per (user_id, category), with `millionths`: the number clipped to [0, 1], as an integer. Dropped are keys that the
+    enum does not have, and values that are not finite JSON numbers.
     """
     judged = affinities.with_columns(
         number=pl.col("number").cast(pl.Float64, strict=False), known=pl.col("category").is_in(list(categories))
@@ -112,9 +147,9 @@ def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tu
 
 
 def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str]) -> dy.DataFrame[Affinities]:
-    """The affinities that PersonaDimension holds, one row per (user, category), from rows read back from the database.
+    """Returns the affinities that PersonaDimension rows hold, one row per (user, category).
 
-    A category that a user has no value for has no row. Values are canonical JSON: objects of finite numbers.
+    A category that a user has no value for has no row. The rows' values must be JSON objects of finite numbers.
     """
     fields = pl.Struct(dict.fromkeys(categories, pl.Float64))
     vectors = personas.filter(dimension="category_affinities").select(
@@ -122,7 +157,7 @@ def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str])
     )
     if not categories:  # an enum without values has no vectors
         return Affinities.create_empty()
-    # By place and not by name: a category may be called "user_id", or "*", or what reads as a regular expression.
+    # By position, not by name: a category may be called "user_id" or "*", or look like a regular expression.
     columns = vectors["vector"].struct.unnest().get_columns()
     long = pl.concat(
         vectors.select("user_id", category=pl.lit(category), affinity=column)
@@ -131,43 +166,23 @@ def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str])
     return Affinities.validate(long.select(Affinities.column_names()), cast=True)
 
 
-def _label(seeds: pl.DataFrame, dimension: str, field: str, model: AffinityModel) -> pl.DataFrame:
-    return seeds.select(
-        "user_id",
-        dimension=pl.lit(dimension),
-        value=pl.col(field).fill_null(pl.lit(model.default(field))),
-        source=_source(pl.col(field).is_not_null()),
-    )
+def _dimension(seeds: pl.DataFrame, dimension: str, value: pl.Expr, found: pl.Expr) -> pl.DataFrame:
+    """Returns one row per seed; `found` says whether the value is the seed's own, or the default."""
+    source = pl.when(found).then(pl.lit("onboarding")).otherwise(pl.lit("default"))
+    return seeds.select("user_id", dimension=pl.lit(dimension), value=value, source=source)
 
 
 _OPENNESS = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
 
 
 def _usable(number: pl.Expr) -> pl.Expr:
-    """Whether it is a finite float64. One too large for that has no decimal that gives it back: it counts as missing."""
+    """Whether a number is finite. One too large for a float64 counts as missing."""
     return number.is_finite().fill_null(value=False)
 
 
-def _cuisine_openness(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
-    found = _usable(_OPENNESS)
-    return seeds.select(
-        "user_id",
-        dimension=pl.lit("cuisine_openness"),
-        value=format_float(pl.when(found).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))),
-        source=_source(found),
-    )
-
-
-def _trip_count(seeds: pl.DataFrame) -> pl.DataFrame:
-    trips = pl.col("trips")
-    value = (
-        pl.when(trips == 1)
-        .then(pl.lit("first_trip"))
-        .when(trips <= 3)
-        .then(pl.lit("returning"))
-        .otherwise(pl.lit("frequent"))
-    )
-    return seeds.select("user_id", dimension=pl.lit("trip_count"), value=value, source=pl.lit("onboarding"))
+def _trip_count(trips: pl.Expr) -> pl.Expr:
+    several = pl.when(trips <= 3).then(pl.lit("returning")).otherwise(pl.lit("frequent"))
+    return pl.when(trips == 1).then(pl.lit("first_trip")).otherwise(several)
 
 
 def _category_affinities(
@@ -182,41 +197,59 @@ def _category_affinities(
     vectors = pl.concat(
         [usable.with_columns(source=pl.lit("onboarding")), rebuilt.with_columns(source=pl.lit("reconstructed"))]
     )
-    # An enum that has none of the model's categories rebuilds to nothing: an empty object, not a missing row.
-    written = _json_objects(vectors, categories)
-    return (
-        unseeded.select(
-            "user_id", dimension=pl.lit("category_affinities"), value=pl.lit("{}"), source=pl.lit("reconstructed")
-        )
-        .join(written, on="user_id", how="anti")
-        .vstack(written)
+    objects = _json_objects(vectors, categories)
+    # With an enum that has none of the model's categories, a rebuilt vector is an empty object, not a missing row.
+    return seeds.join(objects, on="user_id", how="left").select(
+        "user_id",
+        dimension=pl.lit("category_affinities"),
+        value=pl.col("value").fill_null("{}"),
+        source=pl.col("source").fill_null("reconstructed"),
     )
 
 
 def _json_objects(vectors: pl.DataFrame, categories: Sequence[str]) -> pl.DataFrame:
-    """One JSON object per user: keys in the order of their bytes, one space after each colon and comma."""
+    """Returns one JSON object per user: keys in the order of their bytes, one space after each colon and comma."""
     keys = {category: json.dumps(category, ensure_ascii=False) for category in categories}
+    key = pl.col("category").replace_strict(keys, return_dtype=pl.String)
     return (
         vectors.sort("user_id", "category")
-        .with_columns(
-            pair=pl.concat_str(
-                [
-                    pl.col("category").replace_strict(keys, return_dtype=pl.String),
-                    format_millionths(pl.col("millionths")),
-                ],
-                separator=": ",
-            )
-        )
+        .with_columns(pair=pl.concat_str([key, format_millionths(pl.col("millionths"))], separator=": "))
         .group_by("user_id", maintain_order=True)
         .agg("pair", pl.col("source").first())
-        .select(
-            "user_id",
-            dimension=pl.lit("category_affinities"),
-            value="{" + pl.col("pair").list.join(", ") + "}",
-            source="source",
-        )
+        .select("user_id", "source", value="{" + pl.col("pair").list.join(", ") + "}")
     )
 
 
-def _source(found: pl.Expr) -> pl.Expr:
-    return pl.when(found).then(pl.lit("onboarding")).otherwise(pl.lit("default"))
+def rebuild_affinities(seeds: pl.DataFrame, model: AffinityModel) -> pl.DataFrame:
+    """Returns affinities rebuilt from labels: base vector plus deltas, clamped. One row per (user_id, category), unordered.
+
+    `seeds` has one row per user with the labels of SEED_LABELS. A null label counts as the default, synonyms are resolved
+    first, an unknown label adds nothing, and an unknown interest has the default interest's vector.
+    """
+    known = model.raw[BASE_TABLE]
+    labels = seeds.select("user_id", *(_canonical_label(axis, model) for axis in SEED_LABELS.values())).with_columns(
+        pl.when(pl.col("primary_interest").is_in(list(known)))
+        .then("primary_interest")
+        .otherwise(pl.lit(model.default("primary_interest")))
+        .alias("primary_interest")
+    )
+    vectors = labels.join(_table(known, "primary_interest", "affinity"), on="primary_interest", how="left")
+    for axis, table in DELTA_TABLES.items():
+        delta = _table(model.raw[table], axis, "delta")
+        vectors = (
+            vectors.join(delta, on=[axis, "category"], how="left")
+            .with_columns(affinity=pl.col("affinity") + pl.col("delta").fill_null(0.0))
+            .drop("delta")
+        )
+    low, high = model.raw["clamp"]
+    return vectors.select("user_id", "category", pl.col("affinity").clip(low, high))
+
+
+def _canonical_label(axis: str, model: AffinityModel) -> pl.Expr:
+    label = pl.col(axis).fill_null(pl.lit(model.default(axis)))
+    return label.replace(model.raw["label_synonyms"][axis]).alias(axis)
+
+
+def _table(by_label: dict[str, dict[str, float]], label: str, value: str) -> pl.DataFrame:
+    rows = [(name, category, number) for name, vector in by_label.items() for category, number in vector.items()]
+    return pl.DataFrame(rows, schema={label: pl.String, "category": pl.String, value: pl.Float64}, orient="row")

@@ -1,7 +1,7 @@
-"""Candidates and ranking events: what a model would have offered, and what the user took (design, Blocker 1; CONTRACT, 2.4).
+"""Ranking events: what a model would have offered on a day, and what the user selected (docs/design.md, docs/contract.md).
 
-Everything here is a pure function from frame to frame. Nodes are `pl.Enum` columns whose values stand in the order of
-their UTF-8 bytes, so sorting by a node sorts by its id without touching a text.
+Pure functions from frame to frame. Nodes are `pl.Enum` columns whose values are in the order of their UTF-8 bytes, so that
+sorting by node compares integers, not texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import dataframely as dy
 import polars as pl
 
-from etl.transform.arrays import sum_counts
+from etl.transform.arrays import Counts
 from etl.transform.candidates import candidates
 from etl.transform.hashing import sha256_hex, stable_id
 from etl.transform.personas import read_affinities
@@ -26,70 +26,62 @@ _US_PER_DAY = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
 
 SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range")
-"""Why a (trip, day) gets no event; where several hold, the first of this order is the one that counts."""
+"""Why a (trip, day) has no event. Where several reasons hold, the first one is counted."""
 
 
 @dataclass(frozen=True)
-class RankingStats:
-    """What a person wants to know of ranking events: how many; (trip, day) pairs without one, by reason; positives."""
+class RankingStats(Counts):
+    """Counts: ranking events; (trip, day) pairs without one, by reason; positives. Named as in the manifest."""
 
-    events: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
+    ranking_events: int = 0
+    days_without_event: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
     positives: int = 0
     positives_outside_candidates: int = 0
-
-    def __add__(self, other: RankingStats) -> RankingStats:
-        return RankingStats(
-            self.events + other.events,
-            sum_counts(self.skipped, other.skipped),
-            self.positives + other.positives,
-            self.positives_outside_candidates + other.positives_outside_candidates,
-        )
 
 
 @dataclass(frozen=True)
 class RankingEvents:
-    """Ranking events of the shadow users, and the tally of them.
+    """Ranking events of shadow users, and their counts.
 
-    `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day): the columns of `Events`
-    with nodes as Enum, `shown_ids` and `latency_ms`.
+    `events` has one row per (trip, day), ordered by (user's hash, user, created, trip, day). Its columns are those of
+    `Events`, with nodes as Enum, and `shown_ids` and `latency_ms`.
     """
 
     events: pl.DataFrame
-    tally: RankingStats
+    stats: RankingStats
 
 
 def node_type(*ids: pl.Series) -> pl.Enum:
-    """The Enum of all the node ids given, in the order of their bytes. Nulls are left out."""
+    """Returns the Enum of all the node ids given, in the order of their bytes, without nulls."""
     every = pl.concat([series.cast(pl.String) for series in ids]) if ids else pl.Series(dtype=pl.String)
     return pl.Enum(every.drop_nulls().unique().sort())
 
 
 def eligible(nodes: pl.DataFrame) -> pl.DataFrame:
-    """The nodes that can be offered: all but the archived."""
+    """Returns the nodes that can be offered: all but the archived ones."""
     return nodes.filter(pl.col("status") != ARCHIVED)
 
 
 def sort_slots(slots: pl.DataFrame) -> pl.DataFrame:
-    """The slots that hold a node, day by day, by (sortOrder, id)."""
+    """Returns the slots that hold a node, by trip and day, then by (sortOrder, id)."""
     return slots.filter(pl.col("node_id").is_not_null()).sort("trip_id", "day_number", "sort_order", "slot_id")
 
 
 def day_nodes(ordered: pl.DataFrame) -> pl.DataFrame:
-    """The distinct nodes of each day, one row per (trip, day, node) at its first slot, from slots in slot order."""
+    """Returns the distinct nodes of each day, each at its first slot. `ordered` are slots in slot order."""
     return ordered.unique(["trip_id", "day_number", "node_id"], keep="first", maintain_order=True)
 
 
 def selected(ordered: pl.DataFrame) -> pl.DataFrame:
-    """What the user took: one row per (trip, day) with any, `selected_ids` distinct and in slot order."""
+    """Returns what the user selected: one row per (trip, day) with any; `selected_ids` are distinct, in slot order."""
     taken = day_nodes(ordered.filter(pl.col("status").is_in(SELECTED_STATUSES)))
     return taken.group_by("trip_id", "day_number", maintain_order=True).agg(selected_ids="node_id")
 
 
 def add_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
-    """Adds `shown_ids`: the distinct nodes of the event's day that were not selected, in slot order; never null.
+    """Returns events with `shown_ids`: the day's distinct nodes that were not selected, in slot order; never null.
 
-    `ordered` has the slots of the events' trips, in slot order.
+    `ordered` are the slots of the events' trips, in slot order.
     """
     keys = ["trip_id", "day_number"]
     day = events.select("event_id", *keys).join(day_nodes(ordered), on=keys, maintain_order="left_right")
@@ -113,10 +105,10 @@ def build_events(
     unknown: float,
     seed: int,
 ) -> RankingEvents:
-    """One ranking event per (trip, day) that has a slot, for the users of `persona_users`.
+    """Returns one ranking event per (trip, day) that has a slot, for the users of `persona_users`.
 
-    Skipped, with the reason: users without persona rows, cities without eligible nodes, days that leave the years 1 to
-    9999. `selected_ids` may be empty, and may hold nodes that are no candidates; the latter are counted.
+    Excluded, by reason: users without persona rows, cities without eligible nodes, days outside of the years 1 to 9999.
+    `selected_ids` may be empty, and may hold nodes that are not candidates; the latter are counted.
     """
     ids = node_type(nodes["node_id"], slots["node_id"])
     slots_ = slots.with_columns(pl.col("node_id").cast(ids))
@@ -140,7 +132,7 @@ def build_events(
 
 @dataclass(frozen=True)
 class RankingInputs:
-    """What all buckets are ranked with: the catalogue, the database's categories, the affinity of an unknown one, the seed."""
+    """What all buckets share: the catalogue, the database's categories, the affinity of an unknown one, the seed."""
 
     nodes: dy.DataFrame[Nodes]
     categories: Sequence[str]
@@ -155,7 +147,7 @@ def rank_bucket(
     slots: dy.DataFrame[Slots],
     personas: dy.DataFrame[Personas],
 ) -> tuple[int, RankingEvents]:
-    """A step for an engine: a bucket's trips, slots and personas to its ranking events; gives the bucket, too."""
+    """The task function of a bucket: its trips, slots and personas to its ranking events. Returns the bucket, too."""
     affinities = read_affinities(personas, ranking.categories)
     users = personas["user_id"].unique()
     return bucket, build_events(trips, slots, ranking.nodes, users, affinities, ranking.unknown, ranking.seed)
@@ -164,10 +156,10 @@ def rank_bucket(
 def sort_for_files(
     events: pl.DataFrame, within: Sequence[str] = ("created_us", "trip_id", "day_number", "event_id")
 ) -> pl.DataFrame:
-    """Events in the one order that files have: (SHA-256 of the user, user, created, trip, day, event); equals stay in order.
+    """Returns events in the order of files: (SHA-256 of the user, user, created, trip, day, event). The sort is stable.
 
-    The hash comes first so that a bucket of users, a range of hashes, is a range of rows, however many buckets there
-    are; PostgreSQL can compute it too. A stranger's rows are spread over the file, which SGD likes.
+    The hash comes first so that a bucket, a range of hashes, is a range of rows, whatever the number of buckets. PostgreSQL
+    can compute it too. It also spreads users who registered together over the file, as stochastic gradient descent needs.
     """
     users = events.select("user_id").unique().with_columns(user_hash=sha256_hex(pl.col("user_id")))
     joined = events.join(users, on="user_id", how="left", maintain_order="left")
@@ -177,9 +169,9 @@ def sort_for_files(
 def _classify_days(
     trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series
 ) -> pl.DataFrame:
-    """One row per (trip, day) with a slot, its `created_us`, and in `skipped` why it gets no event (null: it does)."""
+    """Returns one row per (trip, day) with a slot: `created_us`, and in `skipped` why it has no event (null: it has one)."""
     days = slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
-    # In days and not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap without a word.
+    # In days, not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap silently.
     start_day = pl.col("start_us").floordiv(_US_PER_DAY)
     day = start_day + pl.col("day_number").cast(pl.Int64) - 1
     in_years = start_day.is_between(_FIRST_DAY, _LAST_DAY) & day.is_between(_FIRST_DAY, _LAST_DAY)
@@ -195,7 +187,7 @@ def _classify_days(
 
 
 def _with_constants(events: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Adds what every seeded event has: its id, the model it is ascribed to, and a latency of 200 to 800 ms."""
+    """Returns events with an id, the model's name, and a latency of 200 to 800 ms."""
     return events.with_columns(event_id=stable_id("ranking_event", seed, "trip_id", "day_number")).with_columns(
         surface=pl.lit(SURFACE),
         model_name=pl.lit(MODEL_NAME),

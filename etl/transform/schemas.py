@@ -1,7 +1,7 @@
-"""The frames that cross a room's door, as types.
+"""Schemas of the frames that packages pass to each other.
 
-`filter` parts good rows from bad ones where rows come from outside (extract); `validate` raises where a wrong row would
-be our own bug. The ids are texts as the database has them; `None` in a docstring's "null means" is the only null allowed.
+`filter` separates valid from invalid rows that come from outside (extract). `validate` raises where an invalid row would be
+a bug of ours. Ids are texts, as in the database.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ DIMENSIONS = (
     "time_orientation",
     "trip_count",
 )
-"""The eight dimensions of the design (Blocker 2), in the order of their bytes."""
+"""The persona dimensions of the design (docs/design.md), in the order of their bytes."""
 
 SELECTED_STATUSES = ("confirmed", "active", "completed")
-"""A slot with one of these holds a node that the user took (CONTRACT, section 2, selectedIds)."""
+"""Statuses of a slot whose node the user selected."""
 
 ARCHIVED = "archived"
-"""A node with this status can't be offered: it is not eligible."""
+"""Status of a node that can't be offered: it is not eligible."""
 
 
 class Users(dy.Schema):
-    """One row per user of the scope."""
+    """One row per user of the scope (shadow users, or the audience)."""
 
     user_id = dy.String(primary_key=True)
     is_shadow = dy.Bool(nullable=False)
@@ -45,7 +45,7 @@ class Trips(dy.Schema):
 
 
 class Slots(dy.Schema):
-    """One row per itinerary slot of those trips. `node_id` null: nothing chosen yet."""
+    """One row per itinerary slot of those trips. `node_id` is null while no node is chosen."""
 
     slot_id = dy.String(primary_key=True)
     trip_id = dy.String(nullable=False)
@@ -70,8 +70,8 @@ class Nodes(dy.Schema):
 class Seeds(dy.Schema):
     """One row per shadow user with a usable seed: the labels of the first trip whose seed is a JSON object.
 
-    A label is null where the seed has none of JSON type string; `cuisine_openness` is the text of a JSON number. `trips`
-    counts all of the user's trips, with a seed or without.
+    A label is null where the seed has no JSON string for it. `cuisine_openness` is the text of a JSON number, else null.
+    `trips` counts all trips of the user, with a seed or without.
     """
 
     user_id = dy.String(primary_key=True)
@@ -86,7 +86,7 @@ class Seeds(dy.Schema):
 
 
 class SeedAffinities(dy.Schema):
-    """One row per (seed, key of its `category_affinities`). `number` is a JSON number's text, null for other types."""
+    """One row per (seed, key of its `category_affinities`). `number` is the text of a JSON number, null for other types."""
 
     user_id = dy.String(primary_key=True)
     category = dy.String(primary_key=True)
@@ -113,7 +113,7 @@ class PersonaRows(dy.Schema):
 
 
 class Personas(dy.Schema):
-    """One row per (user of the scope, dimension), as PersonaDimension has them: what is read back after the COPY.
+    """One row per (user of the scope, dimension) of PersonaDimension, read back after the COPY.
 
     `confidence` and `source` are null only where a looser schema allows that.
     """
@@ -126,7 +126,7 @@ class Personas(dy.Schema):
 
 
 class Affinities(dy.Schema):
-    """One row per (user, category): the affinity that PersonaDimension holds, in [0, 1]."""
+    """One row per (user, category) with the affinity in PersonaDimension, in [0, 1]."""
 
     user_id = dy.String(primary_key=True)
     category = dy.String(primary_key=True)
@@ -134,7 +134,7 @@ class Affinities(dy.Schema):
 
 
 class Events(dy.Schema):
-    """One row per ranking event, whoever wrote it. Lists are never null, their elements neither, and none repeats.
+    """One row per ranking event, ours or another's. Lists and their elements are never null; no element repeats.
 
     `created_us` in microseconds since 1970. `city` and `start_us` are the trip's; the latter is null when infinite.
     """

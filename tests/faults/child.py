@@ -43,12 +43,12 @@ def at_call(n: int, act: Callable[[], None]) -> Callable[[], int]:
 
 def at_step(name: str, edge: str, act: Callable[[], None]) -> None:
     """Act at the first begin or end of a step."""
-    from etl.runtime.run_record import RunResult
+    from etl.runtime.run_record import RunRecord
 
-    original, done = RunResult.step, []
+    original, done = RunRecord.step, []
 
     @contextmanager
-    def step(self: RunResult, step_name: str) -> Iterator[Callable[[int], None]]:
+    def step(self: RunRecord, step_name: str) -> Iterator[Callable[[int], None]]:
         hits = step_name == name and not done
         if hits:
             done.append(True)
@@ -59,7 +59,7 @@ def at_step(name: str, edge: str, act: Callable[[], None]) -> None:
         if hits and edge == "end":
             act()
 
-    RunResult.step = step  # type: ignore[method-assign]
+    RunRecord.step = step  # type: ignore[method-assign]
 
 
 def at_copy(n: int, act: Callable[[], None]) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psycopg
 
+import etl
 from etl.errors import EtlError
-from etl.pipeline import run as pipeline
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST
 from tests.states import data_files, database_state
@@ -52,9 +52,9 @@ class Nights:
     def prepared(cls, url: str, out: Path) -> Nights:
         """After a whole night of each seed; the last one is SEEDS[-1]'s."""
         nights = cls(url, out)
-        pipeline.run(load_settings({"database_url": url, "out": str(out), "seed": SEEDS[0]}, {}))
+        etl.run(load_settings({"database_url": url, "out": str(out), "seed": SEEDS[0]}, {}))
         for seed in (SEEDS[1], *SEEDS):
-            report = pipeline.run(load_settings({"database_url": url, "out": str(out), "seed": seed}, {}))
+            report = etl.run(load_settings({"database_url": url, "out": str(out), "seed": seed}, {}))
             nights.settled[seed] = database_state(url), data_files(report.snapshot)
         assert nights.settled[SEEDS[0]][0] != nights.settled[SEEDS[1]][0]
         assert nights.settled[SEEDS[0]][1] != nights.settled[SEEDS[1]][1]
@@ -127,7 +127,7 @@ class Nights:
     def night(self, seed: int, url: str | None = None) -> EtlError | None:
         """A night in this process, by another URL if one is given; gives the error that it ended with."""
         try:
-            pipeline.run(load_settings({"database_url": url or self.url, "out": str(self.out), "seed": seed}, {}))
+            etl.run(load_settings({"database_url": url or self.url, "out": str(self.out), "seed": seed}, {}))
         except EtlError as error:
             return error
         return None

@@ -22,8 +22,9 @@ import polars as pl
 import psycopg
 import pytest
 
+import etl
 from etl.errors import DataError, SchemaError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres.ddl import schema_sql
 from etl.postgres.naming import Naming
 from etl.settings.sources import load_settings
@@ -173,7 +174,7 @@ def test_a_value_beyond_an_index_s_limit_is_told_with_table_and_remedy(databases
     url = databases.holding(world)
     rows = database_state(url)
     with pytest.raises(DataError) as refused:
-        pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
+        etl.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
     said = str(refused.value)
     assert "PersonaDimension" in said
     assert "Shorten" in said
@@ -379,7 +380,7 @@ def test_arrays_of_any_shape_are_read_element_by_element(databases, tmp_path):
                 "candidateIds", "rankedIds", "selectedIds") VALUES (%s, %s, %s, %s, 'm', '1', 's', {array}, {array}, {array})""",
                 (f"e{day}", user, trip, day),
             )
-    report = pipeline.export(
+    report = etl.export(
         load_settings({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
     )
     events = pl.read_parquet(Path(report.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
@@ -408,7 +409,7 @@ def test_what_others_wrote_of_a_persona_is_published_as_far_as_it_is_one(make_da
                 VALUES (%s, %s, %s, %s, %s, 'hand', now())""",
                 (f"p{number}", *row),
             )
-    report = pipeline.export(
+    report = etl.export(
         load_settings({"database_url": url, "out": str(tmp_path), "audience": "real", "allow_empty": True}, {})
     )
     assert report.counts["set_aside"]["personas"] == {"primary_key": 2}
@@ -449,7 +450,7 @@ def test_what_others_say_of_the_client_s_encoding_changes_nothing(databases, tmp
     """A role, a database, PGCLIENTENCODING and the URL can ask for another than UTF-8; the driver takes bytes for UTF-8."""
     url = databases.holding(accented())
     name = urlsplit(url).path[1:]
-    plain = pipeline.run(
+    plain = etl.run(
         load_settings({"database_url": url, "out": str(tmp_path / "a"), "min_catalog": 1, "allow_empty": True}, {})
     )
     with psycopg.connect(url, autocommit=True) as connection:
@@ -457,8 +458,8 @@ def test_what_others_say_of_the_client_s_encoding_changes_nothing(databases, tmp
     try:
         url += ("&" if "?" in url else "?") + "client_encoding=LATIN1"
         options = {"database_url": url, "out": str(tmp_path / "b"), "min_catalog": 1, "allow_empty": True}
-        ran = pipeline.run(load_settings(options, {"PGOPTIONS": "-c client_encoding=LATIN1"}))
-        exported = pipeline.export(load_settings(options, {}))
+        ran = etl.run(load_settings(options, {"PGOPTIONS": "-c client_encoding=LATIN1"}))
+        exported = etl.export(load_settings(options, {}))
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f'ALTER DATABASE "{name}" RESET client_encoding')
@@ -475,7 +476,7 @@ def test_a_database_in_another_encoding_is_refused_before_anything_is_read(serve
             store(connection, accented())
         rows = database_state(url)
         with pytest.raises(SchemaError, match=r"LATIN1.*UTF8"):
-            pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
+            etl.run(load_settings({"database_url": url, "out": str(tmp_path / "out")}, {}))
         assert database_state(url) == rows
         assert not (tmp_path / "out").exists()
     finally:
@@ -488,7 +489,7 @@ def test_a_database_without_encoding_is_read_as_far_as_it_holds_utf_8(server_url
     try:
         with psycopg.connect(url) as connection:
             store(connection, accented())
-        report = pipeline.run(load_settings(options, {}))
+        report = etl.run(load_settings(options, {}))
         users = pl.read_parquet(Path(report.snapshot) / "users.parquet")
         assert users.select("user_id", "pace_preference").rows() == [("\u00fc", "langs\u00e4m")]
         with psycopg.connect(url) as connection:
@@ -497,7 +498,7 @@ def test_a_database_without_encoding_is_read_as_far_as_it_holds_utf_8(server_url
             connection.execute("SET client_encoding = 'SQL_ASCII'")
             before = connection.execute("SELECT md5(string_agg(p::text, '')) FROM \"PersonaDimension\" p").fetchone()
         with pytest.raises(DataError, match="UTF8"):
-            pipeline.run(load_settings(options, {}))
+            etl.run(load_settings(options, {}))
         with psycopg.connect(url) as connection:
             connection.execute("SET client_encoding = 'SQL_ASCII'")
             after = connection.execute("SELECT md5(string_agg(p::text, '')) FROM \"PersonaDimension\" p").fetchone()
@@ -531,10 +532,10 @@ def test_a_user_with_very_many_slots(databases, tmp_path, effort):
     settings = load_settings(
         {"database_url": url, "out": str(tmp_path / "out"), "buckets": 7, "min_catalog": 1, "allow_empty": True}, {}
     )
-    report = pipeline.run(settings)
+    report = etl.run(settings)
     assert report.counts["source_rows"]["slots"] == slots
     assert report.counts["ranking_events"] == 401
-    broken = {finding.law for finding in pipeline.validate(settings).broken}
+    broken = {finding.law for finding in database.validate_database(settings).broken}
     assert broken == {"the design's validation query returns rows"}
     assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
     with psycopg.connect(url) as connection:

@@ -11,7 +11,7 @@ from random import Random
 import psycopg
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
 from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, until_it_waits
 
 WAITS = {
@@ -144,7 +144,7 @@ def all_points() -> list[dict[str, object]]:
 
 
 def test_the_steps_hit_are_the_steps_there_are(small_world, settings_for):
-    assert tuple(name for name, *_ in pipeline.run(settings_for(small_world)).steps) == STEPS
+    assert tuple(name for name, *_ in etl.run(settings_for(small_world)).steps) == STEPS
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import cli
+import etl
 from etl.commands.help import run_app
 from etl.errors import ConnectError, DataError
-from etl.pipeline import run as pipeline
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import parse_manifest
@@ -83,7 +83,7 @@ def published(small_world_template) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         for more in ({}, {"negatives": ["recommended"], "split": "last-trip"}):
-            pipeline.export(
+            etl.export(
                 load_settings({"database_url": small_world_template, "out": str(out), "audience": "all", **more}, {})
             )
         yield out
@@ -271,7 +271,7 @@ def test_where_publishing_cannot_work_nothing_is_written(what, kind, says, small
         snapshots.symlink_to("/nowhere" if what == "snapshots leads nowhere" else other_file_system(out))
     before = database_state(small_world)
     with pytest.raises(kind, match=says):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == before
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import etl
 from etl.errors import LockedError
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.postgres.connection import ConflictError, connect
 from etl.postgres.transaction import advisory_lock
@@ -66,13 +68,13 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
     """Nights one after the other: each is of one moment, whole, and touches nobody else; conflicts are retried."""
     url, people = peopled, real_people(peopled)
     seconds = effort(4, 600)
-    pipeline.run(settings_for(url, seed=0))
+    etl.run(settings_for(url, seed=0))
     nights = retries = gave_up = 0
     began = time.monotonic()
     with Application(url) as application:
         while time.monotonic() - began < seconds and not application.failures:
             try:
-                report = pipeline.run(settings_for(url, seed=nights % 3))
+                report = etl.run(settings_for(url, seed=nights % 3))
             except ConflictError:
                 gave_up += 1
                 continue
@@ -92,8 +94,8 @@ def test_an_application_writes_all_the_time(peopled, settings_for, tmp_path, eff
             WHERE starts_with(u."email", 'app-') AND s."modelVersion" IS NOT NULL"""
         ).fetchone()[0]
         assert touched == 0, "signals of the application's own users got a model version"
-    pipeline.run(settings_for(url))
-    assert pipeline.validate(settings_for(url)).broken == []
+    etl.run(settings_for(url))
+    assert database.validate_database(settings_for(url)).broken == []
     tally("seconds of an application's load", lasted)
     tally("nights under an application's load", nights)
     tally("nights that gave up after five conflicts", gave_up)
@@ -107,7 +109,7 @@ def test_a_second_run_is_refused_at_once(small_world, settings_for, tmp_path):
     with connect(target_of(settings)) as holder, advisory_lock(holder, "public"):
         began = time.monotonic()
         with pytest.raises(LockedError, match="advisory lock"):
-            pipeline.run(settings)
+            etl.run(settings)
         assert time.monotonic() - began < settings.max_wait / 60
     assert not (tmp_path / "out" / LATEST).exists()
 
@@ -116,9 +118,9 @@ def test_a_second_run_waits_when_it_is_told_to(small_world, settings_for):
     """It begins when the first one has let go: its snapshot is taken then, not before the wait."""
     settings = settings_for(small_world, wait_lock=True, allow_empty=True)
     with connect(target_of(settings)) as holder:
-        done: list[pipeline.RunResult] = []
+        done: list[etl.RunResult] = []
         with advisory_lock(holder, "public"):
-            waiting = threading.Thread(target=lambda: done.append(pipeline.run(settings)))
+            waiting = threading.Thread(target=lambda: done.append(etl.run(settings)))
             waiting.start()
             waiting.join(1.0)
             assert waiting.is_alive()
@@ -137,7 +139,7 @@ def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
         advisory_lock(holder, "public"),
         pytest.raises(LockedError, match=r"for 0\.5 s"),
     ):
-        pipeline.run(settings)
+        etl.run(settings)
     assert not (tmp_path / "out" / LATEST).exists()
 
 
@@ -146,15 +148,15 @@ def test_waiting_ends_when_an_end_is_asked_for(small_world, settings_for):
     with connect(target_of(settings)) as holder, advisory_lock(holder, "public"):
         threading.Timer(0.3, stop.cancel).start()
         with pytest.raises(CancelledError):
-            pipeline.run(settings, stop=stop)
+            etl.run(settings, stop=stop)
 
 
 def test_two_runs_for_one_folder_wait_in_turn(small_world, make_database, settings_for, tmp_path):
     """Of two databases: the folder has a lock, too, and LATEST is the one that came last."""
     other = make_database(small_world)
-    reports: list[pipeline.RunResult] = []
+    reports: list[etl.RunResult] = []
     threads = [
-        threading.Thread(target=lambda url=url: reports.append(pipeline.run(settings_for(url, wait_lock=True))))
+        threading.Thread(target=lambda url=url: reports.append(etl.run(settings_for(url, wait_lock=True))))
         for url in (small_world, other)
     ]
     for thread in threads:
@@ -198,22 +200,22 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
 def test_a_migration_between_the_snapshot_and_the_reading(small_world, settings_for, migrate_once, tally, name):
     """Who looks at a rewritten table under an older snapshot finds it empty; the run notices, and begins again."""
     migrate_once(MIGRATIONS[name])
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.retries == 1
-    assert pipeline.validate(settings_for(small_world)).broken == []
-    again = pipeline.run(settings_for(small_world, skip_unchanged=True))
+    assert database.validate_database(settings_for(small_world)).broken == []
+    again = etl.run(settings_for(small_world, skip_unchanged=True))
     assert again.snapshot is None, "the first night was of another moment"
     tally("migrations in mid-run")
 
 
 def test_a_migration_that_adds_a_column_is_no_matter(small_world, settings_for, migrate_once):
     migrate_once('ALTER TABLE "ItinerarySlot" ADD COLUMN "note" text DEFAULT \'x\'')
-    assert pipeline.run(settings_for(small_world)).retries == 0
+    assert etl.run(settings_for(small_world)).retries == 0
 
 
 def test_an_export_notices_a_migration_too(small_world, settings_for, migrate_once):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     migrate_once('ALTER TABLE "RankingEvent" ALTER COLUMN "surface" TYPE varchar(60)')
-    report = pipeline.export(settings_for(small_world))
+    report = etl.export(settings_for(small_world))
     assert report.retries == 1
     assert sum(report.counts["published"]["events"].values()) > 0

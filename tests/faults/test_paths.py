@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
+import etl
 from etl.errors import ConnectError, DataError
-from etl.pipeline import run as pipeline
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folder
 from tests.faults.calling import ROOT, call, environment, said
@@ -143,7 +143,7 @@ def test_a_folder_s_name_is_text_wherever_it_is_cut(character, tally):
 def test_a_snapshot_with_such_cities_is_checked_and_expanded(published, settings_for, tmp_path):
     assert [finding for finding in validate_snapshot(published.snapshot) if finding.broken] == []
     options = {"snapshot": str(published.out), "min_catalog": 1, "split": "last-trip"}
-    again = pipeline.expand(settings_for(published.url, **options))
+    again = etl.expand(settings_for(published.url, **options))
     assert data_files(again.snapshot) == data_files(published.snapshot)
     assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in written(tmp_path / "out"))
 
@@ -167,7 +167,7 @@ def test_two_cities_that_would_share_a_folder_stop_the_night_or_share_none(small
     other = city_folder("").removeprefix("city=")
     add_trips(small_world, ("", other))
     try:
-        report = pipeline.run(settings_for(small_world, min_catalog=1))
+        report = etl.run(settings_for(small_world, min_catalog=1))
     except DataError as error:
         pytest.fail(f"anybody who names a trip's city can stop every night: {error}")
     events = json.loads((Path(report.snapshot) / "manifest.json").read_text())["published"]["events"]
@@ -186,7 +186,7 @@ def test_a_manifest_from_elsewhere_leads_to_no_file_outside_its_snapshot(publish
         files = [{**each, "path": path} if each == entry else each for each in published.manifest["files"]]
         (copy / "manifest.json").write_text(json.dumps({**published.manifest, "files": files}))
         with pytest.raises(DataError, match="manifest"):
-            pipeline.expand(settings_for(published.url, snapshot=str(copy), min_catalog=1, split="last-trip"))
+            etl.expand(settings_for(published.url, snapshot=str(copy), min_catalog=1, split="last-trip"))
     assert not (tmp_path / "out" / "LATEST").exists()
 
 
@@ -197,8 +197,8 @@ def test_out_may_be_a_link_and_have_one_inside(small_world, settings_for, tmp_pa
     (tmp_path / "real" / "elsewhere").mkdir(parents=True)
     (tmp_path / "real" / "snapshots").symlink_to(tmp_path / "real" / "elsewhere")
     (tmp_path / "out").symlink_to(tmp_path / "real")
-    first = pipeline.run(settings_for(small_world, seed=1))
-    second = pipeline.run(settings_for(small_world))
+    first = etl.run(settings_for(small_world, seed=1))
+    second = etl.run(settings_for(small_world))
     assert {path.name for path in (tmp_path / "real" / "elsewhere").iterdir()} == {
         Path(first.snapshot).name,
         Path(second.snapshot).name,
@@ -211,7 +211,7 @@ def test_out_may_be_a_link_and_have_one_inside(small_world, settings_for, tmp_pa
 def test_a_link_that_leads_nowhere_is_said_in_plain_words(small_world, settings_for, tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere" / "at all")
     with pytest.raises(ConnectError, match="Cannot write to"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_second_writer_is_turned_away_and_latest_stays_the_first_one_s(
     if second != "run on another database" and not effort(0, 1):
         pytest.skip("tried by make test-faults")
     out = tmp_path / "out"
-    earlier = pipeline.run(settings_for(small_world, seed=1))
+    earlier = etl.run(settings_for(small_world, seed=1))
     before = folder_state(out)
     with psycopg.connect(small_world) as holder:
         # the first night comes as far as the backfill, its files staged, and waits there for the application's lock
@@ -322,7 +322,7 @@ def test_writers_that_race_publish_in_the_order_of_their_names(
     small_world, settings_for, nights, tmp_path, effort, tally
 ):
     """Whoever is not turned away is newer than what LATEST named before it."""
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     writers = effort(2, 8)
     started = [
         nights("export", "--json", "--seed", str(number), "--out", str(tmp_path / "out"), "--database-url", small_world)
@@ -341,7 +341,7 @@ def test_writers_that_race_publish_in_the_order_of_their_names(
 
 def test_a_clock_that_was_set_back_does_not_move_latest_back(small_world, settings_for, tmp_path):
     """A snapshot's name begins with the time; what LATEST names is what was published last, whatever the clock says."""
-    first = pipeline.run(settings_for(small_world), clock=lambda: datetime(2030, 1, 1, tzinfo=UTC))
-    second = pipeline.run(settings_for(small_world, seed=1), clock=lambda: datetime(2029, 1, 1, tzinfo=UTC))
+    first = etl.run(settings_for(small_world), clock=lambda: datetime(2030, 1, 1, tzinfo=UTC))
+    second = etl.run(settings_for(small_world, seed=1), clock=lambda: datetime(2029, 1, 1, tzinfo=UTC))
     assert first.snapshot != second.snapshot
     assert (tmp_path / "out" / "LATEST").read_text() == Path(second.snapshot).name

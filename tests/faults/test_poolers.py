@@ -14,9 +14,12 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 import pytest
 
+import etl
+from etl.commands.database import validate_database
 from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, LockedError
-from etl.pipeline import run as pipeline
+from etl.pipeline.context import utc_now
+from etl.pipeline.database import check_schema
 from etl.postgres import transaction as database
 from etl.postgres.connection import connect
 from etl.postgres.transaction import advisory_lock, goes_through_transaction_pooler
@@ -121,14 +124,14 @@ def test_a_transaction_pooler_is_named_and_nothing_is_left(
     with busy(url) if others else ExitStack():
         for _ in range(2):  # the second one meets what the first one left
             with pytest.raises(ConnectError, match=r"through a transaction pooler.*Give the direct URL"):
-                pipeline.run(settings_for(url))
-        found = {check.name: check for check in run_checks(settings_for(url), pipeline.utc_now)}
+                etl.run(settings_for(url))
+        found = {check.name: check for check in run_checks(settings_for(url), utc_now)}
     assert found["pooler"].state == "failed"
     assert "transaction pooler" in found["pooler"].found
     assert (found["pooler"].exit_code, found["schema"].state) == (3, "ok")
     assert (database_state(small_world), folder_state(tmp_path / "out")) == before
     require_clean(small_world, url, 1 if given.get("default_pool_size") == 1 else 3)
-    assert pipeline.run(settings_for(small_world)).committed
+    assert etl.run(settings_for(small_world)).committed
 
 
 @pytest.mark.parametrize(("kind", "given"), TRANSACTIONS[:3])
@@ -138,36 +141,36 @@ def test_a_transaction_pooler_that_nobody_noticed_keeps_no_lock(
     """As where two sessions meet two poolers of a row: the lock is the transaction's, so the run is right, and leaves none."""
     monkeypatch.setattr(database, "goes_through_transaction_pooler", lambda _: False)
     url = pool(kind, given)
-    assert pipeline.run(settings_for(url)).committed
+    assert etl.run(settings_for(url)).committed
     require_clean(small_world, url, 3)
     with (
         connect(target_of(settings_for(small_world))) as holder,
         advisory_lock(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
-        pipeline.run(settings_for(url))
+        etl.run(settings_for(url))
 
 
 @pytest.mark.parametrize(("kind", "given"), [TRANSACTIONS[0], TRANSACTIONS[2]])
 @pytest.mark.parametrize("others", [False, True], ids=["quiet", "busy"])
 def test_what_takes_no_lock_works_through_a_transaction_pooler(pool, small_world, settings_for, kind, given, others):
     """An export, a validation and a look at the schema are one transaction each."""
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     url = pool(kind, given)
     with busy(url) if others else ExitStack():
-        assert pipeline.export(settings_for(url)).snapshot is not None
-        assert pipeline.validate(settings_for(url)).broken == []
-        assert pipeline.schema_check(settings_for(url)) == []
+        assert etl.export(settings_for(url)).snapshot is not None
+        assert validate_database(settings_for(url)).broken == []
+        assert check_schema(settings_for(url)) == []
     require_clean(small_world, url)
 
 
 @needs_pgbouncer
 def test_statement_pooling_is_named(pool, settings_for):
     url = pool("pgbouncer", {"pool_mode": "statement"})
-    for command in (pipeline.run, pipeline.export, pipeline.validate):
+    for command in (etl.run, etl.export, validate_database):
         with pytest.raises(ConnectError, match=r"transaction pooler.*statement pooling mode.*Give the direct URL"):
             command(settings_for(url))
-    checks = list(run_checks(settings_for(url), pipeline.utc_now))
+    checks = list(run_checks(settings_for(url), utc_now))
     assert next(check for check in checks if check.state == "failed").exit_code == 3
 
 
@@ -178,14 +181,14 @@ def test_a_session_pooler_serves(pool, small_world, settings_for, caplog, size):
     caplog.set_level("INFO")
     url = pool("pgbouncer", {"pool_mode": "session", "default_pool_size": size})
     began = time.monotonic()
-    report = pipeline.run(settings_for(url))
+    report = etl.run(settings_for(url))
     assert report.committed
     assert time.monotonic() - began < 30  # of the 120 s that PgBouncer has a client wait
     assert "Reading through ADBC" in caplog.text
-    found = {check.name: check for check in run_checks(settings_for(url), pipeline.utc_now)}
+    found = {check.name: check for check in run_checks(settings_for(url), utc_now)}
     assert (found["pooler"].state, found["other run"].state) == ("ok", "ok")
     require_clean(small_world, url)
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert validate_database(settings_for(small_world)).broken == []
 
 
 @needs_pgbouncer
@@ -194,7 +197,7 @@ def test_a_pool_without_a_place_is_named(pool, settings_for):
     with psycopg.connect(url) as application:
         application.execute("SELECT 1")
         with pytest.raises(ConnectError, match=r"A pooler .* refuses .*query_wait_timeout.*Give the direct URL"):
-            pipeline.run(settings_for(url))
+            etl.run(settings_for(url))
 
 
 @needs_pgbouncer
@@ -210,7 +213,7 @@ def test_a_run_that_is_killed_leaves_no_lock_on_a_session_pooler(pool, small_wor
             assert time.monotonic() < deadline
             time.sleep(0.05)
         require_clean(small_world, url)
-    assert pipeline.run(settings_for(url)).committed
+    assert etl.run(settings_for(url)).committed
 
 
 @needs_pgbouncer
@@ -221,7 +224,7 @@ def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world,
         advisory_lock(holder, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run is at work"),
     ):
-        pipeline.run(settings_for(url))
+        etl.run(settings_for(url))
     command = ("run", "--out", str(tmp_path / "out"), "--quiet")
     process = start(command, url, {"at": "step", "name": "backfill", "edge": "begin", "signal": "SIGSTOP"})
     try:
@@ -229,7 +232,7 @@ def test_runs_exclude_each_other_through_a_session_pooler_too(pool, small_world,
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         with pytest.raises(LockedError):
-            pipeline.run(settings_for(small_world, out=str(tmp_path / "elsewhere")))
+            etl.run(settings_for(small_world, out=str(tmp_path / "elsewhere")))
     finally:
         process.kill()
         process.communicate()

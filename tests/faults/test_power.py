@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import etl
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.postgres import embedded
 from etl.postgres.connection import connect
@@ -48,7 +50,7 @@ def disk(monkeypatch):
 
 def test_every_file_and_folder_is_on_disk_before_it_is_named(small_world, settings_for, disk, tmp_path):
     """Files, then the folders that name them, then the new name, then LATEST, each with the folder that it stands in."""
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     snapshot, root = Path(report.snapshot), tmp_path / "out"
     named = disk.index(("rename", f".staging-{report.run_id}", snapshot.name))
     latest = next(n for n, event in enumerate(disk) if event[0] == "rename" and event[-1] == LATEST)
@@ -74,7 +76,7 @@ def test_what_was_staged_is_on_disk_before_commit(small_world, settings_for, dis
         original(self)
 
     monkeypatch.setattr(pipeline.Connection, "commit", commit)
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     committed = disk.index(("commit",))
     for path in Path(report.snapshot).rglob("*"):
         assert ("sync", path.stat().st_ino) in disk[:committed]
@@ -122,16 +124,16 @@ def test_the_folder_is_not_ahead_of_a_server_that_answers_before_it_is_on_disk()
     try:
         server = embedded.start(folder / "pg", parameters=unsafe)
         given = {"database_url": server.url(), "out": str(folder / "out")}
-        pipeline.synth(load_settings({**given, "scale": 0.02}, {}))
-        pipeline.run(load_settings(given, {}))
+        database.synth(load_settings({**given, "scale": 0.02}, {}))
+        etl.run(load_settings(given, {}))
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
-        assert pipeline.run(load_settings({**given, "seed": 1}, {})).committed
+        assert etl.run(load_settings({**given, "seed": 1}, {})).committed
         for pid in server_processes(server.data_dir):
             os.kill(pid, signal.SIGKILL)
         after = embedded.start(folder / "pg", parameters=unsafe)
         state = database_state(after.url())
-        assert pipeline.run(load_settings({**given, "seed": 1}, {})).committed
+        assert etl.run(load_settings({**given, "seed": 1}, {})).committed
         assert database_state(after.url()) == state
     finally:
         embedded.stop(folder / "pg")

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from adbc_driver_manager import dbapi as adbc_errors
 
+import etl
+from etl.commands.database import synth, validate_database
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
-from etl.pipeline import run as pipeline
+from etl.pipeline.database import apply_schema, check_schema
 from etl.postgres import connection as database
 from etl.postgres.connection import connect, require_supported
 from etl.postgres.transaction import transaction
@@ -48,7 +50,7 @@ def refused(settings, kind: type[EtlError]) -> str:
     """A run after a good one is refused, and leaves all as it was; gives what it says."""
     state = database_state(settings.database_url), folder_state(Path(settings.out))
     with pytest.raises(EtlError) as raised:
-        pipeline.run(settings)
+        etl.run(settings)
     assert type(raised.value) is kind, raised.value
     assert (database_state(settings.database_url), folder_state(Path(settings.out))) == state
     return str(raised.value)
@@ -71,7 +73,7 @@ def refused(settings, kind: type[EtlError]) -> str:
 def test_what_a_trigger_or_a_constraint_refuses_is_no_bug_and_no_reason_to_run_again(
     small_world, settings_for, statements, said
 ):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     change(small_world, *statements)
     message = refused(settings_for(small_world, seed=5), DataError)
     assert said in message
@@ -81,7 +83,7 @@ def test_what_a_trigger_or_a_constraint_refuses_is_no_bug_and_no_reason_to_run_a
 
 @pytest.mark.parametrize("code", ["55000", "58030", "XX001", "40002", "53400"])
 def test_what_may_be_gone_at_the_next_try_is_exit_3(small_world, settings_for, code):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     change(small_world, RAISES.format(f"USING ERRCODE = '{code}'"), DELETES)
     message = refused(settings_for(small_world, seed=5), ConnectError)
     assert "kept for audit" in message
@@ -89,21 +91,21 @@ def test_what_may_be_gone_at_the_next_try_is_exit_3(small_world, settings_for, c
 
 
 def test_a_table_without_replica_identity_that_is_published(small_world, settings_for):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     change(small_world, 'ALTER TABLE "RankingEvent" REPLICA IDENTITY NOTHING', "CREATE PUBLICATION p FOR ALL TABLES")
     message = refused(settings_for(small_world, seed=5), SchemaError)
     assert 'ALTER TABLE "public"."RankingEvent" REPLICA IDENTITY FULL' in message
-    assert pipeline.export(settings_for(small_world)).snapshot  # which writes nothing
+    assert etl.export(settings_for(small_world)).snapshot  # which writes nothing
 
 
 def test_transactions_that_are_read_only_by_default(small_world, settings_for):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     setting(small_world, "default_transaction_read_only = on")
     message = refused(settings_for(small_world, seed=5), ConnectError)
     assert "default_transaction_read_only is on" in message
     assert "SET default_transaction_read_only = off" in message
     assert "standby" not in message
-    assert pipeline.export(settings_for(small_world)).snapshot
+    assert etl.export(settings_for(small_world)).snapshot
 
 
 @pytest.mark.parametrize(
@@ -119,13 +121,13 @@ def test_transactions_that_are_read_only_by_default(small_world, settings_for):
     ],
 )
 def test_a_limit_of_the_server_is_named_wherever_it_is_met(small_world, settings_for, limit, said):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     try:
         setting(small_world, limit)
     except psycopg.errors.UndefinedObject:
         pytest.skip("this server does not know the setting")
     with pytest.raises(ConnectError, match=said):
-        pipeline.run(settings_for(small_world, seed=5))
+        etl.run(settings_for(small_world, seed=5))
 
 
 @pytest.mark.parametrize(
@@ -162,13 +164,13 @@ def test_a_limit_that_is_met_by_begin_or_commit(small_world, limit, within, said
     ],
 )
 def test_settings_that_change_texts_change_nothing(small_world, settings_for, what):
-    plain = pipeline.run(settings_for(small_world))
+    plain = etl.run(settings_for(small_world))
     rows = database_state(small_world)
     setting(small_world, what)
-    again = pipeline.run(settings_for(small_world))
+    again = etl.run(settings_for(small_world))
     assert again.snapshot.rpartition("-")[2] == plain.snapshot.rpartition("-")[2]  # the hash of what is in it
-    assert pipeline.validate(settings_for(small_world)).broken == []
-    assert [each for each in pipeline.schema_check(settings_for(small_world)) if each.severity == "blocking"] == []
+    assert validate_database(settings_for(small_world)).broken == []
+    assert [each for each in check_schema(settings_for(small_world)) if each.severity == "blocking"] == []
     change(small_world, f'ALTER DATABASE "{urlsplit(small_world).path[1:]}" RESET ALL')
     assert database_state(small_world) == rows
 
@@ -177,8 +179,8 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
     """A nondeterministic collation needs a server with ICU, which the embedded one lacks."""
     with tls_server() as server:
         url = server.url(sslmode="require")
-        pipeline.synth(load_settings({"database_url": url, "scale": 0.02}, {}))
-        plain = pipeline.run(load_settings({"database_url": url, "out": str(tmp_path / "a")}, {}))
+        synth(load_settings({"database_url": url, "scale": 0.02}, {}))
+        plain = etl.run(load_settings({"database_url": url, "out": str(tmp_path / "a")}, {}))
         try:
             server.admin("CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
         except AssertionError as error:
@@ -189,12 +191,12 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         settings = load_settings(
             {"database_url": url, "out": str(tmp_path / "b"), "shadow_domain": "overplanned.test"}, {}
         )
-        ran = pipeline.run(settings)
+        ran = etl.run(settings)
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
-        assert pipeline.validate(settings).broken == []
+        assert validate_database(settings).broken == []
         server.admin('ALTER TABLE "BehavioralSignal" ALTER "userId" TYPE text COLLATE ci')
         with pytest.raises(SchemaError, match=r'nondeterministic collation "ci", by which two users. ids may be equal'):
-            pipeline.run(settings)
+            etl.run(settings)
 
 
 def test_what_the_server_says_while_rows_are_fetched(database_url):
@@ -222,12 +224,12 @@ def test_every_command_that_connects_asks_how_old_the_server_is(small_world, set
     monkeypatch.setattr(database, "OLDEST", 99)
     settings = settings_for(small_world)
     for command in (
-        pipeline.run,
-        pipeline.export,
-        pipeline.validate,
-        pipeline.schema_check,
-        pipeline.schema_apply,
-        pipeline.synth,
+        etl.run,
+        etl.export,
+        validate_database,
+        check_schema,
+        apply_schema,
+        synth,
     ):
         with pytest.raises(SchemaError, match="needs 99 or newer"):
             command(settings)

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+import etl
 from etl.errors import ConnectError, DataError, SchemaError, SettingsError
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.postgres import privileges
 from etl.postgres.connection import ConflictError, connect
@@ -83,7 +85,7 @@ def test_a_prefix_and_a_domain_are_plain_characters(database_url, prefix, domain
 
 def test_a_domain_narrows_the_scope(small_world, settings_for):
     """Users of another domain keep what a wider night gave them: they are nobody's business now."""
-    first = pipeline.run(settings_for(small_world))
+    first = etl.run(settings_for(small_world))
     with psycopg.connect(small_world) as connection:
         moved = connection.execute(
             """UPDATE "User" SET "email" = replace("email", '@', '@else.') WHERE "id" IN
@@ -97,9 +99,9 @@ def test_a_domain_narrows_the_scope(small_world, settings_for):
             'SELECT md5(string_agg(x::text, \'\' ORDER BY "id")) FROM "RankingEvent" x WHERE "userId" = ANY(%s)',
             ([user for (user,) in moved],),
         ).fetchone()
-    wide = pipeline.run(settings_for(small_world, seed=1, dry_run=True))
-    assert any(f"are of 2 domains ({domain}" in warning for warning in wide.warnings)
-    narrow = pipeline.run(settings_for(small_world, seed=1, shadow_domain=domain.upper()))
+    wide = etl.run(settings_for(small_world, seed=1, dry_run=True))
+    assert any(f"have 2 domains ({domain}" in warning for warning in wide.warnings)
+    narrow = etl.run(settings_for(small_world, seed=1, shadow_domain=domain.upper()))
     assert narrow.counts["shadow_users"] == first.counts["shadow_users"] - 3
     assert not any("domains" in warning for warning in narrow.warnings)
     with psycopg.connect(small_world) as connection:
@@ -110,7 +112,7 @@ def test_a_domain_narrows_the_scope(small_world, settings_for):
                 ([user for (user,) in moved],),
             ).fetchone()
         )
-    assert pipeline.validate(settings_for(small_world, shadow_domain=domain)).broken == []
+    assert database.validate_database(settings_for(small_world, shadow_domain=domain)).broken == []
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def refused(settings, said: str, url: str | None = None) -> str:
     url = url or settings.database_url
     rows, files = everything(url), folder_state(Path(settings.out))
     with pytest.raises(DataError, match="nothing was kept") as error:
-        pipeline.run(settings)
+        etl.run(settings)
     assert said in str(error.value)
     assert everything(url) == rows
     assert folder_state(Path(settings.out)) == files
@@ -258,13 +260,13 @@ def test_a_trigger_whose_writes_are_undone_or_its_own_has_no_side_effect(real_us
         ),
         trigger('AFTER DELETE OR INSERT ON "RankingEvent"'),
     )
-    assert not any("made this run write" in warning for warning in pipeline.run(settings_for(real_users)).warnings)
+    assert not any("made this run write" in warning for warning in etl.run(settings_for(real_users)).warnings)
 
 
 @pytest.mark.parametrize("name", ["audit", "AUDIT", "public.audit", '"audit"', '"public"."audit"', "Public.Audit"])
 def test_a_side_effect_that_is_allowed_is_a_warning(real_users, settings_for, name):
     execute(real_users, function("INSERT INTO audit VALUES (1);"), trigger('AFTER DELETE ON "RankingEvent"'))
-    report = pipeline.run(settings_for(real_users, allow_side_effects=name))
+    report = etl.run(settings_for(real_users, allow_side_effects=name))
     assert [each for each in report.warnings if "made this run write" in each] == [
         "A foreign key, a trigger or a rule has made this run write to public.audit: 1 inserted, 0 updated, 0 deleted."
     ]
@@ -292,10 +294,10 @@ def test_several_side_effects_are_named_and_allowed_together(real_users, setting
     ):
         if "trip" in names:
             with pytest.raises(SettingsError, match="'trip', and there is no such table in schema 'public'"):
-                pipeline.run(settings_for(real_users, allow_side_effects=names))
+                etl.run(settings_for(real_users, allow_side_effects=names))
             continue
-        assert pipeline.run(settings_for(real_users, allow_side_effects=names)).committed
-    assert pipeline.run(settings_for(real_users, allow_side_effects=("other.part", "audit", "Trip"))).committed
+        assert etl.run(settings_for(real_users, allow_side_effects=names)).committed
+    assert etl.run(settings_for(real_users, allow_side_effects=("other.part", "audit", "Trip"))).committed
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_several_side_effects_are_named_and_allowed_together(real_users, setting
 )
 def test_a_name_that_allows_nothing_is_refused(real_users, settings_for, tmp_path, name, said):
     with pytest.raises(SettingsError, match=said):
-        pipeline.run(settings_for(real_users, allow_side_effects=(name,)))
+        etl.run(settings_for(real_users, allow_side_effects=(name,)))
     assert not folder_state(tmp_path / "out")
 
 
@@ -325,7 +327,7 @@ ACTIONS = {
 @pytest.mark.parametrize("partitioned", ["", "PARTITION BY HASH (f)"])
 def test_rows_of_the_application_that_refer_to_ours(real_users, settings_for, action, partitioned):
     """They are neither deleted nor changed, unless that is allowed, and are found beforehand."""
-    pipeline.run(settings_for(real_users))
+    etl.run(settings_for(real_users))
     execute(
         real_users,
         f"""CREATE TABLE other."Feedback" ("f" text PRIMARY KEY, "event" text REFERENCES "RankingEvent"("id") ON DELETE {action})
@@ -337,28 +339,28 @@ def test_rows_of_the_application_that_refer_to_ours(real_users, settings_for, ac
         f"""INSERT INTO other."Feedback" SELECT "id", "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
     )
     refused(settings_for(real_users), f'other."Feedback": {ACTIONS[action]}')
-    (finding,) = pipeline.schema_check(settings_for(real_users))
+    (finding,) = database.check_schema(settings_for(real_users))
     assert (finding.kind, finding.severity) == ("foreign_key", "advice")
     assert (
         f'other."Feedback" refer to "public"."RankingEvent" by "Feedback_event_fkey" (ON DELETE {action})'
         in finding.detail
     )
-    report = pipeline.run(settings_for(real_users, allow_side_effects=("other.Feedback",)))
+    report = etl.run(settings_for(real_users, allow_side_effects=("other.Feedback",)))
     assert any(f'write to other."Feedback": {ACTIONS[action]}.' in warning for warning in report.warnings)
 
 
 def test_a_reference_that_is_checked_before_commit(real_users, settings_for):
     """Rows that come back under the same ids are referred to again; one that does not ends the run, and nothing is kept."""
-    pipeline.run(settings_for(real_users))
+    etl.run(settings_for(real_users))
     execute(
         real_users,
         """CREATE TABLE "Feedback" ("event" text REFERENCES "RankingEvent"("id") DEFERRABLE INITIALLY DEFERRED)""",
         f"""INSERT INTO "Feedback" SELECT "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
     )
-    assert pipeline.run(settings_for(real_users)).committed
+    assert etl.run(settings_for(real_users)).committed
     rows = everything(real_users)
     with pytest.raises(DataError, match="violates foreign key"):
-        pipeline.run(settings_for(real_users, seed=1))
+        etl.run(settings_for(real_users, seed=1))
     assert everything(real_users) == rows
 
 
@@ -405,7 +407,7 @@ def test_a_rule_that_deletes_other_rows_in_place_of_ours(real_users, settings_fo
         'INSERT INTO "RankingEvent" SELECT * FROM old',
         "DROP TABLE old",
     )
-    pipeline.run(settings_for(real_users))
+    etl.run(settings_for(real_users))
     execute(
         real_users,
         """CREATE RULE instead AS ON DELETE TO "RankingEvent" DO INSTEAD
@@ -453,9 +455,9 @@ def test_a_trigger_that_makes_of_a_backfilled_signal(real_users, settings_for, w
     )
     refused(settings_for(real_users), said)
     execute(real_users, 'DROP TRIGGER meddle ON "BehavioralSignal"')
-    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 2
+    assert etl.run(settings_for(real_users)).counts["signals_backfilled"] > 2
     execute(real_users, trigger('BEFORE UPDATE ON "BehavioralSignal"', "ROW"))
-    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] == 0  # nothing is left to meddle with
+    assert etl.run(settings_for(real_users)).counts["signals_backfilled"] == 0  # nothing is left to meddle with
 
 
 def test_a_side_effect_under_a_role_that_may_do_no_more(role, real_users, settings_for):
@@ -470,7 +472,7 @@ def test_a_side_effect_under_a_role_that_may_do_no_more(role, real_users, settin
         trigger('AFTER UPDATE ON "BehavioralSignal"'),
     )
     refused(settings_for(url), "public.audit: 1 inserted", real_users)
-    report = pipeline.run(settings_for(url, allow_side_effects=("audit", "other.part")))
+    report = etl.run(settings_for(url, allow_side_effects=("audit", "other.part")))
     assert report.counts["signals_backfilled"] > 0
 
 
@@ -493,12 +495,12 @@ def test_tables_of_ours_that_are_partitioned(real_users, settings_for):
     )
     refused(settings_for(real_users), '"public"."BehavioralSignal": 0 inserted')
     execute(real_users, "DROP FUNCTION meddle CASCADE")
-    assert pipeline.run(settings_for(real_users)).counts["signals_backfilled"] > 0
+    assert etl.run(settings_for(real_users)).counts["signals_backfilled"] > 0
 
 
 def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings_for):
     """As many rows as meant were inserted, and all that should stand there do: one of them is not new, and one is another's."""
-    pipeline.run(settings_for(real_users))
+    etl.run(settings_for(real_users))
     with psycopg.connect(real_users) as connection:
         (kept,) = connection.execute(f'SELECT min("id") FROM "RankingEvent" WHERE "userId" IN {SHADOW}').fetchone()
     execute(
@@ -513,7 +515,7 @@ def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings
     )
     rows = everything(real_users)
     with pytest.raises(DataError, match="is not what was sent"):
-        pipeline.run(settings_for(real_users))
+        etl.run(settings_for(real_users))
     assert everything(real_users) == rows
 
 
@@ -527,7 +529,7 @@ def test_the_registry_s_rows_are_read_back(real_users, settings_for, body):
     )
     rows = everything(real_users)
     with pytest.raises(DataError, match=r'Of the 2 models that "public"\."ModelRegistry"'):
-        pipeline.run(settings_for(real_users))
+        etl.run(settings_for(real_users))
     assert everything(real_users) == rows
 
 
@@ -539,7 +541,7 @@ def not_counted(url: str, role: str = "CURRENT_USER") -> None:
 def test_a_server_that_does_not_count_is_made_to(real_users, settings_for):
     """For this transaction, where the role may; a delete leaves no row that could be looked at."""
     not_counted(real_users)
-    assert pipeline.run(settings_for(real_users)).committed
+    assert etl.run(settings_for(real_users)).committed
     execute(
         real_users,
         function("""DELETE FROM "RankingEvent" WHERE "userId" = 'real-1';"""),
@@ -554,7 +556,7 @@ def test_a_server_that_does_not_count_and_can_t_be_made_to_is_refused(role, smal
     not_counted(small_world, name)
     rows = everything(small_world)
     with pytest.raises(SchemaError, match=f"ALTER ROLE {name} SET track_counts = on"):
-        pipeline.run(settings_for(url))
+        etl.run(settings_for(url))
     assert everything(small_world) == rows
     assert not folder_state(tmp_path / "out")
 
@@ -562,7 +564,7 @@ def test_a_server_that_does_not_count_and_can_t_be_made_to_is_refused(role, smal
 def test_a_function_that_is_not_counted_is_refused(real_users, settings_for):
     execute(real_users, function("", settings="SET track_counts = off"))
     with pytest.raises(SchemaError, match=r"meddle\(\)"):
-        pipeline.run(settings_for(real_users))
+        etl.run(settings_for(real_users))
     execute(
         real_users,
         "DROP FUNCTION meddle",
@@ -583,7 +585,7 @@ def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, set
         return original(connection, scope)
 
     monkeypatch.setattr(pipeline.load, "backfill", conflict)
-    assert pipeline.run(settings_for(small_world)).retries == 1
+    assert etl.run(settings_for(small_world)).retries == 1
 
 
 def test_the_main_path_under_a_role_that_may_do_no_more(role, small_world, tmp_path):
@@ -626,7 +628,7 @@ def test_a_privilege_that_is_missing_is_named(role, small_world, settings_for, t
         connection.execute(f'REVOKE {privilege.verb}{columns} ON "{privilege.model}" FROM {name}')
     rows = database_state(small_world)
     with pytest.raises(ConnectError) as refused:
-        pipeline.run(settings_for(url))
+        etl.run(settings_for(url))
     assert f"The role {name} lacks" in str(refused.value)
     assert privilege.verb in str(refused.value)
     assert f'"{privilege.model}"' in str(refused.value)
@@ -641,7 +643,7 @@ def test_a_schema_that_may_not_be_used_is_named(role, small_world, settings_for)
     with psycopg.connect(small_world, autocommit=True) as connection:
         connection.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
     with pytest.raises(ConnectError, match='USAGE on schema "public"'):
-        pipeline.run(settings_for(url))
+        etl.run(settings_for(url))
 
 
 def test_row_security_that_hides_rows_is_no_smaller_night(role, small_world, settings_for):
@@ -651,5 +653,5 @@ def test_row_security_that_hides_rows_is_no_smaller_night(role, small_world, set
         connection.execute(privileges.grants(Naming("model", "public"), name))
         connection.execute('ALTER TABLE "Trip" ENABLE ROW LEVEL SECURITY')
     with pytest.raises(ConnectError, match=r'Row security hides rows of "public"."Trip" from the role'):
-        pipeline.run(settings_for(url))
-    assert pipeline.run(settings_for(small_world)).committed
+        etl.run(settings_for(url))
+    assert etl.run(settings_for(small_world)).committed

@@ -7,8 +7,10 @@ import itertools
 import psycopg
 import pytest
 
+import etl
 from etl.commands.doctor import run_checks
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
+from etl.pipeline.context import utc_now
 from etl.postgres.connection import connect
 from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
@@ -85,16 +87,16 @@ def test_functions_and_operators_of_another_role_are_not_called(trapped, setting
                 connection.execute(sql)
         connection.execute(f'ALTER DATABASE "{connection.info.dbname}" SET search_path = {path}')
     settings = settings_for(trapped, shadow_domain="overplanned.test")
-    assert pipeline.schema_check(settings) == []
-    assert pipeline.schema_apply(settings) == []
-    assert pipeline.run(settings).committed
+    assert database.check_schema(settings) == []
+    assert database.apply_schema(settings) == []
+    assert etl.run(settings).committed
     assert "ADBC" not in caplog.text  # connectorx has read all
     through_adbc = f"{trapped}{'&' if '?' in trapped else '?'}options=-c%20work_mem%3D8MB"
-    assert pipeline.run(settings_for(through_adbc, seed=1)).committed
+    assert etl.run(settings_for(through_adbc, seed=1)).committed
     assert "Reading through ADBC" in caplog.text
-    assert pipeline.export(settings).snapshot is not None
-    assert pipeline.validate(settings).broken == []
-    assert {check.state for check in run_checks(settings, pipeline.utc_now)} <= {"ok", "warning"}
+    assert etl.export(settings).snapshot is not None
+    assert database.validate_database(settings).broken == []
+    assert {check.state for check in run_checks(settings, utc_now)} <= {"ok", "warning"}
 
 
 def test_the_application_s_triggers_find_what_they_name(small_world, settings_for):
@@ -122,12 +124,12 @@ def test_the_application_s_triggers_find_what_they_name(small_world, settings_fo
                 "FOR EACH ROW EXECUTE FUNCTION look()"
             )
         connection.execute('ALTER TABLE "PersonaDimension" ADD CHECK (allowed())')
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.committed
     rows = report.counts["persona_rows"] + report.counts["ranking_events"] + report.counts["signals_backfilled"] + 2
     with psycopg.connect(small_world) as connection:
         assert connection.execute("SELECT last_value FROM private.calls_n_seq").fetchone() == (2 * rows,)
-    assert pipeline.run(settings_for(small_world, seed=1)).committed  # which deletes
+    assert etl.run(settings_for(small_world, seed=1)).committed  # which deletes
 
 
 def test_only_what_writes_runs_under_the_role_s_own_path(small_world, settings_for):

@@ -15,11 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import etl
 from etl.errors import ConnectError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres import embedded, privileges
 from etl.postgres.naming import Naming
-from etl.runtime.run_record import RunResult
+from etl.runtime.run_record import RunRecord
 from etl.settings.model import Settings
 from etl.settings.sources import load_settings
 from tests.conftest import FAST
@@ -70,7 +71,7 @@ def settings(url: str, out: Path, **more: object) -> Settings:
 @contextmanager
 def at_step(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> Iterator[list[bool]]:
     """Do something once, as the named step begins."""
-    original, done = RunResult.step, []
+    original, done = RunRecord.step, []
 
     def step(self, step_name):
         if step_name == name and not done:
@@ -79,7 +80,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object
         return original(self, step_name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunResult, "step", step)
+        patch.setattr(RunRecord, "step", step)
         yield done
 
 
@@ -89,7 +90,7 @@ GOING = (("killed", "write events"), ("restarted", "backfill"), ("restarted", "w
 def test_the_server_goes_in_mid_run(own_server, monkeypatch, tmp_path, tally, effort):
     """A restart ends our session in order; SIGKILL of every server process is a power cut that recovery mends."""
     server = own_server()
-    pipeline.synth(settings(server.url(), tmp_path / "out", scale=0.02))
+    database.synth(settings(server.url(), tmp_path / "out", scale=0.02))
     nights = Nights.prepared(server.url(), tmp_path / "out")
 
     def gone(how: str) -> None:
@@ -104,7 +105,7 @@ def test_the_server_goes_in_mid_run(own_server, monkeypatch, tmp_path, tally, ef
         nights.forget_versions()
         before = nights.state()
         with at_step(monkeypatch, step, partial(gone, how)) as done, pytest.raises(ConnectError) as lost:
-            pipeline.run(settings(nights.url, nights.out, seed=SEEDS[0]))
+            etl.run(settings(nights.url, nights.out, seed=SEEDS[0]))
         assert done
         assert "\n" not in str(lost.value)
         assert nights.require_before_or_after(before, SEEDS[0]) == "before"
@@ -122,13 +123,13 @@ def server_processes(data_dir: Path) -> list[int]:
 def test_the_server_s_disk_is_full(own_server, tmp_path, tally):
     with tmpfs(160) as small:
         server = own_server(small)
-        pipeline.synth(settings(server.url(), tmp_path / "out", scale=0.02))
+        database.synth(settings(server.url(), tmp_path / "out", scale=0.02))
         nights = Nights.prepared(server.url(), tmp_path / "out")
         before = nights.state()
         ballast = small / "ballast"
         ballast.write_bytes(bytes(shutil.disk_usage(small).free - (256 << 10)))
         with pytest.raises(ConnectError) as full:
-            pipeline.run(settings(nights.url, nights.out, seed=SEEDS[0]))
+            etl.run(settings(nights.url, nights.out, seed=SEEDS[0]))
         ballast.unlink()
         # A server that can't write its journal goes down; it comes back by itself, or by whoever looks after it.
         embedded.stop(server.data_dir)
@@ -172,7 +173,7 @@ def test_a_folder_that_may_only_be_read(small_world, tally):
         before = nights.state()
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
         with pytest.raises(ConnectError, match="Read-only file system"):
-            pipeline.run(settings(small_world, nights.out, seed=SEEDS[0]))
+            etl.run(settings(small_world, nights.out, seed=SEEDS[0]))
         assert nights.state() == before
         subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
         nights.require_mended(SEEDS[0])
@@ -197,17 +198,17 @@ def limited(small_world, role) -> Callable[[str], str]:
 def test_no_connection_is_left(limited, tmp_path, small_world):
     rows = database_state(small_world)
     with pytest.raises(ConnectError, match="too many connections"):
-        pipeline.run(settings(limited("CONNECTION LIMIT 0"), tmp_path / "out"))
+        etl.run(settings(limited("CONNECTION LIMIT 0"), tmp_path / "out"))
     assert database_state(small_world) == rows
 
 
 def test_one_connection_is_enough(limited, tmp_path, small_world, caplog):
     """Those of connectorx are refused: then the same queries go through the one that there is, and a line says so."""
     caplog.set_level("INFO")
-    report = pipeline.run(settings(limited("CONNECTION LIMIT 1"), tmp_path / "out"))
+    report = etl.run(settings(limited("CONNECTION LIMIT 1"), tmp_path / "out"))
     assert report.committed
     assert "Reading through ADBC" in caplog.text
-    assert pipeline.validate(settings(small_world, tmp_path / "out")).broken == []
+    assert database.validate_database(settings(small_world, tmp_path / "out")).broken == []
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_a_timeout_is_told(limited, tmp_path, small_world, limit, said):
     with psycopg.connect(small_world) as holder:
         holder.execute('SELECT FROM "BehavioralSignal" FOR UPDATE')
         with pytest.raises(ConnectError, match=said):
-            pipeline.run(settings(limited(f"SET {limit}"), tmp_path / "out"))
+            etl.run(settings(limited(f"SET {limit}"), tmp_path / "out"))
     assert database_state(small_world) == rows
     assert folder_state(tmp_path / "out") == {}
 
@@ -238,5 +239,5 @@ def test_idle_in_transaction_timeout_is_told(limited, tmp_path, small_world, mon
             connection.execute("SELECT pg_sleep(0.5)")
 
     with at_step(monkeypatch, "check", idle), pytest.raises(ConnectError, match="idle"):
-        pipeline.run(settings(url, tmp_path / "out"))
+        etl.run(settings(url, tmp_path / "out"))
     assert database_state(small_world) == rows

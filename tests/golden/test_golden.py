@@ -13,9 +13,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
 from etl.settings.sources import load_settings
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from tests.property import oracle
 from tests.property.in_database import Databases, written
 
@@ -82,7 +82,7 @@ def test_the_rows_are_those_of_the_file(make_database, tmp_path, seed, request):
     source = world()
     url = Databases(make_database).holding(source)
     options = {"database_url": url, "out": str(tmp_path / "out"), "small_catalog": "weight", "seed": seed}
-    report = pipeline.run(load_settings(options, {}))
+    report = etl.run(load_settings(options, {}))
     personas, events, registry, _ = written(url)
     triples = pl.read_parquet(Path(report.snapshot) / "triples" / "**" / "*.parquet", hive_partitioning=False)
     found = {
@@ -123,7 +123,7 @@ DRAWN = {
 def test_drawn_and_shuffled_triples_are_those_of_the_file(make_database, tmp_path, name, request):
     url = Databases(make_database).holding(world())
     options = {"database_url": url, "out": str(tmp_path / "out"), "small_catalog": "weight", "seed": 7, **DRAWN[name]}
-    report = pipeline.run(load_settings(options, {}))
+    report = etl.run(load_settings(options, {}))
     triples = {
         path.relative_to(report.snapshot).parent.as_posix(): pl.read_parquet(path, hive_partitioning=False)
         .select("event_id", "pos_item", "neg_item", "neg_source", "weight")

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.settings.sources import load_settings
 from tests.property.oracle import NO_SEED, EventRow, Moment, PersonaRow, RegistryRow, Signal, World
 
@@ -46,7 +46,7 @@ class Databases:
 
     def _fresh(self, categories: tuple[str, ...]) -> str:
         url = self._make()
-        pipeline.schema_apply(load_settings({"database_url": url}, {}))
+        database.apply_schema(load_settings({"database_url": url}, {}))
         labels = ", ".join("'" + label.replace("'", "''") + "'" for label in categories)
         with psycopg.connect(url) as connection:
             connection.execute('ALTER TABLE "ActivityNode" ALTER COLUMN "category" TYPE text')

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from etl.pipeline import run as pipeline
+import etl
+from etl.pipeline import database
 from etl.settings.sources import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folders
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.triples.dataset import EVENT_COLUMNS
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
@@ -54,29 +55,29 @@ def databases(make_database) -> Databases:
 
 def the_night_is_the_oracle_s(
     databases, world: oracle.World, options: oracle.Settings, *others: oracle.Settings
-) -> pipeline.RunResult:
+) -> etl.RunResult:
     """A run with these options, and exports of what it left with others; gives the run's report."""
     url = databases.holding(world)
     with tempfile.TemporaryDirectory() as folder:
         settings_ = load_settings({"database_url": url, "out": f"{folder}/out", **as_given(options)}, {})
-        report = pipeline.run(replace(settings_, buckets=BUCKETS[len(world.trips) % len(BUCKETS)]))
+        report = etl.run(replace(settings_, buckets=BUCKETS[len(world.trips) % len(BUCKETS)]))
         after = oracle.after_run(world, options, MODEL)
         rows_are_the_oracle_s(url, after)
         snapshot_is_the_oracle_s(report, after, options)
         counts_are_the_oracle_s(report.counts, world, options)
-        again = pipeline.export(settings_)
+        again = etl.export(settings_)
         assert content(again) == content(report)
-        broken = {finding.law for finding in pipeline.validate(settings_).broken}
+        broken = {finding.law for finding in database.validate_database(settings_).broken}
         assert broken <= {"the design's validation query returns rows"}
         for other in others:
             given_ = as_given(other) | {"shadow_prefix": options.shadow_prefix}
             given_["buckets"] = BUCKETS[len(world.slots) % len(BUCKETS)]
-            exported = pipeline.export(load_settings({"database_url": url, "out": f"{folder}/other", **given_}, {}))
+            exported = etl.export(load_settings({"database_url": url, "out": f"{folder}/other", **given_}, {}))
             snapshot_is_the_oracle_s(exported, after, replace(other, shadow_prefix=options.shadow_prefix))
         return report
 
 
-def snapshot_is_the_oracle_s(report: pipeline.RunResult, after: oracle.World, options, earlier=((), ())) -> None:
+def snapshot_is_the_oracle_s(report: etl.RunResult, after: oracle.World, options, earlier=((), ())) -> None:
     """Every file and every count of what was published. `earlier` are the users and items of `--vocab-from`."""
     exported = oracle.exported(after, options)
     published = Published(
@@ -120,7 +121,7 @@ class Published:
         return place if self.options.split == "none" else f"split={split}/{place}"
 
 
-def content(report: pipeline.RunResult) -> str:
+def content(report: etl.RunResult) -> str:
     return json.loads((Path(report.snapshot) / "manifest.json").read_text())["content_sha256"]
 
 
@@ -280,17 +281,17 @@ def what_expand_makes_is_what_export_makes(
         def chosen(name: str, **more: Any):
             return load_settings({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
 
-        night = pipeline.run(chosen("night", split="none", negatives=["ranking"]))
+        night = etl.run(chosen("night", split="none", negatives=["ranking"]))
         if not any((Path(night.snapshot) / "events").rglob("*.parquet")):
             return  # nothing to expand
         buckets = BUCKETS[len(world.trips) % len(BUCKETS)]
         from_files = chosen("expanded", snapshot=night.snapshot, buckets=buckets)
-        expanded = pipeline.expand(replace(from_files, database_url=None))
-        assert content(expanded) == content(pipeline.export(chosen("exported")))
+        expanded = etl.expand(replace(from_files, database_url=None))
+        assert content(expanded) == content(etl.export(chosen("exported")))
         snapshot_is_the_oracle_s(expanded, oracle.after_run(world, options, MODEL), options)
         if and_back:
             back = chosen("back", snapshot=expanded.snapshot, split="none", negatives=["ranking"])
-            assert content(pipeline.expand(back)) == content(night)
+            assert content(etl.expand(back)) == content(night)
 
 
 def a_vocabulary_is_kept(databases, world: oracle.World, options: oracle.Settings, *, by_folder: bool) -> None:
@@ -301,22 +302,20 @@ def a_vocabulary_is_kept(databases, world: oracle.World, options: oracle.Setting
             return load_settings({"database_url": url, "out": f"{folder}/{name}", **as_given(options), **more}, {})
 
         url = databases.holding(world)
-        first = pipeline.run(chosen("first"))
+        first = etl.run(chosen("first"))
         after = oracle.after_run(world, options, MODEL)
         earlier = ids_of(after, options)
         later = changed(after)
         url = databases.holding(later)
         source = f"{folder}/first" if by_folder else first.snapshot
-        second = pipeline.run(chosen("second", vocab_from=source))
+        second = etl.run(chosen("second", vocab_from=source))
         after = oracle.after_run(later, options, MODEL)
         snapshot_is_the_oracle_s(second, after, options, earlier)
-        third = pipeline.export(chosen("third", vocab_from=second.snapshot))
+        third = etl.export(chosen("third", vocab_from=second.snapshot))
         assert files_but_settings(third) == files_but_settings(second)
         if not any((Path(second.snapshot) / "events").rglob("*.parquet")):
             return  # nothing to expand
-        expanded = pipeline.expand(
-            chosen("expanded", snapshot=second.snapshot, split="last-trip", negatives=["catalog:3"])
-        )
+        expanded = etl.expand(chosen("expanded", snapshot=second.snapshot, split="last-trip", negatives=["catalog:3"]))
         tried = replace(options, split="last-trip", negatives=("catalog:3",))
         snapshot_is_the_oracle_s(expanded, after, tried, earlier)
 
@@ -328,7 +327,7 @@ def ids_of(after: oracle.World, options: oracle.Settings) -> tuple[tuple[str, ..
     return tuple(row.user_id for row in users), tuple(row.item_id for row in items)
 
 
-def files_but_settings(report: pipeline.RunResult) -> dict[str, str]:
+def files_but_settings(report: etl.RunResult) -> dict[str, str]:
     """Each data file's sha256."""
     files = json.loads((Path(report.snapshot) / "manifest.json").read_text())["files"]
     return {each["path"]: each["sha256"] for each in files if each["path"].endswith(".parquet")}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from tests.property import oracle, oracle_training
 from tests.property.dense import dense_settings, dense_world
 from tests.property.oracle import Exported, ExportedEvent, Node, Settings, Trip, World

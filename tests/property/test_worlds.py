@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_world
 

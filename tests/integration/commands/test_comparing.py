@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+import etl
 from etl.errors import DataError, SettingsError
-from etl.pipeline import run as pipeline
+from etl.pipeline.context import RunResult
 from etl.reporting.compare import MOVED_MUCH, compare_snapshots
-from etl.runtime.run_record import RunResult
 from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import Snapshot, open_snapshot
@@ -39,7 +39,7 @@ def halved(make_database, small_world_template):
 
 
 def night(url: str, out: Path, **options: object) -> RunResult:
-    return pipeline.run(load_settings({"database_url": url, "out": str(out), **options}, {}))
+    return etl.run(load_settings({"database_url": url, "out": str(out), **options}, {}))
 
 
 def moves(result: RunResult) -> list[str]:
@@ -60,7 +60,7 @@ def test_half_the_trips_gone_is_one_sentence_that_says_what_to_do(two_nights):
     trips = first.counts["source_rows"]["trips"], second.counts["source_rows"]["trips"]
     assert f"trips read went from {trips[0]:,} to {trips[1]:,} (-" in said
     assert "triples went from" in said
-    assert "See whether the source lost rows" in said
+    assert "Check whether the source lost or gained rows" in said
     manifest = json.loads((Path(second.snapshot) / "manifest.json").read_text())
     assert said in manifest["warnings"]
     assert [(each.before, each.value) for each in second.metrics if each.name == "trips read"] == [trips]
@@ -180,17 +180,17 @@ def test_a_night_can_keep_the_last_few_and_fails_by_no_prune(world, tmp_path, mo
 def nightly(url: str, out: Path, day: str, **options: object) -> RunResult:
     """A run at three o'clock of a day."""
     settings = load_settings({"database_url": url, "out": str(out), **options}, {})
-    return pipeline.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
+    return etl.run(settings, clock=lambda: datetime.fromisoformat(f"{day}T03:00:00+00:00"))
 
 
 def test_a_bad_run_is_found_and_is_no_yardstick(world, halved, tmp_path):
     out = tmp_path / "out"
     for day in range(1, 6):
         nightly(world, out, f"2026-11-0{day}")
-    with pytest.raises(DataError, match=r"5 runs before lead one to expect .*trips read went from .*, expected"):
+    with pytest.raises(DataError, match=r"expected range of 5 earlier runs .*trips read went from .*, expected"):
         nightly(halved, out, "2026-11-06", fail_on_change=True)
     bad = nightly(halved, out, "2026-11-06")
-    assert "5 runs before" in moves(bad)[0]
+    assert "5 earlier runs" in moves(bad)[0]
     odd = [each for each in bad.metrics if each.monitored and each.out_of_range]
     assert all(each.name in moves(bad)[0] for each in odd)  # the summary and the warning name the same
     again = nightly(halved, out, "2026-11-07", fail_on_change=True)  # let through once: it stops no more, and is said

@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+import etl
 from etl.commands.doctor import machine_checks, run_checks
 from etl.commands.doctor_checks import Check, clock_skew, exit_code
-from etl.pipeline import run as pipeline
+from etl.pipeline.context import utc_now
 from etl.postgres.connection import connect
 from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
@@ -31,7 +32,7 @@ def world(make_database, small_world_template):
 
 
 def examined(url: str | None, out: object, **options: object) -> list[Check]:
-    return list(run_checks(load_settings({"database_url": url, "out": str(out), **options}, {}), pipeline.utc_now))
+    return list(run_checks(load_settings({"database_url": url, "out": str(out), **options}, {}), utc_now))
 
 
 def of(checks: list[Check], name: str) -> list[Check]:
@@ -249,7 +250,7 @@ def test_one_check_that_failed_and_several(world, tmp_path):
 def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_world_template, settings_for, tmp_path):
     """A copy has no statistics of its own: there the last ANALYZE tells, and without one the number is unknown."""
     original = make_database(small_world_template)
-    pipeline.run(settings_for(original))
+    etl.run(settings_for(original))
 
     def said(url: str) -> dict[str, str]:
         return dict(each.found.split(", ")[0].split(": ", 1) for each in of(examined(url, tmp_path), "tables"))

@@ -15,8 +15,9 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
+import etl
 from benchmarks.run import realdata
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.settings.model import Settings
 
 needs_data = pytest.mark.skipif(
@@ -76,7 +77,7 @@ def test_perth_comes_out_as_counted_by_hand(database_url: str, settings_for: Cal
     assert rows["ItinerarySlot"] == rows["BehavioralSignal"] == counted.visits
 
     settings = settings_for(database_url, small_catalog="keep")
-    report = pipeline.run(settings)
+    report = etl.run(settings)
     owner = {trip: user for user, trips in counted.trips_of.items() for trip in trips}
     days = {day: nodes for day, nodes in counted.days.items() if owner[day[0]] not in counted.loners}
     assert report.counts["shadow_users_without_persona"] == len(counted.loners) > 0
@@ -93,7 +94,7 @@ def test_perth_comes_out_as_counted_by_hand(database_url: str, settings_for: Cal
     assert {(trip, day): nodes for trip, day, nodes in events} == days
     assert {user for (user,) in personas} == set(counted.trips_of) - counted.loners
     assert {user for user, seed in seeds if seed is None} == counted.loners
-    assert pipeline.validate(settings).broken == []
+    assert database.validate_database(settings).broken == []
 
 
 @needs_data
@@ -104,7 +105,7 @@ def test_perths_personas_are_those_of_all_trips_but_the_latest(
     assert folder is not None
     likes = count(folder / "perth").likes
     realdata.fill(database_url, "mapped", realdata.read_world([folder / "perth"]))
-    pipeline.run(settings_for(database_url, small_catalog="keep"))
+    etl.run(settings_for(database_url, small_catalog="keep"))
     with psycopg.connect(database_url) as connection:
         vectors = connection.execute(
             "SELECT \"userId\", value FROM persona_dimensions WHERE dimension = 'category_affinities'"

@@ -11,8 +11,9 @@ import polars as pl
 import psycopg
 import pytest
 
+import etl
+from etl.commands.database import validate_database
 from etl.errors import DataError
-from etl.pipeline import run as pipeline
 from etl.postgres import bulk_read as database
 from etl.settings.sources import load_settings
 from tests.states import data_files
@@ -22,9 +23,9 @@ def test_connectorx_and_adbc_read_the_same(small_world, tmp_path, caplog):
     """PGAPPNAME is libpq's alone: where it could matter, connectorx is not asked."""
     caplog.set_level(logging.INFO)
     given = {"database_url": small_world}
-    fast = pipeline.run(load_settings(given | {"out": str(tmp_path / "a")}, {}))
+    fast = etl.run(load_settings(given | {"out": str(tmp_path / "a")}, {}))
     assert not [record for record in caplog.records if "ADBC" in record.message]
-    slow = pipeline.run(load_settings(given | {"out": str(tmp_path / "b")}, {"PGOPTIONS": "-c application_name=x"}))
+    slow = etl.run(load_settings(given | {"out": str(tmp_path / "b")}, {"PGOPTIONS": "-c application_name=x"}))
     said = [record.message for record in caplog.records if "ADBC" in record.message]
     assert len(said) == 1
     assert "PGOPTIONS" in said[0]
@@ -40,7 +41,7 @@ def test_a_panic_of_connectorx_is_no_end(small_world, tmp_path, caplog, monkeypa
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(database, "_read_connectorx", panic)
-    report = pipeline.run(load_settings({"database_url": small_world, "out": str(tmp_path / "out")}, {}))
+    report = etl.run(load_settings({"database_url": small_world, "out": str(tmp_path / "out")}, {}))
     assert report.committed
     assert "called Option::unwrap()" in caplog.text
 
@@ -50,7 +51,7 @@ def test_libpq_s_words_are_an_address_too(small_world, tmp_path):
     if "host=" not in parts.query:
         pytest.skip("the server is not on a unix socket")
     words = f"host={parts.query.split('host=')[1]} dbname={parts.path[1:]} user={parts.username}"
-    assert pipeline.run(load_settings({"database_url": words, "out": str(tmp_path / "out")}, {})).committed
+    assert etl.run(load_settings({"database_url": words, "out": str(tmp_path / "out")}, {})).committed
 
 
 def test_dates_that_no_frame_can_hold_are_counted_and_cost_nobody_else(small_world, settings_for):
@@ -67,17 +68,17 @@ def test_dates_that_no_frame_can_hold_are_counted_and_cost_nobody_else(small_wor
             """SELECT count(*) FROM (SELECT DISTINCT "tripId", "dayNumber" FROM "ItinerarySlot" WHERE "tripId" = ANY (%s)) d""",
             ([trip for (trip,) in trips],),
         ).fetchone()[0]
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.counts["days_without_event"]["date_out_of_range"] == lost > 5
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert validate_database(settings_for(small_world)).broken == []
 
 
 def test_an_infinite_creation_date_gives_no_seed(small_world, settings_for):
     with psycopg.connect(small_world) as connection:
         connection.execute("""UPDATE "Trip" SET "createdAt" = 'infinity'""")
-    report = pipeline.run(settings_for(small_world, allow_empty=True))
+    report = etl.run(settings_for(small_world, allow_empty=True))
     assert report.counts["persona_rows"] == report.counts["ranking_events"] == 0
-    broken = [finding.law for finding in pipeline.validate(settings_for(small_world)).broken]
+    broken = [finding.law for finding in validate_database(settings_for(small_world)).broken]
     assert broken == ["the design's validation query returns rows"]
 
 
@@ -86,10 +87,10 @@ def test_a_day_number_beyond_all_calendars(small_world, settings_for):
         connection.execute(
             """UPDATE "ItinerarySlot" SET "dayNumber" = CASE "dayNumber" WHEN 1 THEN 2147483647 WHEN 2 THEN -2147483648 ELSE 0 END"""
         )
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.counts["days_without_event"]["date_out_of_range"] > 0
     assert report.counts["ranking_events"] > 0
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert validate_database(settings_for(small_world)).broken == []
 
 
 @pytest.mark.parametrize("prefix", ["shadow_", "%", "shadow-%", "Shadow-", "\\", "'"])
@@ -99,7 +100,7 @@ def test_no_character_of_the_prefix_is_a_wildcard(small_world, settings_for, pre
             'SELECT count(*) FROM "User" WHERE starts_with("email", %s)', (prefix,)
         ).fetchone()[0]
         everybody = connection.execute('SELECT count(*) FROM "User"').fetchone()[0]
-    report = pipeline.run(settings_for(small_world, shadow_prefix=prefix, allow_empty=True))
+    report = etl.run(settings_for(small_world, shadow_prefix=prefix, allow_empty=True))
     assert report.counts["shadow_users"] == expected < everybody
 
 
@@ -121,9 +122,9 @@ def test_orphans_are_nobody_s(small_world, settings_for):
         orphans = connection.execute(
             """SELECT count(*) FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "userId" NOT IN (SELECT "id" FROM "User")"""
         ).fetchone()[0]
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.counts["ranking_events"] > 100
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert validate_database(settings_for(small_world)).broken == []
     items = pl.read_parquet(Path(report.snapshot) / "items.parquet")
     gone = items.filter(pl.col("status") == "gone")
     assert 0 < gone.height <= 9
@@ -134,20 +135,20 @@ def test_orphans_are_nobody_s(small_world, settings_for):
 
 
 def test_an_event_whose_trip_is_gone_is_counted_and_not_exported(small_world, settings_for):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     with psycopg.connect(small_world) as connection:
         lost = connection.execute(
             """UPDATE "RankingEvent" SET "tripId" = 'gone' WHERE "dayNumber" = 1 AND "userId" IN
             (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
         ).rowcount
-    exported = pipeline.export(settings_for(small_world))
+    exported = etl.export(settings_for(small_world))
     assert exported.counts["events_left_out"] == {"trip_gone": lost, "date_out_of_range": 0}
     assert lost > 10
 
 
 def test_rows_of_users_who_are_gone_and_items_that_are_gone_are_counted(small_world, settings_for):
     """Whose they were nobody can say any more, so they are in no scope; that they are there is said."""
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     with psycopg.connect(small_world) as connection:
         connection.execute('ALTER TABLE "Trip" DROP CONSTRAINT "Trip_userId_fkey"')
         connection.execute('ALTER TABLE "ItinerarySlot" DROP CONSTRAINT "ItinerarySlot_activityNodeId_fkey"')
@@ -159,18 +160,18 @@ def test_rows_of_users_who_are_gone_and_items_that_are_gone_are_counted(small_wo
             (SELECT "id" FROM "RankingEvent" ORDER BY "id" LIMIT 5)"""
         ).rowcount
         connection.execute("""UPDATE "ItinerarySlot" SET "activityNodeId" = 'gone' WHERE "dayNumber" = 1""")
-    exported = pipeline.export(settings_for(small_world))
+    exported = etl.export(settings_for(small_world))
     assert exported.counts["set_aside"]["events"] == {"user_is_gone": events}
     with psycopg.connect(small_world) as connection:
         connection.execute("""DELETE FROM "RankingEvent" WHERE "userId" = 'nobody'""")
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.counts["set_aside"]["trips"] == {"user_is_gone": trips}
     assert report.counts["published"]["items_gone"] == 1
 
 
 def test_no_shadow_users_are_a_warning_where_that_is_meant(small_world, settings_for):
     nobody = {"shadow_prefix": "nobody-", "shadow_domain": "example.test", "dry_run": True}
-    report = pipeline.run(settings_for(small_world, **nobody, expect_users="0"))
+    report = etl.run(settings_for(small_world, **nobody, expect_users="0"))
     assert any("begins with 'nobody-' and ends with @example.test" in warning for warning in report.warnings)
 
 
@@ -179,7 +180,7 @@ def test_null_arrays_and_null_elements_of_others_events(small_world, settings_fo
         connection.execute(
             """UPDATE "RankingEvent" SET "candidateIds" = NULL, "selectedIds" = ARRAY[NULL, 'x', 'x', 'y']"""
         )
-    exported = pipeline.export(settings_for(small_world, audience="real", small_catalog="keep", allow_empty=True))
+    exported = etl.export(settings_for(small_world, audience="real", small_catalog="keep", allow_empty=True))
     events = pl.read_parquet(Path(exported.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
     assert events["candidate_ids"].list.len().sum() == 0
     assert events["selected_ids"].to_list() == [["x", "y"]] * events.height
@@ -197,7 +198,7 @@ def test_a_persona_value_beyond_the_index_is_a_clear_error(small_world, settings
             (long,),
         )
     with pytest.raises(DataError, match="passes a limit") as refused:
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert long[:20] not in str(refused.value)
 
 
@@ -210,7 +211,7 @@ def test_an_event_on_somebody_else_s_trip_is_shown_that_trip_s_day(small_world, 
             WHERE "userId" NOT IN (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
         ).rowcount
     settings = settings_for(small_world, audience="real", allow_empty=True)
-    ran, exported = pipeline.run(settings), pipeline.export(settings)
+    ran, exported = etl.run(settings), etl.export(settings)
     assert data_files(ran.snapshot) == data_files(exported.snapshot)
     events = pl.read_parquet(Path(exported.snapshot) / "events" / "**" / "*.parquet", hive_partitioning=False)
     assert events.height == moved
@@ -226,7 +227,7 @@ def test_a_row_that_breaks_its_contract_is_set_aside_and_counted(small_world, se
             WHERE starts_with(u."email", 'shadow-') AND jsonb_typeof(t."personaSeed") = 'object' GROUP BY 1 ORDER BY 2 DESC, 1"""
         ).fetchone()
         connection.execute('UPDATE "Trip" SET "city" = NULL WHERE "userId" = %s', (user,))
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.counts["set_aside"] == {"trips": {"city nullability": trips}}
     with psycopg.connect(small_world) as connection:
         rows = connection.execute(

@@ -8,11 +8,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import etl
 from etl.errors import ConnectError, DataError, SchemaError
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
+from etl.pipeline.context import RunResult
 from etl.postgres.connection import ConflictError
 from etl.runtime import cancellation as stopping
-from etl.runtime.run_record import RunResult
 from etl.snapshots.reader import STAGING
 from tests.states import database_state, folder_state
 
@@ -60,22 +62,22 @@ def fail_after(monkeypatch):
 
 
 def test_the_steps_tried_are_the_steps_there_are(small_world, settings_for):
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert [name for name, *_ in report.steps] == [*STEPS, "switch"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_failure_leaves_everything_as_it_was(small_world, settings_for, fail_after, tmp_path, step):
-    pipeline.run(settings_for(small_world, seed=1))
+    etl.run(settings_for(small_world, seed=1))
     with psycopg.connect(small_world) as connection:
         connection.execute('UPDATE "BehavioralSignal" SET "modelVersion" = NULL')
     rows, files = database_state(small_world), folder_state(tmp_path / "out")
     fail_after(step, Injected(step))
     with pytest.raises(Injected):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == rows
     assert folder_state(tmp_path / "out") == files
-    again = pipeline.run(settings_for(small_world))
+    again = etl.run(settings_for(small_world))
     assert (tmp_path / "out" / "LATEST").read_text() == Path(again.snapshot).name
 
 
@@ -83,7 +85,7 @@ def test_a_killed_run_s_staging_folder_is_cleared(small_world, settings_for, tmp
     litter = tmp_path / "out" / f"{STAGING}dead"
     (litter / "triples").mkdir(parents=True)
     (tmp_path / "out" / f"{STAGING}LATEST").write_text("x")
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["LATEST", "snapshots"]
 
 
@@ -96,7 +98,7 @@ def test_links_in_out_are_not_followed(small_world, settings_for, tmp_path):
     for name, target in {"x": elsewhere, "LATEST": elsewhere / "precious", "nowhere": tmp_path / "nowhere"}.items():
         (out / f"{STAGING}{name}").symlink_to(target)
     (out / "LATEST").symlink_to(elsewhere / "precious")
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert sorted(p.name for p in out.iterdir()) == ["LATEST", "snapshots"]
     assert not (out / "LATEST").is_symlink()
     assert (out / "LATEST").read_text() == Path(report.snapshot).name
@@ -109,7 +111,7 @@ def test_a_copy_that_the_server_refuses(small_world, settings_for, tmp_path):
         connection.execute('ALTER TABLE "RankingEvent" ADD CONSTRAINT "no_late_days" CHECK ("dayNumber" < 3) NOT VALID')
     rows = database_state(small_world)
     with pytest.raises(DataError) as refused:
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert "no_late_days" in str(refused.value)
     assert "RankingEvent" in str(refused.value)
     assert "Failing row" not in str(refused.value)
@@ -131,7 +133,7 @@ def test_a_trigger_that_changes_rows_is_found_out(small_world, settings_for):
         )
     rows = database_state(small_world)
     with pytest.raises(DataError, match="is not what was sent"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == rows
 
 
@@ -141,15 +143,15 @@ def test_a_column_of_the_wrong_type_is_refused_before_its_bytes_are_taken(small_
         connection.execute('ALTER TABLE "RankingEvent" ALTER COLUMN "latencyMs" TYPE float4')
     rows = database_state(small_world)
     with pytest.raises(SchemaError, match="latencyMs"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == rows
 
 
 def test_a_serialisation_failure_retries_the_whole(small_world, settings_for, fail_after):
     fail_after("backfill", ConflictError("Somebody else changed the same rows."), times=2)
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.retries == 2
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert database.validate_database(settings_for(small_world)).broken == []
 
 
 def test_a_real_serialisation_failure_is_retried(small_world, settings_for, monkeypatch):
@@ -167,7 +169,7 @@ def test_a_real_serialisation_failure_is_retried(small_world, settings_for, monk
         return original(*arguments)
 
     monkeypatch.setattr(pipeline.load, "register_models", meddling)
-    assert pipeline.run(settings_for(small_world)).retries == 1
+    assert etl.run(settings_for(small_world)).retries == 1
 
 
 def test_serialisation_failures_without_end_end_the_run(small_world, settings_for, fail_after, monkeypatch):
@@ -175,7 +177,7 @@ def test_serialisation_failures_without_end_end_the_run(small_world, settings_fo
     rows = database_state(small_world)
     fail_after("read", ConflictError("Somebody else changed the same rows."), times=99)
     with pytest.raises(ConflictError, match="Tried 5 times"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == rows
 
 
@@ -183,5 +185,5 @@ def test_an_output_folder_that_takes_no_files(small_world, settings_for, tmp_pat
     (tmp_path / "out").write_text("a file, not a folder")
     rows = database_state(small_world)
     with pytest.raises(ConnectError, match="Cannot write"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == rows

@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
+from etl.pipeline import database
 from tests.states import data_files, database_state
 
 ROOT = Path(__file__).parents[3]
@@ -40,7 +41,7 @@ def shuffle(url: str) -> None:
 def test_threads_and_physical_order_change_nothing(make_database, tmp_path):
     """More than a million triples: below, a writer that varies with threads would not show it."""
     url = make_database()
-    pipeline.synth(pipeline.Settings(database_url=url, scale=1.3))
+    database.synth(etl.Settings(database_url=url, scale=1.3))
     one = run_with_threads(url, tmp_path / "one", 1)
     assert sum(one["published"]["triples"].values()) > 1_000_000
     rows = database_state(url)
@@ -61,7 +62,7 @@ def bytes_of(url: str, out: Path, *options: str, threads: int) -> tuple[dict, li
 def test_buckets_change_nothing_at_the_design_s_size(make_database, tmp_path, effort):
     """1 bucket and 64, 1 thread and 2, with everything that could see the difference: split, draws by popularity, shuffle."""
     url = make_database()
-    pipeline.synth(pipeline.Settings(database_url=url, scale=1.0))
+    database.synth(etl.Settings(database_url=url, scale=1.0))
     teaching = ("--negatives", "ranking,catalog:4", "--catalog-alpha", "0.5", "--split", "last-trip", "--shuffle")
     for options in (teaching, ())[: effort(1, 2)]:
         one = bytes_of(url, tmp_path / "one", "--buckets", "1", *options, threads=1)
@@ -72,7 +73,7 @@ def test_buckets_change_nothing_at_the_design_s_size(make_database, tmp_path, ef
 @pytest.mark.slow
 def test_buckets_change_nothing_at_scale_10(make_database, tmp_path):
     url = make_database()
-    pipeline.synth(pipeline.Settings(database_url=url, scale=10.0))
+    database.synth(etl.Settings(database_url=url, scale=10.0))
     one = bytes_of(url, tmp_path / "one", "--buckets", "1", threads=1)
     for buckets, threads in ((64, 2), (3, 1)):
         assert bytes_of(url, tmp_path / f"{buckets}", "--buckets", str(buckets), threads=threads) == one

@@ -19,13 +19,14 @@ from typing import Any
 import psutil
 import pytest
 
+import etl
 from etl.errors import ConnectError, SettingsError
 from etl.pipeline import run as pipeline
-from etl.pipeline.publication import no_progress
 from etl.runtime import ray_executor as ray_engine
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.executor import CompletedTask, Executor, LocalExecutor, versions
 from etl.runtime.ray_executor import open_executor
+from etl.runtime.run_record import no_progress
 from etl.settings.sources import load_settings
 from etl.snapshots import writer
 from etl.snapshots.manifest import DataSummary
@@ -65,7 +66,7 @@ class Travelling(LocalExecutor):
 def published(make_database: Callable[..., str], small_world_template: str, tmp_path_factory: Any) -> Snapshot:
     """A snapshot of the small world, every city in it, whose events others are staged from."""
     url, out = make_database(small_world_template), tmp_path_factory.mktemp("published")
-    done = pipeline.run(load_settings({"database_url": url, "out": str(out), "small_catalog": "keep"}, {}))
+    done = etl.run(load_settings({"database_url": url, "out": str(out), "small_catalog": "keep"}, {}))
     return open_snapshot(str(done.snapshot))
 
 
@@ -143,7 +144,7 @@ def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small
         settings = load_settings(
             {"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {}
         )
-        done = pipeline.run(settings)
+        done = etl.run(settings)
         counts = {name: value for name, value in done.counts.items() if name != "signals_backfilled"}
         nights.append((data_files(str(done.snapshot)), database_state(url), counts))
         assert not list(out.glob(".staging-*"))

@@ -6,6 +6,7 @@ import threading
 
 import psycopg
 
+import etl
 from etl.extract import reader as extract
 from etl.pipeline import run as pipeline
 from etl.postgres.scope import Scope, resolve_scope
@@ -37,7 +38,7 @@ class Writer(threading.Thread):
 def test_the_result_is_the_state_at_some_single_moment(small_world, settings_for):
     """Days go up by 100 as starts go down by 100 days, so an event's date never moves, unless two moments were mixed."""
     settings = settings_for(small_world)
-    pipeline.run(settings)
+    etl.run(settings)
     with psycopg.connect(small_world) as connection:
         dates = """SELECT array_agg("createdAt" ORDER BY "tripId", "dayNumber") FROM "RankingEvent" WHERE "userId" IN
             (SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
@@ -48,7 +49,7 @@ def test_the_result_is_the_state_at_some_single_moment(small_world, settings_for
         moves = []
         for _ in range(5):
             before = writer.moves
-            pipeline.run(settings)
+            etl.run(settings)
             moves.append(writer.moves - before)
             with psycopg.connect(small_world) as connection:
                 assert connection.execute(dates).fetchone() == expected

@@ -9,7 +9,9 @@ import polars as pl
 import psycopg
 import pytest
 
+import etl
 from etl.errors import ConnectError, LockedError
+from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.postgres.url import target_of
 from etl.snapshots.validation import validate_snapshot
@@ -26,7 +28,7 @@ SHADOW = """(SELECT "id" FROM "User" WHERE "email" LIKE 'shadow-%')"""
 
 def test_the_counts_of_the_design_hold(small_world, settings_for):
     """8 persona rows per user with a seed, one event per trip-day, 2 registry rows, a version on every shadow signal."""
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     with_seed = scalar(
         small_world,
         f"""SELECT count(DISTINCT "userId") FROM "Trip" WHERE jsonb_typeof("personaSeed") = 'object' AND "userId" IN {SHADOW}""",
@@ -47,13 +49,13 @@ def test_the_counts_of_the_design_hold(small_world, settings_for):
         )
         == 0
     )
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert database.validate_database(settings_for(small_world)).broken == []
 
 
 def test_a_second_run_changes_no_row_and_no_byte(small_world, settings_for):
-    first = pipeline.run(settings_for(small_world))
+    first = etl.run(settings_for(small_world))
     rows = database_state(small_world)
-    second = pipeline.run(settings_for(small_world))
+    second = etl.run(settings_for(small_world))
     assert database_state(small_world) == rows
     assert data_files(second.snapshot) == data_files(first.snapshot)
     assert second.snapshot != first.snapshot
@@ -64,7 +66,7 @@ def test_rows_of_others_are_untouched(small_world, settings_for):
     assert all(not digest.startswith("0:") for digest in before.values()), (
         "the world must have rows that could be touched"
     )
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     assert real_state(small_world) == before
 
 
@@ -74,7 +76,7 @@ def test_a_registered_model_is_left_as_it_is(small_world, settings_for):
             """INSERT INTO "ModelRegistry" ("id", "modelName", "modelVersion", "stage", "modelType", "updatedAt")
             VALUES ('mine', 'llm_ranker', '0.1.0', 'staging', 'other', '2020-01-01')"""
         )
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     assert (
         scalar(small_world, """SELECT "id" || "stage" FROM "ModelRegistry" WHERE "modelName" = 'llm_ranker'""")
         == "minestaging"
@@ -84,9 +86,9 @@ def test_a_registered_model_is_left_as_it_is(small_world, settings_for):
 
 @pytest.mark.parametrize("audience", ["shadow", "real", "all"])
 def test_export_gives_what_run_published(small_world, settings_for, audience):
-    ran = pipeline.run(settings_for(small_world, audience=audience))
+    ran = etl.run(settings_for(small_world, audience=audience))
     before = database_state(small_world)
-    exported = pipeline.export(settings_for(small_world, audience=audience))
+    exported = etl.export(settings_for(small_world, audience=audience))
     assert data_files(exported.snapshot) == data_files(ran.snapshot)
     assert database_state(small_world) == before
     users = pl.read_parquet(Path(ran.snapshot) / "users.parquet")
@@ -99,7 +101,7 @@ def test_export_gives_what_run_published(small_world, settings_for, audience):
 
 
 def test_the_manifest_accounts_for_every_positive(small_world, settings_for):
-    report = pipeline.run(settings_for(small_world, min_catalog=73))
+    report = etl.run(settings_for(small_world, min_catalog=73))
     published = report.counts["published"]
     assert published["positives"] + sum(published["positives_left_out"].values()) == report.counts["positives"]
     assert published["positives_left_out"]["small_catalog"] > 0
@@ -108,7 +110,7 @@ def test_the_manifest_accounts_for_every_positive(small_world, settings_for):
 
 
 def test_a_damaged_snapshot_is_found_out(small_world, settings_for):
-    snapshot = Path(pipeline.run(settings_for(small_world)).snapshot)
+    snapshot = Path(etl.run(settings_for(small_world)).snapshot)
     users = snapshot / "users.parquet"
     users.write_bytes(users.read_bytes()[:-1] + b"x")
     (snapshot / "stray").write_text("x")
@@ -122,7 +124,7 @@ def test_a_damaged_snapshot_is_found_out(small_world, settings_for):
 
 
 def test_validate_says_which_law_is_broken(small_world, settings_for):
-    pipeline.run(settings_for(small_world))
+    etl.run(settings_for(small_world))
     breaks = {
         "both models": """DELETE FROM "ModelRegistry" WHERE "modelName" = 'bpr'""",
         "every shadow signal": f"""UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "id" =
@@ -145,26 +147,26 @@ def test_validate_says_which_law_is_broken(small_world, settings_for):
             for table in ("ModelRegistry", "BehavioralSignal", "PersonaDimension", "RankingEvent"):
                 connection.execute(f'CREATE TABLE kept."{table}" AS TABLE "{table}"')
             connection.execute(sql)
-        broken = [finding.law for finding in pipeline.validate(settings_for(small_world)).broken]
+        broken = [finding.law for finding in database.validate_database(settings_for(small_world)).broken]
         assert any(law in name for name in broken), (law, broken)
         with psycopg.connect(small_world) as connection:
             for table in ("ModelRegistry", "BehavioralSignal", "PersonaDimension", "RankingEvent"):
                 connection.execute(f'DELETE FROM "{table}"')
                 connection.execute(f'INSERT INTO "{table}" SELECT * FROM kept."{table}"')
             connection.execute("DROP SCHEMA kept CASCADE")
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert database.validate_database(settings_for(small_world)).broken == []
 
 
 def test_the_validation_query_without_rows_is_a_finding(database_url, settings_for):
-    pipeline.schema_apply(settings_for(database_url))
-    pipeline.run(settings_for(database_url, allow_empty=True))
-    broken = [finding.law for finding in pipeline.validate(settings_for(database_url)).broken]
+    database.apply_schema(settings_for(database_url))
+    etl.run(settings_for(database_url, allow_empty=True))
+    broken = [finding.law for finding in database.validate_database(settings_for(database_url)).broken]
     assert broken == ["the design's validation query returns rows"]
 
 
 def test_an_empty_database_publishes_an_empty_snapshot_where_that_is_meant(database_url, settings_for):
-    pipeline.schema_apply(settings_for(database_url))
-    report = pipeline.run(settings_for(database_url, allow_empty=True))
+    database.apply_schema(settings_for(database_url))
+    report = etl.run(settings_for(database_url, allow_empty=True))
     assert report.counts["ranking_events"] == 0
     assert pl.read_parquet(Path(report.snapshot) / "users.parquet").height == 0
     assert all(finding.broken == 0 for finding in validate_snapshot(Path(report.snapshot)))
@@ -178,7 +180,7 @@ def test_two_runs_at_once_on_a_database(small_world, settings_for, tmp_path):
         pipeline.advisory_lock(other, "public"),
         pytest.raises(LockedError, match="Another bpr-etl run"),
     ):
-        pipeline.run(settings_for(small_world, out=str(tmp_path / "elsewhere")))
+        etl.run(settings_for(small_world, out=str(tmp_path / "elsewhere")))
     assert database_state(small_world) == before
 
 
@@ -187,12 +189,12 @@ def test_a_pooler_that_takes_the_lock_elsewhere_is_named(small_world, settings_f
     before = database_state(small_world)
     monkeypatch.setattr(pipeline, "advisory_lock", lambda *_: contextlib.nullcontext(12345))
     with pytest.raises(ConnectError, match="transaction pooler"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert database_state(small_world) == before
 
 
 def test_a_seed_changes_ids_and_ties_but_not_who_likes_what(small_world, settings_for):
-    one, two = (Path(pipeline.run(settings_for(small_world, seed=seed)).snapshot) for seed in (0, 1))
+    one, two = (Path(etl.run(settings_for(small_world, seed=seed)).snapshot) for seed in (0, 1))
     first, second = (
         pl.read_parquet(path / "events" / "**" / "*.parquet", hive_partitioning=False).sort("trip_id", "day_number")
         for path in (one, two)

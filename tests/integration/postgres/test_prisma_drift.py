@@ -7,7 +7,8 @@ import re
 import psycopg
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
+from etl.pipeline import database
 from etl.postgres.ddl import schema_prisma, schema_sql
 from etl.postgres.naming import Naming
 from tests.integration.postgres.prisma_engine import drift, script
@@ -56,24 +57,24 @@ def test_an_application_that_adds_what_is_printed_has_all_of_it(kind, database_u
 def test_no_drift_after_schema_apply_and_none_after_a_run(kind, database_url, settings_for):
     prisma = schema_prisma(Naming(kind))
     settings = settings_for(database_url, naming=kind, scale=0.02)
-    pipeline.schema_apply(settings)
+    database.apply_schema(settings)
     assert drift(database_url, prisma) == ""
-    pipeline.synth(settings)
-    pipeline.run(settings)
+    database.synth(settings)
+    etl.run(settings)
     assert drift(database_url, prisma) == ""
-    assert pipeline.validate(settings_for(database_url)).broken == []
+    assert database.validate_database(settings_for(database_url)).broken == []
 
 
 def test_the_index_alone_is_created_with_prisma_s_name(database_url, settings_for):
     """An application that has everything but the index: `schema apply` leaves nothing for `prisma db push` to do."""
     settings = settings_for(database_url)
-    pipeline.schema_apply(settings)
+    database.apply_schema(settings)
     with psycopg.connect(database_url) as connection:
         connection.execute('DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"')
         connection.execute('DROP TABLE "RankingEvent"')
     missing = drift(database_url, schema_prisma(Naming("model")))
     assert "tripId" in missing
     assert "RankingEvent" in missing
-    assert "ItinerarySlot_tripId_dayNumber_idx" in pipeline.schema_apply(settings)
+    assert "ItinerarySlot_tripId_dayNumber_idx" in database.apply_schema(settings)
     assert drift(database_url, schema_prisma(Naming("model"))) == ""
-    assert pipeline.schema_apply(settings) == []
+    assert database.apply_schema(settings) == []

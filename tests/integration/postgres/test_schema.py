@@ -5,8 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+import etl
 from etl.errors import SchemaError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres import side_effects as schema
 from etl.postgres.naming import Naming
 from tests.states import database_state
@@ -20,12 +21,12 @@ def execute(url: str, *statements: str) -> None:
 
 @pytest.fixture
 def applied(database_url, settings_for):
-    pipeline.schema_apply(settings_for(database_url))
+    database.apply_schema(settings_for(database_url))
     return database_url
 
 
 def details(url, settings_for) -> dict[str, str]:
-    return {finding.kind: finding.detail for finding in pipeline.schema_check(settings_for(url))}
+    return {finding.kind: finding.detail for finding in database.check_schema(settings_for(url))}
 
 
 def test_a_fresh_schema_lacks_nothing(applied, settings_for):
@@ -61,7 +62,7 @@ def test_what_stops_a_run_is_said_with_table_and_column(applied, settings_for, s
     execute(applied, statement)
     assert said in details(applied, settings_for)[kind]
     with pytest.raises(SchemaError, match="does not fit"):
-        pipeline.run(settings_for(applied))
+        etl.run(settings_for(applied))
 
 
 def test_further_columns_with_a_default_and_further_values_are_the_application_s(applied, settings_for):
@@ -72,13 +73,13 @@ def test_further_columns_with_a_default_and_further_values_are_the_application_s
         'CREATE TABLE "Other" (id int)',
     )
     assert details(applied, settings_for) == {}
-    assert pipeline.run(settings_for(applied, allow_empty=True)).committed
+    assert etl.run(settings_for(applied, allow_empty=True)).committed
 
 
 def test_the_missing_index_is_advice(applied, settings_for):
     execute(applied, 'DROP INDEX "ItinerarySlot_tripId_dayNumber_idx"')
     assert "no index on (tripId, dayNumber)" in details(applied, settings_for)["index"]
-    assert "no index" in pipeline.run(settings_for(applied, allow_empty=True)).notes[0]
+    assert "no index" in etl.run(settings_for(applied, allow_empty=True)).notes[0]
     execute(applied, 'CREATE INDEX mine ON "ItinerarySlot" ("tripId", "dayNumber", "status")')
     assert details(applied, settings_for) == {}
 
@@ -86,24 +87,24 @@ def test_the_missing_index_is_advice(applied, settings_for):
 def test_both_namings_or_neither_is_a_clear_error(database_url, settings_for):
     settings = settings_for(database_url)
     with pytest.raises(SchemaError, match="none of the source tables"):
-        pipeline.run(settings)
-    pipeline.schema_apply(settings)
-    pipeline.schema_apply(settings_for(database_url, schema="other", naming="mapped"))
+        etl.run(settings)
+    database.apply_schema(settings)
+    database.apply_schema(settings_for(database_url, schema="other", naming="mapped"))
     execute(database_url, "ALTER TABLE other.trips SET SCHEMA public")
     with pytest.raises(SchemaError, match=r"--naming"):
-        pipeline.run(settings)
-    assert pipeline.run(settings_for(database_url, naming="model", allow_empty=True)).committed
+        etl.run(settings)
+    assert etl.run(settings_for(database_url, naming="model", allow_empty=True)).committed
 
 
 def test_a_schema_of_one_s_own_by_option_or_by_url(database_url, settings_for):
     settings = settings_for(database_url, schema="tenant", naming="mapped", scale=0.02)
-    assert "itinerary_slots_tripId_dayNumber_idx" in pipeline.schema_apply(settings)
-    pipeline.synth(settings)
+    assert "itinerary_slots_tripId_dayNumber_idx" in database.apply_schema(settings)
+    database.synth(settings)
     by_url = settings_for(f"{database_url}{'&' if '?' in database_url else '?'}schema=tenant&connection_limit=5")
-    assert pipeline.run(by_url).counts["ranking_events"] > 0
-    assert pipeline.validate(by_url).broken == []
+    assert etl.run(by_url).counts["ranking_events"] > 0
+    assert database.validate_database(by_url).broken == []
     with pytest.raises(SchemaError, match='no schema "nowhere"'):
-        pipeline.run(settings_for(database_url, schema="nowhere"))
+        etl.run(settings_for(database_url, schema="nowhere"))
 
 
 def test_apply_adds_ours_to_an_application_s_tables_and_alters_none(small_world, settings_for):
@@ -116,10 +117,10 @@ def test_apply_adds_ours_to_an_application_s_tables_and_alters_none(small_world,
     kept = {
         table: digest for table, digest in _state(small_world).items() if table in {"User", "Trip", "BehavioralSignal"}
     }
-    created = pipeline.schema_apply(settings_for(small_world))
+    created = database.apply_schema(settings_for(small_world))
     assert {"RankingEvent", "PersonaDimension"} <= set(created)
     assert kept.items() <= database_state(small_world).items()
-    assert pipeline.run(settings_for(small_world)).committed
+    assert etl.run(settings_for(small_world)).committed
 
 
 def _state(url: str) -> dict[str, str]:
@@ -132,10 +133,10 @@ def _state(url: str) -> dict[str, str]:
 def test_apply_does_not_mend_an_application(applied, settings_for):
     execute(applied, 'ALTER TABLE "User" DROP COLUMN "email"')
     with pytest.raises(SchemaError, match='no column "email"'):
-        pipeline.schema_apply(settings_for(applied))
+        database.apply_schema(settings_for(applied))
     execute(applied, 'DROP TABLE "BehavioralSignal"')
     with pytest.raises(SchemaError, match="nothing was created"):
-        pipeline.schema_apply(settings_for(applied))
+        database.apply_schema(settings_for(applied))
 
 
 def test_the_names_of_a_naming():
@@ -199,7 +200,7 @@ def test_apply_names_what_stands_in_the_way_and_leaves_the_database_as_it_was(ap
     execute(applied, *statements)
     before = relations(applied)
     with pytest.raises(SchemaError, match=said):
-        pipeline.schema_apply(settings_for(applied))
+        database.apply_schema(settings_for(applied))
     assert relations(applied) == before
 
 
@@ -214,20 +215,20 @@ def relations(url: str) -> list[tuple[str, str]]:
 
 def test_a_second_set_of_tables_is_not_created_beside_the_first(applied, settings_for):
     with pytest.raises(SchemaError, match="second set"):
-        pipeline.schema_apply(settings_for(applied, naming="mapped"))
+        database.apply_schema(settings_for(applied, naming="mapped"))
 
 
 def test_a_nullable_source_column_is_advice(applied, settings_for):
     execute(applied, 'ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
-    (finding,) = pipeline.schema_check(settings_for(applied))
+    (finding,) = database.check_schema(settings_for(applied))
     assert (finding.kind, finding.severity) == ("not_null", "advice")
 
 
 def test_a_schema_s_name_may_hold_anything(database_url, settings_for):
     settings = settings_for(database_url, schema="o'{x}\\ \"d")
-    assert pipeline.schema_apply(settings)[0] == "o'{x}\\ \"d"
-    assert pipeline.schema_apply(settings) == []
-    assert pipeline.schema_check(settings) == []
+    assert database.apply_schema(settings)[0] == "o'{x}\\ \"d"
+    assert database.apply_schema(settings) == []
+    assert database.check_schema(settings) == []
 
 
 RETURNS_NULL = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
@@ -237,7 +238,7 @@ def side_effects(url, settings_for) -> list[tuple[str, str, str]]:
     """Kind, model and severity of each finding that is a side effect."""
     return [
         (each.kind, each.model, each.severity)
-        for each in pipeline.schema_check(settings_for(url))
+        for each in database.check_schema(settings_for(url))
         if each.kind in schema.SIDE_EFFECTS
     ]
 
@@ -269,11 +270,11 @@ def test_a_foreign_key_that_points_at_our_tables(applied, settings_for, referenc
         'CREATE TABLE app.two PARTITION OF app."Some" FOR VALUES FROM (2) TO (3)',
         'CREATE TABLE app.user (n text REFERENCES "User"("id") ON DELETE CASCADE)',
     )
-    (finding,) = pipeline.schema_check(settings_for(applied))
+    (finding,) = database.check_schema(settings_for(applied))
     assert (finding.kind, finding.severity) == ("foreign_key", "advice")
     assert finding.detail.startswith('Rows of app."Some" refer to "public"."')
     assert said in finding.detail
-    report = pipeline.run(settings_for(applied, allow_empty=True))
+    report = etl.run(settings_for(applied, allow_empty=True))
     assert report.committed
     assert report.notes == []
 
@@ -331,7 +332,7 @@ def test_a_trigger_of_a_partitioned_table_comes_once(applied, settings_for):
     assert side_effects(applied, settings_for) == [("trigger", "RankingEvent", "advice")]
     execute(applied, "CREATE TRIGGER own AFTER DELETE ON two FOR EACH ROW EXECUTE FUNCTION f()")
     assert side_effects(applied, settings_for) == [("trigger", "RankingEvent", "advice")] * 2
-    assert pipeline.run(settings_for(applied, allow_empty=True)).committed
+    assert etl.run(settings_for(applied, allow_empty=True)).committed
 
 
 @pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
@@ -339,9 +340,9 @@ def test_a_rule_that_on_conflict_can_t_do_with_stops_a_run(applied, settings_for
     execute(applied, f'CREATE RULE r AS ON {event} TO "ModelRegistry" DO ALSO NOTHING')
     assert side_effects(applied, settings_for) == [("rule", "ModelRegistry", "blocking")]
     with pytest.raises(SchemaError, match=r'Rule "r" on "public"\."ModelRegistry"'):
-        pipeline.run(settings_for(applied))
+        etl.run(settings_for(applied))
     execute(applied, 'DROP RULE r ON "ModelRegistry"')
-    assert pipeline.run(settings_for(applied, allow_empty=True)).committed
+    assert etl.run(settings_for(applied, allow_empty=True)).committed
 
 
 CHANGES = (
@@ -421,6 +422,6 @@ def test_what_a_publication_forbids_is_found_exactly_where_the_server_refuses(ap
                 connection.execute(each)
             except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidColumnReference):
                 refused += 1
-    found = [each.detail for each in pipeline.schema_check(settings_for(applied)) if each.kind == "publication"]
+    found = [each.detail for each in database.check_schema(settings_for(applied)) if each.kind == "publication"]
     assert len(found) == refused == bool(said)
     assert said in "".join(found)

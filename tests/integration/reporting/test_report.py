@@ -9,8 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import etl
 from etl.errors import LockedError
-from etl.pipeline import run as pipeline
+from etl.pipeline import published
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
@@ -36,7 +37,7 @@ def night(make_database, small_world_template, tmp_path_factory):
     """A night that was published, and the database that it ran on."""
     url = make_database(small_world_template)
     out = str(tmp_path_factory.mktemp("report") / "out")
-    return url, out, pipeline.run(load_settings({"database_url": url, "out": out}, {}))
+    return url, out, etl.run(load_settings({"database_url": url, "out": out}, {}))
 
 
 def test_a_night_s_report_is_listed_beside_its_data_and_made_anew_with_the_same_bytes(night):
@@ -49,7 +50,7 @@ def test_a_night_s_report_is_listed_beside_its_data_and_made_anew_with_the_same_
     assert [finding for finding in validate_snapshot(folder) if finding.broken] == []
     assert [step.name for step in report.steps].index("report") < [step.name for step in report.steps].index("backfill")
     (folder / "report.html").write_text("something else")
-    assert pipeline.report(load_settings({"snapshot": out}, {})) == str(folder / "report.html")
+    assert published.report(load_settings({"snapshot": out}, {})) == str(folder / "report.html")
     assert (folder / "report.html").read_bytes() == page
     assert data_files(folder) == data
     assert json.loads((folder / "manifest.json").read_text())["content_sha256"] == manifest["content_sha256"]
@@ -73,19 +74,19 @@ def test_the_report_says_what_the_night_counted(night):
 def test_a_probe_and_the_nights_before_show_in_the_report(night):
     url, out, _ = night
     given = {"database_url": url, "out": out, "split": "last-trip", "negatives": ["recommended"]}
-    report = pipeline.export(load_settings(given, {}))
+    report = etl.export(load_settings(given, {}))
     before = page_of(report)
     assert "It was not measured" in before
     assert "2 snapshots of this output location" in before
     assert "negatives ranking recommended" in text_of(before)  # settings that are not the last night's
-    found = pipeline.probe(load_settings({"snapshot": report.snapshot}, {}))
+    found = published.probe(load_settings({"snapshot": report.snapshot}, {}))
     after = text_of(page_of(report))
     auc = found.facts["rankings"]["model"]["all"]["auc"]
     assert f"{auc['mean']:.3f} ({auc['low']:.3f}\N{EN DASH}{auc['high']:.3f})" in after
     assert "It was not measured" not in after
     assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
     again = (Path(report.snapshot) / "report.html").read_bytes()
-    pipeline.report(load_settings({"snapshot": report.snapshot}, {}))
+    published.report(load_settings({"snapshot": report.snapshot}, {}))
     assert (Path(report.snapshot) / "report.html").read_bytes() == again
 
 
@@ -100,7 +101,7 @@ def test_a_probe_and_the_nights_before_show_in_the_report(night):
 )
 def test_other_options_and_no_counts_of_personas_make_a_sensible_page(night, tmp_path, options):
     _, _, first = night
-    report = pipeline.expand(load_settings({"snapshot": first.snapshot, "out": str(tmp_path / "out"), **options}, {}))
+    report = etl.expand(load_settings({"snapshot": first.snapshot, "out": str(tmp_path / "out"), **options}, {}))
     said = text_of(page_of(report))
     triples = sum(report.counts["published"]["triples"].values())
     assert f"{triples:,} triples from" in said
@@ -110,7 +111,7 @@ def test_other_options_and_no_counts_of_personas_make_a_sensible_page(night, tmp
 
 
 def test_a_night_without_events_makes_a_sensible_page(small_world, settings_for):
-    report = pipeline.export(settings_for(small_world, allow_empty=True))  # before any run: no shadow user has one
+    report = etl.export(settings_for(small_world, allow_empty=True))  # before any run: no shadow user has one
     said = text_of(page_of(report))
     assert "0 triples from 0 ranking events in 0 cities" in said
     assert "Done, but there are no triples" in said
@@ -122,7 +123,7 @@ def test_a_night_without_events_makes_a_sensible_page(small_world, settings_for)
 def test_real_users_events_make_a_sensible_page_and_names_are_only_text(small_world, settings_for):
     with psycopg.connect(small_world) as connection:
         connection.execute("""UPDATE "ActivityNode" SET "name" = '<b>$x$</b>'""")
-    report = pipeline.export(settings_for(small_world, audience="real"))
+    report = etl.export(settings_for(small_world, audience="real"))
     page = page_of(report)
     said = text_of(page)
     assert "Audience real users" in said
@@ -140,7 +141,7 @@ def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(
         raise ZeroDivisionError
 
     monkeypatch.setattr(broken_part, broken)
-    report = pipeline.run(settings_for(small_world))
+    report = etl.run(settings_for(small_world))
     assert report.committed
     (warning,) = [each for each in report.warnings if "report.html" in each]
     assert "ZeroDivisionError" in warning
@@ -148,7 +149,7 @@ def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(
     assert not (Path(report.snapshot) / "report.html").exists()
     assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
     monkeypatch.undo()
-    pipeline.report(load_settings({"snapshot": report.snapshot}, {}))
+    published.report(load_settings({"snapshot": report.snapshot}, {}))
     assert "triples from" in page_of(report)
     assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
 
@@ -157,5 +158,5 @@ def test_a_report_is_not_made_anew_while_a_run_writes_there(night):
     _, out, _ = night
     before = folder_state(Path(out))
     with locked_store(out), pytest.raises(LockedError):
-        pipeline.report(load_settings({"snapshot": out}, {}))
+        published.report(load_settings({"snapshot": out}, {}))
     assert folder_state(Path(out)) == before

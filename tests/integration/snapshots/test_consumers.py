@@ -21,7 +21,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
 from etl.settings.sources import load_settings
 from etl.snapshots import parquet
 
@@ -56,9 +56,7 @@ def snapshots(make_database, small_world_template, tmp_path_factory) -> dict[str
         patch.setattr(parquet, "ROW_GROUP", 400)
         for kind, options in KINDS.items():
             out = tmp_path_factory.mktemp(kind) / "out"
-            made[kind] = Path(
-                pipeline.run(load_settings({"database_url": url, "out": str(out), **options}, {})).snapshot
-            )
+            made[kind] = Path(etl.run(load_settings({"database_url": url, "out": str(out), **options}, {})).snapshot)
     return made
 
 
@@ -310,7 +308,7 @@ def test_datasets_reads_each_split_whole_and_as_a_stream(root, tmp_path):
 def expanded(snapshots: dict[str, Path], out: Path, **options: object) -> Path:
     """A snapshot of the plain one's events, with other options."""
     given = {"snapshot": str(snapshots["plain"]), "out": str(out), **options}
-    return Path(pipeline.expand(load_settings(given, {})).snapshot)
+    return Path(etl.expand(load_settings(given, {})).snapshot)
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,12 @@ from obstore.store import from_url
 from typer.testing import CliRunner
 
 import cli
+import etl
 from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, DataError, LockedError, SettingsError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database, published
+from etl.pipeline.context import RunResult, utc_now
 from etl.runtime.cancellation import CancelledError, CancelToken
-from etl.runtime.run_record import RunResult
 from etl.snapshots import object_store as objects
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.lock import LOCK, Lease, owner
@@ -104,13 +105,13 @@ def place(request, tmp_path):
 @pytest.fixture
 def night(small_world, settings_for, place):
     """Run a night into the place: `night(seed=1)`."""
-    return lambda **options: pipeline.run(settings_for(small_world, out=place.out, **options))
+    return lambda **options: etl.run(settings_for(small_world, out=place.out, **options))
 
 
 @pytest.fixture
 def night_of_bucket(small_world, settings_for, bucket):
     """Run a night into the bucket."""
-    return lambda **options: pipeline.run(settings_for(small_world, out=bucket.out, **options))
+    return lambda **options: etl.run(settings_for(small_world, out=bucket.out, **options))
 
 
 def data(state: dict[str, str], name: str) -> dict[str, str]:
@@ -144,7 +145,7 @@ def test_a_night_is_published_whole(night, place, tmp_path, small_world, setting
     assert there.pop(MANIFEST)
     assert listed == there
     assert [finding for finding in validate_snapshot(report.snapshot) if finding.broken] == []
-    exported = pipeline.export(settings_for(small_world, out=str(tmp_path / "other")))
+    exported = etl.export(settings_for(small_world, out=str(tmp_path / "other")))
     other = folder_state(tmp_path / "other")
     assert data(state, name) == data(other, Path(exported.snapshot).name) != {}
 
@@ -198,7 +199,7 @@ def test_a_place_that_fails_after_commit_is_told_apart(night, place, small_world
     monkeypatch.setattr(store, "publish", full)
     with pytest.raises(ConnectError, match="The database has been written, and the next run publishes what it holds"):
         night()
-    assert pipeline.validate(settings_for(small_world)).broken == []
+    assert database.validate_database(settings_for(small_world)).broken == []
 
 
 def test_one_writer_at_a_time(night, place):
@@ -231,9 +232,9 @@ def test_a_dry_run_leaves_nothing(night, place):
 
 def test_a_published_snapshot_is_expanded_probed_and_kept_to(night, place, small_world, settings_for):
     report = night(split="last-trip")
-    expanded = pipeline.expand(settings_for(small_world, out=place.out, negatives=["shown"], split="last-trip"))
+    expanded = etl.expand(settings_for(small_world, out=place.out, negatives=["shown"], split="last-trip"))
     assert open_store(place.out).latest()["settings"]["negatives"] == ["shown"]
-    found = pipeline.probe(settings_for(small_world, snapshot=expanded.snapshot))
+    found = published.probe(settings_for(small_world, snapshot=expanded.snapshot))
     manifest = open_store(place.out).manifest(Path(expanded.snapshot).name)
     assert manifest["probe"] == found.manifest_entry()
     assert [finding for finding in validate_snapshot(expanded.snapshot) if finding.broken] == []
@@ -371,7 +372,7 @@ def test_replies_that_are_lost_are_asked_for_again(
     """What was written before its reply was lost is ours all the same, the lock too."""
     flaky = Flaky(object_server.endpoint, lambda number: number % 3 == 1, after)
     monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.endpoint)
-    report = pipeline.run(settings_for(small_world, out=bucket.out))
+    report = etl.run(settings_for(small_world, out=bucket.out))
     flaky.stop()
     assert flaky.dropped > 3
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.endpoint)
@@ -392,7 +393,7 @@ def test_a_store_that_goes_in_mid_upload_stops_the_night(bucket, object_server, 
 
     monkeypatch.setattr(ObjectStore, "_upload", upload)
     with pytest.raises(ConnectError, match="cannot be reached"):
-        pipeline.run(settings_for(small_world, out=bucket.out))
+        etl.run(settings_for(small_world, out=bucket.out))
     assert database_state(small_world) == rows
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.endpoint)
     assert open_store(bucket.out).names() == []
@@ -413,7 +414,7 @@ def test_a_store_that_does_not_let_us_in_says_what_to_do(bucket, monkeypatch, sm
     monkeypatch.setattr(objects, "open_object_store", reach_at_once)
     rows = database_state(small_world)
     with pytest.raises(ConnectError, match=said) as refused:
-        pipeline.run(settings_for(small_world, out=bucket.out))
+        etl.run(settings_for(small_world, out=bucket.out))
     assert "\n" not in str(refused.value)
     assert bucket.environ["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
     assert database_state(small_world) == rows
@@ -442,7 +443,7 @@ def test_the_credentials_of_a_profile_are_found(bucket, monkeypatch, tmp_path):
 
 def test_a_bucket_that_is_not_there_is_told_from_an_empty_place(bucket, small_world, settings_for):
     with pytest.raises(ConnectError, match="no such bucket"):
-        pipeline.run(settings_for(small_world, out="s3://no-such-bucket/out"))
+        etl.run(settings_for(small_world, out="s3://no-such-bucket/out"))
     with pytest.raises(ConnectError, match="nothing was published there"), local_snapshot(bucket.out):
         pass
 
@@ -450,7 +451,7 @@ def test_a_bucket_that_is_not_there_is_told_from_an_empty_place(bucket, small_wo
 def test_other_urls_are_refused(small_world, settings_for):
     for url in ("ftp://host/out", "file:///tmp/out", "s3://"):
         with pytest.raises(SettingsError, match="--out must be a local folder, or one of s3:"):
-            pipeline.run(settings_for(small_world, out=url))
+            etl.run(settings_for(small_world, out=url))
 
 
 def test_a_living_lock_of_another_machine_is_respected_and_a_dead_one_is_not(bucket, monkeypatch):
@@ -501,7 +502,7 @@ def test_who_has_lost_the_lock_publishes_nothing(bucket, small_world, settings_f
 
     monkeypatch.setattr(ObjectStore, "persist", robbed)
     with pytest.raises(ConnectError, match="was lost"):
-        pipeline.run(settings_for(small_world, out=bucket.out))
+        etl.run(settings_for(small_world, out=bucket.out))
     assert set(bucket.objects()) == {LOCK}
 
 
@@ -551,11 +552,11 @@ def test_a_store_that_ignores_conditions_is_not_trusted(
     store = Forgetful(other_server, *conditions)
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
     rows, settings = database_state(small_world), settings_for(small_world, out=there.out)
-    found = {check.name: check for check in run_checks(settings, pipeline.utc_now)}["store"]
+    found = {check.name: check for check in run_checks(settings, utc_now)}["store"]
     assert (found.state, found.exit_code) == ("failed", 3)
     assert f"ignores the conditions of writes ({said})" in found.found
     with pytest.raises(ConnectError, match=rf"ignores the conditions of writes \({said}\)"):
-        pipeline.run(settings)
+        etl.run(settings)
     store.stop()
     assert there.objects() == {}
     assert database_state(small_world) == rows
@@ -585,7 +586,7 @@ def test_a_folder_is_compared_before_the_manifest_and_before_commit(
     rows = database_state(small_world)
     monkeypatch.setattr(LocalStore, "persist", spoiled)
     with pytest.raises(DataError, match=rf"{name} \(1 of [\d,]+\)"):
-        pipeline.run(settings_for(small_world))
+        etl.run(settings_for(small_world))
     assert folder_state(tmp_path / "out") == {}
     assert database_state(small_world) == rows
 
@@ -593,7 +594,7 @@ def test_a_folder_is_compared_before_the_manifest_and_before_commit(
 @pytest.mark.parametrize("harm", HARMS)
 def test_an_object_store_is_compared_before_the_manifest(bucket, small_world, settings_for, monkeypatch, harm):
     """Whoever took an object away or put one there after it was uploaded: no manifest lists what is not there."""
-    first = pipeline.run(settings_for(small_world, out=bucket.out, seed=1))
+    first = etl.run(settings_for(small_world, out=bucket.out, seed=1))
     before, original, (name, content) = bucket.state(), ObjectStore.publish, HARMS[harm]
 
     def spoiled(self, staged, snapshot):
@@ -603,12 +604,12 @@ def test_an_object_store_is_compared_before_the_manifest(bucket, small_world, se
 
     monkeypatch.setattr(ObjectStore, "publish", spoiled)
     with pytest.raises(ConnectError, match=rf"{name} \(1 of [\d,]+\)") as refused:
-        pipeline.run(settings_for(small_world, out=bucket.out))
+        etl.run(settings_for(small_world, out=bucket.out))
     monkeypatch.setattr(ObjectStore, "publish", original)
     assert "The database has been written, and the next run publishes what it holds." in str(refused.value)
     assert bucket.state() == before
     assert open_store(bucket.out).latest_name() == Path(first.snapshot).name
-    assert pipeline.run(settings_for(small_world, out=bucket.out)).snapshot is not None
+    assert etl.run(settings_for(small_world, out=bucket.out)).snapshot is not None
 
 
 def test_one_name_at_two_endpoints_is_two_places(bucket, other_server, monkeypatch):

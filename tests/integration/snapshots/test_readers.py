@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from etl.pipeline import run as pipeline
+import etl
 
 TRIPLES = {
     "user_id": pa.string(),
@@ -35,9 +35,7 @@ TRIPLES = {
 def snapshot(make_database, small_world_template, tmp_path_factory) -> Path:
     url = make_database(small_world_template)
     out = tmp_path_factory.mktemp("readers") / "out"
-    return Path(
-        pipeline.run(pipeline.Settings(database_url=url, out=str(out), ids="both", rows_per_file=5_000)).snapshot
-    )
+    return Path(etl.run(etl.Settings(database_url=url, out=str(out), ids="both", rows_per_file=5_000)).snapshot)
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +164,16 @@ def test_features_are_what_the_database_says(snapshot):
 
 def test_index_alone_leaves_the_texts_out(make_database, small_world_template, tmp_path):
     url = make_database(small_world_template)
-    settings = pipeline.Settings(database_url=url, out=str(tmp_path / "out"), ids="index")
-    path = next((Path(pipeline.run(settings).snapshot) / "triples").rglob("*.parquet"))
+    settings = etl.Settings(database_url=url, out=str(tmp_path / "out"), ids="index")
+    path = next((Path(etl.run(settings).snapshot) / "triples").rglob("*.parquet"))
     assert pq.read_schema(path).names == ["user_idx", "pos_idx", "neg_idx", *list(TRIPLES)[3:]]
 
 
 @pytest.mark.parametrize(("small_catalog", "weight"), [("weight", 0.4), ("keep", 1.0)])
 def test_small_catalogues_are_kept_when_asked_for(make_database, small_world_template, tmp_path, small_catalog, weight):
     url = make_database(small_world_template)
-    settings = pipeline.Settings(database_url=url, out=str(tmp_path / "out"), small_catalog=small_catalog)
-    snapshot = Path(pipeline.run(settings).snapshot)
+    settings = etl.Settings(database_url=url, out=str(tmp_path / "out"), small_catalog=small_catalog)
+    snapshot = Path(etl.run(settings).snapshot)
     tokyo = pl.read_parquet(snapshot / "triples" / "city=Tokyo" / "*.parquet", hive_partitioning=False)
     assert tokyo["weight"].unique().to_list() == [pytest.approx(weight)]
     others = pl.read_parquet(snapshot / "triples" / "city=New%20York" / "*.parquet", hive_partitioning=False)
@@ -210,7 +208,7 @@ def test_cities_with_any_name_survive_the_round_trip(make_database, small_world_
                 {"city": name},
             )
     out = tmp_path / "out"
-    snapshot = Path(pipeline.run(pipeline.Settings(database_url=url, out=str(out))).snapshot)
+    snapshot = Path(etl.run(etl.Settings(database_url=url, out=str(out))).snapshot)
     manifest = json.loads((snapshot / "manifest.json").read_text())
     assert sorted(manifest["cities"].values()) == sorted(names)
     assert sorted(manifest["published"]["triples"]) == sorted(names)

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from etl.errors import SettingsError
-from etl.pipeline import run as pipeline
+from etl.pipeline import database
 from etl.postgres.naming import MODELS, Naming
 from tests.faults.calling import call
 
@@ -29,24 +29,24 @@ def counts(url: str, naming: Naming) -> dict[str, int]:
 def test_a_database_with_rows_is_left_as_it_is(database_url, settings_for, kind, model):
     naming = Naming(kind)
     settings = settings_for(database_url, naming=kind, scale=0.01)
-    pipeline.schema_apply(settings)
+    database.apply_schema(settings)
     with psycopg.connect(database_url) as connection:
         connection.execute(INSERTS[model].format(table=naming.table(model)))
     before = counts(database_url, naming)
     with pytest.raises(SettingsError) as refused:
-        pipeline.synth(settings)
+        database.synth(settings)
     assert f"already holds rows: 1 in {naming.table(model)}. " in str(refused.value)
     assert counts(database_url, naming) == before
 
 
 def test_nothing_is_created_beside_rows_of_an_application(database_url, settings_for):
     """The tables that are missing are not made, and no index on those that are there."""
-    pipeline.schema_apply(settings_for(database_url))
+    database.apply_schema(settings_for(database_url))
     with psycopg.connect(database_url) as connection:
         connection.execute(INSERTS["User"].format(table='"User"'))
         connection.execute('DROP TABLE "RankingEvent"')
     with pytest.raises(SettingsError, match="already holds rows"):
-        pipeline.synth(settings_for(database_url, scale=0.01))
+        database.synth(settings_for(database_url, scale=0.01))
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT to_regclass('\"RankingEvent\"')").fetchone()[0] is None
 
@@ -64,10 +64,10 @@ def test_the_command_names_table_count_and_database_and_takes_a_yes(database_url
 
 
 def test_into_existing_adds_to_what_is_there(database_url, settings_for):
-    pipeline.schema_apply(settings_for(database_url))
+    database.apply_schema(settings_for(database_url))
     with psycopg.connect(database_url) as connection:
         connection.execute(INSERTS["User"].format(table='"User"'))
-    added = pipeline.synth(settings_for(database_url, scale=0.01, into_existing=True))
+    added = database.synth(settings_for(database_url, scale=0.01, into_existing=True))
     assert counts(database_url, Naming("model"))["User"] == added["User"] + 1
     # Its users' ids and emails are the same every time: a second world does not go beside the first.
     again = call("synth", "--into-existing", "--scale", "0.01", "--database-url", database_url)

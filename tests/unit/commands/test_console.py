@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from etl.commands.console import findings_table, probe_tables, rows_table, run_summary, status_lines
+from etl.pipeline.context import RunResult
 from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
-from etl.runtime.run_record import RunResult, Step
+from etl.runtime.run_record import Step
 
 RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " ") | {"\N{EN DASH}": "-"})
 

@@ -10,7 +10,7 @@ import pytest
 from etl.errors import DataError
 from etl.evaluation import bpr
 from etl.evaluation.probe import MODEL, POPULARITY, ProbeResult, probe
-from etl.pipeline.publication import check_auc
+from etl.pipeline.guards import check_auc
 from etl.settings.sources import load_settings
 
 

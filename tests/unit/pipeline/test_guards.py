@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from etl.errors import DataError, SettingsError
-from etl.pipeline.guards import Limits, multiple_domains_warning
+from etl.pipeline.guards import check_rejected_share, check_user_count, multiple_domains_warning
+from etl.settings.model import Settings
 from etl.settings.sources import load_settings
 from etl.settings.values import ExpectedCount, parse_fraction, parse_relative_change
 
@@ -47,30 +48,30 @@ def test_settings_of_limits_come_from_anywhere():
 
 @pytest.mark.parametrize(("users", "holds"), [(711, True), (784, True), (709, False), (785, False), (0, False)])
 def test_users_are_as_many_as_expected(users, holds):
-    limits = Limits(expect_users=ExpectedCount("747±5%"))
+    settings = Settings(expect_users="747±5%")
     if holds:
-        limits.check_user_count(users, None)
+        check_user_count(settings, users, None)
     else:
         with pytest.raises(DataError, match=rf"{users:,} shadow users, and --expect-users says 747±5%"):
-            limits.check_user_count(users, None)
+            check_user_count(settings, users, None)
 
 
 def test_a_share_of_users_that_is_too_large():
-    Limits(max_shadow_share=0.99).check_user_count(99, 100)
-    Limits().check_user_count(100, 100)
+    check_user_count(Settings(max_shadow_share=0.99), 99, 100)
+    check_user_count(Settings(), 100, 100)
     with pytest.raises(DataError, match=r"100 of 100 users \(100.0%\)"):
-        Limits(max_shadow_share=0.99).check_user_count(100, 100)
+        check_user_count(Settings(max_shadow_share=0.99), 100, 100)
 
 
 def test_a_share_of_bad_rows_that_is_too_large():
     bad = {"rows of slots": (1, 100), "trip-days": (3, 200), "rows of nodes": (0, 0)}
-    Limits().check_rejected_share(bad)
-    Limits(max_bad=0.015).check_rejected_share(bad)
+    check_rejected_share(Settings(), bad)
+    check_rejected_share(Settings(max_bad=0.015), bad)
     with pytest.raises(DataError, match=r"3 of 200 trip-days \(1.50%\), and --max-bad allows 1.00%") as refused:
-        Limits(max_bad=0.01).check_rejected_share(bad)
+        check_rejected_share(Settings(max_bad=0.01), bad)
     assert "slots" not in str(refused.value)
     with pytest.raises(DataError, match="rows of slots"):
-        Limits(max_bad=0).check_rejected_share(bad)
+        check_rejected_share(Settings(max_bad=0), bad)
 
 
 def test_several_domains_are_said():

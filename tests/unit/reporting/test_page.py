@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.pipeline.context import RunResult
 from etl.reporting import charts, wording
 from etl.reporting.charts import MAX_BINS, bin_by_time
 from etl.reporting.history import PreviousRun, run_metrics
@@ -34,12 +35,11 @@ from etl.reporting.page_stats import (
     user_stats,
 )
 from etl.reporting.wording import exclusions
-from etl.runtime.run_record import RunResult
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import build_manifest
 from etl.snapshots.publish import snapshot_name
 from etl.snapshots.writer import StageOptions, write_data_files
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from tests.property import oracle
 from tests.property.dense import both_settings
 from tests.property.in_memory import WORLDS, dataset_of, training_options

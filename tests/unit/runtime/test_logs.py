@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from etl.runtime.logs import CompositeObserver, LogHandler, StepLogger, log
-from etl.runtime.run_record import RunResult
+from etl.runtime.logs import LogHandler, StepLogger, log
+from etl.runtime.run_record import RunRecord
 
 
 @pytest.fixture
@@ -38,10 +38,8 @@ def listen() -> Iterator[Callable[..., tuple[LogHandler, list[str]]]]:
     library.setLevel(before[1])
 
 
-def a_run(logs: LogHandler) -> RunResult:
-    return RunResult(
-        "0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), observer=CompositeObserver([StepLogger(logs)])
-    )
+def a_run(logs: LogHandler) -> RunRecord:
+    return RunRecord("0123456789abcdef", datetime(2026, 1, 1, tzinfo=UTC), observer=StepLogger(logs))
 
 
 def test_json_has_a_line_per_event_with_run_and_step(listen):

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from etl.runtime import progress
 from etl.runtime import run_record as journal
+from etl.runtime.logs import LogHandler
 from etl.runtime.progress import ProgressDisplay
-from etl.runtime.run_record import RunResult
+from etl.runtime.run_record import RunRecord
 
 
 class Clock:
@@ -42,9 +43,9 @@ def seen(lines: ProgressDisplay) -> list[str]:
 
 
 @pytest.fixture
-def night(clock: Clock) -> tuple[RunResult, ProgressDisplay]:  # noqa: ARG001 - its clock begins first
-    lines = ProgressDisplay()
-    return RunResult("1", datetime(2026, 1, 1, tzinfo=UTC), observer=lines), lines
+def night(clock: Clock) -> tuple[RunRecord, ProgressDisplay]:  # noqa: ARG001 - its clock begins first
+    lines = ProgressDisplay(LogHandler(as_json=False))
+    return RunRecord("1", datetime(2026, 1, 1, tzinfo=UTC), observer=lines), lines
 
 
 def test_a_step_is_shown_once_it_has_taken_a_second_and_while_it_goes_on(night, clock):
@@ -66,13 +67,13 @@ def test_a_step_is_shown_once_it_has_taken_a_second_and_while_it_goes_on(night, 
 def test_pieces_that_are_done_say_what_is_left(night, clock):
     report, lines = night
     with report.step("stage files"):
-        lines("stage files", 0, 8)
+        lines.on_progress("stage files", 0, 8)
         clock.now += 2
         assert seen(lines) == ["stage files 0/8 0:02"]
-        lines("stage files", 2, 8)
+        lines.on_progress("stage files", 2, 8)
         clock.now += 2
         assert seen(lines) == ["stage files 2/8 0:04 0:12 left"]
-        lines("stage files", 8, 8)
+        lines.on_progress("stage files", 8, 8)
         assert seen(lines) == ["stage files 8/8 0:04"]
 
 
@@ -101,16 +102,16 @@ def test_steps_side_by_side_have_a_line_each_and_an_attempt_that_begins_anew_has
     with report.step("rankings"), report.step("write events"):
         clock.now += 1
         assert [line.split(" 0:")[0] for line in seen(lines)] == ["rankings", "write events"]
-        RunResult("2", datetime(2026, 1, 1, tzinfo=UTC), observer=lines)
+        RunRecord("2", datetime(2026, 1, 1, tzinfo=UTC), observer=lines)
         assert seen(lines) == []
 
 
 def test_a_probe_s_models_are_named_each_with_its_own_time(night, clock):
     report, lines = night
     with report.step("probe"):
-        lines("probe: variant 1 of 2", 1, 10)
+        lines.on_progress("probe: variant 1 of 2", 1, 10)
         clock.now += 5
-        lines("probe: variant 2 of 2", 1, 10)
+        lines.on_progress("probe: variant 2 of 2", 1, 10)
         assert seen(lines) == []
         clock.now += 1
         assert seen(lines) == ["probe: variant 2 of 2 1/10 0:01 0:09 left"]
@@ -118,6 +119,6 @@ def test_a_probe_s_models_are_named_each_with_its_own_time(night, clock):
 
 def test_what_nobody_began_is_not_shown(night, clock):
     _, lines = night
-    lines("something else", 1, 2)
+    lines.on_progress("something else", 1, 2)
     clock.now += 5
     assert seen(lines) == []

@@ -7,8 +7,14 @@ from dataclasses import astuple
 import polars as pl
 import pytest
 
-from etl.transform.affinity import affinity_model
-from etl.transform.personas import DROP_REASONS, PersonaStats, build_personas, read_affinities, usable_affinities
+from etl.transform.personas import (
+    DROP_REASONS,
+    PersonaStats,
+    affinity_model,
+    build_personas,
+    read_affinities,
+    usable_affinities,
+)
 from etl.transform.schemas import Affinities, Personas, SeedAffinities, Seeds
 from tests.property import oracle
 from tests.property.dense import dense_settings
@@ -23,7 +29,7 @@ def test_personas_are_the_oracle_s(make, number):
     made = build_personas(*seeds_of(world, options), world.categories, MODEL, options.seed)
     rows, counts = oracle.personas(world, options, MODEL.raw)
     assert made.rows.rows() == [(*astuple(row)[:6], us(row.created_at)) for row in rows]
-    assert made.tally == PersonaStats(
+    assert made.stats == PersonaStats(
         len(rows),
         {source: counts[f"source_{source}"] for source in sorted(oracle.CONFIDENCE) if counts[f"source_{source}"]},
         {
@@ -52,7 +58,7 @@ def test_the_vectors_read_back_are_the_ones_written(make, number):
 def test_no_seeds_give_no_rows():
     made = build_personas(Seeds.create_empty(), SeedAffinities.create_empty(), ["dining"], MODEL, 0)
     assert made.rows.height == 0
-    assert made.tally == PersonaStats()
+    assert made.stats == PersonaStats()
 
 
 def test_a_number_that_no_float_holds_is_dropped_and_counted_and_stops_nothing():
@@ -74,7 +80,7 @@ def test_an_openness_that_is_no_number_counts_as_missing():
     found = made.rows.filter(pl.col("dimension") == "cuisine_openness").select("value", "source", "confidence").rows()
     default = oracle.shortest(MODEL.default("cuisine_openness"))
     assert found == [("0.85", "onboarding", 1.0), *[(default, "default", 0.0)] * 3]
-    assert made.tally.openness_dropped == {"not_a_finite_number": 2}  # what is not there is dropped by nobody
+    assert made.stats.openness_dropped == {"not_a_finite_number": 2}  # what is not there is dropped by nobody
 
 
 def test_an_enum_without_the_model_s_categories_rebuilds_to_an_empty_object():

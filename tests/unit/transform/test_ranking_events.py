@@ -10,10 +10,9 @@ import polars as pl
 import pytest
 
 from etl.transform import candidates as candidates_
-from etl.transform.affinity import affinity_model
-from etl.transform.candidates import TOP_K, _needed_categories, _ScoredPairs, _smallest_hashes, candidates
+from etl.transform.candidates import TOP_K, _best, _needed_categories, _smallest_hashes, candidates
 from etl.transform.hashing import mix64
-from etl.transform.personas import read_affinities
+from etl.transform.personas import affinity_model, read_affinities
 from etl.transform.ranking_events import (
     SKIP_REASONS,
     RankingStats,
@@ -81,7 +80,7 @@ def test_events_are_the_oracle_s(make, number):
     found = ranked(world, personas, options)
     expected = [as_ranked(world, row) for row in sorted(rows, key=file_order)]
     assert found.events.drop("skipped").to_dicts() == expected
-    assert found.tally == RankingStats(
+    assert found.stats == RankingStats(
         counts["events"],
         {reason: counts[reason] for reason in oracle.SKIP_REASONS},
         counts["positives"],
@@ -270,8 +269,7 @@ def test_of_a_large_category_the_smallest_hashes_are_found():
 def test_ties_are_compared_to_their_last_bit_and_a_user_without_nodes_has_none():
     """As floats these two would be equal, and the smaller node would win."""
     ties = np.array([2**63 + 1, 2**63], np.uint64)
-    some = _ScoredPairs(np.zeros(2, np.int64), np.array([3, 5]), ties, np.array([0.5, 0.5]))
-    places, lengths = _ScoredPairs.concat([_ScoredPairs.none(), some]).best(2)
+    places, lengths = _best(2, np.zeros(2, np.int64), np.array([3, 5]), ties, np.array([0.5, 0.5]))
     assert (places.tolist(), lengths.tolist()) == ([5, 3], [2, 0])
     assert places.dtype == lengths.dtype == np.int64
 

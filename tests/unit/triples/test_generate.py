@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from etl.settings.values import NegativeSampling
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.triples import generate as triples
 from etl.triples.dataset import Dataset
 from etl.triples.generate import (

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from etl.settings.values import SPLITS, SplitSpec
-from etl.transform.affinity import affinity_model
+from etl.transform.personas import affinity_model
 from etl.triples.partitions import build_training_set
 from etl.triples.splits import SPLIT, assign
 from tests.property import dense, oracle, oracle_training

@@ -1,0 +1,89 @@
+"""What the commands about a database do: check it, fill it, check and create its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from etl.load import constraints as checks
+from etl.load.copy import require_empty
+from etl.postgres import catalog
+from etl.postgres.connection import connect
+from etl.postgres.naming import Naming
+from etl.postgres.scope import Scope, resolve_scope
+from etl.postgres.side_effects import Finding
+from etl.postgres.transaction import advisory_lock, require_lock, transaction
+from etl.postgres.url import schema_of, target_of
+from etl.runtime.cancellation import CancelToken
+from etl.runtime.run_record import Progress, no_progress
+from etl.settings.model import Settings
+
+
+def validate_database(
+    settings: Settings, stop: CancelToken | None = None, progress: Progress = no_progress
+) -> checks.ValidationReport:
+    """Run the checks on a database, in one snapshot of it. Writes nothing."""
+    target = target_of(settings)
+    with connect(target, stop) as connection:
+        scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)
+        with transaction(connection, read_only=True, commit=False):
+            return checks.validate_database(connection, scope, progress)
+
+
+def synth(
+    settings: Settings, stop: CancelToken | None = None, on_rows: Callable[[int], object] = lambda _rows: None
+) -> dict[str, int]:
+    """Fill a database with the synthetic world, in one transaction. Creates missing tables. Returns the rows by model.
+
+    `on_rows` is called with the number of rows of each chunk that was written. Raises SettingsError where the tables hold
+    rows and `into_existing` is not set.
+    """
+    from etl.synthetic.world import copy_world, generate  # noqa: PLC0415 - no other command needs it
+
+    target = target_of(settings)
+    schema = schema_of(settings, target)
+    with (
+        connect(target, stop) as connection,
+        advisory_lock(connection, schema, settings.lock_timeout) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
+        naming = catalog.naming_for_apply(connection, schema, settings.naming)
+        if not settings.into_existing:
+            require_empty(connection, naming)
+        catalog.apply(connection, naming)
+        chunks = generate(scale=settings.scale, seed=settings.seed)
+        return copy_world(connection, Scope(naming, settings.shadow_prefix), chunks, on_rows)
+
+
+def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Finding]:
+    """Returns what is missing in the database, or does not fit."""
+    target = target_of(settings)
+    with connect(target, stop) as connection, transaction(connection, read_only=True, commit=False):
+        naming = catalog.detect_naming(connection, schema_of(settings, target), settings.naming)
+        return catalog.check(connection, naming)
+
+
+def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[str]:
+    """Create what is missing, in one transaction. Returns the names of what was created."""
+    target = target_of(settings)
+    schema = schema_of(settings, target)
+    with (
+        connect(target, stop) as connection,
+        advisory_lock(connection, schema, settings.lock_timeout) as lock,
+        transaction(connection),
+    ):
+        require_lock(connection, lock)
+        return catalog.apply(connection, catalog.naming_for_apply(connection, schema, settings.naming))
+
+
+def naming_to_print(settings: Settings, stop: CancelToken | None = None) -> tuple[Naming, bool]:
+    """Returns the naming for `schema print`, and whether it is certain: asked for, or found in the database.
+
+    Without a database it is the naming by model.
+    """
+    target = target_of(settings) if settings.database_url else None
+    schema = schema_of(settings, target) if target else settings.schema or "public"
+    if settings.naming != "auto" or target is None:
+        return Naming("mapped" if settings.naming == "mapped" else "model", schema), settings.naming != "auto"
+    with connect(target, stop) as connection:
+        return catalog.naming_for_apply(connection, schema, settings.naming), True

@@ -1,0 +1,79 @@
+"""Work on a published snapshot: probe its triples, rebuild its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from etl.errors import DataError
+from etl.pipeline.guards import check_auc
+from etl.reporting.history import previous_runs
+from etl.reporting.page import REQUIRED_FILES, build_report
+from etl.runtime.cancellation import CancelToken
+from etl.runtime.run_record import Progress, no_progress
+from etl.settings.model import Settings
+from etl.snapshots.locations import local_snapshot, open_store
+from etl.snapshots.publish import add_probe, add_sidecars, split_location
+from etl.snapshots.reader import REPORT, Snapshot, read_dataset
+from etl.transform.personas import affinity_model
+
+if TYPE_CHECKING:
+    from etl.evaluation.probe import ProbeResult
+
+
+def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
+    """Train a small model on a published snapshot's triples, and write the result into the snapshot and its report.
+
+    Raises ConnectError or DataError where the snapshot can't be read; DataError where nothing is held out, or, after
+    the result was written, where the AUC is below `fail_below`.
+    """
+    with local_snapshot(settings.snapshot or settings.out, settings.environ, stop=stop or CancelToken()) as snapshot:
+        found = run_probe(snapshot, settings, progress)
+        probed = add_probe(snapshot, found.facts, found.manifest_entry(), settings.environ)
+        _add_report(probed, settings, progress, found.facts)
+    check_auc(found, settings, "It was published all the same.")
+    return found
+
+
+def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:
+    """Rebuild the report of a published snapshot, compared with earlier runs as they are now. Returns its location.
+
+    Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its location.
+    """
+    stop = stop or CancelToken()
+    with local_snapshot(settings.snapshot or settings.out, settings.environ, REQUIRED_FILES, stop) as snapshot:
+        _add_report(snapshot, settings, progress)
+        return f"{snapshot.url or snapshot.folder}/{REPORT}"
+
+
+def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> ProbeResult:
+    """Train and measure on a snapshot. Raises DataError where its split holds nothing out, or has nothing to train on."""
+    from etl.evaluation.holdout import build_task  # noqa: PLC0415
+    from etl.evaluation.probe import probe  # noqa: PLC0415 - slow to import, and most runs have no probe
+
+    task = build_task(snapshot)
+    if not task.test:
+        raise DataError(
+            f"The split {task.split} holds no item out: no user has a trip in it that can be ranked, so the triples "
+            "can't be probed. Choose another --split, or omit the probe."
+        )
+    if not len(task.train.users):
+        raise DataError(
+            f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Choose "
+            "another --split, or omit the probe."
+        )
+    return probe(task, affinity_model().default_affinity, settings.seed, progress)
+
+
+def _add_report(
+    snapshot: Snapshot, settings: Settings, progress: Progress, probe: Mapping[str, Any] | None = None
+) -> None:
+    """Write a snapshot's report into it; `probe` is a new result, by default the one that the snapshot holds."""
+    location = split_location(snapshot)
+    earlier = []
+    if location is not None:
+        store = open_store(location[0], settings.environ)
+        earlier = previous_runs(store, [name for name in store.folders() if name < location[1]])
+    dataset, affinity = read_dataset(snapshot), affinity_model().default_affinity
+    page = build_report(snapshot.manifest, snapshot.folder, dataset, earlier, affinity, progress, probe)
+    add_sidecars(snapshot, {REPORT: page.encode()}, {}, settings.environ)
