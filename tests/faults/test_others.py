@@ -13,7 +13,7 @@ import pytest
 import etl
 from etl.commands import database
 from etl.errors import LockedError
-from etl.pipeline import run as pipeline
+from etl.pipeline import guards
 from etl.postgres.connection import ConflictError, advisory_lock, connect
 from etl.postgres.url import target_of
 from etl.runtime.cancellation import CancelledError, CancelToken
@@ -181,7 +181,7 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
     """Has statements run by somebody else as soon as the first attempt's snapshot is taken."""
 
     def arm(statements: str) -> None:
-        original, done = pipeline.check_scope, []
+        original, done = guards.check_scope, []
 
         def meddling(*arguments):
             original(*arguments)
@@ -190,7 +190,8 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
                 with psycopg.connect(small_world) as connection:
                     connection.execute(statements)
 
-        monkeypatch.setattr(pipeline, "check_scope", meddling)
+        for module in ("run", "export"):
+            monkeypatch.setattr(f"etl.pipeline.{module}.check_scope", meddling)
 
     return arm
 
