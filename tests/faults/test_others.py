@@ -12,8 +12,7 @@ import pytest
 
 import etl
 from etl.errors import LockedError
-from etl.pipeline import database
-from etl.pipeline import run as pipeline
+from etl.pipeline import database, guards
 from etl.postgres.connection import ConflictError, connect
 from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
@@ -182,7 +181,7 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
     """Has statements run by somebody else as soon as the first attempt's snapshot is taken."""
 
     def arm(statements: str) -> None:
-        original, done = pipeline.check_scope, []
+        original, done = guards.check_scope, []
 
         def meddling(*arguments):
             original(*arguments)
@@ -191,7 +190,8 @@ def migrate_once(small_world, monkeypatch) -> Callable[[str], None]:
                 with psycopg.connect(small_world) as connection:
                     connection.execute(statements)
 
-        monkeypatch.setattr(pipeline, "check_scope", meddling)
+        for module in ("run", "export"):
+            monkeypatch.setattr(f"etl.pipeline.{module}.check_scope", meddling)
 
     return arm
 

@@ -15,11 +15,10 @@ import psycopg
 import pytest
 
 import etl
-from etl.commands.database import validate_database
 from etl.commands.doctor import run_checks
 from etl.errors import ConnectError, LockedError
 from etl.pipeline.context import utc_now
-from etl.pipeline.database import check_schema
+from etl.pipeline.database import check_schema, validate_database
 from etl.postgres import transaction as database
 from etl.postgres.connection import connect
 from etl.postgres.transaction import advisory_lock, goes_through_transaction_pooler

@@ -11,9 +11,8 @@ import pytest
 from adbc_driver_manager import dbapi as adbc_errors
 
 import etl
-from etl.commands.database import synth, validate_database
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
-from etl.pipeline.database import apply_schema, check_schema
+from etl.pipeline.database import apply_schema, check_schema, synth, validate_database
 from etl.postgres import connection as database
 from etl.postgres.connection import connect, require_supported
 from etl.postgres.transaction import transaction

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 import etl
-from etl.commands.database import validate_database
 from etl.errors import DataError
+from etl.pipeline.database import validate_database
 from etl.postgres import bulk_read as database
 from etl.settings.sources import load_settings
 from tests.states import data_files
