@@ -149,7 +149,7 @@ def test_nights_follow_one_another(night, place):
     first, second = night(seed=1), night()
     assert place.snapshots() == [Path(first.snapshot).name, Path(second.snapshot).name]
     assert place.latest() == Path(second.snapshot).name
-    assert [each.name for each in second.nights] == [Path(first.snapshot).name]
+    assert [each.name for each in second.previous_runs] == [Path(first.snapshot).name]
     before = place.state()
     assert night(skip_unchanged=True).snapshot is None
     assert place.state() == before
