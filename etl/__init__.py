@@ -31,12 +31,15 @@ _MODULES = {
     "open_snapshot": "etl.snapshots.reader",
     "run": "etl.pipeline.run",
 }
+_OLD_NAMES = {"resolve": "load_settings"}
+"""Former public names, which work for one more release."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    current = _OLD_NAMES.get(name, name)
+    if current not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return getattr(import_module(_MODULES[current]), current)
 
 
 def __dir__() -> list[str]:

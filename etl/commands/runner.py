@@ -150,7 +150,7 @@ class _MetricsFile:
         if wanted:
             from etl.reporting import metrics_file
 
-            metrics_file.require_writable(Path(wanted))
+            metrics_file.require_writable(Path(wanted), settings.out)
             self._path = Path(wanted)
 
     def write(self, exit_code: int, facts: Mapping[str, Any] | None = None) -> None:

@@ -73,6 +73,8 @@ def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[st
         transaction(connection),
     ):
         require_lock(connection, lock)
+        if not (settings.schema or target.schema):
+            catalog.require_no_application_elsewhere(connection, schema)
         return catalog.apply(connection, catalog.naming_for_apply(connection, schema, settings.naming))
 
 

@@ -16,6 +16,7 @@ from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.transaction import ensure_tables_not_rewritten, retry_on_conflict, transaction
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
+from etl.runtime.files import require_open_files
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
 from etl.settings.sources import with_options
@@ -37,6 +38,7 @@ def export(
     Arguments and errors as in `run`.
     """
     settings, stop = with_options(settings, options), stop or CancelToken()
+    require_open_files()
     earlier, target = previous_vocabulary(settings), target_of(settings)
     with connect(target, stop) as connection:
         scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from etl.errors import DataError
 from etl.extract import queries
 from etl.pipeline.context import RunResult
@@ -16,11 +18,13 @@ from etl.reporting.wording import by_reason
 from etl.settings.model import ROW_SETTINGS, Settings
 from etl.settings.values import advice
 from etl.snapshots.manifest import DataSummary
+from etl.transform.personas import SEED_LABELS
 from etl.triples.partitions import MIN_CORRELATION, SMALL_CATALOG
 
 if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult
 
+_NEARLY_ALL = 0.9
 _NOTHING = "Nothing was committed or published."
 
 
@@ -145,6 +149,37 @@ def check_auc(found: ProbeResult, settings: Settings, after: str) -> None:
             f"A model trained on these triples has AUC {ours:.3f}, and --fail-below asks for "
             f"{settings.fail_below:g} (popularity has {popularity:.3f}). {after} {found.advice}"
         )
+
+
+def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
+    """Returns a warning where nearly all users have the default of a dimension: seeds may have other keys than are read.
+
+    `personas` has one row per (user, dimension), with `source`.
+    """
+    users = personas["user_id"].n_unique()
+    found = personas.filter(pl.col("source").is_in(["default", "reconstructed"])).group_by("dimension").len()
+    unused = found.filter(pl.col("len") > _NEARLY_ALL * users)["dimension"].sort().to_list()
+    if not unused:
+        return []
+    keys = ", ".join((*SEED_LABELS.values(), "cuisine_openness", "category_affinities"))
+    return [
+        (
+            f"Nearly all of {users:,} users have no usable value for {', '.join(unused)} in Trip.personaSeed, so defaults were "
+            f"used. The keys that are read are {keys}: check whether the application writes these."
+        )
+    ]
+
+
+def clipped_affinities_warning(outside: int, affinities: int) -> list[str]:
+    """Returns a warning where most affinities of seeds are outside of 0 to 1: they may be on another scale."""
+    if outside <= affinities / 2:
+        return []
+    return [
+        (
+            f"{outside:,} of {affinities:,} values in category_affinities of Trip.personaSeed are not from 0 to 1 and were "
+            "clipped, so that many users like all categories equally. Check the scale on which the application writes them."
+        )
+    ]
 
 
 def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:

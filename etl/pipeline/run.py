@@ -22,7 +22,13 @@ from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, previous_vocabulary, utc_now
 from etl.pipeline.export import dataset_from_logged_events
-from etl.pipeline.guards import check_rejected_share, check_scope, rejected_shares
+from etl.pipeline.guards import (
+    check_rejected_share,
+    check_scope,
+    clipped_affinities_warning,
+    rejected_shares,
+    unused_seed_warnings,
+)
 from etl.pipeline.publication import Publication, open_publication
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
@@ -38,6 +44,7 @@ from etl.postgres.transaction import (
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
+from etl.runtime.files import require_open_files
 from etl.runtime.run_record import Progress, RunObserver
 from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings
@@ -74,6 +81,7 @@ def run(
     Raises an `EtlError`; one with exit code 130 where `stop` was cancelled in time.
     """
     settings, stop = with_options(settings, options), stop or CancelToken()
+    require_open_files()
     earlier, target = previous_vocabulary(settings), target_of(settings)
     with connect(target, stop) as connection:
         scope, notes = resolve_scope(connection, settings, schema_of(settings, target), writes=True)
@@ -128,6 +136,7 @@ def _run_in_transaction(
             **asdict(persona_stats),
             **asdict(ranking_stats),
         }
+        result.warnings += unused_seed_warnings(stored)
         check_rejected_share(settings, rejected_shares(result.counts, rejected.shares))
         if builder is not None:
             with result.step("compact"):
@@ -224,16 +233,20 @@ def _write_personas(
 ) -> PersonaStats:
     """Build and write the persona rows; the server takes one batch of users while the next is worked out."""
     writes.delete(table)
-    stats = PersonaStats()
+    stats, outside, affinity_count = PersonaStats(), 0, 0
     for seeds in source.seeds.iter_slices(USERS_PER_BATCH):
         with writes.result.step("personas") as rows:
             vectors = source.vectors.join(seeds, on="user_id", how="semi")
             affinities = seed_affinities(vectors, rejected)
+            numbers = affinities["number"].cast(pl.Float64, strict=False)
+            outside += int(((numbers < 0) | (numbers > 1)).sum())
+            affinity_count += affinities.height
             built = build_personas(Seeds.cast(seeds), affinities, source.categories, affinity_model(), seed)
             rows(built.rows.height)
         stats += built.stats
         writes.copy("write personas", table, load.to_persona_rows, built.rows)
     writes.submit("write personas", lambda _rows: table.check())
+    writes.result.warnings += clipped_affinities_warning(outside, affinity_count)
     return stats
 
 

@@ -29,6 +29,7 @@ _INDEXED_MODELS = ("ItinerarySlot", "PersonaDimension", "RankingEvent")
 """Models whose plain indexes belong to the design. Those of the other models are the application's choice."""
 
 _UNIQUE: tuple[tuple[str, tuple[str, ...], Literal["blocking", "advice"]], ...] = (
+    ("User", ("id",), "blocking"),  # an id of two users would make a real user's rows a shadow user's
     ("ModelRegistry", ("modelName", "modelVersion"), "blocking"),  # ON CONFLICT needs it
     ("PersonaDimension", ("userId", "dimension"), "advice"),  # only the application's own rows could break it
 )
@@ -97,9 +98,35 @@ def detect_naming(connection: Connection, schema: str, wanted: Wanted) -> Naming
         raise SchemaError(
             f"Schema {quote_identifier(schema)} holds none of the source tables, neither by model ({', '.join(SOURCE_MODELS)}) "
             f"nor mapped ({', '.join(MODELS[model] for model in SOURCE_MODELS)}). "
-            "Say --schema, or create them with `bpr-etl schema apply`."
+            f"{_elsewhere(connection, schema) or 'Say --schema, or create them with `bpr-etl schema apply`.'}"
         )
     return _unambiguous(found, schema)
+
+
+def require_no_application_elsewhere(connection: Connection, schema: str) -> None:
+    """Raise SchemaError if another schema holds the source tables and `schema` holds none of them.
+
+    A forgotten --schema would otherwise add a second, empty set of the application's tables.
+    """
+    found = _source_tables(connection, schema)
+    if not any((found or {}).values()) and (hint := _elsewhere(connection, schema)):
+        raise SchemaError(
+            f"Schema {quote_identifier(schema)} holds none of the source tables. {hint} Nothing was created; to create a "
+            f"second set of tables, say --schema {schema}."
+        )
+
+
+def _elsewhere(connection: Connection, schema: str) -> str | None:
+    """Return a sentence that names the other schemas which hold all source tables; None if there are none."""
+    names = _literals((*SOURCE_MODELS, *(MODELS[model] for model in SOURCE_MODELS)))
+    rows = connection.fetch_rows(
+        "SELECT n.nspname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE c.relkind IN ('r', 'p') AND c.relname IN ({names}) AND n.nspname <> {quote_literal(schema)} "
+        f"GROUP BY 1 HAVING count(*) >= {len(SOURCE_MODELS)} ORDER BY 1"
+    )
+    if not rows:
+        return None
+    return f"They are in schema {' or '.join(quote_identifier(name) for (name,) in rows)}: say --schema."
 
 
 def naming_for_apply(connection: Connection, schema: str, wanted: Wanted) -> Naming:

@@ -56,8 +56,17 @@ _TRANSACTION_SETTINGS = {
 # The server checks every two seconds whether the client is still connected (Linux only), so that the long query of a killed
 # run ends and releases its locks.
 _CLIENT_CHECK = "CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '2s', true) END"
+# With `replica`, neither foreign keys nor ordinary triggers fire, and a run could leave references to rows that are gone.
+_REPLICATION_ROLE = (
+    "CASE WHEN current_setting('session_replication_role') = 'replica' "
+    "THEN set_config('session_replication_role', 'origin', true) END"
+)
 TRANSACTION_SETTINGS = ", ".join(
-    [*(f"set_config('{name}', '{value}', true)" for name, value in _TRANSACTION_SETTINGS.items()), _CLIENT_CHECK]
+    [
+        *(f"set_config('{name}', '{value}', true)" for name, value in _TRANSACTION_SETTINGS.items()),
+        _CLIENT_CHECK,
+        _REPLICATION_ROLE,
+    ]
 )
 """SQL that sets, for the open transaction, what determines how our SQL is read and how values are printed."""
 

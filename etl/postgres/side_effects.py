@@ -164,7 +164,7 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
 def collation_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
     """Yield columns of user ids with a nondeterministic collation, by which another user's id may equal a shadow user's."""
     rows = connection.fetch_rows(
-        f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'User'))} "
+        f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'Trip', 'User'))} "
         "JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation "
         "WHERE NOT l.collisdeterministic AND a.attname = CASE ours.model WHEN 'User' THEN 'id' ELSE 'userId' END ORDER BY 1"
     )

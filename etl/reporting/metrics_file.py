@@ -21,9 +21,13 @@ from etl.errors import NothingToDo, SettingsError
 from etl.reporting.history import run_metrics
 from etl.reporting.wording import exclusions
 from etl.runtime.files import put
+from etl.snapshots.reader import SNAPSHOTS
 
 MAX_CITIES = 100
 """With more cities, triples are not split by city: each would be a time series of its own."""
+
+_HEADER = b"# HELP bpr_etl_"
+"""How a metrics file of ours begins."""
 
 Sample = tuple[str, dict[str, str], float]
 
@@ -66,17 +70,40 @@ class Outcome:
         return self.exit_code in (0, NothingToDo.exit_code)
 
 
-def require_writable(path: Path) -> None:
-    """Raise SettingsError where the file can't be written. Called before the run, so that no work is lost."""
+def require_writable(path: Path, out: str) -> None:
+    """Raise SettingsError where the file must not or can't be written. Called before the run, so that no work is lost.
+
+    `out` is the output location: a file among its snapshots would spoil one of them.
+    """
     folder = path.parent
-    other = path.exists() and not path.is_file()  # replacing a device or a pipe would harm other programs
-    if other or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "it is not a file" if other else f"{folder} is no folder that this user may write to"
+    snapshots = Path(out, SNAPSHOTS).resolve()
+    if why := _foreign_content(path):
+        pass
+    elif "://" not in out and path.resolve().is_relative_to(snapshots):
+        why = f"it would be among the snapshots in {snapshots}"
+    elif not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = f"{folder} is no folder that this user may write to"
+    if why:
         raise SettingsError(f"--metrics-file {path} can't be written: {why}. Make the folder, or name another file.")
 
 
+def _foreign_content(path: Path) -> str | None:
+    """Return why a path must not be replaced: it exists and is no metrics file of ours. None if it may be."""
+    if not path.exists():
+        return None
+    if not path.is_file():  # replacing a device or a pipe would harm other programs
+        return "it is not a file"
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(len(_HEADER))
+        if start and start != _HEADER:
+            return "it holds something else than metrics of bpr-etl"
+    return None
+
+
 def write(path: Path, outcome: Outcome) -> None:
-    """Replace the file atomically. Raises OSError."""
+    """Replace the file atomically. Raises OSError, and ValueError where it is no metrics file."""
+    if why := _foreign_content(path):
+        raise ValueError(why)
     registry = CollectorRegistry()
     earlier = list(_previous_samples(path))
     _write_always(registry, outcome, earlier)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl.errors import SettingsError
+from etl.errors import ConnectError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,19 @@ class FileInfo:
     rows: int
     bytes: int
     sha256: str
+
+
+MIN_OPEN_FILES = 64
+"""Files and connections that a run has open at once, with some to spare."""
+
+
+def require_open_files() -> None:
+    """Raise ConnectError if this process may open too few files: drivers then hang or fail with unclear messages."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < MIN_OPEN_FILES:
+        raise ConnectError(
+            f"This process may have {limit} files open at once, and a run needs {MIN_OPEN_FILES}. Raise the limit (ulimit -n)."
+        )
 
 
 def put(target: Path, content: bytes, passing: str, mode: int | None = None) -> None:

@@ -64,6 +64,7 @@ def _given_values(given: Mapping[str, Any], environ: Mapping[str, str], origin: 
     if path := explicit_settings_file(given, environ):
         yield from ((name, value, path) for name, value in _read_file(Path(path)).items())
     _refuse_mistyped_variables(environ)
+    _refuse_empty_variables(environ)
     for name in OPTIONS:
         if variable := env_variable_for(name, environ):
             yield name, environ[variable], "the environment"
@@ -97,12 +98,9 @@ def default_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) 
 
 
 def env_variable_for(name: str, environ: Mapping[str, str]) -> str | None:
-    """The environment variable that sets an option; None where none does.
-
-    An empty variable counts as unset. BPR_ETL_OUT is the exception: an empty one must not mean the working folder's `out`.
-    """
+    """The environment variable that sets an option; None where none does. An empty variable of others counts as unset."""
     names = _URL_VARIABLES if name == "database_url" else (ENVIRONMENT_PREFIX + name.upper(),)
-    return next((each for each in names if environ.get(each) or (name == "out" and each in environ)), None)
+    return next((each for each in names if environ.get(each)), None)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -119,6 +117,14 @@ def _refuse_mistyped_variables(environ: Mapping[str, str]) -> None:
                 f"The environment variable {unknown} says no setting; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}? "
                 "Correct or unset it."
             )
+
+
+def _refuse_empty_variables(environ: Mapping[str, str]) -> None:
+    """An undefined variable of a script makes an empty one of ours. To ignore it would switch a limit off in silence."""
+    for name in OPTIONS:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if environ.get(variable) == "":
+            raise SettingsError(f"The environment variable {variable} is empty: unset it, or give it a value.")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

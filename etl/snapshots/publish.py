@@ -15,11 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from etl.errors import DataError
+from etl.errors import DataError, SettingsError
 from etl.runtime.cancellation import CancelToken
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, FileEntry, build_manifest, to_json
-from etl.snapshots.reader import MANIFEST, PROBE, SNAPSHOTS, Snapshot
+from etl.snapshots.reader import LATEST, MANIFEST, PROBE, SNAPSHOTS, Snapshot
 from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
 
 
@@ -33,8 +33,20 @@ def locked_store(
     ConnectError if it can't be reached, CancelledError.
     """
     store = open_store(out, environ, stop)
+    if isinstance(store, LocalStore):
+        _require_outside_snapshots(store.root)
     with store.lock(wait):
         yield store
+
+
+def _require_outside_snapshots(root: Path) -> None:
+    """Raise SettingsError if a folder is inside a snapshot, or among the snapshots of another output folder."""
+    root = root.absolute()
+    for folder in (root, *root.parents):
+        if folder.name == SNAPSHOTS and (folder.parent / LATEST).is_file():
+            raise SettingsError(
+                f"{root} is among the snapshots of {folder.parent}, which never change. Give another --out."
+            )
 
 
 def snapshot_name(account: DataSummary, now: datetime) -> str:
