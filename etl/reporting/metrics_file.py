@@ -26,8 +26,8 @@ from etl.snapshots.reader import SNAPSHOTS
 MAX_CITIES = 100
 """With more cities, triples are not split by city: each would be a time series of its own."""
 
-_HEADER = b"# HELP bpr_etl_"
-"""How a metrics file of ours begins."""
+_BEGINNINGS = (b"# HELP bpr_etl_", b"# TYPE bpr_etl_", b"bpr_etl_")
+"""How a metrics file of ours begins, a damaged one too."""
 
 Sample = tuple[str, dict[str, str], float]
 
@@ -94,8 +94,8 @@ def _foreign_content(path: Path) -> str | None:
     if not path.is_file():  # replacing a device or a pipe would harm other programs
         return "it is not a file"
     with suppress(OSError), path.open("rb") as file:
-        start = file.read(len(_HEADER))
-        if start and start != _HEADER:
+        start = file.read(32)
+        if start and not start.startswith(_BEGINNINGS):
             return "it holds something else than metrics of bpr-etl"
     return None
 

@@ -23,7 +23,7 @@ class FileInfo:
     sha256: str
 
 
-MIN_OPEN_FILES = 64
+MIN_OPEN_FILES = 32
 """Files and connections that a run has open at once, with some to spare."""
 
 

@@ -43,7 +43,7 @@ def test_a_night_as_cron_calls_it(small_world, tmp_path):
         "write events",
         "Mexico City",
         "Tokyo",
-        "left out",
+        "Excluded rows",
         "Snapshot: ",
         "no trip with a usable persona seed",
     ):

@@ -114,13 +114,26 @@ def test_a_first_night_that_failed_has_no_success(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "before", [b"", b"\xff\xfe", b"bpr_etl_rows{figure=", b'bpr_etl_rows{other="1"} 2\n', b"a b c\n"]
+    "before", [b"", b"bpr_etl_rows{figure=", b'bpr_etl_rows{other="1"} 2\n', b"# HELP bpr_etl_rows \xff\xfe"]
 )
 def test_whatever_lay_there_before_is_no_obstacle(tmp_path, before):
     path = tmp_path / "a.prom"
     path.write_bytes(before)
     write(path, Outcome(NIGHT, 2.0, 3, 1.0, {}))
     assert samples(path)["bpr_etl_exit_code",] == 3
+
+
+@pytest.mark.parametrize(
+    "before", [b"\xff\xfe", b"a b c\n", b"20261128T190000000000Z-0123456789ab", b"# HELP go_gc x\n"]
+)
+def test_a_file_of_something_else_is_not_replaced(tmp_path, before):
+    path = tmp_path / "a.prom"
+    path.write_bytes(before)
+    with pytest.raises(SettingsError, match="something else"):
+        require_writable(path, str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="something else"):
+        write(path, Outcome(NIGHT, 2.0, 3, 1.0, {}))
+    assert path.read_bytes() == before
 
 
 def test_the_number_of_series_does_not_grow_with_the_cities(tmp_path):
@@ -163,16 +176,16 @@ def test_a_link_of_the_passing_name_is_not_followed(tmp_path, monkeypatch):
 
 def test_a_file_that_can_t_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
     (tmp_path / "a.prom").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(ValueError, match="not a file"):
         write(tmp_path / "a.prom", GOOD)
     assert [path.name for path in tmp_path.iterdir()] == ["a.prom"]
 
 
 def test_a_place_that_can_t_be_written_is_found_before_the_night(tmp_path):
-    require_writable(tmp_path / "a.prom")
+    require_writable(tmp_path / "a.prom", "out")
     for path in (tmp_path, tmp_path / "nowhere" / "a.prom", Path("/dev/null/a.prom")):
         with pytest.raises(SettingsError, match=r"--metrics-file .* can't be written"):
-            require_writable(path)
+            require_writable(path, "out")
 
 
 def test_every_alert_asks_for_metrics_and_labels_that_are_written():
@@ -203,4 +216,4 @@ def test_what_is_not_a_file_is_not_put_in_a_file_s_place(tmp_path, kind):
     if kind == "pipe":
         os.mkfifo(path)
     with pytest.raises(SettingsError, match="it is not a file"):
-        require_writable(path)
+        require_writable(path, "out")

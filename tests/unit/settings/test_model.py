@@ -228,7 +228,7 @@ def test_a_variable_that_resembles_no_option_is_somebody_else_s_and_is_warned_of
     """Kubernetes gives every pod some for a service that is called bpr-etl."""
     of_kubernetes = ["BPR_ETL_PORT", "BPR_ETL_PORT_80_TCP", "BPR_ETL_PORT_80_TCP_ADDR", "BPR_ETL_SERVICE_HOST"]
     ours = ["BPR_ETL_TEST_DATABASE_URL", "BPR_ETL_BENCH_DIR", "BPR_ETL_CONFIG", "_BPR_ETL_COMPLETE", "BPR_ETL_SEED"]
-    environ = dict.fromkeys([*of_kubernetes, *ours], "")
+    environ = dict.fromkeys(of_kubernetes, "") | dict.fromkeys(ours, "0") | {"BPR_ETL_CONFIG": ""}
     assert load_settings({}, environ) == Settings()
     assert unknown_variables(environ) == of_kubernetes
 
@@ -240,12 +240,19 @@ def test_an_option_that_is_none_is_named_and_what_was_meant():
 
 def test_where_to_publish_is_never_empty(tmp_path):
     (tmp_path / "own.toml").write_text('out = ""')
-    for given, environ in (({"out": ""}, {}), ({}, {"BPR_ETL_OUT": ""}), ({}, {"BPR_ETL_OUT": " "})):
+    for given, environ in (({"out": ""}, {}), ({}, {"BPR_ETL_OUT": " "})):
         with pytest.raises(SettingsError, match="--out must not be empty"):
             load_settings(given, environ)
     with pytest.raises(SettingsError, match="--out must not be empty"):
         load_settings({"config": str(tmp_path / "own.toml")}, {})
-    assert load_settings({}, {"BPR_ETL_SCHEMA": ""}).schema is None  # any other empty variable is none
+
+
+def test_an_empty_variable_is_refused():
+    """A script's undefined variable must not switch a limit off; other programs' variables may be empty."""
+    for name in ("OUT", "SCHEMA", "MAX_BAD", "DRY_RUN", "DATABASE_URL"):
+        with pytest.raises(SettingsError, match=f"BPR_ETL_{name} is empty"):
+            load_settings({}, {f"BPR_ETL_{name}": ""})
+    assert load_settings({}, {"DATABASE_URL": "", "DIRECT_URL": "", "BPR_ETL_CONFIG": ""}) == Settings()
 
 
 def test_without_an_environment_it_is_this_process_s(monkeypatch):
