@@ -70,6 +70,9 @@ TRANSACTION_SETTINGS = ", ".join(
 )
 """SQL that sets, for the open transaction, what determines how our SQL is read and how values are printed."""
 
+_ROLLBACK_ATTEMPTS = 3
+"""A short statement_timeout can cancel a ROLLBACK, after which the transaction is still open."""
+
 _REFUSED_OPTIONS = re.compile(r"option|startup parameter|configuration parameter", re.IGNORECASE)
 
 
@@ -205,8 +208,10 @@ class Connection:
     def rollback(self) -> None:
         """Roll back the open transaction, if any, and return to autocommit. Never raises: a lost connection rolls back."""
         self._in_transaction = False
-        with suppress(adbc_errors.Error):
-            self._connection.adbc_connection.rollback()
+        for _ in range(_ROLLBACK_ATTEMPTS):
+            with suppress(adbc_errors.Error):
+                self._connection.adbc_connection.rollback()
+                break
         with suppress(adbc_errors.Error):
             self._connection.adbc_connection.set_autocommit(True)
 

@@ -113,7 +113,7 @@ def test_transactions_that_are_read_only_by_default(small_world, settings_for):
         ("idle_in_transaction_session_timeout = 50", "Raise idle_in_transaction_session_timeout"),
         # Where we write at the moment in which the server hangs up, its last words are lost.
         (
-            "transaction_timeout = 300",
+            "transaction_timeout = 100",
             "Raise transaction_timeout|The connection to the database was lost: server closed",
         ),
         ("statement_timeout = 3", "Raise statement_timeout"),

@@ -74,8 +74,8 @@ def test_a_collation_of_another_version(make_database, server_url):
 
 NATIVE = """
 import os, subprocess, sys
-from etl import logs, notices
-logs.set_up(as_json=True)
+from etl.runtime import logs, notices
+logs.configure(as_json=True)
 with notices.as_log_lines():
     os.write(2, b"NOTICE:  one\\nHINT:  of two\\nWARNUNG:  another\\n")
     print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
