@@ -1,19 +1,19 @@
-"""What can go wrong, one kind per thing a caller can do about it.
+"""Exceptions: one class for each thing that a caller can do about an error.
 
-Every kind carries the exit code of the command line (CONTRACT, section 4). A message is one or two plain sentences:
-what, where (table, column, count), what to do. It never holds a password or a row's personal values.
+Each class has the exit code of the command line (docs/contract.md). A message is one or two plain sentences: what happened,
+where (table, column, count), what to do. It never contains a password or a row's personal values.
 """
 
 from __future__ import annotations
 
 
 def escape_control_characters(text: str) -> str:
-    """A text that may hold a name which somebody else gave, so that no terminal obeys it and no line of a log is forged."""
+    """Return a text with control characters escaped, so that names in it can't control a terminal or forge a log line."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def unreadable(error: OSError) -> str:
-    """What is said of a file or folder that this user may not enter, read or write."""
+    """Return a message about a file or folder that this user may not enter, read or write."""
     where = f"{error.filename} can't be used" if error.filename else "A file or folder can't be used"
     shown = escape_control_characters(where)
     return f"{shown}: {error.strerror or error}. Check its rights, and those of the folders that it is in."
@@ -32,7 +32,7 @@ class SettingsError(EtlError):
 
 
 class ConnectError(EtlError):
-    """The database or the store can't be reached, or does not let us in: see to the server, the network, the rights."""
+    """The database or the store can't be reached or refuses access: check the server, the network and the rights."""
 
     exit_code = 3
 
@@ -44,7 +44,7 @@ class SchemaError(EtlError):
 
 
 class DataError(EtlError):
-    """The data broke a law or a limit: nothing was committed, nothing was published."""
+    """The data failed a check or passed a limit: nothing was committed or published."""
 
     exit_code = 5
 

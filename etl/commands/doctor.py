@@ -239,7 +239,7 @@ def _age(store: Store, latest: str, count: int, clock: Clock) -> Check:
         hours = (clock() - datetime.fromisoformat(str(ended)).astimezone(UTC)).total_seconds() / 3600
     except ValueError:
         return ok("snapshots", said)
-    if hours >= 0:  # else it is dated after now, which is said on its own
+    if hours >= 0:  # otherwise it is dated after now, which is a check of its own
         said += f", {hours:,.0f} h old"
     return (
         warning("snapshots", said, "See why no run published since.") if hours > _OLD_HOURS else ok("snapshots", said)

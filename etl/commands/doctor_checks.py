@@ -194,7 +194,7 @@ def _tls(connection: Connection) -> Iterator[Check]:
     )[0]
     parts = connection.address.parts
     host, mode = parts.get("host", ""), parts.get("sslmode")
-    said = f"sslmode={mode}" if mode else "no sslmode is said, which means prefer"
+    said = f"sslmode={mode}" if mode else "no sslmode is given, which means prefer"
     if socket:
         yield ok("TLS", "not needed: a unix socket of this machine")
     elif not used and host in _LOCALHOST:
