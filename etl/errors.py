@@ -44,7 +44,7 @@ class SchemaError(EtlError):
 
 
 class DataError(EtlError):
-    """The data failed a check or passed a limit: nothing was committed or published."""
+    """The data failed a check or exceeded a limit: nothing was committed or published."""
 
     exit_code = 5
 

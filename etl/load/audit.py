@@ -94,7 +94,7 @@ class WriteAudit:
         if self._connection.fetch_rows("SELECT current_setting('track_counts')") != [("on",)]:
             raise DataError(
                 "A trigger has switched track_counts off in this run's transaction, so what it wrote was not counted, and "
-                "nothing was kept. See to it first."
+                "nothing was kept. Fix or disable that trigger, then run again."
             )
         self._require_meant(touched, meant)
         others = {oid: each for oid, each in sorted(touched.items(), key=lambda item: item[1].name) if each}

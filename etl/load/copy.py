@@ -209,7 +209,7 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     if found != (len(REGISTRY), added):
         raise DataError(
             f"{table} holds {found[0]} of the {len(REGISTRY)} models that it needs, and {found[1]} of {added} inserted ones "
-            "are as they were sent. Nothing was kept. A trigger on the table changes them: see to it first."
+            "are as they were sent. Nothing was kept. A trigger on the table changes them: fix or disable it, then run again."
         )
     return added
 
@@ -235,12 +235,12 @@ def backfill(connection: Connection, scope: Scope) -> int:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
             "it now, so nothing was kept. A trigger or a rule on the table skips rows, writes another version, or gives them "
-            "to another user: see to it first."
+            "to another user: fix or disable it, then run again."
         )
     if changed := [name for name, was, now in zip(columns, before[1:], after[1:], strict=True) if was != now]:
         raise DataError(
             f"With the modelVersion of {updated:,} rows of {table} something else was changed, so nothing was kept: column "
-            f"{', '.join(map(quote_identifier, changed))}. A trigger on the table does it: see to it first."
+            f"{', '.join(map(quote_identifier, changed))}. A trigger on the table does it: fix or disable it, then run again."
         )
     return updated
 

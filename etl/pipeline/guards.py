@@ -197,7 +197,7 @@ def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
 def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
     """Returns a warning that names the metrics which moved too far since the previous runs, and says what to do.
 
-    With `stops`, raises DataError instead, unless the previous run's metrics had moved as far already.
+    With `stops`, raises DataError instead, unless the previous run already showed the same change.
     """
     if not compared.moved:
         return []

@@ -26,7 +26,7 @@ Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
-"""The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, section 3)."""
+"""The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
 
 _ID = pa.dictionary(pa.int32(), pa.string())
 _REST = {

@@ -1,4 +1,4 @@
-"""Where snapshots are published: a local folder or an object store, with the same operations (docs/contract.md, section 3).
+"""Where snapshots are published: a local folder or an object store, with the same operations.
 
 This module has what both share, and `LocalStore`. `ObjectStore` is in `etl.snapshots.object_store`, their locks are in
 `etl.snapshots.lock`.

@@ -48,7 +48,7 @@ EVENT_COLUMNS = (
     "model_version",
     *LISTS,
 )
-"""The columns of `events/`, in order (docs/contract.md, section 3)."""
+"""The columns of `events/`, in order (docs/contract.md, "What is published")."""
 
 ENCODED_EVENTS = pl.DataFrame(
     schema={

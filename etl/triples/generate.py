@@ -3,7 +3,7 @@
 Rendle et al. 2009 (BPR: Bayesian Personalized Ranking from Implicit Feedback) learn from (user, i, j) where the user chose i
 and not j. Here i is a positive, and `NegativeSampling` says where j comes from. Users, trips and items are indexes into the
 vocabularies. Triples are arrays in batches that fit into a core's cache; ids are written only when a file is encoded.
-docs/contract.md, section 3, defines the rows and their order.
+docs/contract.md, "What is published", defines the rows and their order.
 """
 
 from __future__ import annotations

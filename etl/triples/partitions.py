@@ -2,7 +2,7 @@
 
 A partition is a (split, city). No information flows from a later part of the split to an earlier one: what a user has seen,
 how popular an item is, and the counts in the vocabularies come from the same part and those before it (docs/contract.md,
-section 3, Splits and Negatives).
+"triples").
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 @dataclass(frozen=True)
 class TripleOptions:
-    """The settings that decide the triples of a dataset (docs/contract.md, section 3)."""
+    """The settings that decide the triples of a dataset (docs/contract.md, "What is published")."""
 
     min_catalog: int = OPTIONS["min_catalog"].default
     small_catalog: SmallCatalog = OPTIONS["small_catalog"].default

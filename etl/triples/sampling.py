@@ -1,4 +1,4 @@
-"""Sample items from a catalogue without replacement, many samples at a time (docs/contract.md, section 3, Negatives).
+"""Sample items from a catalogue without replacement, many samples at a time (docs/contract.md, "triples").
 
 A sample has a key of 64 bits and a pool: the catalogue of its city without what its group (a user, or an event) rejects. Its
 random numbers are splitmix64 of that key (Steele, Lea, Flood 2014), so it depends on no other sample and on no thread.

@@ -1,4 +1,4 @@
-"""Assign events to the parts of a split: train, valid, test (docs/contract.md, section 3, Splits).
+"""Assign events to the parts of a split: train, valid, test (docs/contract.md, "triples").
 
 No row of a later part informs an earlier one. `time` guarantees that for all users. `last-trip` guarantees it within each user,
 but train contains events of other users that are later than a test trip, as in most published evaluations (Meng et al. 2020,
