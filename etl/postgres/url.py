@@ -190,6 +190,8 @@ def _read_authority(authority: str) -> dict[str, str]:
 
 def _read_words(text: str) -> dict[str, str]:
     """Return the parameters of libpq's `name=value` words. Unknown names are not repeated: they may be half a password."""
+    if text[:1] in {'"', "'"} and text[-1:] == text[:1]:
+        raise SettingsError("The database URL is in quotes, which `docker --env-file` keeps: remove them.")
     if "=" not in text:
         raise SettingsError("The database URL must look like postgresql://user:password@host:5432/database.")
     words = dict(parse_keyword_dsn(text))

@@ -141,3 +141,9 @@ def test_a_second_question_mark_drops_nothing():
     """Behind it stood sslmode=verify-full, and Prisma's parameter before it was dropped with all of that."""
     with pytest.raises(SettingsError, match=r"a second \?: parameters are joined by &"):
         parse_url("postgresql://u@h/d?connection_limit=5?sslmode=verify-full", {})
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_that_an_env_file_kept_are_named(quote):
+    with pytest.raises(SettingsError, match="in quotes"):
+        parse_url(f"{quote}postgresql://u:secret-word@h/d?sslmode=require{quote}", {})
