@@ -39,9 +39,12 @@ class PendingReads:
         self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None, reason: str = ""
     ) -> None:
         self._connection, self._queries, self._frames, self._reason = connection, queries, frames, reason
+        self._read_now: _Frames | None = None
 
     def result(self) -> _Frames:
         """Return the rows by query name. If connectorx can't be used or failed, they are read now through the connection."""
+        if self._read_now is not None:
+            return self._read_now
         reason = self._reason
         if self._frames is not None:
             try:
@@ -54,7 +57,8 @@ class PendingReads:
                 text = self._connection.address.redact(str(error)) or type(error).__name__  # redacted before it is cut
                 reason = text.splitlines()[0][:200]
         log.info("Reading through ADBC, since connectorx can't: %s.", reason)
-        return {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
+        self._read_now = {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
+        return self._read_now
 
 
 @contextmanager

@@ -70,8 +70,6 @@ _FOLDER_BYTES, _PREFIX_BYTES = 255, 200
 _HASHED = re.compile(r"~[0-9a-f]{16}\.*\Z", re.IGNORECASE)
 _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
 
-OnEvents = Callable[[pl.DataFrame], object]
-
 
 @dataclass(frozen=True)
 class StageOptions:
@@ -88,19 +86,18 @@ def write_data_files(
     folder: Path,
     scratch: Path,
     progress: Progress,
-    on_events: OnEvents = lambda _: None,
     executor: Executor = LOCAL_EXECUTOR,
 ) -> DataSummary:
     """Write and verify the data files of a snapshot in an empty folder, bucket by bucket. `scratch` is for temporary files.
 
-    `on_events` gets the events of every bucket; of their lists, candidates and selected are always read. `executor` does not
-    affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two cities would share a
-    folder.
+    `executor` does not affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two cities
+    would share a folder.
     """
     reused = dataset.events.published
     if options.training.split != "none" or reused is None or reused.rows_per_file != options.rows_per_file:
         reused = None
     else:  # The files of events are copied, so their other columns need not be read.
+        # Event columns that triples use must be here, too: others are empty when event files are copied (`expand`).
         needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
         dataset = replace(dataset, events=dataset.events.select(needed))
     buckets = dataset.events.buckets
@@ -108,7 +105,7 @@ def write_data_files(
         training = build_training_set(dataset, options.training)
         writer = _SnapshotWriter(training, options, (folder, scratch), reused, pool, executor)
         progress("stage files", 0, buckets)
-        for number, stats in enumerate(writer.expand(on_events), start=1):
+        for number, stats in enumerate(writer.expand(), start=1):
             writer.add_stats(stats)
             progress("stage files", number, buckets)
         progress("stage files", buckets, buckets)
@@ -350,16 +347,10 @@ class _SnapshotWriter:
         self.exhausted_users: set[int] = set()
         self.sources = np.zeros(len(SOURCES), np.int64)
 
-    def expand(self, on_events: OnEvents) -> Iterator[BucketStats]:
+    def expand(self) -> Iterator[BucketStats]:
         """Expand all buckets, and send each batch to the parts of its partition. Yields the counts of each bucket."""
-
-        def buckets() -> Iterator[pl.DataFrame]:
-            for events in prefetch(iter(self.dataset.events)):
-                if events.height:
-                    on_events(events)
-                    yield events
-
-        return self._expand(buckets()) if self.workers is None else self._expand_apart(buckets())
+        buckets = (events for events in prefetch(iter(self.dataset.events)) if events.height)
+        return self._expand(buckets) if self.workers is None else self._expand_apart(buckets)
 
     def _expand(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
         for events in buckets:

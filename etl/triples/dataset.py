@@ -1,4 +1,5 @@
-"""What a snapshot is made of: ranking events, trips, users and items. Triples are generated from these alone.
+"""What a snapshot is made of: ranking events, trips, users and items. Triples are generated from these alone; their
+columns are in `etl.snapshots.encoding`.
 
 Events refer to users, trips and items by index, and come by user bucket (`etl.transform.buckets`). All else is small in
 comparison and in memory.
@@ -185,6 +186,7 @@ class DatasetBuilder:
             *(codes[name].alias(index) for name, index in LISTS.items()),
             timestamp=pl.col("created_us").floordiv(1_000_000),
         )
+        # The published trips are those that have events, rebuilt from these.
         self._of_trips.append(events.select("trip_id", "city", "start_us").unique("trip_id"))
         self._cities.update(events["city"].unique())
         self._height += events.height

@@ -2,6 +2,8 @@
 
 A sample has a key of 64 bits and a pool: the catalogue of its city without what its group (a user, or an event) rejects. Its
 random numbers are splitmix64 of that key (Steele, Lea, Flood 2014), so it depends on no other sample and on no thread.
+
+Only `catalog:N` and `recommended` sample; the negatives of `ranking` and `shown` are in `etl.triples.generate`.
 """
 
 from __future__ import annotations
