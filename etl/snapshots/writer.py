@@ -90,8 +90,8 @@ def write_data_files(
 ) -> DataSummary:
     """Write and verify the data files of a snapshot in an empty folder, bucket by bucket. `scratch` is for temporary files.
 
-    `executor` does not affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two cities
-    would share a folder.
+    `executor` does not affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two
+    cities would share a folder.
     """
     reused = dataset.events.published
     if options.training.split != "none" or reused is None or reused.rows_per_file != options.rows_per_file:

@@ -1,5 +1,6 @@
-"""What a snapshot is made of: ranking events, trips, users and items. Triples are generated from these alone; their
-columns are in `etl.snapshots.encoding`.
+"""What a snapshot is made of: ranking events, trips, users and items. Triples are generated from these alone.
+
+The columns of triples are in `etl.snapshots.encoding`.
 
 Events refer to users, trips and items by index, and come by user bucket (`etl.transform.buckets`). All else is small in
 comparison and in memory.
