@@ -11,7 +11,6 @@ all readers must have read the same rows.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,10 +21,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.harness.command import command_parser, present, with_exit_codes
 from benchmarks.harness.database import PREFIX, fresh_database, server
 from benchmarks.harness.measure import CallResult, call_in_process, interleave
-from benchmarks.harness.results import environment, save_results, table_row, variant_entry
-from etl.errors import EtlError
+from benchmarks.harness.results import environment, table_row, variant_entry
 from etl.extract import queries
 from etl.pipeline import database
 from etl.postgres.naming import Naming
@@ -137,25 +136,20 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nSlots read: {rows}.\n"
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reading.readers", description="Ways to read the slots.")
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser("reading.readers", "Ways to read the slots.", database=True)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 10.0], help="sizes of the synthetic world")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/readers.json and .md")
     given = parser.parse_args(arguments)
     by_scale: dict[str, Any] = {}
-    try:
-        with server(given.database_url) as url_of:
-            made_with = environment(url_of(""))
-            for scale in given.scales:
-                with fresh_database(url_of, "readers") as url:
-                    database.synth(load_settings({"database_url": url, "scale": scale}, {}))
-                    by_scale[f"{scale:g}"] = measure(url, given.rounds)
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with server(given.database_url) as url_of:
+        made_with = environment(url_of(""))
+        for scale in given.scales:
+            with fresh_database(url_of, "readers") as url:
+                database.synth(load_settings({"database_url": url, "scale": scale}, {}))
+                by_scale[f"{scale:g}"] = measure(url, given.rounds)
     results = {
         "made_with": made_with,
         "rows": {f"slots at scale {scale}": found["rows"]["slots"] for scale, found in by_scale.items()},
@@ -167,15 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "targets": [],
         "by_scale": by_scale,
     }
-    print(markdown(results), end="")
-    if given.save:
-        save_results(
-            "readers",
-            results,
-            "# Reading the slots\n\n`python -m benchmarks readers --save`.",
-            markdown(results),
-        )
-    return 0
+    head = "# Reading the slots\n\n`python -m benchmarks readers --save`."
+    return present("readers", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ driver, workers and server, Ray can hardly win: this measures what it costs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import etl
+from benchmarks.harness.command import command_parser, present, with_exit_codes
 from benchmarks.harness.database import fresh_database, server, vacuum
 from benchmarks.harness.measure import interleave, median_ratio, seconds_of
-from benchmarks.harness.results import environment, save_results, table_row, variant_entry, variants_table
-from etl.errors import EtlError
+from benchmarks.harness.results import environment, table_row, variant_entry, variants_table
 from etl.pipeline import database
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import RAY
@@ -195,33 +194,23 @@ def markdown(results: dict[str, Any]) -> str:
     return f"{said}\n\n{variants_table(results['variants'])}\nSteps, medians; some run at the same time:\n\n{steps}\n"
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run.executors", description="Compare runs on Ray with local runs."
-    )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser("run.executors", "Compare runs on Ray with local runs.", database=True)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 10.0], help="sizes of the synthetic world")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/executors.json and .md")
     given = parser.parse_args(arguments)
-    try:
-        with (
-            server(given.database_url) as url_of,
-            tempfile.TemporaryDirectory(prefix="bpr-engines-", dir=os.environ.get("BPR_ETL_BENCH_DIR")) as folder,
-        ):
-            results = measure(url_of, sorted(given.scales), given.rounds, Path(folder))
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(markdown(results), end="")
-    if given.save:
-        head = (
-            "# Runs on Ray and local runs\n\n`python -m benchmarks executors --save`: further runs, bytes compared "
-            f"first. The cluster: {NODES} node processes of one core each on this machine, which driver and server share."
-        )
-        save_results("executors", results, head, markdown(results))
-    return 0
+    with (
+        server(given.database_url) as url_of,
+        tempfile.TemporaryDirectory(prefix="bpr-engines-", dir=os.environ.get("BPR_ETL_BENCH_DIR")) as folder,
+    ):
+        results = measure(url_of, sorted(given.scales), given.rounds, Path(folder))
+    head = (
+        "# Runs on Ray and local runs\n\n`python -m benchmarks executors --save`: further runs, bytes compared "
+        f"first. The cluster: {NODES} node processes of one core each on this machine, which driver and server share."
+    )
+    return present("executors", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

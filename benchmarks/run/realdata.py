@@ -16,7 +16,6 @@ without a model version, which gives the backfill something to do as well.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -31,9 +30,9 @@ from typing import Any, Literal
 import polars as pl
 
 import etl
+from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
-from etl.errors import EtlError
 from etl.pipeline import database
 from etl.pipeline.context import RunResult
 from etl.postgres import catalog as schema
@@ -372,26 +371,19 @@ def save(outcomes: Sequence[Outcome], made_with: Mapping[str, Any]) -> None:
     (RESULTS / "realdata.md").write_text(head + markdown(outcomes), encoding="utf-8")
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table. Returns 1 if a check failed, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run.realdata", description="Run the job on real visits."
-    )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser("run.realdata", "Run the job on real visits.", database=True)
     parser.add_argument("--out", type=Path, help="keep the snapshots in this folder (default: a temporary one)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/realdata.json and .md")
     given = parser.parse_args(arguments)
     data = locate()
     if data is None:
         print("The real visits are not here: BPR_ETL_REALDATA names no folder.")
         return 0
-    try:
-        with server(given.database_url) as url_of, tempfile.TemporaryDirectory(prefix="bpr-realdata-") as folder:
-            outcomes = list(measure_all(data, url_of, given.out or Path(folder)))
-            made_with = environment(url_of(""))
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with server(given.database_url) as url_of, tempfile.TemporaryDirectory(prefix="bpr-realdata-") as folder:
+        outcomes = list(measure_all(data, url_of, given.out or Path(folder)))
+        made_with = environment(url_of(""))
     print(markdown(outcomes), end="")
     if given.save:
         save(outcomes, made_with)

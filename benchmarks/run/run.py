@@ -15,7 +15,6 @@ bytes. Between rounds, untimed: VACUUM and a checkpoint, so that each variant st
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -29,11 +28,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.command import command_parser, present, with_exit_codes
 from benchmarks.harness.database import fresh_database, reset_signals, server, vacuum
 from benchmarks.harness.measure import interleave, median_ratio, run_command, seconds_of
 from benchmarks.harness.results import (
     environment,
-    save_results,
     table_row,
     target_entry,
     targets_table,
@@ -41,7 +40,6 @@ from benchmarks.harness.results import (
     variants_table,
 )
 from benchmarks.run import pure_sql, row_by_row, server_writes
-from etl.errors import EtlError
 from etl.pipeline import database
 from etl.pipeline import run as pipeline
 from etl.settings.sources import load_settings
@@ -214,36 +212,26 @@ def markdown(results: dict[str, Any]) -> str:
     return f"{targets_table(results['targets'])}\n{variants_table(results['variants'])}\nOur steps, medians:\n\n{table}"
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run.run", description="Compare a run with other ways to do its work."
-    )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser("run.run", "Compare a run with other ways to do its work.", database=True)
     parser.add_argument("--rounds", type=int, default=7, help="rounds with pure SQL")
     parser.add_argument("--slow-rounds", type=int, default=3, help="rounds with row by row, and of first runs")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the synthetic world")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/run.json and .md")
     given = parser.parse_args(arguments)
-    try:
-        with (
-            server(given.database_url) as url_of,
-            fresh_database(url_of, "run") as url,
-            tempfile.TemporaryDirectory(prefix="bpr-run-") as out,
-        ):
-            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
-            results = measure(url, out, given.rounds, given.slow_rounds) | {"scale": given.scale}
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(markdown(results), end="")
-    if given.save:
-        head = (
-            f"# A run at scale {given.scale:g}\n\n`python -m benchmarks run --save`: runs with nothing to backfill, "
-            "first runs (every signal to backfill), and the whole command. Ratios are medians of paired rounds."
-        )
-        save_results("run", results, head, markdown(results))
-    return 0
+    with (
+        server(given.database_url) as url_of,
+        fresh_database(url_of, "run") as url,
+        tempfile.TemporaryDirectory(prefix="bpr-run-") as out,
+    ):
+        database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+        results = measure(url, out, given.rounds, given.slow_rounds) | {"scale": given.scale}
+    head = (
+        f"# A run at scale {given.scale:g}\n\n`python -m benchmarks run --save`: runs with nothing to backfill, "
+        "first runs (every signal to backfill), and the whole command. Ratios are medians of paired rounds."
+    )
+    return present("run", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ everything to backfill, and one further run. Results are saved after each scale,
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -19,10 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.measure import CommandResult, run_command
 from benchmarks.harness.results import environment, save_results, table_row, target_entry, targets_table, variant_entry
-from etl.errors import EtlError
 from etl.postgres.connection import connect
 from etl.postgres.url import parse_url
 
@@ -140,23 +139,18 @@ def save(results: dict[str, Any]) -> None:
     save_results("scale", results, head, markdown(results))
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run.scale", description="Full runs at growing scale.")
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser(
+        "run.scale", "Full runs at growing scale.", database=True, saves=".json and .md, after each scale"
+    )
     parser.add_argument(
         "--scales", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="sizes of the synthetic world"
     )
-    parser.add_argument(
-        "--save", action="store_true", help="write benchmarks/results/scale.json and .md, after each scale"
-    )
     given = parser.parse_args(arguments)
-    try:
-        with server(given.database_url) as url_of:
-            results = measure(url_of, sorted(given.scales), save if given.save else lambda _: None)
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with server(given.database_url) as url_of:
+        results = measure(url_of, sorted(given.scales), save if given.save else lambda _: None)
     print(markdown(results), end="")
     return 0
 

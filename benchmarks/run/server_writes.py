@@ -9,7 +9,6 @@ RankingEvent table without the shadow users' rows), then a checkpoint. Restoring
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,10 +18,10 @@ from typing import Any
 import polars as pl
 
 import etl
+from benchmarks.harness.command import command_parser, present, with_exit_codes
 from benchmarks.harness.database import PREFIX, SHADOW, fresh_database, reset_signals, server, vacuum
 from benchmarks.harness.measure import interleave, seconds_of
-from benchmarks.harness.results import environment, save_results, variant_entry, variants_table
-from etl.errors import EtlError
+from benchmarks.harness.results import environment, variant_entry, variants_table
 from etl.load import copy as load
 from etl.pipeline import database
 from etl.postgres.connection import connect
@@ -122,35 +121,23 @@ def markdown(results: dict[str, Any]) -> str:
     return variants_table(results["variants"]) + f"\n{rows}.\n"
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run.server_writes", description="What the server alone takes."
-    )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
+    parser = command_parser("run.server_writes", "What the server alone takes.", database=True)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the synthetic world")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/server_writes.json and .md")
     given = parser.parse_args(arguments)
-    try:
-        with (
-            server(given.database_url) as url_of,
-            fresh_database(url_of, "server_writes") as url,
-            tempfile.TemporaryDirectory(prefix="bpr-floors-") as out,
-        ):
-            database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
-            etl.run(load_settings({"database_url": url, "out": out}, {}))
-            results = measure(url, given.rounds) | {"scale": given.scale}
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(markdown(results), end="")
-    if given.save:
-        head = (
-            f"# What the server alone takes, at scale {given.scale:g}\n\n`python -m benchmarks server_writes --save`."
-        )
-        save_results("server_writes", results, head, markdown(results))
-    return 0
+    with (
+        server(given.database_url) as url_of,
+        fresh_database(url_of, "server_writes") as url,
+        tempfile.TemporaryDirectory(prefix="bpr-floors-") as out,
+    ):
+        database.synth(load_settings({"database_url": url, "scale": given.scale}, {}))
+        etl.run(load_settings({"database_url": url, "out": out}, {}))
+        results = measure(url, given.rounds) | {"scale": given.scale}
+    head = f"# What the server alone takes, at scale {given.scale:g}\n\n`python -m benchmarks server_writes --save`."
+    return present("server_writes", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ items of a trip are drawn by popularity and preference together. Everything else
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.harness.command import command_parser
 from benchmarks.harness.results import RESULTS, table_row
 from benchmarks.training_value.negatives import Row, row_entry, train
 from etl.evaluation.holdout import build_task_from, regenerate
@@ -97,9 +97,8 @@ def measure(nodes: int, alpha: float, seeds: int) -> dict[tuple[str, str], Ranki
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_value.large_catalogue", description=__doc__)
+    parser = command_parser("training_value.large_catalogue", __doc__)
     parser.add_argument("--seeds", type=int, default=2, help="how many times a model is trained")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/large_catalogue.json and .md")
     given = parser.parse_args(arguments)
     head = ("items", "popularity", *(f"alpha {alpha:g}" for alpha in ALPHAS))
     lines, kept = [table_row(head), table_row("---:" for _ in head)], []

@@ -13,7 +13,6 @@ measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -30,10 +29,10 @@ import numpy as np
 import polars as pl
 
 import etl
+from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from benchmarks.run import realdata
-from etl.errors import EtlError
 from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
 from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
@@ -387,23 +386,21 @@ def save(accounts: Sequence[Mapping[str, Any]], made_with: Mapping[str, Any], se
     dots(accounts, [strategy.name for strategy in STRATEGIES], RESULTS / "negatives.svg")
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables. Returns 1 if `recommended` misses a target, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_value.negatives", description="Measure the training value of negatives."
+    parser = command_parser(
+        "training_value.negatives",
+        "Measure the training value of negatives.",
+        database=True,
+        saves=".json, .md and .svg",
     )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
     parser.add_argument("--seeds", type=int, default=5, help="how many times a model is trained")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/negatives.json, .md and .svg")
     given = parser.parse_args(arguments)
-    try:
-        with server(given.database_url) as url_of, tempfile.TemporaryDirectory(prefix="bpr-negatives-") as folder:
-            every = list(worlds(url_of, Path(folder)))
-            made_with = environment(url_of(""))
-            rows = measure_all(every, given.seeds)
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with server(given.database_url) as url_of, tempfile.TemporaryDirectory(prefix="bpr-negatives-") as folder:
+        every = list(worlds(url_of, Path(folder)))
+        made_with = environment(url_of(""))
+        rows = measure_all(every, given.seeds)
     order = {world.name: place for place, world in enumerate(every)}
     rows.sort(key=lambda row: order[row.world])
     real = [row for row in rows if row.world != SYNTHETIC]

@@ -8,7 +8,6 @@ whose positive the model prefers; 0.5 is chance.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -20,9 +19,9 @@ import numpy as np
 import pyarrow.dataset as ds
 
 import etl
+from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
-from etl.errors import EtlError
 from etl.pipeline import database
 from etl.settings.sources import load_settings
 
@@ -77,25 +76,20 @@ def measure(url: str, folder: Path) -> list[tuple[str, list[float]]]:
     ]
 
 
+@with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_value.row_order", description="Effect of the order of rows on SGD."
+    parser = command_parser(
+        "training_value.row_order", "Effect of the order of rows on SGD.", database=True, saves=".md"
     )
-    parser.add_argument("--database-url", help="a server where databases may be created (default: the embedded one)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/row_order.md")
     given = parser.parse_args(arguments)
-    try:
-        with (
-            server(given.database_url) as url_of,
-            fresh_database(url_of, "row_order") as url,
-            tempfile.TemporaryDirectory(prefix="bpr-order-") as folder,
-        ):
-            measured = measure(url, Path(folder))
-            made_with = environment(url)
-    except EtlError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with (
+        server(given.database_url) as url_of,
+        fresh_database(url_of, "row_order") as url,
+        tempfile.TemporaryDirectory(prefix="bpr-order-") as folder,
+    ):
+        measured = measure(url, Path(folder))
+        made_with = environment(url)
     head = ("order in which an epoch takes the rows", *(f"batches of {batch}" for batch in BATCHES))
     lines = [table_row(head), table_row(("---", *("---:" for _ in BATCHES)))]
     lines += [table_row((name, *(f"{value:.3f}" for value in values))) for name, values in measured]

@@ -9,7 +9,6 @@ affinities are compared with it. DuckDB gets integer ids and precomputed hashes.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import time
@@ -25,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from benchmarks.harness.command import command_parser, present
 from benchmarks.harness.measure import call_in_process, interleave, median_ratio
 from benchmarks.harness.results import (
     environment,
-    save_results,
     table_row,
     target_entry,
     targets_table,
@@ -281,23 +280,16 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triples.candidates", description="Time the top 20 per user."
-    )
+    parser = command_parser("triples.candidates", "Time the top 20 per user.")
     parser.add_argument("--users", type=int, default=4_000, help="how many users go to both cities")
     parser.add_argument("--rounds", type=int, default=3, help="how many turns each way takes")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/candidates.json and .md")
     given = parser.parse_args(arguments)
     results = measure(given.users, given.rounds)
-    text = markdown(results)
-    print(text, end="")
-    if given.save:
-        head = (
-            f"# Candidates\n\n`python -m benchmarks candidates --save`: the top 20 of two cities for {given.users:,} users, "
-            f"{given.rounds} rounds in turns; DuckDB has whole numbers for ids and ready-made hashes."
-        )
-        save_results("candidates", results, head, text)
-    return 0
+    head = (
+        f"# Candidates\n\n`python -m benchmarks candidates --save`: the top 20 of two cities for {given.users:,} users, "
+        f"{given.rounds} rounds in turns; DuckDB has whole numbers for ids and ready-made hashes."
+    )
+    return present("candidates", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ all excluded from its triples. Then the whole command expands them in a process 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.harness.command import command_parser
 from benchmarks.harness.measure import call_in_process, run_command
 from benchmarks.harness.results import environment, save_results, table_row, target_entry, targets_table, variant_entry
 from benchmarks.harness.worlds import SourceTables, chunks, ranking_events
@@ -170,15 +170,12 @@ def save(results: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and give the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triples.expand_scale", description="`expand` at growing scale."
-    )
+    parser = command_parser("triples.expand_scale", "`expand` at growing scale.")
     parser.add_argument("--scales", type=float, nargs="+", default=[10.0, 100.0, 1000.0])
     parser.add_argument("--negatives", default="ranking")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="make the events here, and use what is there already"
     )
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/expand_scale.json and .md")
     given = parser.parse_args(arguments)
     print(markdown(measure(given.scales, given.negatives, given.keep, save if given.save else lambda _: None)), end="")
     return 0

@@ -8,7 +8,6 @@ algorithms of docs/internals.md in plain Python. All are checked: from the pool,
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.command import command_parser, present
 from benchmarks.harness.measure import call_in_process, interleave
 from benchmarks.harness.results import (
     environment,
-    save_results,
     table_row,
     target_entry,
     targets_table,
@@ -177,24 +176,17 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triples.sampling", description="Time the draws of catalog:16."
-    )
+    parser = command_parser("triples.sampling", "Time the draws of catalog:16.")
     parser.add_argument("--draws", type=int, default=500_000, help=f"how many positives get {WANTED} negatives")
     parser.add_argument("--rounds", type=int, default=5, help="how many turns each case takes")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/sampling.json and .md")
     given = parser.parse_args(arguments)
     results = measure(given.draws, given.rounds)
-    text = markdown(results)
-    print(text, end="")
-    if given.save:
-        head = (
-            f"# Negative sampling\n\n`python -m benchmarks sampling --save`: {given.draws:,} positives with {WANTED} "
-            f"negatives each, {SEEN} items seen by each user, {PER_USER} positives a user; {given.rounds} rounds in turns, "
-            "all cores."
-        )
-        save_results("sampling", results, head, text)
-    return 0
+    head = (
+        f"# Negative sampling\n\n`python -m benchmarks sampling --save`: {given.draws:,} positives with {WANTED} "
+        f"negatives each, {SEEN} items seen by each user, {PER_USER} positives a user; {given.rounds} rounds in turns, "
+        "all cores."
+    )
+    return present("sampling", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":

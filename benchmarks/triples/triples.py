@@ -9,7 +9,6 @@ publishes events and vocabularies, checks and hashes every file, writes the mani
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import etl
+from benchmarks.harness.command import command_parser, present
 from benchmarks.harness.measure import ROOT, CallResult, call_in_process, interleave, median_ratio
 from benchmarks.harness.results import (
     environment,
-    save_results,
     table_row,
     target_entry,
     targets_table,
@@ -226,27 +225,20 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triples.triples", description="Time the expansion of events."
-    )
+    parser = command_parser("triples.triples", "Time the expansion of events.")
     parser.add_argument("--scale", type=float, default=20.0, help="size of the synthetic world")
     parser.add_argument("--rounds", type=int, default=5, help="how many turns each variant takes")
     parser.add_argument("--pyspark", metavar="PYTHON", help="an interpreter that has PySpark (and java on the PATH)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/triples.json and .md")
     given = parser.parse_args(arguments)
     if given.pyspark is None:
         print("PySpark is skipped: --pyspark names no interpreter that has it.", file=sys.stderr)
     results = measure(given.scale, given.rounds, given.pyspark)
-    text = markdown(results)
-    print(text, end="")
-    if given.save:
-        head = (
-            "# From events to partitioned triples on disk\n\n`python -m benchmarks triples --save`: all ten columns, negatives "
-            f"`ranking`, the synthetic world at scale {given.scale:g}; {given.rounds} rounds in turns. The others write "
-            "triples alone; ours also publishes events and vocabularies, checks and hashes every file, and waits for the disk."
-        )
-        save_results("triples", results, head, text)
-    return 0
+    head = (
+        "# From events to partitioned triples on disk\n\n`python -m benchmarks triples --save`: all ten columns, negatives "
+        f"`ranking`, the synthetic world at scale {given.scale:g}; {given.rounds} rounds in turns. The others write "
+        "triples alone; ours also publishes events and vocabularies, checks and hashes every file, and waits for the disk."
+    )
+    return present("triples", results, head, markdown(results), save=given.save)
 
 
 if __name__ == "__main__":
