@@ -22,11 +22,11 @@ from etl.reporting.wording import (
     format_interval,
     format_metric,
     format_number,
-    format_option,
     format_range,
     format_range_note,
     volumes_verdict,
 )
+from etl.settings.values import format_option
 
 if TYPE_CHECKING:
     from etl.pipeline.context import RunResult

@@ -6,7 +6,6 @@ A command's docstring is its help. Libraries are imported inside the commands, s
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from etl.commands.runner import CommandResult, observe_step
 from etl.commands.snapshots import validate_snapshot
@@ -104,18 +103,12 @@ def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
     return CommandResult({"created": created}, [f"created {name}" for name in created] or ["Nothing was missing."])
 
 
-def _data_dir(settings: Settings) -> Path:
-    from etl.postgres.embedded import default_data_dir
-
-    return Path(settings.data_dir) if settings.data_dir else default_data_dir(settings.environ)
-
-
 def db_start(settings: Settings, stop: CancelToken) -> CommandResult:
     """Start the embedded PostgreSQL, on a unix socket that only you can enter, and print its URL."""
     from etl.postgres import embedded
 
     with observe_step(settings, stop, "PostgreSQL"):
-        server = embedded.start(_data_dir(settings))
+        server = embedded.start(embedded.data_dir_of(settings))
     return CommandResult({"url": server.url(), "data_dir": str(server.data_dir)}, [server.url()], primary=True)
 
 
@@ -123,7 +116,7 @@ def db_stop(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Stop the embedded PostgreSQL; exit 99 when it was not running."""
     from etl.postgres import embedded
 
-    stopped = embedded.stop(_data_dir(settings))
+    stopped = embedded.stop(embedded.data_dir_of(settings))
     line = "Stopped." if stopped else "It was not running."
     return CommandResult({"stopped": stopped}, [line], 0 if stopped else NothingToDo.exit_code)
 
@@ -132,7 +125,7 @@ def db_url(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Print the running embedded PostgreSQL's URL; exit 3 when it does not run."""
     from etl.postgres import embedded
 
-    server = embedded.find_running(_data_dir(settings))
+    server = embedded.find_running(embedded.data_dir_of(settings))
     if server is None:
         raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
     return CommandResult({"url": server.url()}, [server.url()], primary=True)

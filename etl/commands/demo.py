@@ -28,12 +28,11 @@ class DemoDatabase:
 
     def next_steps(self, command: str) -> list[str]:
         """Return the lines that say what to try next. `command` is how bpr-etl was called."""
+        newest = f"{self.settings.out}/snapshots/$(cat {self.settings.out}/LATEST)"
         return [
             "Where to look:",
-            f"  the newest snapshot   {self.settings.out}/$(cat {self.settings.out}/LATEST)".replace(
-                "/$(", "/snapshots/$("
-            ),
-            f"  a browser             {self.settings.out}/snapshots/$(cat {self.settings.out}/LATEST)/report.html",
+            f"  the newest snapshot   {newest}",
+            f"  a browser             {newest}/report.html",
             f"  check its files       {command} validate --snapshot {self.settings.out}",
             f"  training value        {command} probe {self.settings.out}",
             f"  the database          {command} db start --data-dir {self.data_dir}",
@@ -49,7 +48,7 @@ def demo_database(
 
     Demos on the same data folder run one after the other. `rows` is called with the number of rows of each batch written.
     """
-    data_dir = Path(settings.data_dir) if settings.data_dir else embedded.default_data_dir(settings.environ)
+    data_dir = embedded.data_dir_of(settings)
     with embedded.shared_server(data_dir) as started:
         with connect(parse_url(started.url(), {}), stop) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")

@@ -10,7 +10,7 @@ import typer
 
 from etl.settings.model import OPTIONS, OUTPUT, Option
 from etl.settings.sources import DEFAULT_FILE, ENVIRONMENT_PREFIX
-from etl.settings.values import parse_text
+from etl.settings.values import format_option, parse_text
 
 _CONFIG = Option(
     OUTPUT,
@@ -63,7 +63,7 @@ def _parameters(names: set[str]) -> Iterable[tuple[str, Any]]:
 
 def _annotation(name: str, option: Option) -> Any:
     """A parameter as Typer reads it. All but flags arrive as text, so that the option's own parser words the error."""
-    flag, metavar = f"--{name.replace('_', '-')}", option.metavar
+    flag, metavar = format_option(name), option.metavar
     type_: Any = str
     if option.kind is bool:
         flag, type_ = f"{flag}/--no-{flag[2:]}", bool

@@ -20,10 +20,10 @@ from etl.reporting.wording import (
     format_count,
     format_metric,
     format_number,
-    format_option,
     format_percent,
     format_setting,
 )
+from etl.settings.values import format_option
 
 if TYPE_CHECKING:
     from etl.commands.doctor_checks import Check

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 from etl.postgres.naming import Naming, quote_identifier, quote_literal
-from etl.postgres.scope import Audience, Scope
+from etl.postgres.scope import Scope
+from etl.settings.model import Audience
 from etl.transform.personas import SEED_LABELS
 
 _SLOT_COLUMNS = (

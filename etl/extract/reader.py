@@ -12,7 +12,8 @@ import polars as pl
 from etl.extract import queries
 from etl.postgres.bulk_read import read_in_background
 from etl.postgres.connection import Connection
-from etl.postgres.scope import Audience, Scope
+from etl.postgres.scope import Scope
+from etl.settings.model import Audience
 from etl.transform.buckets import BucketSpill, bucket_expr
 from etl.transform.schemas import DIMENSIONS, Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
 

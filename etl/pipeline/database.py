@@ -25,7 +25,7 @@ def validate_database(
     target = target_of(settings)
     with connect(target, stop) as connection:
         scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)
-        with transaction(connection, read_only=True, commit=False):
+        with transaction(connection, read_only=True):
             return checks.validate_database(connection, scope, progress)
 
 
@@ -58,7 +58,7 @@ def synth(
 def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Finding]:
     """Returns what is missing in the database, or does not fit."""
     target = target_of(settings)
-    with connect(target, stop) as connection, transaction(connection, read_only=True, commit=False):
+    with connect(target, stop) as connection, transaction(connection, read_only=True):
         naming = catalog.detect_naming(connection, schema_of(settings, target), settings.naming)
         return catalog.check(connection, naming)
 

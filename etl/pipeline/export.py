@@ -47,7 +47,7 @@ def export(
             def attempt() -> RunResult:
                 result, rejected = new_result(clock, stop, progress), RejectedRows()
                 with open_publication(context, result) as publication, ExitStack() as spills:
-                    with transaction(connection, read_only=True, commit=False):
+                    with transaction(connection, read_only=True):
                         check_scope(connection, scope, settings, result)
                         dataset, rows_read = dataset_from_logged_events(
                             connection, scope, earlier, publication, rejected, spills, step="read"

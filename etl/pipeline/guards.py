@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from etl.postgres.scope import Scope
 from etl.reporting.history import Compared, Metric
 from etl.reporting.wording import by_reason
 from etl.settings.model import ROW_SETTINGS, Settings
-from etl.settings.values import advice
+from etl.settings.values import advice, format_option, suggestion
 from etl.snapshots.manifest import DataSummary
 from etl.transform.personas import SEED_LABELS
 from etl.triples.partitions import MIN_CORRELATION, SMALL_CATALOG
@@ -170,13 +169,13 @@ def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
     ]
 
 
-def clipped_affinities_warning(outside: int, affinities: int) -> list[str]:
+def clipped_affinities_warning(clipped: int, affinities: int) -> list[str]:
     """Returns a warning where most affinities of seeds are outside of 0 to 1: they may be on another scale."""
-    if outside <= affinities / 2:
+    if clipped <= affinities / 2:
         return []
     return [
         (
-            f"{outside:,} of {affinities:,} values in category_affinities of Trip.personaSeed are not from 0 to 1 and were "
+            f"{clipped:,} of {affinities:,} values in category_affinities of Trip.personaSeed are not from 0 to 1 and were "
             "clipped, so that many users like all categories equally. Check the scale on which the application writes them."
         )
     ]
@@ -212,7 +211,7 @@ def comparison_skipped_note(compared: Compared) -> list[str]:
     """Returns a note where all previous runs had other settings, so that their metrics can't be compared with this run's."""
     if not compared.changed_settings:
         return []
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in compared.changed_settings)
+    options = ", ".join(map(format_option, compared.changed_settings))
     what = "The figures" if set(compared.changed_settings) & set(ROW_SETTINGS) else "Triples and positives"
     return [f"{what} were not compared with earlier snapshots: none of them has the same {options}."]
 
@@ -261,10 +260,7 @@ def unknown_city_warnings(settings: Settings, summary: DataSummary) -> Iterator[
     cities = sorted(summary.folders.values())
     for city, _ in settings.city_weight:
         if city not in cities:
-            near = difflib.get_close_matches(city, cities, 1)
-            yield f"--city-weight names {city!r}, which has no events" + (
-                f"; did you mean {near[0]!r}?" if near else "."
-            )
+            yield f"--city-weight names {city!r}, which has no events{suggestion(city, cities) or '.'}"
 
 
 def bias_warnings(settings: Settings, summary: DataSummary) -> Iterator[str]:

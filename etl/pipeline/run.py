@@ -233,20 +233,18 @@ def _write_personas(
 ) -> PersonaStats:
     """Build and write the persona rows; the server takes one batch of users while the next is worked out."""
     writes.delete(table)
-    stats, outside, affinity_count = PersonaStats(), 0, 0
+    stats, affinities, clipped = PersonaStats(), 0, 0
     for seeds in source.seeds.iter_slices(USERS_PER_BATCH):
         with writes.result.step("personas") as rows:
             vectors = source.vectors.join(seeds, on="user_id", how="semi")
-            affinities = seed_affinities(vectors, rejected)
-            numbers = affinities["number"].cast(pl.Float64, strict=False)
-            outside += int(((numbers < 0) | (numbers > 1)).sum())
-            affinity_count += affinities.height
-            built = build_personas(Seeds.cast(seeds), affinities, source.categories, affinity_model(), seed)
+            numbers = seed_affinities(vectors, rejected)
+            built = build_personas(Seeds.cast(seeds), numbers, source.categories, affinity_model(), seed)
             rows(built.rows.height)
         stats += built.stats
+        affinities, clipped = affinities + built.affinities, clipped + built.clipped
         writes.copy("write personas", table, load.to_persona_rows, built.rows)
     writes.submit("write personas", lambda _rows: table.check())
-    writes.result.warnings += clipped_affinities_warning(outside, affinity_count)
+    writes.result.warnings += clipped_affinities_warning(clipped, affinities)
     return stats
 
 

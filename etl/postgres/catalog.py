@@ -22,8 +22,7 @@ from etl.postgres.naming import (
     quote_literal,
 )
 from etl.postgres.side_effects import Finding, collation_findings, publication_findings, side_effects
-
-Wanted = Literal["auto", "model", "mapped"]
+from etl.settings.model import Naming as Wanted
 
 _INDEXED_MODELS = ("ItinerarySlot", "PersonaDimension", "RankingEvent")
 """Models whose plain indexes belong to the design. Those of the other models are the application's choice."""

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from etl.errors import ConnectError, SettingsError
+from etl.settings.model import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,11 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
             raise SettingsError("HOME is not set, so there is no default data folder: name one with --data-dir.")
         base = Path(environ["HOME"], ".local", "share")
     return base / "bpr-etl" / "postgres"
+
+
+def data_dir_of(settings: Settings) -> Path:
+    """Return the data folder that --data-dir names, or the default one."""
+    return Path(settings.data_dir) if settings.data_dir else default_data_dir(settings.environ)
 
 
 def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Server:

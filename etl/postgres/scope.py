@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from etl.postgres import catalog
 from etl.postgres.connection import Connection
 from etl.postgres.naming import Naming, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.transaction import transaction
-from etl.settings.model import Settings
-
-Audience = Literal["shadow", "real", "all"]
+from etl.settings.model import Audience, Settings
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,6 @@ def format_setting(value: Any) -> str:
     return str(value)
 
 
-def format_option(name: str) -> str:
-    """Format a setting's name as its option: `--min-catalog`."""
-    return f"--{name.replace('_', '-')}"
-
-
 def format_metric(name: str) -> str:
     """Return the label of a metric of `run_metrics`."""
     return METRIC_TEXT.get(name, name)

@@ -21,6 +21,7 @@ from etl.settings.values import (
     NegativeStrategies,
     SplitSpec,
     TableName,
+    format_option,
     parse_bool,
     parse_city_weights,
     parse_domain,
@@ -354,7 +355,7 @@ def parse_option(name: str, value: Any, origin: str) -> Any:
     """A value of an option, parsed. Raises SettingsError, which names the option and the value's origin, but no secret."""
     if name not in OPTIONS:
         raise unknown_option(f"There is no setting {name!r}", name)
-    option = name if origin == THE_CALL else f"--{name.replace('_', '-')}"
+    option = name if origin == THE_CALL else format_option(name)
     try:
         return OPTIONS[name].parse(value)
     except SettingsError as error:

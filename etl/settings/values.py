@@ -43,6 +43,11 @@ MAX_ALPHA = 10.0
 STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
 
 
+def format_option(name: str) -> str:
+    """A setting's name as its option: `--min-catalog`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def suggestion(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
     """The end of a sentence that asks for the closest known word; empty where none is close."""
     near = difflib.get_close_matches(str(word)[:100], list(known), 1, likeness)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from etl.settings.model import Ids
 from etl.snapshots.parquet import Encoder
 from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS
@@ -22,7 +23,6 @@ from etl.triples.generate import I32, SOURCES, ListColumn, TripleBatch
 from etl.triples.partitions import Kind
 from etl.triples.vocabulary import Vocabulary
 
-Ids = Literal["string", "index", "both"]
 Codes = npt.NDArray[Any]
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}

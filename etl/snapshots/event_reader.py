@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.errors import ConnectError, DataError
+from etl.errors import DataError
+from etl.snapshots.parquet import missing_file
 from etl.transform.arrays import list_series
 from etl.transform.buckets import bucket_expr
 from etl.transform.hashing import sha256_hex
@@ -125,7 +126,7 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozens
                         raise DataError(f"{path} has a null, or a timestamp out of range. Publish the snapshot again.")
                     yield rows
         except FileNotFoundError:
-            raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` lists all missing files.") from None
+            raise missing_file(path) from None
         except UnknownIdError:
             raise DataError(
                 f"{path} names an id that users, items or trips don't have. Publish the snapshot again."

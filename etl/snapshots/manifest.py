@@ -26,7 +26,7 @@ FORMAT = 1
 _MAX_COUNT = 2**53
 """Larger numbers are not plausible as counts, and their sums may overflow."""
 
-_NAME_BYTES = 255
+NAME_BYTES = 255
 """The longest name that a file system allows."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
@@ -308,7 +308,7 @@ def _path_problem(paths: Iterable[str]) -> str | None:
         shown = repr(path[:80])
         if not parts or path.startswith("/") or ".." in parts or "\x00" in path or "/".join(parts) != path:
             return f"{shown} is outside of its folder"
-        if any(len(part.encode()) > _NAME_BYTES for part in parts):
+        if any(len(part.encode()) > NAME_BYTES for part in parts):
             return f"{shown} is too long for a file system"
         if path in seen:
             return f"{shown} is listed twice"

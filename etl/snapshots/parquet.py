@@ -201,13 +201,16 @@ class PartCopier:
         return [replace(file, path=path) for file, path in self._files]
 
 
+def missing_file(path: Path) -> ConnectError:
+    """The error for a file of a snapshot that is not there."""
+    return ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` lists all missing files.")
+
+
 def _copy(file: FileInfo, path: Path) -> None:
     try:
         shutil.copyfile(file.path, path)
     except FileNotFoundError:
-        raise ConnectError(
-            f"{file.path} is not there. `bpr-etl validate --snapshot` lists all missing files."
-        ) from None
+        raise missing_file(file.path) from None
     if file_sha256(path) != file.sha256:
         raise DataError(f"{file.path} is not what its manifest says. Publish the snapshot again.")
 

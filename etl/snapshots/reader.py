@@ -18,7 +18,8 @@ from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.files import FileInfo
 from etl.runtime.resources import __version__
 from etl.snapshots.event_reader import read_events
-from etl.snapshots.manifest import FileEntry, file_entries, parse_manifest
+from etl.snapshots.manifest import NAME_BYTES, FileEntry, file_entries, parse_manifest
+from etl.snapshots.parquet import missing_file
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles
@@ -29,7 +30,6 @@ REPORT = "report.html"
 STAGING = ".staging-"
 """Name prefix of staging folders. Readers ignore them; the lock holder may delete them."""
 
-_NAME_BYTES = 255
 _LARGEST = 1 << 30
 """Bytes. The manifest of some millions of files is smaller."""
 
@@ -141,7 +141,7 @@ def named_by(latest: bytes | None, out: str) -> str | None:
     if latest is None:
         return None
     name = latest.decode("utf-8", "replace").strip()
-    if not name or "/" in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
+    if not name or "/" in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > NAME_BYTES:
         raise DataError(
             f"{LATEST} in {out} does not hold the name of a snapshot ({escape_control_characters(name[:60])!r}). "
             "Write the name of a folder "
@@ -271,7 +271,7 @@ def read_file(folder: Path, name: str, columns: list[str] | None = None) -> pl.D
         # Absolute and no pattern: a folder may be called out[1] or file:x.
         frame = pl.read_parquet(path.absolute(), columns=columns, hive_partitioning=False, glob=False)
     except FileNotFoundError:
-        raise ConnectError(f"{path} is not there. `bpr-etl validate --snapshot` lists all missing files.") from None
+        raise missing_file(path) from None
     except PermissionError as error:
         raise unreadable(path, error) from None
     except (pl.exceptions.PolarsError, OSError) as error:

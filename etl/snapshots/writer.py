@@ -30,8 +30,9 @@ from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef, Task, map_
 from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
 from etl.runtime.workers import prefetch
+from etl.settings.model import Ids
 from etl.settings.values import SPLITS
-from etl.snapshots.encoding import EVENT_SCHEMA, Ids, encoder_of, triple_schema
+from etl.snapshots.encoding import EVENT_SCHEMA, encoder_of, triple_schema
 from etl.snapshots.manifest import DataSummary, FileEntry, PartitionEntry
 from etl.snapshots.parquet import (
     PartCopier,

@@ -18,10 +18,7 @@ import polars as pl
 from etl.runtime.resources import resource
 from etl.transform.arrays import Counts
 from etl.transform.hashing import format_float, format_millionths, round_to_millionths, stable_id
-from etl.transform.schemas import Affinities, PersonaRows, Personas, SeedAffinities, Seeds
-
-CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
-"""How reliable a value is, by its source. A rebuilt vector lacks the user's own jitter."""
+from etl.transform.schemas import CONFIDENCE, Affinities, PersonaRows, Personas, SeedAffinities, Seeds
 
 SEED_LABELS = {
     "pace_preference": "pace",
@@ -84,10 +81,12 @@ class PersonaStats(Counts):
 
 @dataclass(frozen=True)
 class PersonaResult:
-    """Persona rows and their counts."""
+    """Persona rows and their counts. `clipped` of the `affinities` used were not from 0 to 1."""
 
     rows: dy.DataFrame[PersonaRows]
     stats: PersonaStats
+    affinities: int
+    clipped: int
 
 
 def build_personas(
@@ -102,7 +101,7 @@ def build_personas(
     `categories` are the values of the database's ActivityCategory. No value is null: what a seed lacks is the model's
     default, with source `default` and confidence 0.
     """
-    usable, dropped = usable_affinities(seed_affinities, categories)
+    usable, dropped, clipped = usable_affinities(seed_affinities, categories)
     openness = pl.when(_usable(_OPENNESS)).then(_OPENNESS).otherwise(pl.lit(float(model.default("cuisine_openness"))))
     values = pl.concat(
         [
@@ -126,11 +125,12 @@ def build_personas(
     by_source = dict(rows.group_by("source").len().sort("source").iter_rows())
     checked = PersonaRows.validate(rows.select(PersonaRows.column_names()), cast=True)
     too_large = seeds.filter(pl.col("cuisine_openness").is_not_null() & ~_usable(_OPENNESS)).height
-    return PersonaResult(checked, PersonaStats(checked.height, by_source, dropped, {_NO_NUMBER: too_large}))
+    stats = PersonaStats(checked.height, by_source, dropped, {_NO_NUMBER: too_large})
+    return PersonaResult(checked, stats, usable.height, clipped)
 
 
-def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Returns the usable numbers of the seeds' vectors, and the counts of those dropped, by reason.
+def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int], int]:
+    """Returns the usable numbers of the seeds' vectors, the counts of those dropped, by reason, and how many were clipped.
 
     One row per (user_id, category), with `millionths`: the number clipped to [0, 1], as an integer. Dropped are keys that the
     enum does not have, and values that are not finite JSON numbers.
@@ -138,12 +138,12 @@ def usable_affinities(affinities: pl.DataFrame, categories: Sequence[str]) -> tu
     judged = affinities.with_columns(
         number=pl.col("number").cast(pl.Float64, strict=False), known=pl.col("category").is_in(list(categories))
     ).with_columns(finite=_usable(pl.col("number")))
-    usable = judged.filter("known", "finite").select(
-        "user_id", "category", millionths=round_to_millionths(pl.col("number").clip(0.0, 1.0))
-    )
+    kept = judged.filter("known", "finite")
+    clipped = kept.filter(~pl.col("number").is_between(0.0, 1.0)).height
+    usable = kept.select("user_id", "category", millionths=round_to_millionths(pl.col("number").clip(0.0, 1.0)))
     unknown = judged.filter(~pl.col("known")).height
     no_number = judged.filter(pl.col("known") & ~pl.col("finite")).height
-    return usable, dict(zip(DROP_REASONS, (unknown, no_number), strict=True))
+    return usable, dict(zip(DROP_REASONS, (unknown, no_number), strict=True)), clipped
 
 
 def read_affinities(personas: dy.DataFrame[Personas], categories: Sequence[str]) -> dy.DataFrame[Affinities]:

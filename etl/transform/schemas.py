@@ -28,6 +28,10 @@ ARCHIVED = "archived"
 """Status of a node that can't be offered: it is not eligible."""
 
 
+CONFIDENCE = {"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95}
+"""How reliable a value is, by its source. A rebuilt vector lacks the user's own jitter."""
+
+
 class Users(dy.Schema):
     """One row per user of the scope (shadow users, or the audience)."""
 
@@ -101,15 +105,12 @@ class PersonaRows(dy.Schema):
     dimension = dy.Enum(DIMENSIONS, primary_key=True)
     value = dy.String(nullable=False)
     confidence = dy.Float64(nullable=False)
-    source = dy.Enum(["onboarding", "default", "reconstructed"], nullable=False)
+    source = dy.Enum(list(CONFIDENCE), nullable=False)
     created_us = dy.Int64(nullable=False)
 
     @dy.rule()
     def confidence_matches_source(cls) -> pl.Expr:  # noqa: N805, D102 - dataframely's form of a rule
-        wanted = (
-            pl.col("source").cast(pl.String).replace_strict({"onboarding": 1.0, "default": 0.0, "reconstructed": 0.95})
-        )
-        return pl.col("confidence") == wanted
+        return pl.col("confidence") == pl.col("source").cast(pl.String).replace_strict(CONFIDENCE)
 
 
 class Personas(dy.Schema):

@@ -39,19 +39,6 @@ _DIMENSIONS = (
 LISTS = {name: name.replace("_ids", "_idx") for name in ("candidate_ids", "ranked_ids", "selected_ids", "shown_ids")}
 """The columns of lists of items, and their names when they hold indexes."""
 
-EVENT_COLUMNS = (
-    "event_id",
-    "user_id",
-    "trip_id",
-    "day_number",
-    "timestamp",
-    "surface",
-    "model_name",
-    "model_version",
-    *LISTS,
-)
-"""The columns of `events/`, in order (docs/contract.md, "What is published")."""
-
 ENCODED_EVENTS = pl.DataFrame(
     schema={
         "event_id": pl.String,
@@ -102,10 +89,6 @@ class BucketedEvents:
     def select(self, columns: Collection[str]) -> BucketedEvents:
         """Return a copy that reads only `columns`."""
         return replace(self, columns=tuple(columns))
-
-    def collect(self) -> pl.DataFrame:
-        """Read all events into one frame."""
-        return pl.concat([ENCODED_EVENTS, *iter(self)])
 
     @classmethod
     def of(cls, events: pl.DataFrame) -> BucketedEvents:

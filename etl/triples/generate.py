@@ -62,6 +62,9 @@ class ListColumn:
         return FlatPairs(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
+ROW_COLUMNS = ("event", "positive", "negative", "source", "in_candidates")
+"""The fields of `TripleBatch` with a value per row, apart from `order`, which only shuffled triples have."""
+
 NO_LISTS = ListColumn(np.zeros(1, np.int64), np.zeros(0, np.uint32))
 """The lists of events that are only written, and not expanded."""
 
@@ -197,15 +200,12 @@ class TripleBatch:
         return len(self.event)
 
     def __getitem__(self, which: slice | I64) -> TripleBatch:
-        return TripleBatch(
-            self.events,
-            self.event[which],
-            self.positive[which],
-            self.negative[which],
-            self.source[which],
-            self.in_candidates[which],
-            None if self.order is None else self.order[which],
-        )
+        return TripleBatch(self.events, **{name: getattr(self, name)[which] for name in self.columns})
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the fields that have a value per row."""
+        return ROW_COLUMNS if self.order is None else (*ROW_COLUMNS, "order")
 
     @classmethod
     def concat(cls, batches: Sequence[TripleBatch]) -> TripleBatch:
@@ -214,15 +214,7 @@ class TripleBatch:
         def joined(name: str) -> Any:
             return np.concatenate([getattr(batch, name) for batch in batches])
 
-        names = [
-            "event",
-            "positive",
-            "negative",
-            "source",
-            "in_candidates",
-            *(["order"] if batches[0].order is not None else []),
-        ]
-        return cls(batches[0].events.without_lists(), **{name: joined(name) for name in names})
+        return cls(batches[0].events.without_lists(), **{name: joined(name) for name in batches[0].columns})
 
 
 def generate_triples(

@@ -43,9 +43,9 @@ class ExternalShuffle:
             self._known += len(self._events[-1]) if self._events else 0
             self._events.append(batch.events)
         rows = np.empty(len(batch), _ROW)
-        for name in ("order", "positive", "negative", "source", "in_candidates"):
+        for name in batch.columns:
             rows[name] = getattr(batch, name)
-        rows["event"] = batch.event + self._known
+        rows["event"] += self._known
         self._rows.append(rows)
         self._held += len(rows)
         if self._held > self._most:

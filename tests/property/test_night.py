@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import etl
 from etl.pipeline import database
 from etl.settings.sources import load_settings
+from etl.snapshots.encoding import EVENT_SCHEMA
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folders
 from etl.transform.personas import affinity_model
-from etl.triples.dataset import EVENT_COLUMNS
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
 from tests.property.in_database import Databases, written
@@ -140,7 +140,7 @@ def by_id(rows) -> list:
 def files_are_the_oracle_s(published: Published) -> None:
     for partition, expected in published.made.events.items():
         found = rows_in(published, "events", partition)
-        assert found.columns == list(EVENT_COLUMNS)
+        assert found.columns == EVENT_SCHEMA.names
         wanted = [tuple(list(c) if isinstance(c, tuple) else c for c in astuple(event)[:-1]) for event in expected]
         assert found.rows() == wanted
     for partition, expected in published.made.triples.items():

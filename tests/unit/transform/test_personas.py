@@ -64,10 +64,21 @@ def test_no_seeds_give_no_rows():
 def test_a_number_that_no_float_holds_is_dropped_and_counted_and_stops_nothing():
     texts = ["0.5", "1" + "0" * 400, "-1" + "0" * 400, "NaN", "Infinity", "one half", "", None]
     rows = [{"user_id": f"u{place}", "category": "dining", "number": text} for place, text in enumerate(texts)]
-    usable, dropped = usable_affinities(frame(SeedAffinities, rows), ["dining"])
+    usable, dropped, clipped = usable_affinities(frame(SeedAffinities, rows), ["dining"])
     assert usable.rows() == [("u0", "dining", 500_000)]
     assert dropped == {"unknown_category": 0, "not_a_finite_number": 7}
     assert tuple(dropped) == DROP_REASONS
+    assert clipped == 0
+
+
+def test_numbers_outside_of_0_to_1_are_clipped_and_counted():
+    rows = [
+        {"user_id": f"u{place}", "category": "dining", "number": text}
+        for place, text in enumerate(["1.5", "-0.1", "0", "1"])
+    ]
+    usable, _, clipped = usable_affinities(frame(SeedAffinities, rows), ["dining"])
+    assert usable["millionths"].to_list() == [1_000_000, 0, 0, 1_000_000]
+    assert clipped == 2
 
 
 def test_an_openness_that_is_no_number_counts_as_missing():
