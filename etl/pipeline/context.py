@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from etl.reporting.history import Metric, PreviousRun
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import Executor
-from etl.runtime.files import temporary_folder
+from etl.runtime.files import require_open_files, temporary_folder
 from etl.runtime.ray_executor import open_executor
 from etl.runtime.run_record import Progress, ProgressObserver, RunObserver, RunRecord
 from etl.settings.model import Settings
+from etl.settings.sources import with_options
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import read_vocabulary
@@ -29,6 +31,15 @@ Clock = Callable[[], datetime]
 def utc_now() -> datetime:
     """Returns the time now, in UTC: the clock of a run that is given no other."""
     return datetime.now(UTC)
+
+
+def prepare(
+    settings: Settings | None, options: Mapping[str, Any], stop: CancelToken | None
+) -> tuple[Settings, CancelToken]:
+    """Resolve what a run is called with. Raises SettingsError, and ConnectError if the process may open too few files."""
+    resolved = with_options(settings, options)
+    require_open_files()
+    return resolved, stop or CancelToken()
 
 
 @dataclass

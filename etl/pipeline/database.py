@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from etl.load import constraints as checks
 from etl.load.copy import require_empty
 from etl.postgres import catalog
-from etl.postgres.connection import connect
+from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.side_effects import Finding
@@ -39,14 +40,7 @@ def synth(
     """
     from etl.synthetic.world import copy_world, generate  # noqa: PLC0415 - no other command needs it
 
-    target = target_of(settings)
-    schema = schema_of(settings, target)
-    with (
-        connect(target, stop) as connection,
-        advisory_lock(connection, schema, settings.lock_timeout) as lock,
-        transaction(connection),
-    ):
-        require_lock(connection, lock)
+    with _locked_transaction(settings, stop) as (connection, schema, _):
         naming = catalog.naming_for_apply(connection, schema, settings.naming)
         if not settings.into_existing:
             require_empty(connection, naming)
@@ -65,6 +59,15 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
 
 def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[str]:
     """Create what is missing, in one transaction. Returns the names of what was created."""
+    with _locked_transaction(settings, stop) as (connection, schema, named):
+        if not named:
+            catalog.require_no_application_elsewhere(connection, schema)
+        return catalog.apply(connection, catalog.naming_for_apply(connection, schema, settings.naming))
+
+
+@contextmanager
+def _locked_transaction(settings: Settings, stop: CancelToken | None) -> Iterator[tuple[Connection, str, bool]]:
+    """Open a transaction under the lock of the schema. Yields the connection, the schema, and whether it was named."""
     target = target_of(settings)
     schema = schema_of(settings, target)
     with (
@@ -73,9 +76,7 @@ def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[st
         transaction(connection),
     ):
         require_lock(connection, lock)
-        if not (settings.schema or target.schema):
-            catalog.require_no_application_elsewhere(connection, schema)
-        return catalog.apply(connection, catalog.naming_for_apply(connection, schema, settings.naming))
+        yield connection, schema, bool(settings.schema or target.schema)
 
 
 def naming_to_print(settings: Settings, stop: CancelToken | None = None) -> tuple[Naming, bool]:

@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from etl.errors import DataError, SettingsError
-from etl.pipeline.context import Clock, RunResult, new_result, open_context, utc_now
+from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, utc_now
 from etl.pipeline.publication import open_publication
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.files import require_open_files
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
-from etl.settings.sources import with_options
 from etl.snapshots.locations import local_snapshot
 from etl.snapshots.reader import Snapshot, read_dataset
 
@@ -32,8 +30,7 @@ def expand(
 
     Arguments as in `run`. Raises an `EtlError`: ConnectError or DataError where the old snapshot can't be read.
     """
-    settings, stop = with_options(settings, options), stop or CancelToken()
-    require_open_files()
+    settings, stop = prepare(settings, options, stop)
     result = new_result(clock, stop, progress)
     with local_snapshot(settings.snapshot or settings.out, settings.environ, _REQUIRED_FILES, stop) as old:
         with result.step("read") as rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etl.extract import queries
 from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, extract_logged
-from etl.pipeline.context import Clock, RunResult, new_result, open_context, previous_vocabulary, utc_now
+from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.guards import check_rejected_share, check_scope, rejected_shares
 from etl.pipeline.publication import Publication, open_publication
 from etl.postgres.connection import Connection, connect
@@ -16,10 +16,8 @@ from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.transaction import ensure_tables_not_rewritten, retry_on_conflict, transaction
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.files import require_open_files
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
-from etl.settings.sources import with_options
 from etl.transform.buckets import bucket_count, open_spill
 from etl.transform.ranking_events import add_shown, sort_for_files, sort_slots
 from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
@@ -37,8 +35,7 @@ def export(
 
     Arguments and errors as in `run`.
     """
-    settings, stop = with_options(settings, options), stop or CancelToken()
-    require_open_files()
+    settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
     with connect(target, stop) as connection:
         scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)

@@ -20,7 +20,7 @@ from etl.extract import queries
 from etl.extract.reader import RejectedRows, SourceData, extract_source, read_personas, seed_affinities
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
-from etl.pipeline.context import Clock, RunResult, new_result, open_context, previous_vocabulary, utc_now
+from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.export import dataset_from_logged_events
 from etl.pipeline.guards import (
     check_rejected_share,
@@ -44,11 +44,9 @@ from etl.postgres.transaction import (
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
-from etl.runtime.files import require_open_files
 from etl.runtime.run_record import Progress, RunObserver
 from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings
-from etl.settings.sources import with_options
 from etl.transform.buckets import bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaStats, affinity_model, build_personas
 from etl.transform.ranking_events import RankingInputs, RankingStats, rank_bucket
@@ -80,8 +78,7 @@ def run(
 
     Raises an `EtlError`; one with exit code 130 where `stop` was cancelled in time.
     """
-    settings, stop = with_options(settings, options), stop or CancelToken()
-    require_open_files()
+    settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
     with connect(target, stop) as connection:
         scope, notes = resolve_scope(connection, settings, schema_of(settings, target), writes=True)

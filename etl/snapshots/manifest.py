@@ -18,8 +18,7 @@ import msgspec
 
 from etl.errors import DataError, escape_control_characters
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN
-from etl.triples.partitions import SMALL_CATALOG
+from etl.triples.partitions import no_exclusions
 
 FORMAT = 1
 
@@ -198,9 +197,7 @@ class DataSummary:
     sidecars: list[FileEntry] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     partitions: list[PartitionEntry] = field(default_factory=list)
-    positives_left_out: dict[str, int] = field(
-        default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
-    )
+    positives_left_out: dict[str, int] = field(default_factory=no_exclusions)
     exhausted_users: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)
     neg_sources: dict[str, int] = field(default_factory=dict)

@@ -47,6 +47,11 @@ _NO_NODES = pl.DataFrame(schema={"node": pl.UInt32})
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
+def no_exclusions() -> dict[str, int]:
+    """The reasons for which positives are excluded, each with the count 0."""
+    return {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
+
+
 @dataclass(frozen=True)
 class TripleOptions:
     """The settings that decide the triples of a dataset (docs/contract.md, "What is published")."""
@@ -345,9 +350,7 @@ class BucketStats:
     items: dict[str, I64]
     partitions: list[PartitionStats] = field(default_factory=list)
     per_user: list[pl.DataFrame] = field(default_factory=list)
-    left_out: dict[str, int] = field(
-        default_factory=lambda: {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
-    )
+    left_out: dict[str, int] = field(default_factory=no_exclusions)
     exhausted_users: set[int] = field(default_factory=set)
     sources: I64 = field(default_factory=lambda: _zeros(len(SOURCES)))
 
