@@ -133,7 +133,7 @@ def plan_expansion(executor: Executor, training: TrainingSet, *, events: bool) -
         calls = ((bucket,) for bucket in training.dataset.events)
         for task in map_ordered(executor, count_selected, executor.broadcast(training.portable()), calls):
             popularity += task.result()
-    splits = (None,) if training.options.split == "none" else SPLITS
+    splits = training.options.split.parts or (None,)
     return ExpansionPlan(training.portable(popularity), tuple(product(splits, training.dataset.events.cities)), events)
 
 

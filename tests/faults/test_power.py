@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import LATEST
-from tests.faults.test_server import server_processes
+from tests.faults.test_server import cut_power
 from tests.states import database_state
 
 
@@ -129,8 +128,7 @@ def test_the_folder_is_not_ahead_of_a_server_that_answers_before_it_is_on_disk()
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
         assert etl.run(load_settings({**given, "seed": 1}, {})).committed
-        for pid in server_processes(server.data_dir):
-            os.kill(pid, signal.SIGKILL)
+        cut_power(server.data_dir)
         after = embedded.start(folder / "pg", parameters=unsafe)
         state = database_state(after.url())
         assert etl.run(load_settings({**given, "seed": 1}, {})).committed

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,8 +97,7 @@ def test_the_server_goes_in_mid_run(own_server, monkeypatch, tmp_path, tally, ef
         if how == "restarted":
             embedded.stop(server.data_dir)
         else:
-            for pid in server_processes(server.data_dir):
-                os.kill(pid, signal.SIGKILL)
+            cut_power(server.data_dir)
         embedded.start(server.data_dir, parameters=FAST | {"fsync": "on"})
 
     for how, step in GOING[: effort(1, len(GOING))]:
@@ -113,11 +112,14 @@ def test_the_server_goes_in_mid_run(own_server, monkeypatch, tmp_path, tally, ef
         tally("servers that went in mid-run")
 
 
-def server_processes(data_dir: Path) -> list[int]:
-    """The server's process, first, so that it starts nothing anew, and its children."""
+def cut_power(data_dir: Path) -> None:
+    """SIGKILL the server, first, so that it starts no further process, and its children, of which some may end meanwhile."""
     server = embedded.find_running(data_dir)
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text(encoding="ascii")
-    return [server.pid, *map(int, children.split())]
+    os.kill(server.pid, signal.SIGKILL)
+    for pid in map(int, children.split()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_server_s_disk_is_full(own_server, tmp_path, tally):
