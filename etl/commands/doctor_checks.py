@@ -17,8 +17,9 @@ from etl.extract import queries
 from etl.load.audit import require_counted
 from etl.pipeline.context import Clock, RunResult
 from etl.pipeline.guards import check_scope, multiple_domains_warning
-from etl.postgres import catalog
+from etl.postgres import schema_check
 from etl.postgres.connection import OLDEST, Connection, connect
+from etl.postgres.mapping import find_naming
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.scope import Scope
@@ -256,8 +257,8 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     name = schema_of(settings, connection.address)
     try:
         with transaction(connection, read_only=True):
-            naming = catalog.detect_naming(connection, name, settings.naming)
-            findings = catalog.check(connection, naming)
+            naming = find_naming(connection, name, settings.naming, settings.map)
+            findings = schema_check.check(connection, naming)
     except SchemaError as error:
         yield failed("schema", SchemaError, str(error))
         yield from skipped(_WITHOUT_SCHEMA, "the schema is not there")
@@ -275,7 +276,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
 
 
 def _schema(connection: Connection, naming: Naming) -> Iterator[Check]:
-    catalog.require(connection, naming, writes=True)
+    schema_check.require(connection, naming, writes=True)
     names = ", ".join(map(naming.table_name, MODELS))
     yield ok("schema", f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({names}): nothing is missing")
 
@@ -329,12 +330,13 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
 def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
     """Report dead rows of the tables that a run writes. DELETE + COPY leaves one per row until VACUUM."""
     written = ("PersonaDimension", "RankingEvent", "BehavioralSignal")
-    names = ", ".join(quote_literal(naming.table_name(model)) for model in written)
+    relations = map(naming.relation, written)
+    names = ", ".join(f"({quote_literal(each.schema)}, {quote_literal(each.name)})" for each in relations)
     rows = connection.fetch_rows(
         f"SELECT relname::text, {_ESTIMATED_ROWS}, n_dead_tup, pg_size_pretty(pg_total_relation_size(relid)), "
         "to_char(greatest(last_vacuum, last_autovacuum) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), "
         "(SELECT 'autovacuum_enabled=false' = ANY (c.reloptions) FROM pg_class c WHERE c.oid = relid) "
-        f"FROM pg_stat_user_tables WHERE schemaname = {quote_literal(naming.schema)} AND relname IN ({names}) ORDER BY 1"
+        f"FROM pg_stat_user_tables WHERE (schemaname, relname) IN ({names}) ORDER BY 1"
     )
     for table, live, dead, size, vacuumed, off in rows:
         rows_said = "rows not counted yet (ANALYZE does)" if live is None else format_count(live, "row")
@@ -342,7 +344,7 @@ def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:
             f"{table}: {rows_said}, {dead:,} dead, {size}, last vacuum {vacuumed + ' UTC' if vacuumed else 'unknown'}"
         )
         if off or (dead > _MANY_DEAD_ROWS and dead > (live or 0)):
-            remedy = f"Run VACUUM (ANALYZE) {naming.qualified(table)}, and see that autovacuum is on and keeps up."
+            remedy = f"Run VACUUM (ANALYZE) {table}, and see that autovacuum is on and keeps up."
             yield warning("tables", said + (", autovacuum is off" if off else ""), remedy)
         else:
             yield ok("tables", said)

@@ -24,20 +24,20 @@ def shadow_domains(scope: Scope) -> str:
     """One row per domain of the shadow users' emails, the most frequent first: domain, users."""
     return (
         f'SELECT COALESCE(lower(substring(u."email" COLLATE "C" from \'@([^@]*)$\') COLLATE "C"), \'\') AS domain, count(*) '
-        f"FROM {scope.naming.table('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
+        f"FROM {scope.naming.source('User')} u WHERE {scope.is_shadow('u')} GROUP BY 1 ORDER BY 2 DESC, 1"
     )
 
 
 def user_count(scope: Scope) -> str:
     """The number of users, shadow or not."""
-    return f"SELECT count(*) FROM {scope.naming.table('User')}"
+    return f"SELECT count(*) FROM {scope.naming.source('User')}"
 
 
 def orphan_count(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
     """The number of rows whose user is missing. Whether it was a shadow user is unknown."""
     return (
-        f"SELECT count(*) FROM {scope.naming.table(model)} x WHERE NOT EXISTS "
-        f'(SELECT FROM {scope.naming.table("User")} u WHERE u."id" = x."userId")'
+        f"SELECT count(*) FROM {scope.naming.source(model)} x WHERE NOT EXISTS "
+        f'(SELECT FROM {scope.naming.source("User")} u WHERE u."id" = x."userId")'
     )
 
 
@@ -45,14 +45,14 @@ def users(scope: Scope, audience: Audience) -> str:
     """One row per user of the audience."""
     return (
         f'SELECT u."id" AS user_id, {scope.is_shadow("u")} AS is_shadow '
-        f"FROM {scope.naming.table('User')} u WHERE {scope.audience_sql('u', audience)}"
+        f"FROM {scope.naming.source('User')} u WHERE {scope.audience_sql('u', audience)}"
     )
 
 
 def trips(scope: Scope, audience: Audience) -> str:
     """One row per trip of the audience's users."""
     return (
-        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds("t", "startDate")} AS start_us '
+        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds(scope.naming.trip_start("t"))} AS start_us '
         f"FROM {_trips_of(scope)} WHERE {scope.audience_sql('u', audience)}"
     )
 
@@ -65,7 +65,7 @@ def trip_count(scope: Scope) -> str:
 def event_count(scope: Scope, audience: Audience) -> str:
     """The number of an audience's ranking events."""
     return (
-        f"SELECT count(*) FROM {scope.naming.table('RankingEvent')} r JOIN {scope.naming.table('User')} u "
+        f"SELECT count(*) FROM {scope.naming.source('RankingEvent')} r JOIN {scope.naming.source('User')} u "
         f'ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
     )
 
@@ -73,7 +73,7 @@ def event_count(scope: Scope, audience: Audience) -> str:
 def slots(scope: Scope, audience: Audience) -> str:
     """One row per slot of the audience's trips."""
     return (
-        f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.table('ItinerarySlot')} s "
+        f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.source('ItinerarySlot')} s "
         f'ON s."tripId" = t."id" WHERE {scope.audience_sql("u", audience)}'
     )
 
@@ -81,10 +81,10 @@ def slots(scope: Scope, audience: Audience) -> str:
 def slots_of_events(scope: Scope, audience: Audience) -> str:
     """One row per slot of the trips that the audience's ranking events refer to. These may be other users' trips."""
     named = (
-        f'SELECT r."tripId" FROM {scope.naming.table("RankingEvent")} r '
-        f'JOIN {scope.naming.table("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
+        f'SELECT r."tripId" FROM {scope.naming.source("RankingEvent")} r '
+        f'JOIN {scope.naming.source("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
     )
-    return f'{_SLOT_COLUMNS} FROM {scope.naming.table("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
+    return f'{_SLOT_COLUMNS} FROM {scope.naming.source("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
 
 
 def nodes(scope: Scope) -> str:
@@ -92,7 +92,7 @@ def nodes(scope: Scope) -> str:
     return (
         'SELECT n."id" AS node_id, n."city" AS city, n."category"::text AS category, n."status"::text AS status, '
         f'n."name" AS name, {_finite("n", "latitude")} AS latitude, {_finite("n", "longitude")} AS longitude '
-        f"FROM {scope.naming.table('ActivityNode')} n"
+        f"FROM {scope.naming.source('ActivityNode')} n"
     )
 
 
@@ -116,12 +116,18 @@ def persona_seeds(scope: Scope) -> str:
 
 
 def categories(naming: Naming) -> str:
-    """The values of the database's ActivityCategory enum in their order there."""
+    """The values of the enum of categories in their order there; none where the column has another type."""
     return (
         "SELECT e.enumlabel FROM pg_enum e JOIN pg_attribute a ON a.atttypid = e.enumtypid "
-        f"WHERE a.attrelid = {quote_literal(naming.table('ActivityNode'))}::regclass AND a.attname = 'category' "
+        f"WHERE a.attrelid = {quote_literal(naming.table('ActivityNode'))}::regclass "
+        f"AND a.attname = {quote_literal(naming.mapped_column('ActivityNode', 'category').name or '')} "
         "ORDER BY e.enumsortorder"
     )
+
+
+def categories_in_use(naming: Naming) -> str:
+    """The categories that nodes have, for a column that is no enum."""
+    return f'SELECT DISTINCT n."category"::text COLLATE "C" FROM {naming.source("ActivityNode")} n ORDER BY 1'
 
 
 def personas(scope: Scope, audience: Audience) -> str:
@@ -129,7 +135,7 @@ def personas(scope: Scope, audience: Audience) -> str:
     return (
         'SELECT p."userId" AS user_id, p."dimension" AS dimension, p."value" AS value, '
         f'{_finite("p", "confidence")} AS confidence, p."source" AS source '
-        f'FROM {scope.naming.table("PersonaDimension")} p JOIN {scope.naming.table("User")} u ON u."id" = p."userId" '
+        f'FROM {scope.naming.source("PersonaDimension")} p JOIN {scope.naming.source("User")} u ON u."id" = p."userId" '
         f"WHERE {scope.audience_sql('u', audience)}"
     )
 
@@ -146,16 +152,16 @@ def events(scope: Scope, audience: Audience) -> str:
     )
     return (
         'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, t."city" AS city, '
-        f"{_microseconds('t', 'startDate')} AS start_us, "
-        f'r."dayNumber" AS day_number, {_microseconds("r", "createdAt")} AS created_us, r."surface" AS surface, '
+        f"{_microseconds(scope.naming.trip_start('t'))} AS start_us, "
+        f'r."dayNumber" AS day_number, {_microseconds('r."createdAt"')} AS created_us, r."surface" AS surface, '
         f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
-        f'FROM {scope.naming.table("RankingEvent")} r JOIN {scope.naming.table("User")} u ON u."id" = r."userId" '
-        f'LEFT JOIN {scope.naming.table("Trip")} t ON t."id" = r."tripId" WHERE {scope.audience_sql("u", audience)}'
+        f'FROM {scope.naming.source("RankingEvent")} r JOIN {scope.naming.source("User")} u ON u."id" = r."userId" '
+        f'LEFT JOIN {scope.naming.source("Trip")} t ON t."id" = r."tripId" WHERE {scope.audience_sql("u", audience)}'
     )
 
 
 def _trips_of(scope: Scope) -> str:
-    return f'{scope.naming.table("Trip")} t JOIN {scope.naming.table("User")} u ON u."id" = t."userId"'
+    return f'{scope.naming.source("Trip")} t JOIN {scope.naming.source("User")} u ON u."id" = t."userId"'
 
 
 def _first_seeds(scope: Scope) -> str:
@@ -164,7 +170,8 @@ def _first_seeds(scope: Scope) -> str:
     Trips whose createdAt is infinite or too late come last. If there is no other, `created_us` is null, and the seed is
     rejected and counted.
     """
-    created = _microseconds("t", "createdAt")
+    targets = [("PersonaDimension", "createdAt"), ("PersonaDimension", "updatedAt")]
+    created = _microseconds(scope.naming.rounded("Trip", "createdAt", "t", targets))
     return (
         f'SELECT DISTINCT ON (t."userId") t."userId" AS user_id, {created} AS created_us, '
         f't."personaSeed" AS seed FROM {_trips_of(scope)} WHERE {scope.is_shadow("u")} '
@@ -178,11 +185,10 @@ def _typed(json_type: str, label: str) -> str:
     return f"CASE jsonb_typeof(f.seed->{key}) WHEN '{json_type}' THEN f.seed->>{key} END"
 
 
-def _microseconds(table: str, column: str) -> str:
+def _microseconds(value: str) -> str:
     """A timestamp as int8 microseconds since 1970, null if it is infinite or after the year 294000."""
-    name = f"{table}.{quote_identifier(column)}"
-    holds = f"isfinite({name}) AND {name} < timestamp '294000-01-01'"
-    return f"CASE WHEN {holds} THEN (extract(epoch FROM {name}) * 1000000)::int8 END"
+    holds = f"isfinite({value}) AND {value} < timestamp '294000-01-01'"
+    return f"CASE WHEN {holds} THEN (extract(epoch FROM {value}) * 1000000)::int8 END"
 
 
 def _finite(table: str, column: str) -> str:

@@ -232,8 +232,10 @@ def read_personas(
 
 
 def read_categories(connection: Connection, scope: Scope) -> list[str]:
-    """Read the values of the database's ActivityCategory enum."""
-    return [str(label) for (label,) in connection.fetch_rows(queries.categories(scope.naming))]
+    """Read the values of the enum of categories; where they are texts, the categories that nodes have."""
+    rows = connection.fetch_rows(queries.categories(scope.naming))
+    rows = rows or connection.fetch_rows(queries.categories_in_use(scope.naming))
+    return [str(label) for (label,) in rows if label is not None]
 
 
 def clean_events(rows: pl.DataFrame, rejected: RejectedRows) -> tuple[dy.DataFrame[Events], dict[str, int]]:

@@ -72,7 +72,7 @@ def constraints(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
 
 def validation_query(scope: Scope) -> str:
     """Return the design's validation query (docs/design.md, "Validation") in the naming in use."""
-    table = scope.naming.table
+    table = scope.naming.source
     return f"""
 SELECT bs."signalType"::text AS "signalType", bs."modelVersion", pd_pace."value" AS pace, pd_budget."value" AS budget,
   re."modelName" AS ranking_model, array_length(re."candidateIds", 1) AS candidates_shown
@@ -88,7 +88,7 @@ LIMIT 10"""
 
 
 def _registry_and_signals(scope: Scope) -> Iterator[Constraint]:
-    table = scope.naming.table
+    table = scope.naming.source
     models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
     yield Constraint(
         "both models of the design are registered",
@@ -103,7 +103,7 @@ def _registry_and_signals(scope: Scope) -> Iterator[Constraint]:
 
 
 def _personas(scope: Scope) -> Iterator[Constraint]:
-    table = scope.naming.table
+    table = scope.naming.source
     dimensions = ", ".join(quote_literal(name) for name in DIMENSIONS)
     yield Constraint(
         "a shadow user with a usable seed has the eight dimensions, any other has none",
@@ -125,7 +125,7 @@ WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n 
 
 
 def _days(scope: Scope) -> Iterator[Constraint]:
-    table = scope.naming.table
+    table = scope.naming.source
     taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
     events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
     constants = (
@@ -152,7 +152,7 @@ SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DI
         f"""
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
 WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
-  AND extract(epoch FROM r."createdAt") = extract(epoch FROM t."startDate") + (r."dayNumber"::numeric - 1) * 86400, false)""",
+  AND extract(epoch FROM r."createdAt") = extract(epoch FROM {scope.naming.trip_start("t")}) + (r."dayNumber"::numeric - 1) * 86400, false)""",
     )
     yield Constraint(
         "the selected nodes are the day's confirmed, active and completed ones, in slot order",
@@ -169,7 +169,7 @@ WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM 
 
 
 def _candidates(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
-    table = scope.naming.table
+    table = scope.naming.source
     # Grain: one row per distinct (user, city, ranking), since all days of a user in a city share it.
     rankings = f"""
 WITH shared AS MATERIALIZED (

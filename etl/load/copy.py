@@ -7,6 +7,7 @@ written, and no other users' rows.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import dataframely as dy
@@ -27,6 +28,8 @@ REGISTRY = (
     ("bpr", "0.0.0", "staging", "collaborative_filtering", "BPR placeholder, awaiting first training run"),
 )
 """The rows that the design registers (docs/design.md): name, version, stage, type, description."""
+
+_TEMPORARY = "bpr_etl_rows"
 
 COPY_BATCH = 1_000
 """Rows per batch that the driver serializes."""
@@ -106,7 +109,7 @@ class TableReplacement:
 
         They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
         """
-        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
+        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns(self._model, 'x')}"
         self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
         self._connection.execute(f"DELETE {rows}")
         return self._deleted
@@ -129,12 +132,13 @@ class TableReplacement:
     def check(self) -> None:
         """Compare count and checksum of the table's rows, over all columns, with those of the rows that were sent."""
         name = self._scope.naming.table(self._model)
+        source = self._scope.naming.source(self._model)
         # If nothing was copied, the table must hold nothing, and the count is enough.
         texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
         found = self._connection.fetch_rows(
             f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
             f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
-            f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
+            f'FROM {source} x WHERE "userId" IN ({self._scope.shadow_ids()})'
         )[0]
         # All rows must be new. Else an old row that a trigger kept could stand in for a new one that it gave to another user.
         sent = (self._rows, self._checksum, self._rows)
@@ -146,12 +150,25 @@ class TableReplacement:
 
 
 def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
-    """COPY a frame into the columns of the same names. Raises SchemaError if a column's type does not match."""
+    """COPY a frame into the model's columns, through a temporary table where one has not the contract's own type.
+
+    Raises SchemaError if a column's type does not match.
+    """
+    relation = scope.naming.relation(model)
+    columns = {name: scope.naming.mapped_column(model, name) for name in rows.columns}
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
-    # In small batches, so that the server works on one while the driver serializes the next.
-    batches = table.to_reader(max_chunksize=COPY_BATCH)
-    sent = connection.copy(scope.naming.schema, scope.naming.table_name(model), batches) if rows.height else 0
+    if all(column.exact for column in columns.values()):
+        table = table.rename_columns([column.name for column in columns.values()])
+        _check_types(table, _column_types(connection, scope, model), relation.sql)
+        # In small batches, so that the server works on one while the driver serializes the next.
+        batches = table.to_reader(max_chunksize=COPY_BATCH)
+        sent = connection.copy(relation.schema, relation.name, batches) if rows.height else 0
+    else:
+        connection.copy_temporary(_TEMPORARY, table)
+        names = ", ".join(scope.naming.column(model, name) for name in columns)
+        values = ", ".join(column.write.replace("{}", quote_identifier(name)) for name, column in columns.items())
+        sent = connection.execute(f"INSERT INTO {relation.sql} ({names}) SELECT {values} FROM pg_temp.{_TEMPORARY}")
+        connection.execute(f"DROP TABLE pg_temp.{_TEMPORARY}")
     if sent != rows.height:
         raise DataError(
             f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
@@ -181,10 +198,10 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     Their dates are the createdAt of the shadow users' first trip, so that they depend on the source rows and not on the
     clock. Raises DataError if the table does not hold them as they were sent.
     """
-    table = scope.naming.table("ModelRegistry")
+    table, source = scope.naming.table("ModelRegistry"), scope.naming.source("ModelRegistry")
     since = (
-        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.table('Trip')} t "
-        f'WHERE pg_catalog.isfinite(t."createdAt") AND {scope.owns("t")})'
+        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.source('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND t."userId" OPERATOR(pg_catalog.=) ANY ({scope.shadow_ids()}))'
     )
     keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
     ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
@@ -193,17 +210,18 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
         for key, row in zip(ids, REGISTRY, strict=True)
     )
     names = ("id", "modelName", "modelVersion", "stage", "modelType", "description", "createdAt", "updatedAt")
-    columns = ", ".join(map(quote_identifier, names))
-    added = connection.execute(
-        f'INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT ("modelName", "modelVersion") DO NOTHING'
+    columns, own = (
+        ", ".join(map(quoted, names)) for quoted in (quote_identifier, partial(scope.naming.column, "ModelRegistry"))
     )
+    key = ", ".join(scope.naming.column("ModelRegistry", name) for name in ("modelName", "modelVersion"))
+    added = connection.execute(f"INSERT INTO {table} ({own}) VALUES {values} ON CONFLICT ({key}) DO NOTHING")
     same = " AND ".join(
         # A column of another precision rounds.
         f"abs(extract(epoch FROM m.{name} - v.{name})) < 1" if name.endswith('At"') else f"m.{name}::text = v.{name}"
         for name in map(quote_identifier, names)
     )
     found = connection.fetch_rows(
-        f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {table} m JOIN (VALUES {values}) v({columns}) "
+        f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {source} m JOIN (VALUES {values}) v({columns}) "
         'USING ("modelName", "modelVersion")'
     )[0]
     if found != (len(REGISTRY), added):
@@ -221,16 +239,13 @@ def backfill(connection: Connection, scope: Scope) -> int:
     Raises DataError if these rows changed in any other column that the role may read.
     """
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
-    columns = _kept_columns(connection, table)
-    before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
+    owned, column = scope.owns("BehavioralSignal", "x"), scope.naming.column("BehavioralSignal", "modelVersion")
+    columns, id_ = _kept_columns(connection, table, column), scope.naming.column("BehavioralSignal", "id")
+    before = _fingerprint(connection, table, id_, columns, f"{owned} AND x.{column} IS NULL")
     if not before[0]:
         return 0
-    updated = connection.execute(
-        f'UPDATE {table} x SET "modelVersion" = {version} WHERE {scope.owns("x")} AND x."modelVersion" IS NULL'
-    )
-    after = _fingerprint(
-        connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" = {version} AND x.{_OURS}'
-    )
+    updated = connection.execute(f"UPDATE {table} x SET {column} = {version} WHERE {owned} AND x.{column} IS NULL")
+    after = _fingerprint(connection, table, id_, columns, f"{owned} AND x.{column} = {version} AND x.{_OURS}")
     if not before[0] == updated == after[0]:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
@@ -245,21 +260,21 @@ def backfill(connection: Connection, scope: Scope) -> int:
     return updated
 
 
-def _kept_columns(connection: Connection, table: str) -> list[str]:
+def _kept_columns(connection: Connection, table: str, updated: str) -> list[str]:
     """Return the columns of BehavioralSignal that a run does not change and may read, without generated ones."""
     rows = connection.fetch_rows(
         f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
-        "AND NOT attisdropped AND attgenerated = '' AND attname <> 'modelVersion' "
+        "AND NOT attisdropped AND attgenerated = '' "
         "AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum"
     )
-    return [name for (name,) in rows]
+    return [name for (name,) in rows if quote_identifier(name) != updated]
 
 
-def _fingerprint(connection: Connection, table: str, columns: list[str], where: str) -> tuple[Any, ...]:
+def _fingerprint(connection: Connection, table: str, id_: str, columns: list[str], where: str) -> tuple[Any, ...]:
     """Return the number of rows, and for each column a sum of hashes of its values and their rows' ids."""
     sums = ", ".join(
         f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(_NULL)}) COLLATE "C", '
-        f'hashtext("id"::text COLLATE "C"))), 0)::text'
+        f'hashtext({id_}::text COLLATE "C"))), 0)::text'
         for name in columns
     )
     return connection.fetch_rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from etl.load import constraints as checks
 from etl.load.copy import require_empty
-from etl.postgres import catalog
+from etl.postgres import schema_check
 from etl.postgres.connection import Connection, connect
+from etl.postgres.mapping import find_naming
 from etl.postgres.naming import Naming
 from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.side_effects import Finding
@@ -41,10 +42,10 @@ def synth(
     from etl.synthetic.world import copy_world, generate  # noqa: PLC0415 - no other command needs it
 
     with _locked_transaction(settings, stop) as (connection, schema, _):
-        naming = catalog.naming_for_apply(connection, schema, settings.naming)
+        naming = schema_check.naming_for_apply(connection, schema, settings.naming, settings.map)
         if not settings.into_existing:
             require_empty(connection, naming)
-        catalog.apply(connection, naming)
+        schema_check.apply(connection, naming)
         chunks = generate(scale=settings.scale, seed=settings.seed)
         return copy_world(connection, Scope(naming, settings.shadow_prefix), chunks, on_rows)
 
@@ -53,16 +54,18 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
     """Returns what is missing in the database, or does not fit."""
     target = target_of(settings)
     with connect(target, stop) as connection, transaction(connection, read_only=True):
-        naming = catalog.detect_naming(connection, schema_of(settings, target), settings.naming)
-        return catalog.check(connection, naming)
+        naming = find_naming(connection, schema_of(settings, target), settings.naming, settings.map)
+        return schema_check.check(connection, naming)
 
 
 def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[str]:
     """Create what is missing, in one transaction. Returns the names of what was created."""
     with _locked_transaction(settings, stop) as (connection, schema, named):
         if not named:
-            catalog.require_no_application_elsewhere(connection, schema)
-        return catalog.apply(connection, catalog.naming_for_apply(connection, schema, settings.naming))
+            schema_check.require_no_application_elsewhere(connection, schema)
+        return schema_check.apply(
+            connection, schema_check.naming_for_apply(connection, schema, settings.naming, settings.map)
+        )
 
 
 @contextmanager
@@ -89,4 +92,4 @@ def naming_to_print(settings: Settings, stop: CancelToken | None = None) -> tupl
     if settings.naming != "auto" or target is None:
         return Naming("mapped" if settings.naming == "mapped" else "model", schema), settings.naming != "auto"
     with connect(target, stop) as connection:
-        return catalog.naming_for_apply(connection, schema, settings.naming), True
+        return schema_check.naming_for_apply(connection, schema, settings.naming, settings.map), True

@@ -11,7 +11,6 @@ import polars as pl
 
 from etl.errors import EtlError
 from etl.postgres.connection import (
-    PIN_SEARCH_PATH,
     PINNED_OPTIONS,
     TRANSACTION_SETTINGS,
     Connection,
@@ -80,7 +79,7 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
         connection.stop.on_cancel(lambda: _end_sessions(address, name)),
         ThreadPoolExecutor(1, thread_name_prefix="reading") as pool,
     ):
-        frames = pool.submit(_read_connectorx, address, url, queries, snapshot)
+        frames = pool.submit(_read_connectorx, connection, url, queries, snapshot)
         try:
             yield PendingReads(connection, queries, frames)
         except BaseException:
@@ -98,15 +97,17 @@ def _end_sessions(address: ConnectionTarget, name: str) -> None:
         )
 
 
-def _read_connectorx(address: ConnectionTarget, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
-    with connect(address):  # fails at once if no connection is available; connectorx would retry for half a minute
+def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
+    with connect(
+        connection.address
+    ):  # fails at once if no connection is available; connectorx would retry for half a minute
         pass
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}",
-        PIN_SEARCH_PATH,
+        connection.pin_search_path,
         f"SELECT {TRANSACTION_SETTINGS}",
     ]
 

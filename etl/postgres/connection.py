@@ -2,7 +2,8 @@
 
 Nothing is set for a session, because behind a pooler the session goes to other clients. Settings are set per transaction.
 In every transaction the search_path is `pg_catalog, pg_temp`, so that our function, operator and type names never resolve to
-objects that another role has created in the application's schemas. Only statements that write run under the role's own
+objects that another role has created in the application's schemas. Where the settings hold SQL of their own, the
+application's schema is searched last. Only statements that write run under the role's own
 search_path, because the application's triggers rely on it. Such statements qualify every name, operators included.
 """
 
@@ -23,7 +24,7 @@ from adbc_driver_manager import dbapi as adbc_errors
 from adbc_driver_postgresql import dbapi as adbc
 
 from etl.errors import ConnectError, DataError, EtlError, SchemaError, SettingsError
-from etl.postgres.naming import quote_literal
+from etl.postgres.naming import quote_identifier, quote_literal
 from etl.postgres.url import ConnectionTarget
 from etl.runtime.cancellation import CancelToken
 
@@ -104,6 +105,8 @@ class Connection:
             self.close()
             raise
         self.direct = mark == self.name
+        self.pin_search_path = PIN_SEARCH_PATH
+        """SQL that pins the search_path for the open transaction."""
         # pg_catalog is searched first unless a path says otherwise. No other schema may come before it.
         path = ",".join(name for name in path.split(",") if name.strip(' "') != "pg_catalog")
         self.restore_path = f"set_config('search_path', {quote_literal(path)}, true)"
@@ -174,12 +177,17 @@ class Connection:
         with self._mapped_errors():
             self._connection.adbc_connection.set_autocommit(False)
         self._execute(f"SET TRANSACTION {mode}")
-        self._execute(PIN_SEARCH_PATH)
+        self._execute(self.pin_search_path)
         self.fetch_rows(
             f"SELECT set_config('application_name', {quote_literal(self.name)}, true), {_SYNCHRONOUS_COMMIT}, "
             f"{TRANSACTION_SETTINGS}"
         )
         self._in_transaction = True
+
+    def search_last(self, schema: str) -> None:
+        """Search a schema for names that SQL of the settings does not qualify, in this transaction and those to come."""
+        self.pin_search_path = f"{PIN_SEARCH_PATH}, {quote_identifier(schema)}"
+        self._execute(self.pin_search_path)
 
     def prepare_commit(self) -> tuple[str | None, int]:
         """Set what COMMIT needs. Returns the transaction's id, None if it wrote nothing, and the server's process id.
@@ -234,7 +242,7 @@ class Connection:
             return
         self.fetch_rows(f"SELECT {self.restore_path}")
         yield
-        self._execute(PIN_SEARCH_PATH)
+        self._execute(self.pin_search_path)
 
     @contextmanager
     def _mapped_errors(self, table: str | None = None) -> Iterator[None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.naming import LEGS, MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
 from etl.runtime.resources import resource
 
 StatementKind = Literal["enum", "table", "index", "foreign_key"]
@@ -21,31 +21,37 @@ StatementKind = Literal["enum", "table", "index", "foreign_key"]
 class Column:
     """A column that bpr-etl uses.
 
-    `types` are the accepted names in `pg_type.typname`, the first one is created; `enum` stands for any enum type.
+    `type` is its name in `pg_type.typname`, `enum` for any enum; `etl.postgres.mapping` says which others are accepted.
     `enum` is the enum that is created, and `labels` are those of its values that bpr-etl relies on. `default` is SQL.
-    `nullable` says that NULL is allowed in the column, `writes_null` that bpr-etl writes NULL to it.
+    `nullable` says that NULL is allowed in the column, `writes_null` that bpr-etl writes NULL to it. `longest` is the length of
+    the longest text that bpr-etl writes there of its own, 0 where it copies ids.
     """
 
     name: str
-    types: tuple[str, ...]
+    type: str
     nullable: bool = False
     default: str = ""
     writes_null: bool = False
     enum: str = ""
     labels: tuple[str, ...] = ()
+    longest: int = 0
 
 
 def _columns(
-    types: tuple[str, ...], *names: str, nullable: bool = False, default: str = "", writes_null: bool = False
+    type_: str, *names: str, nullable: bool = False, default: str = "", writes_null: bool = False
 ) -> tuple[Column, ...]:
-    return tuple(Column(name, types, nullable, default, writes_null) for name in names)
+    return tuple(Column(name, type_, nullable, default, writes_null) for name in names)
+
+
+def _text(name: str, longest: int, *, nullable: bool = False, default: str = "") -> Column:
+    return Column(name, _TEXT, nullable, default, longest=longest)
 
 
 def _enum(name: str, enum: str, default: str = "", labels: tuple[str, ...] = ()) -> Column:
-    return Column(name, ("enum",), default=default, enum=enum, labels=labels)
+    return Column(name, "enum", default=default, enum=enum, labels=labels)
 
 
-_TEXT, _TEXTS, _INT, _FLOAT, _TIME = ("text", "varchar"), ("_text",), ("int4",), ("float8",), ("timestamp",)
+_TEXT, _TEXTS, _INT, _FLOAT, _TIME = "text", "_text", "int4", "float8", "timestamp"
 _NOW = "CURRENT_TIMESTAMP"
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
@@ -55,7 +61,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
             *_columns(_TEXT, "id", "userId", "city"),
             *_columns(_TIME, "startDate"),
             *_columns(_TIME, "createdAt", default=_NOW),
-            *_columns(("jsonb",), "personaSeed", nullable=True),
+            *_columns("jsonb", "personaSeed", nullable=True),
         ),
         "ItinerarySlot": (
             *_columns(_TEXT, "id", "tripId"),
@@ -74,38 +80,59 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
             *_columns(_TEXT, "id", "userId"),
             *_columns(_TEXT, "tripId", "slotId", "activityNodeId", nullable=True),
             _enum("signalType", "SignalType"),
-            *_columns(_TEXT, "modelVersion", nullable=True),
+            _text("modelVersion", 16, nullable=True),
         ),
         "PersonaDimension": (
-            *_columns(_TEXT, "id", "userId", "dimension", "value"),
+            _text("id", 36),
+            *_columns(_TEXT, "userId"),
+            _text("dimension", 19),
+            *_columns(_TEXT, "value"),
             *_columns(_FLOAT, "confidence", default="1.0"),
-            *_columns(_TEXT, "source", default="'onboarding'"),
+            _text("source", 13, default="'onboarding'"),
             *_columns(_TIME, "updatedAt"),
             *_columns(_TIME, "createdAt", default=_NOW),
         ),
         "RankingEvent": (
-            *_columns(_TEXT, "id", "userId", "tripId"),
+            _text("id", 36),
+            *_columns(_TEXT, "userId", "tripId"),
             *_columns(_TEXT, "sessionId", nullable=True, writes_null=True),
             *_columns(_INT, "dayNumber"),
-            *_columns(_TEXT, "modelName", "modelVersion"),
+            _text("modelName", 10),
+            _text("modelVersion", 5),
             *_columns(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
-            *_columns(_TEXT, "surface"),
+            _text("surface", 9),
             *_columns(_TEXT, "shadowModelName", "shadowModelVersion", nullable=True, writes_null=True),
             *_columns(_TEXTS, "shadowRankedIds", nullable=True, writes_null=True),
             *_columns(_INT, "latencyMs", nullable=True),
             *_columns(_TIME, "createdAt", default=_NOW),
         ),
         "ModelRegistry": (
-            *_columns(_TEXT, "id", "modelName", "modelVersion"),
+            _text("id", 36),
+            _text("modelName", 10),
+            _text("modelVersion", 5),
             _enum("stage", "ModelStage", "'staging'", labels=("production", "staging")),
-            *_columns(_TEXT, "modelType"),
-            *_columns(_TEXT, "description", nullable=True),
+            _text("modelType", 23),
+            _text("description", 44, nullable=True),
             *_columns(_TIME, "createdAt", default=_NOW),
             *_columns(_TIME, "updatedAt"),
         ),
     }
 )
 """The columns that bpr-etl uses of each model, in the order in which they are created. A table may have more."""
+
+_LEG_COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
+    {
+        LEGS: (*_columns(_TEXT, "id"), *_columns(_TEXT, "city", nullable=True)),
+        "ItinerarySlot": _columns(_TEXT, "tripLegId", nullable=True),
+    }
+)
+"""The columns that are used besides where trips have legs."""
+
+
+def columns_used(model: str, *, legs: bool) -> tuple[Column, ...]:
+    """Return the columns that bpr-etl uses of a model. Where trips have `legs`, a slot names its leg."""
+    return (*COLUMNS.get(model, ()), *(_LEG_COLUMNS.get(model, ()) if legs else ()))
+
 
 _SQL_TYPES = {
     "text": "TEXT",
@@ -201,7 +228,7 @@ def _create_enum(naming: Naming, enum: str) -> Statement:
 
 def _create_table(naming: Naming, model: str) -> Statement:
     lines = [
-        f"    {quote_identifier(column.name)} {naming.qualified(column.enum) if column.enum else _SQL_TYPES[column.types[0]]}"
+        f"    {quote_identifier(column.name)} {naming.qualified(column.enum) if column.enum else _SQL_TYPES[column.type]}"
         # Prisma's arrays are nullable in the database and never null in Prisma.
         f"{'' if column.nullable else ' NOT NULL'}{f' DEFAULT {column.default}' if column.default else ''},\n"
         for column in COLUMNS[model]
@@ -212,6 +239,7 @@ def _create_table(naming: Naming, model: str) -> Statement:
 
 
 def _create_index(naming: Naming, model: str, columns: tuple[str, ...], suffix: str) -> Statement:
+    columns = tuple(naming.columns(model, columns))
     name, unique = naming.constraint(model, "_".join(columns), suffix), suffix == "key"
     on = f"{naming.table(model)}({', '.join(map(quote_identifier, columns))})"
     sql = f"CREATE {'UNIQUE ' if unique else ''}INDEX {quote_identifier(name)} ON {on}"

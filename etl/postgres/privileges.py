@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from etl.errors import ConnectError
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import COLUMNS
-from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
-
-XMIN = "xmin"
-"""The system column with the id of the transaction that wrote a row."""
+from etl.postgres.ddl import columns_used
+from etl.postgres.naming import LEGS, MODELS, WRITTEN_MODELS, XMIN, Naming, quote_identifier, quote_literal
 
 
 @dataclass(frozen=True)
@@ -23,22 +20,30 @@ class Privilege:
     columns: tuple[str, ...] = ()
 
 
-def required(*, writes: bool) -> list[Privilege]:
+def required(naming: Naming, *, writes: bool) -> list[Privilege]:
     """Return the privileges that a command needs; with `writes` those of `run`, which needs all.
+
+    What SQL of the settings reads is not known.
 
     SELECT on the columns of the application's tables that are read (not, say, a password's hash in User), the rows of our
     three tables, and UPDATE of one column of BehavioralSignal for the backfill.
     """
+    updated = naming.relation("BehavioralSignal")
     read = [
-        *(Privilege(model, "SELECT", tuple(column.name for column in COLUMNS[model])) for model in _READ),
-        Privilege("BehavioralSignal", "SELECT", (*(c.name for c in COLUMNS["BehavioralSignal"]), XMIN)),
+        *(
+            Privilege(model, "SELECT", _names(naming, model))
+            for model in (*_READ, *((LEGS,) if naming.has_legs else ()))
+        ),
+        Privilege(
+            "BehavioralSignal", "SELECT", (*_names(naming, "BehavioralSignal"), *((XMIN,) if updated.is_table else ()))
+        ),
         *(Privilege(model, "SELECT") for model in WRITTEN_MODELS),
     ]
     if not writes:
         return read
     return [
         *read,
-        Privilege("BehavioralSignal", "UPDATE", ("modelVersion",)),
+        Privilege("BehavioralSignal", "UPDATE", tuple(naming.columns("BehavioralSignal", ["modelVersion"]))),
         *(Privilege(model, "INSERT") for model in WRITTEN_MODELS),
         *(Privilege(model, "DELETE") for model in ("PersonaDimension", "RankingEvent")),
     ]
@@ -47,12 +52,21 @@ def required(*, writes: bool) -> list[Privilege]:
 _READ = ("User", "Trip", "ItinerarySlot", "ActivityNode")
 
 
+def _names(naming: Naming, model: str) -> tuple[str, ...]:
+    return tuple(naming.columns(model, (column.name for column in columns_used(model, legs=naming.has_legs))))
+
+
+def _schemas(naming: Naming) -> list[str]:
+    """Return the schemas that hold relations of the models, the naming's own first."""
+    return list(dict.fromkeys([naming.schema, *(naming.relation(model).schema for model in MODELS)]))
+
+
 def grants(naming: Naming, role: str) -> str:
     """Return the SQL that grants a role all that `run`, `export` and `validate` need, and nothing else."""
     to = f"TO {quote_identifier(role)};"
-    lines = [f"GRANT USAGE ON SCHEMA {quote_identifier(naming.schema)} {to}"]
-    for model in MODELS:
-        of_model = [privilege for privilege in required(writes=True) if privilege.model == model]
+    lines = [f"GRANT USAGE ON SCHEMA {quote_identifier(schema)} {to}" for schema in _schemas(naming)]
+    for model in (*MODELS, LEGS):
+        of_model = [privilege for privilege in required(naming, writes=True) if privilege.model == model]
         if of_model:
             lines.append(f"GRANT {', '.join(map(_verb_sql, of_model))} ON {naming.table(model)} {to}")
     return "\n".join(lines) + "\n"
@@ -63,10 +77,13 @@ def require_privileges(connection: Connection, naming: Naming, *, writes: bool) 
 
     Raises it also if row security would hide rows from the role, because the run would then miss them.
     """
-    schema = quote_literal(naming.schema)
-    role, usable = connection.fetch_rows(f"SELECT current_user::text, has_schema_privilege({schema}, 'USAGE')")[0]
-    if not usable:
-        raise ConnectError(_missing(role, [f"USAGE on schema {quote_identifier(naming.schema)}"], naming))
+    schemas = _schemas(naming)
+    usable = ", ".join(f"has_schema_privilege({quote_literal(schema)}, 'USAGE')" for schema in schemas)
+    role, *may_use = connection.fetch_rows(f"SELECT current_user::text, {usable}")[0]
+    if unusable := [schema for schema, may in zip(schemas, may_use, strict=True) if not may]:
+        raise ConnectError(
+            _missing(role, [f"USAGE on schema {quote_identifier(schema)}" for schema in unusable], naming)
+        )
     tables = ", ".join(f"({quote_literal(naming.table(model))})" for model in MODELS)
     hidden = connection.fetch_rows(f"SELECT t.n FROM (VALUES {tables}) t(n) WHERE row_security_active(t.n) ORDER BY 1")
     if hidden:
@@ -74,7 +91,7 @@ def require_privileges(connection: Connection, naming: Naming, *, writes: bool) 
             f"Row security hides rows of {', '.join(name for (name,) in hidden)} from the role {role}, so what it reads would "
             f"not be all. Give it BYPASSRLS (ALTER ROLE {quote_identifier(role)} BYPASSRLS), or connect as another role."
         )
-    needed = list(_by_column(required(writes=writes)))
+    needed = list(_by_column(required(naming, writes=writes)))
     checks = ", ".join(_check_sql(naming, *each) for each in needed)
     allowed = connection.fetch_rows(f"SELECT {checks}")[0]
     lacking = [_describe(naming, *each) for each, may in zip(needed, allowed, strict=True) if not may]

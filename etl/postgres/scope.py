@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etl.postgres import catalog
+from etl.postgres import schema_check
 from etl.postgres.connection import Connection
+from etl.postgres.mapping import find_naming
 from etl.postgres.naming import Naming, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.transaction import transaction
@@ -41,13 +42,14 @@ class Scope:
             return "true"
         return self.is_shadow(user) if audience == "shadow" else f"NOT {self.is_shadow(user)}"
 
-    def owns(self, row: str) -> str:
-        """Return SQL that is true for a row whose `userId` is a shadow user, for statements that write."""
-        return f'{row}."userId" OPERATOR(pg_catalog.=) ANY ({self.shadow_ids()})'
+    def owns(self, model: str, row: str) -> str:
+        """Return SQL that is true for a row of the model's table whose user is a shadow user, for statements that write."""
+        user = self.naming.mapped_column(model, "userId").sql(row)
+        return f"{user} OPERATOR(pg_catalog.=) ANY ({self.shadow_ids()})"
 
     def shadow_ids(self) -> str:
         """Return a query of the shadow users' ids."""
-        return f'SELECT u."id" FROM {self.naming.table("User")} u WHERE {self.is_shadow("u")}'
+        return f'SELECT u."id" FROM {self.naming.source("User")} u WHERE {self.is_shadow("u")}'
 
 
 def resolve_scope(
@@ -58,8 +60,8 @@ def resolve_scope(
     Raises SchemaError if the schema does not fit, ConnectError if the role lacks a privilege.
     """
     with transaction(connection, read_only=True):
-        naming = catalog.detect_naming(connection, schema_name, settings.naming)
-        advice = [finding.detail for finding in catalog.require(connection, naming, writes=writes)]
+        naming = find_naming(connection, schema_name, settings.naming, settings.map)
+        advice = [finding.detail for finding in schema_check.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)
     return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from etl.postgres.catalog import relations_sql
 from etl.postgres.connection import Connection
 from etl.postgres.naming import Naming, quote_identifier, quote_literal
 
@@ -133,7 +134,7 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
     )
     rows = connection.fetch_rows(
         "WITH RECURSIVE part(model, oid) AS ("
-        f"SELECT ours.model, ours.oid FROM {_tables_of(naming, _CHANGED)} UNION "
+        f"SELECT ours.model, ours.oid FROM {relations_sql(naming, _CHANGED)} UNION "
         "SELECT part.model, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
         "up(oid, above) AS (SELECT oid, oid FROM part UNION "
         "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
@@ -161,37 +162,12 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
         )
 
 
-def collation_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
-    """Yield columns of user ids with a nondeterministic collation, by which another user's id may equal a shadow user's."""
-    rows = connection.fetch_rows(
-        f"SELECT ours.model, a.attname::text, l.collname::text FROM {_tables_of(naming, (*_CHANGED, 'Trip', 'User'))} "
-        "JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation "
-        "WHERE NOT l.collisdeterministic AND a.attname = CASE ours.model WHEN 'User' THEN 'id' ELSE 'userId' END ORDER BY 1"
-    )
-    for model, column, collation in rows:
-        yield Finding(
-            "type",
-            model,
-            f"Column {quote_identifier(column)} of {naming.table(model)} has the nondeterministic collation "
-            f"{quote_identifier(collation)}, by which two users' ids may be equal: give it a deterministic one.",
-        )
-
-
 def side_effects(connection: Connection, naming: Naming) -> Iterator[Finding]:
     """Yield foreign keys to the tables that a run writes, and triggers and rules on them. Those of partitions come once."""
-    ours = _tables_of(naming, _FIRED_BY)
+    ours = relations_sql(naming, _FIRED_BY)
     yield from _foreign_keys(connection, naming, ours)
-    yield from _triggers(connection, ours)
+    yield from _triggers(connection, naming, ours)
     yield from _rules(connection, naming, ours)
-
-
-def _tables_of(naming: Naming, models: Iterable[str]) -> str:
-    """Return SQL of `ours(model, oid)`. It avoids `to_regclass`, which fails for a role that may not use the schema."""
-    tables = ", ".join(f"({quote_literal(model)}, {quote_literal(naming.table_name(model))})" for model in models)
-    return (
-        "(SELECT v.model, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        f"JOIN (VALUES {tables}) v(model, name) ON v.name = c.relname WHERE n.nspname = {quote_literal(naming.schema)}) ours"
-    )
 
 
 def _foreign_keys(connection: Connection, naming: Naming, ours: str) -> Iterator[Finding]:
@@ -218,7 +194,8 @@ def _foreign_keys(connection: Connection, naming: Naming, ours: str) -> Iterator
         )
 
 
-def _triggers(connection: Connection, ours: str) -> Iterator[Finding]:
+def _triggers(connection: Connection, naming: Naming, ours: str) -> Iterator[Finding]:
+    version = naming.mapped_column("BehavioralSignal", "modelVersion").name or ""
     fired = " ".join(f"WHEN {quote_literal(model)} THEN {bits}" for model, bits in _FIRED_BY.items())
     rows = connection.fetch_rows(
         "SELECT ours.model, t.tgname::text, format('%I.%I', n.nspname, c.relname), p.oid::regprocedure::text "
@@ -227,8 +204,8 @@ def _triggers(connection: Connection, ours: str) -> Iterator[Finding]:
         "JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
         "WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A') "
         f"AND t.tgtype & CASE ours.model {fired} END <> 0 AND (ours.model <> 'BehavioralSignal' OR t.tgattr::text = '' "
-        "OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = 'modelVersion' "
-        "AND a.attnum = ANY (t.tgattr::int2[]))) ORDER BY 1, 3, 2"
+        "OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid "
+        f"AND a.attname = {quote_literal(version)} AND a.attnum = ANY (t.tgattr::int2[]))) ORDER BY 1, 3, 2"
     )
     for model, name, table, function in rows:
         yield Finding(

@@ -31,6 +31,7 @@ from etl.settings.values import (
     parse_fraction,
     parse_int,
     parse_location,
+    parse_map,
     parse_positive,
     parse_prefix,
     parse_relative_change,
@@ -122,6 +123,14 @@ class Settings:
     )
     naming: Naming = _choice(
         DATABASE, "Table names: auto (default), model or mapped (snake case).", Naming, decides="result"
+    )
+    map: dict[str, dict[str, str]] | None = _option(
+        DATABASE,
+        "Names of relations and columns, or SQL for them, by model; `schema map` proposes them. In a settings file [map.Trip].",
+        parse_map,
+        metavar="JSON",
+        example={"Trip": {"table": "planner.live_trips", "userId": "owner_id", "where": '"deletedAt" IS NULL'}},
+        decides="rows",
     )
     shadow_prefix: str = _option(
         DATABASE,

@@ -12,10 +12,11 @@ Standard library alone: the command line checks its options with it before anyth
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
@@ -458,3 +459,26 @@ def parse_tables(value: Any) -> tuple[TableName, ...]:
         raise SettingsError("must be the names of tables")
     names = (TableName(name.strip()) for word in words for name in _COMMA.split(word))
     return tuple(dict.fromkeys(names))
+
+
+def parse_map(value: Any) -> dict[str, dict[str, str]]:
+    """What `[map.Model]` tables say: by model, the names of its relation and columns, and SQL. A text is read as JSON.
+
+    `table` is a `TableName`; `where` is SQL. Whether a model and its columns exist is checked with the schema.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise SettingsError('must be JSON, like {"Trip": {"city": "town"}}') from None
+    if not isinstance(value, Mapping) or not all(isinstance(model, Mapping) for model in value.values()):
+        raise SettingsError("must be tables, one [map.Model] for each model")
+    parsed: dict[str, dict[str, str]] = {}
+    for model, entries in value.items():
+        for key, text in entries.items():
+            if not isinstance(text, str) or not parse_text(text).strip():
+                raise SettingsError(f"must have a text for {key} of [map.{model}]: a name or SQL")
+        parsed[model] = {
+            key: TableName(text.strip()) if key == "table" else text.strip() for key, text in entries.items()
+        }
+    return parsed

@@ -213,7 +213,7 @@ def _copy_trips(connection: Connection, scope: Scope, trips: pl.DataFrame) -> No
     """Copy trips through a temporary table, since COPY can't convert text to jsonb."""
     temporary = "bpr_etl_trips"
     connection.copy_temporary(temporary, trips.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    columns = ", ".join(quote_identifier(name) for name in trips.columns)
+    columns = ", ".join(scope.naming.column("Trip", name) for name in trips.columns)
     values = ", ".join(
         f"{quote_identifier(name)}::pg_catalog.jsonb" if name == "personaSeed" else quote_identifier(name)
         for name in trips.columns

@@ -175,7 +175,7 @@ def test_the_columns_that_are_checked_are_those_that_are_created(model):
         r'^    "(\w+)" (TEXT\[\]|[A-Z]+(?: PRECISION)?(?:\(3\))?|"public"\."\w+")( NOT NULL)?', table, re.MULTILINE
     )
     created = {name: (SQL_TYPES.get(type_, "enum"), not not_null) for name, type_, not_null in lines}
-    assert created == {column.name: (column.types[0], column.nullable) for column in COLUMNS[model]}
+    assert created == {column.name: (column.type, column.nullable) for column in COLUMNS[model]}
 
 
 def test_the_labels_that_are_needed_are_labels_that_are_created():
