@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from etl.postgres.naming import Naming, quote_identifier, quote_literal
+from etl.postgres.naming import LEGS, Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Scope
 from etl.settings.model import Audience
 from etl.transform.personas import SEED_LABELS
 
 _SLOT_COLUMNS = (
-    'SELECT s."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
+    's."id" AS slot_id, s."tripId" AS trip_id, s."activityNodeId" AS node_id, s."dayNumber" AS day_number, '
     's."sortOrder" AS sort_order, s."status"::text AS status'
 )
 
@@ -51,8 +51,9 @@ def users(scope: Scope, audience: Audience) -> str:
 
 def trips(scope: Scope, audience: Audience) -> str:
     """One row per trip of the audience's users."""
+    start = _microseconds(scope.naming.trip_start("t"))
     return (
-        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {_microseconds(scope.naming.trip_start("t"))} AS start_us '
+        f'SELECT t."id" AS trip_id, t."userId" AS user_id, t."city" AS city, {start} AS start_us '
         f"FROM {_trips_of(scope)} WHERE {scope.audience_sql('u', audience)}"
     )
 
@@ -71,10 +72,14 @@ def event_count(scope: Scope, audience: Audience) -> str:
 
 
 def slots(scope: Scope, audience: Audience) -> str:
-    """One row per slot of the audience's trips."""
+    """One row per slot of the audience's trips, with the city of its leg if trips have legs."""
+    city, leg = "", ""
+    if scope.naming.has_legs:
+        city = ', l."city" AS leg_city'
+        leg = f' LEFT JOIN {scope.naming.source(LEGS)} l ON l."id" = s."tripLegId"'
     return (
-        f"{_SLOT_COLUMNS} FROM {_trips_of(scope)} JOIN {scope.naming.source('ItinerarySlot')} s "
-        f'ON s."tripId" = t."id" WHERE {scope.audience_sql("u", audience)}'
+        f"SELECT {_SLOT_COLUMNS}{city} FROM {_trips_of(scope)} JOIN {scope.naming.source('ItinerarySlot')} s "
+        f'ON s."tripId" = t."id"{leg} WHERE {scope.audience_sql("u", audience)}'
     )
 
 
@@ -84,7 +89,7 @@ def slots_of_events(scope: Scope, audience: Audience) -> str:
         f'SELECT r."tripId" FROM {scope.naming.source("RankingEvent")} r '
         f'JOIN {scope.naming.source("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
     )
-    return f'{_SLOT_COLUMNS} FROM {scope.naming.source("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
+    return f'SELECT {_SLOT_COLUMNS} FROM {scope.naming.source("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
 
 
 def nodes(scope: Scope) -> str:
@@ -142,6 +147,9 @@ def personas(scope: Scope, audience: Audience) -> str:
 
 def events(scope: Scope, audience: Audience) -> str:
     """One row per RankingEvent row of the audience's users. `city` is null if the trip is missing."""
+    city, leg = scope.city_of_day('r."tripId"', 'r."dayNumber"')
+    has_trip = ', t."id" IS NOT NULL AS has_trip' if scope.naming.has_legs else ""
+    created = _microseconds('r."createdAt"')
     arrays = ", ".join(
         f"r.{quote_identifier(camel)} AS {snake}"
         for camel, snake in (
@@ -151,12 +159,12 @@ def events(scope: Scope, audience: Audience) -> str:
         )
     )
     return (
-        'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, t."city" AS city, '
-        f"{_microseconds(scope.naming.trip_start('t'))} AS start_us, "
-        f'r."dayNumber" AS day_number, {_microseconds('r."createdAt"')} AS created_us, r."surface" AS surface, '
+        'SELECT r."id" AS event_id, r."userId" AS user_id, r."tripId" AS trip_id, '
+        f"{city} AS city{has_trip}, {_microseconds(scope.naming.trip_start('t'))} AS start_us, "
+        f'r."dayNumber" AS day_number, {created} AS created_us, r."surface" AS surface, '
         f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
         f'FROM {scope.naming.source("RankingEvent")} r JOIN {scope.naming.source("User")} u ON u."id" = r."userId" '
-        f'LEFT JOIN {scope.naming.source("Trip")} t ON t."id" = r."tripId" WHERE {scope.audience_sql("u", audience)}'
+        f'LEFT JOIN {scope.naming.source("Trip")} t ON t."id" = r."tripId"{leg} WHERE {scope.audience_sql("u", audience)}'
     )
 
 

@@ -14,8 +14,22 @@ from etl.postgres.bulk_read import read_in_background
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.settings.model import Audience
+from etl.transform.arrays import sum_counts
 from etl.transform.buckets import BucketSpill, bucket_expr
-from etl.transform.schemas import DIMENSIONS, Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
+from etl.transform.ranking_events import WITHOUT_CITY
+from etl.transform.schemas import (
+    DIMENSIONS,
+    Events,
+    LegSlots,
+    LegTrips,
+    Nodes,
+    Personas,
+    SeedAffinities,
+    Seeds,
+    Slots,
+    Trips,
+    Users,
+)
 
 S = TypeVar("S", bound=dy.Schema)
 
@@ -59,12 +73,12 @@ class RejectedRows:
 class SourceData:
     """What a run reads of the shadow users from the application's tables.
 
-    `slots` are spilled by user bucket. `vectors` has the `categories` and `numbers` of each seed's `category_affinities` as
-    lists, which `seed_affinities` explodes.
+    `trips` and `slots` have the columns of `source_schemas`. `slots` are spilled by user bucket. `vectors` has the `categories`
+    and `numbers` of each seed's `category_affinities` as lists, which `seed_affinities` explodes.
     """
 
     users: dy.DataFrame[Users]
-    trips: dy.DataFrame[Trips]
+    trips: pl.DataFrame
     nodes: dy.DataFrame[Nodes]
     seeds: dy.DataFrame[Seeds]
     vectors: pl.DataFrame
@@ -72,15 +86,20 @@ class SourceData:
     slots: BucketSpill
     rows_read: dict[str, int]
 
-    def trips_of(self, bucket: int) -> dy.DataFrame[Trips]:
+    def trips_of(self, bucket: int) -> pl.DataFrame:
         """Return the trips of a user bucket."""
         if self.slots.buckets == 1:
             return self.trips
-        return Trips.cast(self.trips.filter(bucket_expr(pl.col("user_id"), self.slots.buckets) == bucket))
+        return self.trips.filter(bucket_expr(pl.col("user_id"), self.slots.buckets) == bucket)
 
-    def slots_of(self, bucket: int) -> dy.DataFrame[Slots]:
+    def slots_of(self, bucket: int) -> pl.DataFrame:
         """Return the slots of a user bucket's trips."""
-        return Slots.cast(self.slots.read_bucket(bucket))
+        return self.slots.read_bucket(bucket)
+
+
+def source_schemas(scope: Scope) -> tuple[type[Trips], type[Slots]]:
+    """Return the schemas of trips and slots: of other ones where trips have legs with a city each."""
+    return (LegTrips, LegSlots) if scope.naming.has_legs else (Trips, Slots)
 
 
 def extract_source(
@@ -98,20 +117,21 @@ def extract_source(
         "seeds": queries.persona_seeds(scope),
     }
     categories = read_categories(connection, scope)
+    trips_schema, slots_schema = source_schemas(scope)
     with read_in_background(connection, queries_) as others:
         buckets = others.result()["trips"] if slots.buckets > 1 else None
         read_slots = 0
         for batch in connection.iter_frames(queries.slots(scope, "shadow")):
             read_slots += batch.height
             on_rows(batch.height)
-            _spill_slots(slots, rejected.filter(Slots, "slots", batch), buckets)
+            _spill_slots(slots, rejected.filter(slots_schema, "slots", batch), buckets)
         read = others.result()
     seeds = read["seeds"]
     on_rows(sum(read[name].height for name in ("users", "trips", "nodes")))
     rejected.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
     return SourceData(
         rejected.filter(Users, "users", read["users"]),
-        rejected.filter(Trips, "trips", read["trips"]),
+        rejected.filter(trips_schema, "trips", read["trips"]),
         rejected.filter(Nodes, "nodes", read["nodes"]),
         rejected.filter(Seeds, "seeds", seeds.drop("categories", "numbers")),
         seeds.select("user_id", "categories", "numbers").drop_nulls("categories"),
@@ -185,7 +205,7 @@ def extract_logged(
             read_events += batch.height
             on_rows(batch.height)
             rows, without = clean_events(batch, rejected)
-            excluded = {reason: count + without[reason] for reason, count in excluded.items()}
+            excluded = sum_counts(excluded, without)
             bucket = rows.select(bucket_expr(pl.col("user_id"), events.buckets)).to_series()
             events.append(rows.with_columns(encode(rows[name]) for name in _NODE_LISTS), bucket)
             owners.append(rows.select("trip_id", bucket=bucket).unique())
@@ -239,7 +259,9 @@ def read_categories(connection: Connection, scope: Scope) -> list[str]:
 
 
 def clean_events(rows: pl.DataFrame, rejected: RejectedRows) -> tuple[dy.DataFrame[Events], dict[str, int]]:
-    """Return the events that can be exported, and the numbers of others by reason: trip missing, year outside 1 to 9999.
+    """Return the events that can be exported, and the numbers of others by reason.
+
+    The reasons: trip missing, year outside 1 to 9999, and in a schema with legs no city.
 
     A null array counts as empty. Null elements and repetitions are dropped.
     """
@@ -253,5 +275,7 @@ def clean_events(rows: pl.DataFrame, rejected: RejectedRows) -> tuple[dy.DataFra
         "trip_gone": rows.filter(gone).height,
         "date_out_of_range": rows.filter(~gone, ~dated).height,
     }
+    if "has_trip" in rows.columns and (without := rows.filter(gone, "has_trip").height):
+        excluded |= {"trip_gone": excluded["trip_gone"] - without, WITHOUT_CITY: without}
     good = rows.filter(~gone, dated).with_columns(lists)
     return rejected.filter(Events, "events", good), excluded

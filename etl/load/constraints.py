@@ -127,6 +127,7 @@ WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n 
 def _days(scope: Scope) -> Iterator[Constraint]:
     table = scope.naming.source
     taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
+    city, leg = scope.city_of_day('s."tripId"', 's."dayNumber"')
     events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
     constants = (
         f'r."modelName" = {quote_literal(MODEL_NAME)} AND r."modelVersion" = {quote_literal(MODEL_VERSION)} '
@@ -138,10 +139,10 @@ def _days(scope: Scope) -> Iterator[Constraint]:
         f"""
 WITH days AS (
   SELECT DISTINCT t."id" AS trip, s."dayNumber" AS day FROM {table("ItinerarySlot")} s
-  JOIN {table("Trip")} t ON t."id" = s."tripId"
+  JOIN {table("Trip")} t ON t."id" = s."tripId"{leg}
   WHERE t."userId" IN ({scope.shadow_ids()})
   AND EXISTS (SELECT FROM {table("PersonaDimension")} p WHERE p."userId" = t."userId")
-  AND EXISTS (SELECT FROM {table("ActivityNode")} n WHERE n."city" = t."city" AND n."status"::text <> 'archived')
+  AND EXISTS (SELECT FROM {table("ActivityNode")} n WHERE n."city" = {city} AND n."status"::text <> 'archived')
   AND CASE WHEN isfinite(t."startDate") THEN t."startDate"::date - date '1970-01-01' BETWEEN -719162 AND 2932896
     AND (t."startDate"::date - date '1970-01-01')::int8 + s."dayNumber"::int8 - 1 BETWEEN -719162 AND 2932896 ELSE false END
 ), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {events} GROUP BY 1, 2)
@@ -152,7 +153,8 @@ SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DI
         f"""
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
 WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
-  AND extract(epoch FROM r."createdAt") = extract(epoch FROM {scope.naming.trip_start("t")}) + (r."dayNumber"::numeric - 1) * 86400, false)""",
+  AND extract(epoch FROM r."createdAt")
+    = extract(epoch FROM {scope.naming.trip_start("t")}) + (r."dayNumber"::numeric - 1) * 86400, false)""",
     )
     yield Constraint(
         "the selected nodes are the day's confirmed, active and completed ones, in slot order",
@@ -170,11 +172,12 @@ WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM 
 
 def _candidates(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
     table = scope.naming.source
+    city, leg = scope.city_of_day('r."tripId"', 'r."dayNumber"')
     # Grain: one row per distinct (user, city, ranking), since all days of a user in a city share it.
     rankings = f"""
 WITH shared AS MATERIALIZED (
-  SELECT r."userId" AS usr, t."city" AS city, r."candidateIds" AS candidates, r."rankedIds" AS ranked, count(*) AS events
-  FROM {table("RankingEvent")} r JOIN {table("Trip")} t ON t."id" = r."tripId"
+  SELECT r."userId" AS usr, {city} AS city, r."candidateIds" AS candidates, r."rankedIds" AS ranked, count(*) AS events
+  FROM {table("RankingEvent")} r JOIN {table("Trip")} t ON t."id" = r."tripId"{leg}
   WHERE r."userId" IN ({scope.shadow_ids()}) GROUP BY 1, 2, 3, 4
 ), vectors AS MATERIALIZED (
   SELECT p."userId" AS usr, e.key AS category, e.value::float8 AS affinity FROM {table("PersonaDimension")} p
@@ -189,7 +192,7 @@ WITH shared AS MATERIALIZED (
   FROM shared s JOIN offer o USING (city) LEFT JOIN vectors v ON v.usr = s.usr AND v.category = o.category
 )"""
     yield Constraint(
-        f"the candidates are {TOP_K} distinct eligible nodes of the trip's city, or all, in id order",
+        f"the candidates are {TOP_K} distinct eligible nodes of the day's city, or all, in id order",
         f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(

@@ -17,7 +17,7 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.extract.reader import RejectedRows, SourceData, extract_source, read_personas, seed_affinities
+from etl.extract.reader import RejectedRows, SourceData, extract_source, read_personas, seed_affinities, source_schemas
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
@@ -50,7 +50,7 @@ from etl.settings.model import Settings
 from etl.transform.buckets import bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaStats, affinity_model, build_personas
 from etl.transform.ranking_events import RankingInputs, RankingStats, rank_bucket
-from etl.transform.schemas import Personas, Seeds, Slots, Trips
+from etl.transform.schemas import Personas, Seeds
 from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
 
@@ -156,7 +156,7 @@ def _read(
     """Read the source tables, the slots into files by user bucket, which `stack` deletes."""
     trips = connection.fetch_int(queries.trip_count(scope))
     buckets = publication.context.settings.buckets or bucket_count(EVENTS_PER_TRIP * trips)
-    slots = stack.enter_context(open_spill(publication.scratch, buckets, Slots.create_empty()))
+    slots = stack.enter_context(open_spill(publication.scratch, buckets, source_schemas(scope)[1].create_empty()))
     with publication.result.step("read") as rows:
         return extract_source(connection, scope, slots, rejected, rows)
 
@@ -286,7 +286,7 @@ def _write_events(
 
 def _bucket_calls(
     source: SourceData, personas: dy.DataFrame[Personas], progress: Progress
-) -> Iterator[tuple[int, dy.DataFrame[Trips], dy.DataFrame[Slots], dy.DataFrame[Personas]]]:
+) -> Iterator[tuple[int, pl.DataFrame, pl.DataFrame, dy.DataFrame[Personas]]]:
     """Yields the arguments of `rank_bucket`, bucket by bucket. Empty buckets are skipped, except for the last one."""
     buckets = source.slots.buckets
     of_buckets = partition_by_bucket(personas, buckets)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from etl.postgres import schema_check
 from etl.postgres.connection import Connection
 from etl.postgres.mapping import find_naming
-from etl.postgres.naming import Naming, quote_literal
+from etl.postgres.naming import LEGS, Naming, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.transaction import transaction
 from etl.settings.model import Audience, Settings
@@ -46,6 +46,21 @@ class Scope:
         """Return SQL that is true for a row of the model's table whose user is a shadow user, for statements that write."""
         user = self.naming.mapped_column(model, "userId").sql(row)
         return f"{user} OPERATOR(pg_catalog.=) ANY ({self.shadow_ids()})"
+
+    def city_of_day(self, trip: str, day: str) -> tuple[str, str]:
+        """Return SQL of the city of a (trip, day), and the join that it needs. The arguments are SQL of the id and the number.
+
+        The city is that of the leg of the day's first slot, in slot order, that has one; without legs it is the trip's, `t`.
+        """
+        if not self.naming.has_legs:
+            return 't."city"', ""
+        first = (
+            'SELECT DISTINCT ON (s."tripId", s."dayNumber") s."tripId" AS trip, s."dayNumber" AS day, l."city" AS city '
+            f"FROM {self.naming.source('ItinerarySlot')} s JOIN {self.naming.source(LEGS)} l "
+            'ON l."id" = s."tripLegId" WHERE l."city" IS NOT NULL '
+            'ORDER BY s."tripId", s."dayNumber", s."sortOrder", s."id" COLLATE "C"'
+        )
+        return 'COALESCE(leg.city, t."city")', f" LEFT JOIN ({first}) leg ON leg.trip = {trip} AND leg.day = {day}"
 
     def shadow_ids(self) -> str:
         """Return a query of the shadow users' ids."""

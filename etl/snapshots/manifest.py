@@ -178,6 +178,7 @@ class Manifest(TypedDict):
     days_without_event: NotRequired[Counts]
     positives: NotRequired[Count]
     positives_outside_candidates: NotRequired[Count]
+    days_in_several_cities: NotRequired[Count]
     events_left_out: NotRequired[Counts]
     signals_backfilled: NotRequired[Count]
     expanded_from: NotRequired[str]

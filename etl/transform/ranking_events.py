@@ -16,7 +16,7 @@ from etl.transform.arrays import Counts
 from etl.transform.candidates import candidates
 from etl.transform.hashing import sha256_hex, stable_id
 from etl.transform.personas import read_affinities
-from etl.transform.schemas import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Personas, Slots, Trips
+from etl.transform.schemas import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Personas
 
 MODEL_NAME = "llm_ranker"
 MODEL_VERSION = "0.1.0"
@@ -28,15 +28,22 @@ _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in day
 SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range")
 """Why a (trip, day) has no event. Where several reasons hold, the first one is counted."""
 
+WITHOUT_CITY = "day_without_city"
+"""The reason of a day without a city, which only a schema with legs has. It comes after `user_without_persona`."""
+
 
 @dataclass(frozen=True)
 class RankingStats(Counts):
-    """Counts: ranking events; (trip, day) pairs without one, by reason; positives. Named as in the manifest."""
+    """Counts: ranking events; (trip, day) pairs without one, by reason; positives. Named as in the manifest.
+
+    `days_in_several_cities` counts the events whose day has slots in legs of several cities.
+    """
 
     ranking_events: int = 0
     days_without_event: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
     positives: int = 0
     positives_outside_candidates: int = 0
+    days_in_several_cities: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,8 @@ def add_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
 
 
 def build_events(
-    trips: dy.DataFrame[Trips],
-    slots: dy.DataFrame[Slots],
+    trips: pl.DataFrame,
+    slots: pl.DataFrame,
     nodes: dy.DataFrame[Nodes],
     persona_users: pl.Series,
     affinities: dy.DataFrame[Affinities],
@@ -107,8 +114,10 @@ def build_events(
 ) -> RankingEvents:
     """Returns one ranking event per (trip, day) that has a slot, for the users of `persona_users`.
 
-    Excluded, by reason: users without persona rows, cities without eligible nodes, days outside of the years 1 to 9999.
-    `selected_ids` may be empty, and may hold nodes that are not candidates; the latter are counted.
+    `trips` and `slots` are `Trips` and `Slots`, or `LegTrips` and `LegSlots`: then the city of a day is that of its first slot,
+    in slot order, whose leg has one, and of the trip without such a slot. Excluded, by reason: users without persona rows, days
+    without a city, cities without eligible nodes, days outside of the years 1 to 9999. `selected_ids` may be empty, and may
+    hold nodes that are not candidates; the latter are counted.
     """
     ids = node_type(nodes["node_id"], slots["node_id"])
     slots_ = slots.with_columns(pl.col("node_id").cast(ids))
@@ -126,8 +135,9 @@ def build_events(
     taken = events.select("candidate_ids", "selected_ids").explode("selected_ids", empty_as_null=False)
     outside = taken.filter(~pl.col("selected_ids").is_in(pl.col("candidate_ids"))).height
     counts = dict(days.drop_nulls("skipped").group_by("skipped").len().iter_rows())
-    skipped = {reason: counts.get(reason, 0) for reason in SKIP_REASONS}
-    return RankingEvents(events, RankingStats(events.height, skipped, taken.height, outside))
+    skipped = dict.fromkeys(SKIP_REASONS, 0) | counts
+    several = int(good["several_cities"].sum()) if "several_cities" in good.columns else 0
+    return RankingEvents(events, RankingStats(events.height, skipped, taken.height, outside, several))
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,8 @@ class RankingInputs:
 def rank_bucket(
     ranking: RankingInputs,
     bucket: int,
-    trips: dy.DataFrame[Trips],
-    slots: dy.DataFrame[Slots],
+    trips: pl.DataFrame,
+    slots: pl.DataFrame,
     personas: dy.DataFrame[Personas],
 ) -> tuple[int, RankingEvents]:
     """The task function of a bucket: its trips, slots and personas to its ranking events. Returns the bucket, too."""
@@ -170,7 +180,7 @@ def _classify_days(
     trips: pl.DataFrame, slots: pl.DataFrame, persona_users: pl.Series, cities: pl.Series
 ) -> pl.DataFrame:
     """Returns one row per (trip, day) with a slot: `created_us`, and in `skipped` why it has no event (null: it has one)."""
-    days = slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
+    days = (_days_with_legs if "leg_city" in slots.columns else _days)(slots, trips)
     # In days, not in microseconds: 2**31 days in microseconds overflow 64 bits, and wrap silently.
     start_day = pl.col("start_us").floordiv(_US_PER_DAY)
     day = start_day + pl.col("day_number").cast(pl.Int64) - 1
@@ -179,11 +189,31 @@ def _classify_days(
         created_us=pl.when(in_years).then(day * _US_PER_DAY + pl.col("start_us") - start_day * _US_PER_DAY),
         skipped=pl.when(~pl.col("user_id").is_in(persona_users.implode()))
         .then(pl.lit("user_without_persona"))
+        .when(pl.col("city").is_null())
+        .then(pl.lit(WITHOUT_CITY))
         .when(~pl.col("city").is_in(cities.implode()))
         .then(pl.lit("city_without_nodes"))
         .when(~in_years.fill_null(value=False))
         .then(pl.lit("date_out_of_range")),
     )
+
+
+def _days(slots: pl.DataFrame, trips: pl.DataFrame) -> pl.DataFrame:
+    return slots.select("trip_id", "day_number").unique().join(trips, on="trip_id")
+
+
+def _days_with_legs(slots: pl.DataFrame, trips: pl.DataFrame) -> pl.DataFrame:
+    """As `_days`, with the city of the day's first leg, and whether its slots lie in `several_cities`."""
+    days = (
+        slots.sort("sort_order", "slot_id")
+        .group_by("trip_id", "day_number")
+        .agg(
+            leg_city=pl.col("leg_city").drop_nulls().first(),
+            several_cities=pl.col("leg_city").drop_nulls().n_unique() > 1,
+        )
+    )
+    joined = days.join(trips, on="trip_id")
+    return joined.with_columns(city=pl.coalesce("leg_city", "city")).drop("leg_city")
 
 
 def _with_constants(events: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -59,6 +59,18 @@ class Slots(dy.Schema):
     status = dy.String(nullable=False)
 
 
+class LegTrips(Trips):
+    """`Trips` of a schema with legs: `city` is null where only the legs have one."""
+
+    city = dy.String(nullable=True)
+
+
+class LegSlots(Slots):
+    """`Slots` of a schema with legs: `leg_city` is null where the slot has no leg, or its leg no city."""
+
+    leg_city = dy.String(nullable=True)
+
+
 class Nodes(dy.Schema):
     """One row per activity node of any city and status."""
 

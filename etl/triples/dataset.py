@@ -170,8 +170,9 @@ class DatasetBuilder:
             *(codes[name].alias(index) for name, index in LISTS.items()),
             timestamp=pl.col("created_us").floordiv(1_000_000),
         )
-        # The published trips are those that have events, rebuilt from these.
-        self._of_trips.append(events.select("trip_id", "city", "start_us").unique("trip_id"))
+        # The published trips are those that have events, rebuilt from these. Of several cities, the first event's is kept.
+        of_trips = events.select("trip_id", "city", "start_us")
+        self._of_trips.append(of_trips.unique("trip_id", keep="first", maintain_order=True))
         self._cities.update(events["city"].unique())
         self._height += events.height
         self._spill.append_bucket(coded.select(ENCODED_EVENTS.columns), bucket)
@@ -193,7 +194,7 @@ class DatasetBuilder:
             pl.DataFrame(schema={"trip_id": pl.String, "city": pl.String, "start_us": pl.Int64}),
             *self._of_trips,
         ]
-        trips = pl.concat(of_trips).unique("trip_id").sort("trip_id")
+        trips = pl.concat(of_trips).unique("trip_id", keep="first", maintain_order=True).sort("trip_id")
         indexes = {
             "user_idx": self._users.positions_in(vocabulary["user_id"]),
             "trip_idx": self._trips.positions_in(trips["trip_id"]),

@@ -39,11 +39,11 @@ def _last_trips(events: pl.DataFrame, trips: pl.DataFrame, kept: Collection[str]
     user's trips, no later part comes before an earlier one.
     """
     own = (
-        events.select("user_idx", "trip_idx", "city")
-        .unique()
+        events.select("user_idx", "trip_idx", kept=pl.col("city").is_in(list(kept)).cast(pl.Int32))
+        .group_by("user_idx", "trip_idx")
+        .max()  # a trip with legs may have events in several cities
         .pipe(lambda own: own.with_columns(start_us=trips["start_us"].gather(own["trip_idx"])))
         .sort("user_idx", "start_us", "trip_idx", nulls_last=False)
-        .with_columns(kept=pl.col("city").is_in(list(kept)).cast(pl.Int32))
         .with_columns(number=pl.col("kept").cum_sum().over("user_idx"), of=pl.col("kept").sum().over("user_idx"))
     )
     is_test = (pl.col("of") >= 2) & (pl.col("number") == pl.col("of"))
