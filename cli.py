@@ -154,6 +154,7 @@ schema_app.register(
     "bpr-etl schema print --role bpr_etl --naming mapped",
 )
 schema_app.register("check", database.schema_check, CONNECTION, "bpr-etl schema check --database-url URL")
+schema_app.register("map", database.schema_map, "database_url schema", "bpr-etl schema map >> bpr-etl.toml")
 schema_app.register("apply", database.schema_apply, CONNECTION, "bpr-etl schema apply --database-url URL")
 app.add_typer(schema_app, name="schema", rich_help_panel=SETTING_UP)
 

@@ -95,6 +95,14 @@ def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
     )
 
 
+def schema_map(settings: Settings, stop: CancelToken) -> CommandResult:
+    """Print a proposed mapping of this database for the settings file: what was found, and what needs a decision."""
+    from etl.pipeline import database
+
+    proposal = database.propose_map(settings, stop)
+    return CommandResult({"text": proposal.text, "decisions": proposal.decisions}, [proposal.text], primary=True)
+
+
 def schema_apply(settings: Settings, stop: CancelToken) -> CommandResult:
     """Create what is missing; the application's own tables too, where there are none. Alters and drops nothing."""
     from etl.pipeline import database

@@ -308,6 +308,8 @@ def _audit(connection: Connection) -> Iterator[Check]:
 def _privileges(connection: Connection, naming: Naming) -> Iterator[Check]:
     try:
         require_privileges(connection, naming, writes=True)
+    except SchemaError as error:
+        yield failed("rights", SchemaError, str(error))
     except ConnectError as error:
         require_privileges(connection, naming, writes=False)  # an error without the hint, if these are missing, too
         yield failed("rights", ConnectError, str(error), "For `export` alone they are enough.")

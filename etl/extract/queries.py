@@ -33,6 +33,12 @@ def user_count(scope: Scope) -> str:
     return f"SELECT count(*) FROM {scope.naming.source('User')}"
 
 
+def filtered_count(scope: Scope, model: str) -> str:
+    """The number of rows of a model that the settings' `where` leaves out."""
+    relation = scope.naming.relation(model)
+    return f"SELECT count(*) FROM {relation.sql} WHERE ({relation.where}\n) IS NOT TRUE"
+
+
 def orphan_count(scope: Scope, model: Literal["Trip", "RankingEvent"]) -> str:
     """The number of rows whose user is missing. Whether it was a shadow user is unknown."""
     return (

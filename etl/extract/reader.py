@@ -12,6 +12,7 @@ import polars as pl
 from etl.extract import queries
 from etl.postgres.bulk_read import read_in_background
 from etl.postgres.connection import Connection
+from etl.postgres.naming import SOURCE_MODELS
 from etl.postgres.scope import Scope
 from etl.settings.model import Audience
 from etl.transform.arrays import sum_counts
@@ -249,6 +250,13 @@ def read_personas(
     """Read an audience's PersonaDimension rows through the connection that wrote them: others can't see them yet."""
     rows = connection.fetch_frame(queries.personas(scope, audience)).filter(pl.col("dimension").is_in(DIMENSIONS))
     return rejected.filter(Personas, "personas", rows)
+
+
+def count_filtered(connection: Connection, scope: Scope) -> dict[str, dict[str, int]]:
+    """Count the rows that `where` of `[map.Model]` leaves out: {"filtered": {model: rows}}, nothing without a condition."""
+    models = [model for model in SOURCE_MODELS if scope.naming.relation(model).where]
+    rows = {model: connection.fetch_int(queries.filtered_count(scope, model)) for model in models}
+    return {"filtered": rows} if rows else {}
 
 
 def read_categories(connection: Connection, scope: Scope) -> list[str]:

@@ -157,7 +157,7 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
     relation = scope.naming.relation(model)
     columns = {name: scope.naming.mapped_column(model, name) for name in rows.columns}
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    if all(column.exact for column in columns.values()):
+    if not relation.secured and all(column.exact for column in columns.values()):
         table = table.rename_columns([column.name for column in columns.values()])
         _check_types(table, _column_types(connection, scope, model), relation.sql)
         # In small batches, so that the server works on one while the driver serializes the next.

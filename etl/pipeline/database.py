@@ -11,6 +11,7 @@ from etl.postgres import schema_check
 from etl.postgres.connection import Connection, connect
 from etl.postgres.mapping import find_naming
 from etl.postgres.naming import Naming
+from etl.postgres.proposal import Proposal, propose
 from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.side_effects import Finding
 from etl.postgres.transaction import advisory_lock, require_lock, transaction
@@ -58,6 +59,13 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
         return schema_check.check(connection, naming)
 
 
+def propose_map(settings: Settings, stop: CancelToken | None = None) -> Proposal:
+    """Propose a mapping for a database: where its tables, views and columns are that do not have the contract's names."""
+    target = target_of(settings)
+    with connect(target, stop) as connection, transaction(connection, read_only=True):
+        return propose(connection, schema_of(settings, target))
+
+
 def apply_schema(settings: Settings, stop: CancelToken | None = None) -> list[str]:
     """Create what is missing, in one transaction. Returns the names of what was created."""
     with _locked_transaction(settings, stop) as (connection, schema, named):
@@ -89,7 +97,7 @@ def naming_to_print(settings: Settings, stop: CancelToken | None = None) -> tupl
     """
     target = target_of(settings) if settings.database_url else None
     schema = schema_of(settings, target) if target else settings.schema or "public"
-    if settings.naming != "auto" or target is None:
+    if target is None or (settings.naming != "auto" and not settings.map):
         return Naming("mapped" if settings.naming == "mapped" else "model", schema), settings.naming != "auto"
     with connect(target, stop) as connection:
         return schema_check.naming_for_apply(connection, schema, settings.naming, settings.map), True

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from etl.extract import queries
-from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, extract_logged
+from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, count_filtered, extract_logged
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.guards import check_rejected_share, check_scope, rejected_shares
 from etl.pipeline.publication import Publication, open_publication
@@ -50,6 +50,7 @@ def export(
                             connection, scope, earlier, publication, rejected, spills, step="read"
                         )
                         ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
+                        result.counts |= count_filtered(connection, scope)
                     result.counts["source_rows"] = rows_read
                     check_rejected_share(settings, rejected_shares(result.counts, rejected.shares))
                     publication.publish(dataset)

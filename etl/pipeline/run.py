@@ -17,7 +17,15 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.extract.reader import RejectedRows, SourceData, extract_source, read_personas, seed_affinities, source_schemas
+from etl.extract.reader import (
+    RejectedRows,
+    SourceData,
+    count_filtered,
+    extract_source,
+    read_personas,
+    seed_affinities,
+    source_schemas,
+)
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
@@ -128,6 +136,7 @@ def _run_in_transaction(
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
+            **count_filtered(connection, scope),
             "shadow_users": source.users.height,
             "shadow_users_without_persona": source.users.height - stored["user_id"].n_unique(),
             **asdict(persona_stats),

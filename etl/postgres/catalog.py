@@ -58,7 +58,8 @@ class Catalog:
     """What the catalogs say.
 
     `kinds` has the kind of each model's relation, if there is one. `names` has the kinds of those names in the naming's schema
-    that are needed. `attributes` has the columns of each model's relation by (model, name).
+    that are needed. `attributes` has the columns of each model's relation by (model, name). `secured` are the models whose
+    relation is under row security for this role.
     """
 
     kinds: Mapping[str, str]
@@ -66,6 +67,7 @@ class Catalog:
     types: frozenset[str]
     attributes: Mapping[tuple[str, str], Attribute]
     indexes: Sequence[Index]
+    secured: frozenset[str]
 
     def columns(self, model: str) -> Iterator[tuple[str, Attribute]]:
         """Yield the columns of a model's relation in their order there."""
@@ -96,7 +98,8 @@ def read_catalog(connection: Connection, naming: Naming) -> Catalog:
         f"SELECT t.typname::text FROM pg_catalog.pg_type t WHERE t.typnamespace = {schema} AND t.typname IN ({enums})"
     )
     kinds = connection.fetch_rows(
-        f"SELECT ours.model, c.relkind::text FROM {ours} JOIN pg_catalog.pg_class c ON c.oid = ours.oid"
+        f"SELECT ours.model, c.relkind::text, row_security_active(c.oid) FROM {ours} "
+        "JOIN pg_catalog.pg_class c ON c.oid = ours.oid"
     )
     indexes = connection.fetch_rows(
         "SELECT ours.model, i.indisunique AND i.indimmediate, "
@@ -108,11 +111,12 @@ def read_catalog(connection: Connection, naming: Naming) -> Catalog:
         "WHERE m.amname = 'btree' AND i.indisvalid AND i.indpred IS NULL"
     )
     return Catalog(
-        kinds={model: kind for model, kind in kinds if kind in READABLE},
+        kinds={model: kind for model, kind, _ in kinds if kind in READABLE},
         names=dict(taken),
         types=frozenset(name for (name,) in types),
         attributes={(model, name): attribute for model, name, attribute in read_attributes(connection, ours)},
         indexes=[Index(model, unique, tuple(columns)) for model, unique, columns in indexes],
+        secured=frozenset(model for model, _, secured in kinds if secured),
     )
 
 

@@ -7,7 +7,7 @@ is read through a cast.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -198,7 +198,13 @@ def _resolved(catalog: Catalog, naming: Naming, model: str, *, legs: bool) -> Re
         elif legs and (model, column.name) == ("Trip", "city"):
             columns[column.name] = MappedColumn(None, "NULL::pg_catalog.text")
     where = naming.map.get(model, {}).get("where", "")
-    return replace(naming.relation(model), kind=catalog.kinds.get(model, ""), columns=columns, where=where)
+    return replace(
+        naming.relation(model),
+        kind=catalog.kinds.get(model, ""),
+        columns=columns,
+        where=where,
+        secured=model in catalog.secured,
+    )
 
 
 def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> MappedColumn | ColumnProblem:
@@ -206,7 +212,7 @@ def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> 
     text = naming.map.get(model, {}).get(column.name)
     if text is not None and not _NAME.fullmatch(text):
         return MappedColumn(None, text if column.type == "enum" else f"({text}\n)::{_sql_type(column)}")
-    spellings = _spellings(text) if text is not None else _conventions(column.name)
+    spellings = _spellings(text) if text is not None else conventions(column.name)
     names = [name for name in spellings if (model, name) in catalog.attributes]
     table = naming.table(model)
     if not names:
@@ -241,12 +247,22 @@ def _converted(name: str, found: Attribute, model: str, column: Column, table: s
     return MappedColumn(name, read, write.replace("{type}", found.sql_type), exact, found.precision)
 
 
+def readable_types(type_: str) -> Collection[str]:
+    """Return the types in pg_type that convert to a type of the contract without loss."""
+    return _READ[type_]
+
+
+def writable_types(type_: str) -> Collection[str]:
+    """Return the types in pg_type that a value of a type of the contract can also be written to."""
+    return _WRITE[type_]
+
+
 def _sql_type(column: Column) -> str:
     """Return the contract's type of a column as SQL that needs no search_path."""
     return {"_text": "pg_catalog.text[]", "enum": "pg_catalog.text"}.get(column.type, f"pg_catalog.{column.type}")
 
 
-def _conventions(name: str) -> tuple[str, ...]:
+def conventions(name: str) -> tuple[str, ...]:
     """Return a column's name by model and by `@map` in snake case."""
     return tuple(dict.fromkeys((name, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())))
 

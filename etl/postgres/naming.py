@@ -100,7 +100,7 @@ class Relation:
     """The table or view that holds a model's rows, and its columns by their names in the contract.
 
     `where` is SQL that is true for the rows that count, empty for all. `kind` is `pg_class.relkind`, empty where there is no
-    such relation.
+    such relation. `secured` says that row security applies to this role: PostgreSQL then refuses COPY.
     """
 
     schema: str
@@ -108,6 +108,7 @@ class Relation:
     kind: str = ""
     columns: Mapping[str, MappedColumn] = field(default_factory=dict)
     where: str = ""
+    secured: bool = False
 
     @property
     def is_table(self) -> bool:

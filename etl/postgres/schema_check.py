@@ -283,6 +283,14 @@ def _unique_findings(catalog: Catalog, naming: Naming, model: str) -> Iterator[F
             yield Finding("unique", model, detail, severity)
 
 
+def _try_sql(connection: Connection, naming: Naming) -> None:
+    for model in naming.map:
+        try:
+            connection.fetch_rows(f"SELECT * FROM {naming.source(model)} x LIMIT 0")
+        except SchemaError as error:
+            raise SchemaError(f"[map.{model}] of the settings does not work. {error}") from None
+
+
 _COPIED = (
     ("PersonaDimension", "userId", "User"),
     ("RankingEvent", "userId", "User"),
@@ -293,7 +301,11 @@ _COPIED = (
 
 
 def _data_findings(connection: Connection, catalog: Catalog, naming: Naming) -> Iterator[Finding]:
-    """Yield what only rows can tell: users that repeat where no unique index keeps them from it, ids that are too long."""
+    """Yield what only rows can tell: users that repeat where no unique index keeps them from it, ids that are too long.
+
+    Raises SchemaError if SQL of the settings does not work.
+    """
+    _try_sql(connection, naming)
     users = naming.relation("User")
     if not users.is_table or naming.mapped_column("User", "id").name is None:
         repeated = connection.fetch_int(

@@ -28,6 +28,7 @@ METRIC_TEXT = {
 REASON_TEXT = {
     "user_without_persona": "user has no usable persona seed",
     "city_without_nodes": "city has no eligible node",
+    "day_without_city": "neither the trip nor a leg of the day has a city",
     "date_out_of_range": "date outside the years 1 to 9999",
     "trip_gone": "trip no longer exists",
     SMALL_CATALOG: "city's catalogue is too small",
@@ -238,6 +239,10 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
         yield Exclusion("persona values", why, sources.get(source, 0), informational=True)
     for key, label, what in _BY_REASON:
         yield from by_reason(what, counts.get(key, {}), label)
+    for model, rows in counts.get("filtered", {}).items():
+        yield Exclusion(f"rows of {model}", f"excluded by where of [map.{model}]", rows, informational=True)
+    several = "with slots in several cities: the first slot's is taken (published)"
+    yield Exclusion("trip-days", several, counts.get("days_in_several_cities", 0), informational=True)
     yield from rejected(counts)
     yield from _small_cities(published)
     gone = "named by events, but no longer in the catalogue"

@@ -169,6 +169,7 @@ class Manifest(TypedDict):
     files: list[FileEntry]
     source_rows: NotRequired[Counts]
     set_aside: NotRequired[dict[str, Counts]]
+    filtered: NotRequired[Counts]
     shadow_users: NotRequired[Count]
     shadow_users_without_persona: NotRequired[Count]
     persona_rows: NotRequired[Count]

@@ -618,7 +618,7 @@ def test_the_main_path_under_a_role_that_may_do_no_more(role, small_world, tmp_p
                 connection.execute(statement)
 
 
-@pytest.mark.parametrize("privilege", required(writes=True), ids=lambda p: f"{p.verb} {p.model}")
+@pytest.mark.parametrize("privilege", required(Naming("model"), writes=True), ids=lambda p: f"{p.verb} {p.model}")
 def test_a_privilege_that_is_missing_is_named(role, small_world, settings_for, tmp_path, privilege, tally):
     """Before anything is read: a plain sentence with the privilege, the table, and what to do."""
     name, url = role
@@ -646,12 +646,34 @@ def test_a_schema_that_may_not_be_used_is_named(role, small_world, settings_for)
         etl.run(settings_for(url))
 
 
-def test_row_security_that_hides_rows_is_no_smaller_night(role, small_world, settings_for):
-    """It would look like a night with few users; it is a role that is not shown all of them."""
+EVERY_ROW = "CREATE POLICY every ON {} TO {} USING (true)"
+
+
+@pytest.mark.parametrize(
+    ("policies", "refused"),
+    [
+        ((), True),  # without a policy nothing is shown
+        ((EVERY_ROW,), False),
+        ((EVERY_ROW, "CREATE POLICY mine ON {} USING (id > '5')"), False),  # permissive ones add up
+        ((EVERY_ROW, "CREATE POLICY less ON {} AS RESTRICTIVE USING (id > '5')"), True),
+        ((EVERY_ROW, "CREATE POLICY same ON {} AS RESTRICTIVE USING (true)"), False),
+        (("CREATE POLICY mine ON {} USING (id > '5')",), True),
+        (("CREATE POLICY reading ON {} FOR SELECT TO {} USING (true)",), True),  # a run also writes
+        ((EVERY_ROW, "CREATE POLICY few ON {} AS RESTRICTIVE FOR INSERT WITH CHECK (id > '5')"), True),
+        (("CREATE POLICY every ON {} TO postgres USING (true)",), True),  # of another role
+    ],
+)
+def test_row_security_is_an_obstacle_exactly_where_it_may_hide_rows(role, small_world, settings_for, policies, refused):
+    """It would look like a run with few users; the role is not shown all of them."""
     name, url = role
     with psycopg.connect(small_world, autocommit=True) as connection:
         connection.execute(privileges.grants(Naming("model", "public"), name))
-        connection.execute('ALTER TABLE "Trip" ENABLE ROW LEVEL SECURITY')
-    with pytest.raises(ConnectError, match=r'Row security hides rows of "public"."Trip" from the role'):
-        etl.run(settings_for(url))
-    assert etl.run(settings_for(small_world)).committed
+        connection.execute('ALTER TABLE "RankingEvent" ENABLE ROW LEVEL SECURITY')
+        for policy in policies:
+            connection.execute(policy.format('"RankingEvent"', name))
+    if refused:
+        with pytest.raises(SchemaError, match=r'Row security may hide rows of "public"."RankingEvent" from the role'):
+            etl.run(settings_for(url))
+        with psycopg.connect(small_world, autocommit=True) as connection:  # the remedy
+            connection.execute(f"ALTER ROLE {name} BYPASSRLS")
+    assert etl.run(settings_for(url)).committed

@@ -133,7 +133,7 @@ def statements(shape: Shape) -> Iterator[str]:
     yield "CREATE SCHEMA auth"
     yield 'CREATE SCHEMA "Planner s"'
     yield "CREATE DOMAIN public.words AS text"
-    yield from _DROP_KEYS
+    yield from DROP_KEYS
     if shape.legs != "trip":
         yield from _legs(shape)
     for model, table in shape.tables.items():
@@ -152,7 +152,7 @@ def statements(shape: Shape) -> Iterator[str]:
         yield from _stored(shape, model, table)
 
 
-_DROP_KEYS = tuple(
+DROP_KEYS = tuple(
     f'ALTER TABLE "{table}" DROP CONSTRAINT "{table}_{column}_fkey"'
     for table, column in (
         ("Trip", "userId"),

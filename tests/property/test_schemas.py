@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import etl
+from etl.errors import SchemaError, SettingsError
 from etl.pipeline import database
 from etl.postgres.naming import MODELS
 from etl.settings.sources import load_settings
@@ -68,9 +71,163 @@ def test_the_same_rows_in_any_schema_give_the_same_snapshot(databases, expected,
         exported = etl.export(load_settings(options, {}))
         assert content_hash(exported) == expected
         tally("schemas drawn")
+        if not shape.city_by_id and not any(table.own_names for table in shape.tables.values()):
+            pasted = tmp_path / "bpr-etl.toml"
+            proposal = database.propose_map(load_settings({"database_url": url}, {})).text
+            pasted.write_text(re.sub(r"^# (?=where = )", "", proposal, flags=re.MULTILINE))
+            options = {"database_url": url, "out": str(tmp_path / "out"), "config": str(pasted)}
+            assert content_hash(etl.run(load_settings(options, {}))) == expected, proposal
+            tally("schemas mapped by `schema map`")
 
     check()
 
 
 def test_the_types_that_are_drawn_belong_to_columns_of_the_contract():
     assert set(shapes.READ_TYPES) | set(shapes.WRITTEN_TYPES) == set(MODELS)
+
+
+BROKEN = {
+    "column missing": ('ALTER TABLE "Trip" DROP COLUMN "userId"', {}, ('"Trip"', '"userId"')),
+    "city missing": ('ALTER TABLE "ActivityNode" DROP COLUMN city', {}, ('"ActivityNode"', '"city"')),
+    "no cast": ('ALTER TABLE "Trip" ALTER "startDate" TYPE text', {}, ('"startDate"', '"Trip"', "text", "timestamptz")),
+    "found twice": ('ALTER TABLE "Trip" ADD user_id text', {}, ('"Trip"', '"userId"', '"user_id"', "[map.Trip]")),
+    "too short for our ids": (
+        'ALTER TABLE "RankingEvent" ALTER id TYPE varchar(30) USING left(id, 30)',
+        {},
+        ('"id"', '"RankingEvent"', "30", "36"),
+    ),
+    "too short for the users' ids": (
+        """ALTER TABLE "RankingEvent" ALTER "userId" TYPE varchar(36);
+        UPDATE "User" SET id = id || '-x' WHERE id = (SELECT max(id) FROM "User" WHERE email LIKE 'shadow-%')""",
+        {},
+        ('"userId"', '"RankingEvent"', "36"),
+    ),
+    "too short for the nodes' ids": (
+        'ALTER TABLE "RankingEvent" ALTER "candidateIds" TYPE varchar(35)[] USING NULL',
+        {},
+        ('"candidateIds"', "35"),
+    ),
+    "too short for the affinities": (
+        'ALTER TABLE "PersonaDimension" ALTER "value" TYPE varchar(191) USING left("value", 191)',
+        {},
+        ('"value"', '"PersonaDimension"', "191"),
+    ),
+    "made by the server": (
+        'ALTER TABLE "PersonaDimension" DROP COLUMN source, ADD source text GENERATED ALWAYS AS (id) STORED',
+        {},
+        ('"source"', '"PersonaDimension"', "generated"),
+    ),
+    "a view that a run writes": (
+        'ALTER TABLE "RankingEvent" RENAME TO events; CREATE VIEW "RankingEvent" AS SELECT * FROM events',
+        {},
+        ('"RankingEvent"', "a view", "[map.RankingEvent]"),
+    ),
+    "a view of the signals": (
+        'ALTER TABLE "BehavioralSignal" RENAME TO s; CREATE VIEW "BehavioralSignal" AS SELECT * FROM s',
+        {},
+        ('"BehavioralSignal"', "a view"),
+    ),
+    "users that repeat": (
+        'ALTER TABLE "User" RENAME TO u; CREATE VIEW "User" AS SELECT * FROM u UNION ALL (SELECT * FROM u LIMIT 1)',
+        {},
+        ('"User"', "1 ids"),
+    ),
+    "a label missing": (
+        """ALTER TYPE "SlotStatus" RENAME VALUE 'confirmed' TO 'sure'""",
+        {},
+        ('"status"', '"ItinerarySlot"', "'confirmed'"),
+    ),
+    "not filled": (
+        'DELETE FROM "RankingEvent"; ALTER TABLE "RankingEvent" ADD tenant text NOT NULL',
+        {},
+        ('"tenant"', '"RankingEvent"'),
+    ),
+    "a table that is not there": (
+        "SELECT",
+        {"Trip": {"table": "planner.journeys"}},
+        ('"planner"."journeys"', "missing"),
+    ),
+    "a column that is not there": (
+        "SELECT",
+        {"Trip": {"userId": "owner_id"}},
+        ('"owner_id"', '"Trip"', "[map.Trip] userId"),
+    ),
+    "SQL that fails": ("SELECT", {"Trip": {"city": "(SELECT nope FROM nothing)"}}, ("nothing", "[map.Trip]")),
+    "a condition that fails": ("SELECT", {"User": {"where": '"deletedAt" IS NULL'}}, ("deletedAt", "[map.User]")),
+    "a condition that is none": ("SELECT", {"User": {"where": "email"}}, ("[map.User]", "boolean")),
+}
+
+
+@pytest.mark.parametrize(("sql", "given", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_can_not_work_is_refused_before_anything_is_read(databases, settings_for, sql, given, said):
+    url = databases.fresh()
+    with psycopg.connect(url) as connection:
+        for statement in (*shapes.DROP_KEYS, *sql.split(";")):
+            connection.execute(statement)
+    with pytest.raises(SchemaError) as refused:
+        etl.run(settings_for(url, map=given or None))
+    assert all(each in str(refused.value) for each in said), refused.value
+    assert not (Path(settings_for(url).out) / "snapshots").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"Tripp": {"city": "town"}}, "did you mean 'Trip'?"),
+        ({"Trip": {"cty": "town"}}, "did you mean 'city'?"),
+        ({"RankingEvent": {"where": "true"}}, "[map.RankingEvent] has SQL for where"),
+        ({"RankingEvent": {"surface": "lower(kind)"}}, "only table and names of columns"),
+    ],
+)
+def test_what_the_contract_does_not_know_is_a_wrong_setting(databases, settings_for, given, said):
+    with pytest.raises(SettingsError) as refused:
+        etl.run(settings_for(databases.fresh(), map=given))
+    assert said in str(refused.value)
+
+
+def test_a_proposal_names_what_is_not_found_by_itself(database_url, settings_for):
+    """Another application's tables: what is likely stands as a setting, what is not known waits for a decision."""
+    with psycopg.connect(database_url) as connection:
+        for statement in (
+            "CREATE SCHEMA planner",
+            "CREATE TABLE planner.accounts (id uuid PRIMARY KEY, email varchar(255), deleted_at timestamptz)",
+            "CREATE TABLE planner.journeys (id uuid PRIMARY KEY, captain uuid REFERENCES planner.accounts, destination text, "
+            "starts_on date, created_at timestamptz, persona jsonb, is_deleted bool)",
+            "CREATE TABLE planner.slots (id uuid PRIMARY KEY, journey uuid REFERENCES planner.journeys, place_id uuid, "
+            '"Day" int2, position int2, state text)',
+            "CREATE TABLE planner.places (id uuid PRIMARY KEY, town text, title text, lat numeric, lng numeric, state text)",
+        ):
+            connection.execute(statement)
+    proposal = database.propose_map(settings_for(database_url))
+    said = tomllib.loads(proposal.text)["map"]
+    assert said == {
+        "User": {"table": "planner.accounts"},
+        "Trip": {
+            "table": "planner.journeys",
+            "userId": "captain",
+            "city": "destination",
+            "startDate": "starts_on",
+            "personaSeed": "persona",
+        },
+        "ItinerarySlot": {
+            "table": "planner.slots",
+            "tripId": "journey",
+            "activityNodeId": "place_id",
+            "dayNumber": '"Day"',
+            "sortOrder": "position",
+            "status": "state",
+        },
+        "ActivityNode": {
+            "table": "planner.places",
+            "city": "town",
+            "status": "state",
+            "name": "title",
+            "latitude": "lat",
+            "longitude": "lng",
+        },
+    }
+    asked = [line for line in proposal.text.splitlines() if "DECIDE" in line]
+    assert len(asked) == proposal.decisions == 4
+    assert [line.partition(" = ")[0] for line in asked] == ["# where", "# where", "# category", "# table"]
+    assert "[map.BehavioralSignal]" in proposal.text
+    assert "# RankingEvent: missing; `bpr-etl schema apply` creates it." in proposal.text
