@@ -136,7 +136,6 @@ def _run_in_transaction(
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
-            **count_filtered(connection, scope),
             "shadow_users": source.users.height,
             "shadow_users_without_persona": source.users.height - stored["user_id"].n_unique(),
             **asdict(persona_stats),
@@ -167,6 +166,7 @@ def _read(
     buckets = publication.context.settings.buckets or bucket_count(EVENTS_PER_TRIP * trips)
     slots = stack.enter_context(open_spill(publication.scratch, buckets, source_schemas(scope)[1].create_empty()))
     with publication.result.step("read") as rows:
+        publication.result.counts |= count_filtered(connection, scope)
         return extract_source(connection, scope, slots, rejected, rows)
 
 

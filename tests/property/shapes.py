@@ -117,7 +117,7 @@ def shapes(draw: Any) -> Shape:
             schema=draw(st.sampled_from(("public", "public", "auth", "Planner s"))),
             kind="table" if model == "ModelRegistry" else draw(st.sampled_from(("table", *kinds))),
             deleted=model in SOURCES and draw(st.booleans()),
-            own_names=draw(st.integers(0, 4)) == 0,
+            own_names=draw(st.integers(0, 11)) == 0,
             nullable=model in SOURCES and draw(st.booleans()),
         )
     return Shape(

@@ -191,10 +191,10 @@ def test_a_proposal_names_what_is_not_found_by_itself(database_url, settings_for
         for statement in (
             "CREATE SCHEMA planner",
             "CREATE TABLE planner.accounts (id uuid PRIMARY KEY, email varchar(255), deleted_at timestamptz)",
-            "CREATE TABLE planner.journeys (id uuid PRIMARY KEY, captain uuid REFERENCES planner.accounts, destination text, "
-            "starts_on date, created_at timestamptz, persona jsonb, is_deleted bool)",
-            "CREATE TABLE planner.slots (id uuid PRIMARY KEY, journey uuid REFERENCES planner.journeys, place_id uuid, "
-            '"Day" int2, position int2, state text)',
+            """CREATE TABLE planner.journeys (id uuid PRIMARY KEY, captain uuid REFERENCES planner.accounts, destination text,
+               starts_on date, created_at timestamptz, persona jsonb, is_deleted bool)""",
+            """CREATE TABLE planner.slots (id uuid PRIMARY KEY, journey uuid REFERENCES planner.journeys, place_id uuid,
+               "Day" int2, position int2, state text)""",
             "CREATE TABLE planner.places (id uuid PRIMARY KEY, town text, title text, lat numeric, lng numeric, state text)",
         ):
             connection.execute(statement)
