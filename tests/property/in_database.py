@@ -28,27 +28,38 @@ class Raw:
 
 
 class Databases:
-    """One database per set of category labels, emptied between worlds: an enum's values can't be taken away."""
+    """One database per set of category labels, with legs and without, emptied between worlds.
+
+    An enum's values can't be taken away.
+    """
 
     def __init__(self, make: Callable[..., str]) -> None:
         self._make = make
-        self._urls: dict[tuple[str, ...], str] = {}
+        self._urls: dict[tuple[tuple[str, ...], bool], str] = {}
 
     def holding(self, world: World) -> str:
         """The URL of a database that holds this world and nothing else."""
-        if world.categories not in self._urls:
-            self._urls[world.categories] = self._fresh(world.categories)
-        url = self._urls[world.categories]
+        legs = world.legs is not None
+        if (world.categories, legs) not in self._urls:
+            self._urls[world.categories, legs] = self._fresh(world.categories, legs=legs)
+        url = self._urls[world.categories, legs]
+        tables = (*TABLES, "TripLeg") if legs else TABLES
         with psycopg.connect(url) as connection:
-            connection.execute(f"TRUNCATE {', '.join(_quoted(table) for table in TABLES)}")
+            connection.execute(f"TRUNCATE {', '.join(_quoted(table) for table in tables)}")
             store(connection, world)
         return url
 
-    def _fresh(self, categories: tuple[str, ...]) -> str:
+    def _fresh(self, categories: tuple[str, ...], *, legs: bool) -> str:
         url = self._make()
         database.apply_schema(load_settings({"database_url": url}, {}))
         labels = ", ".join("'" + label.replace("'", "''") + "'" for label in categories)
         with psycopg.connect(url) as connection:
+            if legs:
+                connection.execute(
+                    'CREATE TABLE "TripLeg" ("id" text PRIMARY KEY, "tripId" text NOT NULL, "city" text)'
+                )
+                connection.execute('ALTER TABLE "ItinerarySlot" ADD COLUMN "tripLegId" text')
+                connection.execute('ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
             connection.execute('ALTER TABLE "ActivityNode" ALTER COLUMN "category" TYPE text')
             connection.execute('DROP TYPE "ActivityCategory"')
             connection.execute(f'CREATE TYPE "ActivityCategory" AS ENUM ({labels})')
@@ -83,6 +94,10 @@ def store(connection: psycopg.Connection, world: World) -> None:
         "id tripId activityNodeId dayNumber sortOrder status",
         ((s.id, s.trip_id, s.node_id, s.day_number, s.sort_order, s.status) for s in world.slots),
     )
+    if world.legs is not None:
+        _copy(connection, "TripLeg", "id tripId city", ((leg.id, leg.trip_id, leg.city) for leg in world.legs))
+        for slot in world.slots:
+            connection.execute('UPDATE "ItinerarySlot" SET "tripLegId" = %s WHERE "id" = %s', (slot.leg_id, slot.id))
     _copy(
         connection,
         "BehavioralSignal",

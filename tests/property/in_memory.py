@@ -14,7 +14,18 @@ import polars as pl
 
 from etl.transform.buckets import BucketSpill
 from etl.transform.ranking_events import sort_for_files
-from etl.transform.schemas import Events, Nodes, Personas, SeedAffinities, Seeds, Slots, Trips, Users
+from etl.transform.schemas import (
+    Events,
+    LegSlots,
+    LegTrips,
+    Nodes,
+    Personas,
+    SeedAffinities,
+    Seeds,
+    Slots,
+    Trips,
+    Users,
+)
 from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
 from etl.triples.partitions import TripleOptions
 from etl.triples.vocabulary import Vocabulary
@@ -85,7 +96,7 @@ def trips_of(world: World, options: oracle.Settings) -> dy.DataFrame[Trips]:
     rows = [
         (trip.id, trip.user_id, trip.city, start_us(trip.start_date)) for trip in world.trips if trip.user_id in who
     ]
-    return frame(Trips, [dict(zip(names, row, strict=True)) for row in rows])
+    return frame(Trips if world.legs is None else LegTrips, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def slots_of(world: World, options: oracle.Settings) -> dy.DataFrame[Slots]:
@@ -93,7 +104,12 @@ def slots_of(world: World, options: oracle.Settings) -> dy.DataFrame[Slots]:
     own = {*trips_of(world, options)["trip_id"]}
     names = ("slot_id", "trip_id", "node_id", "day_number", "sort_order", "status")
     rows = [(s.id, s.trip_id, s.node_id, s.day_number, s.sort_order, s.status) for s in world.slots if s.trip_id in own]
-    return frame(Slots, [dict(zip(names, row, strict=True)) for row in rows])
+    if world.legs is None:
+        return frame(Slots, [dict(zip(names, row, strict=True)) for row in rows])
+    city_of = {leg.id: leg.city for leg in world.legs}
+    leg_cities = [city_of.get(s.leg_id) for s in world.slots if s.trip_id in own]
+    rows = [(*row, city) for row, city in zip(rows, leg_cities, strict=True)]
+    return frame(LegSlots, [dict(zip((*names, "leg_city"), row, strict=True)) for row in rows])
 
 
 def nodes_of(world: World) -> dy.DataFrame[Nodes]:

@@ -43,7 +43,7 @@ class User:
 class Trip:
     id: str
     user_id: str
-    city: str
+    city: str | None  # None where only its legs have one
     start_date: Moment
     created_at: datetime
     persona_seed: Any
@@ -57,6 +57,14 @@ class Slot:
     day_number: int
     sort_order: int
     status: str
+    leg_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Leg:
+    id: str
+    trip_id: str
+    city: str | None
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class World:
     personas: tuple[PersonaRow, ...] = ()
     events: tuple[EventRow, ...] = ()
     registry: tuple[RegistryRow, ...] = ()
+    legs: tuple[Leg, ...] | None = None  # None where the schema has no legs
 
 
 @dataclass(frozen=True)
@@ -410,10 +419,23 @@ CANDIDATES = 20
 UNKNOWN_CATEGORY_AFFINITY = 0.3
 SELECTED_STATUSES = ("confirmed", "active", "completed")
 SKIP_REASONS = ("user_without_persona", "city_without_nodes", "date_out_of_range")
+WITHOUT_CITY = "day_without_city"  # counted only in a schema with legs
 
 
-def eligible(world: World, city: str) -> list[Node]:
-    """Eligible nodes: those of the trip's city whose status is not `archived` (an archived place can't be offered)."""
+def leg_cities(world: World, trip_id: str, day_number: int) -> list[str]:
+    """The cities of the legs of a day's slots, in slot order, of those that have one."""
+    city_of = {leg.id: leg.city for leg in world.legs or ()}
+    cities = (city_of.get(slot.leg_id) for slot in day_slots(world, trip_id, day_number) if slot.leg_id is not None)
+    return [city for city in cities if city is not None]
+
+
+def day_city(world: World, trip: Trip, day_number: int) -> str | None:
+    """The city of a (trip, day) is that of the leg of its first slot in slot order; without legs `Trip.city`, if there is one."""
+    return next(iter(leg_cities(world, trip.id, day_number)), trip.city)
+
+
+def eligible(world: World, city: str | None) -> list[Node]:
+    """Eligible nodes: those of the day's city whose status is not `archived` (an archived place can't be offered)."""
     return [node for node in world.nodes if node.city == city and node.status != "archived"]
 
 
@@ -457,10 +479,12 @@ def day_moment(start: Moment, day_number: int) -> datetime | None:
     return datetime.combine(date.fromordinal(ordinal), start.time())
 
 
-def skip_reason(has_persona: bool, nodes: list[Node], moment: datetime | None) -> str | None:  # noqa: FBT001 - plain
+def skip_reason(has_persona: bool, city: str | None, nodes: list[Node], moment: datetime | None) -> str | None:  # noqa: FBT001 - plain
     """No row for a user without persona rows, a city without eligible nodes, a [day] that leaves the years 1 to 9999."""
     if not has_persona:
         return "user_without_persona"
+    if city is None:
+        return WITHOUT_CITY
     if not nodes:
         return "city_without_nodes"
     return "date_out_of_range" if moment is None else None
@@ -473,9 +497,18 @@ def events(world: World, persona_rows: list[PersonaRow], settings: Settings) -> 
     pairs are counted, with the reason; [nodes selected] outside `candidateIds` are counted. Others' persona rows may be
     among those given.
 
-    Rows are in the order (user, trip, day). Counts: events, one per skip reason, positives, positives_outside_candidates.
+    Rows are in the order (user, trip, day). Counts: events, one per skip reason, positives, positives_outside_candidates,
+    days_in_several_cities.
     """
-    counts = dict.fromkeys(("events", *SKIP_REASONS, "positives", "positives_outside_candidates"), 0)
+    counted = (
+        "events",
+        *SKIP_REASONS,
+        WITHOUT_CITY,
+        "positives",
+        "positives_outside_candidates",
+        "days_in_several_cities",
+    )
+    counts = dict.fromkeys(counted, 0)
     shadow = shadow_users(world, settings)
     own = [row for row in persona_rows if row.user_id in shadow]
     with_persona = {row.user_id for row in own}
@@ -484,10 +517,10 @@ def events(world: World, persona_rows: list[PersonaRow], settings: Settings) -> 
     for trip in sorted(world.trips, key=lambda trip: (by_bytes(trip.user_id), by_bytes(trip.id))):
         if trip.user_id not in shadow:
             continue
-        nodes = eligible(world, trip.city)
         for day in sorted({slot.day_number for slot in world.slots if slot.trip_id == trip.id}):
-            moment = day_moment(trip.start_date, day)
-            reason = skip_reason(trip.user_id in with_persona, nodes, moment)
+            moment, city = day_moment(trip.start_date, day), day_city(world, trip, day)
+            nodes = eligible(world, city)
+            reason = skip_reason(trip.user_id in with_persona, city, nodes, moment)
             if reason is not None or moment is None:
                 counts[str(reason)] += 1
                 continue
@@ -497,6 +530,7 @@ def events(world: World, persona_rows: list[PersonaRow], settings: Settings) -> 
             counts["events"] += 1
             counts["positives"] += len(selected)
             counts["positives_outside_candidates"] += len(set(selected) - set(ranked))
+            counts["days_in_several_cities"] += len({*leg_cities(world, trip.id, day)}) > 1
     return rows, counts
 
 
@@ -656,23 +690,26 @@ def exported(world: World, settings: Settings) -> Exported:
     """`events/`: one row per ranking event, whatever its model; its partition is the city of its trip.
 
     An event whose trip is gone has no city and is counted, not exported; so is one whose createdAt leaves the years
-    1 to 9999 (which is looked at first). Counts: events (exported), trip_gone, date_out_of_range.
+    1 to 9999 (which is looked at first), and one whose day has no city. Counts: events (exported), trip_gone,
+    date_out_of_range, day_without_city.
     """
-    result = Exported(counts=dict.fromkeys(("events", "trip_gone", "date_out_of_range"), 0))
+    result = Exported(counts=dict.fromkeys(("events", "trip_gone", "date_out_of_range", WITHOUT_CITY), 0))
     who = audience(world, settings)
-    city_of_trip = {trip.id: trip.city for trip in world.trips}
+    trips = {trip.id: trip for trip in world.trips}
     for event in world.events:
         if event.user_id not in who:
             continue
         if isinstance(event.created_at, str):
             result.counts["date_out_of_range"] += 1
-        elif event.trip_id not in city_of_trip:
+        elif event.trip_id not in trips:
             result.counts["trip_gone"] += 1
+        elif (city := day_city(world, trips[event.trip_id], event.day_number)) is None:
+            result.counts[WITHOUT_CITY] += 1
         else:
             result.counts["events"] += 1
-            result.cities.setdefault(city_of_trip[event.trip_id], []).append(_exported_event(world, event))
+            result.cities.setdefault(city, []).append(_exported_event(world, event))
     for rows in result.cities.values():
-        rows.sort(key=_row_order)
+        rows.sort(key=row_order)
     return result
 
 
@@ -696,7 +733,7 @@ def _exported_event(world: World, event: EventRow) -> ExportedEvent:
     )
 
 
-def _row_order(event: ExportedEvent) -> tuple[Any, ...]:
+def row_order(event: ExportedEvent) -> tuple[Any, ...]:
     """Rows of a city: by (sha256 of the user, user, createdAt, trip, day, event)."""
     user = by_bytes(event.user_id)
     digest = hashlib.sha256(user).hexdigest()

@@ -26,6 +26,7 @@ from tests.property.oracle import (
     by_bytes,
     eligible,
     mix64,
+    row_order,
 )
 
 SPLITS = ("train", "valid", "test")  # No row of a later split informs an earlier one.
@@ -126,12 +127,17 @@ def last_trip_splits(world: World, exported: Exported, settings: Settings) -> di
         moment = start[trip_id]
         return moment is not None, moment or 0, by_bytes(trip_id)
 
-    city_of = {event.trip_id: city for city, rows in exported.cities.items() for event in rows}
+    kept_trips = {
+        event.trip_id
+        for city, rows in exported.cities.items()
+        if city_weight(world, city, settings) is not None
+        for event in rows
+    }
     keys = {(event.user_id, event.trip_id) for rows in exported.cities.values() for event in rows}
     found = {}
     for user_id in {user_id for user_id, _ in keys}:
         trips = sorted((trip_id for user, trip_id in keys if user == user_id), key=in_time)
-        kept = [trip_id for trip_id in trips if city_weight(world, city_of[trip_id], settings) is not None]
+        kept = [trip_id for trip_id in trips if trip_id in kept_trips]
         later = dict.fromkeys(kept, "train")
         if len(kept) >= 2:
             later[kept[-1]] = "test"
@@ -500,7 +506,12 @@ def user_counts(made: Training, user_id: str) -> UserCounts:
 
 
 def trips_rows(world: World, exported: Exported) -> list[tuple[str, str, int | None]]:
-    """trips.parquet: one row per trip that has an exported event, sorted by trip_id: trip_id, city, start_us."""
+    """trips.parquet: one row per trip that has an exported event, sorted by trip_id: trip_id, city, start_us.
+
+    The city is that of the trip's first event in file order, where its events lie in several.
+    """
     start = {trip.id: start_us(trip.start_date) for trip in world.trips}
-    city_of = {event.trip_id: city for city, rows in exported.cities.items() for event in rows}
+    events = [(event, city) for city, rows in exported.cities.items() for event in rows]
+    events.sort(key=lambda each: row_order(each[0]), reverse=True)
+    city_of = {event.trip_id: city for event, city in events}
     return [(trip_id, city_of[trip_id], start[trip_id]) for trip_id in sorted(city_of, key=by_bytes)]

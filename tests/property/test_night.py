@@ -25,6 +25,7 @@ from etl.transform.personas import affinity_model
 from tests.property import oracle, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
 from tests.property.in_database import Databases, written
+from tests.property.legs import with_legs
 from tests.property.worlds import run_settings, worlds
 
 MODEL = affinity_model().raw
@@ -262,7 +263,11 @@ def counts_are_the_oracle_s(counts: dict, world, options) -> None:
     }
     assert counts["openness_dropped"] == {"not_a_finite_number": persona_counts["openness_not_a_number"]}
     assert counts["ranking_events"] == event_counts["events"]
-    assert counts["days_without_event"] == {reason: event_counts[reason] for reason in oracle.SKIP_REASONS}
+    skipped = {reason: event_counts[reason] for reason in oracle.SKIP_REASONS}
+    if event_counts[oracle.WITHOUT_CITY]:
+        skipped[oracle.WITHOUT_CITY] = event_counts[oracle.WITHOUT_CITY]
+    assert counts["days_without_event"] == skipped
+    assert counts["days_in_several_cities"] == event_counts["days_in_several_cities"]
     assert counts["positives"] == event_counts["positives"]
     assert counts["positives_outside_candidates"] == event_counts["positives_outside_candidates"]
 
@@ -386,6 +391,21 @@ def test_small_nights_are_expanded_as_they_are_exported(databases, world, option
 @pytest.mark.parametrize("number", range(40))
 def test_dense_nights_are_the_oracle_s(databases, number):
     the_night_is_the_oracle_s(databases, dense_world(number), *both_settings(number))
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_nights_with_legs_are_the_oracle_s(databases, number):
+    """The city of a day is that of the leg of its first slot in slot order."""
+    world = with_legs(dense_world(number), number)
+    the_night_is_the_oracle_s(databases, world, *both_settings(number))
+    options = both_settings(number)[number % 4 // 2]
+    what_expand_makes_is_what_export_makes(databases, world, options, and_back=True)
+
+
+@settings(max_examples=15, phases=[Phase.generate])
+@given(world=worlds(), options=run_settings(), number=st.integers(0, 10**9))
+def test_small_nights_with_legs_are_the_oracle_s(databases, world, options, number):
+    the_night_is_the_oracle_s(databases, with_legs(world, number), options)
 
 
 @pytest.mark.parametrize("number", range(40))
