@@ -162,6 +162,8 @@ _INDEXES = (
     (_INDEXED, ("tripId", "dayNumber"), "idx"),
     ("ActivityNode", ("city",), "idx"),
     ("BehavioralSignal", ("userId",), "idx"),
+    ("BehavioralSignal", ("tripId",), "idx"),
+    ("BehavioralSignal", ("activityNodeId",), "idx"),
     ("PersonaDimension", ("userId",), "idx"),
     ("PersonaDimension", ("dimension", "value"), "idx"),
     ("PersonaDimension", ("userId", "dimension"), "key"),

@@ -86,6 +86,38 @@ def test_the_types_that_are_drawn_belong_to_columns_of_the_contract():
     assert set(shapes.READ_TYPES) | set(shapes.WRITTEN_TYPES) == set(MODELS)
 
 
+NEWEST = (
+    # Snake-case tables by @@map, columns by model; a trip has legs with a city each, and no city of its own.
+    """CREATE TABLE trip_legs ("id" text PRIMARY KEY, "tripId" text NOT NULL REFERENCES "trips"("id") ON DELETE CASCADE,
+       "position" int4 NOT NULL, "city" text NOT NULL, "country" text, "startDate" timestamp(3), "endDate" timestamp(3))""",
+    """INSERT INTO trip_legs SELECT 'leg-' || "id", "id", 0, "city", 'JP', "startDate", "startDate" FROM "trips\"""",
+    'ALTER TABLE "trips" DROP COLUMN "city", ADD "mode" text NOT NULL DEFAULT \'solo\', ADD "updatedAt" timestamp(3)',
+    'ALTER TABLE "itinerary_slots" ADD "tripLegId" text REFERENCES trip_legs("id") ON DELETE SET NULL',
+    """UPDATE "itinerary_slots" SET "tripLegId" = 'leg-' || "tripId\"""",
+    """ALTER TYPE "SlotStatus" ADD VALUE 'swapped'""",
+    """ALTER TYPE "ActivityCategory" ADD VALUE 'spa'""",
+    """ALTER TYPE "SignalType" ADD VALUE 'share'""",
+    'ALTER TABLE "behavioral_signals" ADD "weight" float8, ADD "createdAt" timestamp(3) NOT NULL DEFAULT now()',
+    'ALTER TABLE "ranking_events" ADD "weatherContext" jsonb, ADD "acceptedCount" int4 NOT NULL DEFAULT 0',
+    'CREATE INDEX ON "behavioral_signals" ("userId", "createdAt")',
+    'CREATE INDEX ON "behavioral_signals" ("signalType", "createdAt")',
+)
+
+
+def test_the_application_s_newest_shape_runs_without_a_settings_file(database_url, settings_for, expected):
+    """The same rows: one leg a trip, with the city that the trip had."""
+    database.synth(settings_for(database_url, scale=0.03, naming="mapped"))
+    with psycopg.connect(database_url) as connection:
+        for statement in NEWEST:
+            connection.execute(statement)
+    run = etl.run(settings_for(database_url))
+    assert content_hash(run) == expected
+    assert run.counts["days_in_several_cities"] == 0
+    assert database.validate_database(settings_for(database_url)).broken == []
+    assert [each for each in database.check_schema(settings_for(database_url)) if each.severity == "blocking"] == []
+    assert content_hash(etl.export(settings_for(database_url))) == expected
+
+
 BROKEN = {
     "column missing": ('ALTER TABLE "Trip" DROP COLUMN "userId"', {}, ('"Trip"', '"userId"')),
     "city missing": ('ALTER TABLE "ActivityNode" DROP COLUMN city', {}, ('"ActivityNode"', '"city"')),

@@ -137,6 +137,12 @@ CREATE INDEX "ActivityNode_city_idx" ON "ActivityNode"("city");
 CREATE INDEX "BehavioralSignal_userId_idx" ON "BehavioralSignal"("userId");
 
 -- CreateIndex
+CREATE INDEX "BehavioralSignal_tripId_idx" ON "BehavioralSignal"("tripId");
+
+-- CreateIndex
+CREATE INDEX "BehavioralSignal_activityNodeId_idx" ON "BehavioralSignal"("activityNodeId");
+
+-- CreateIndex
 CREATE INDEX "PersonaDimension_userId_idx" ON "PersonaDimension"("userId");
 
 -- CreateIndex
