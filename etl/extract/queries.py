@@ -30,7 +30,7 @@ def shadow_domains(scope: Scope) -> str:
 
 def user_count(scope: Scope) -> str:
     """The number of users, shadow or not."""
-    return f"SELECT count(*) FROM {scope.naming.source('User')}"
+    return f"SELECT count(*) FROM {scope.naming.source('User')} u"
 
 
 def filtered_count(scope: Scope, model: str) -> str:

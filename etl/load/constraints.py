@@ -92,12 +92,12 @@ def _registry_and_signals(scope: Scope) -> Iterator[Constraint]:
     models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
     yield Constraint(
         "both models of the design are registered",
-        f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} "
+        f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} m "
         f'WHERE ("modelName", "modelVersion") IN ({models})',
     )
     yield Constraint(
         "every shadow signal has a model version",
-        f'SELECT count(*) FROM {table("BehavioralSignal")} WHERE "modelVersion" IS NULL '
+        f'SELECT count(*) FROM {table("BehavioralSignal")} b WHERE "modelVersion" IS NULL '
         f'AND "userId" IN ({scope.shadow_ids()})',
     )
 
@@ -119,7 +119,7 @@ WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n 
     )
     yield Constraint(
         "a persona's confidence says its source",
-        f'SELECT count(*) FROM {table("PersonaDimension")} WHERE "userId" IN ({scope.shadow_ids()}) '
+        f'SELECT count(*) FROM {table("PersonaDimension")} p WHERE "userId" IN ({scope.shadow_ids()}) '
         "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
     )
 

@@ -84,6 +84,8 @@ _EXACT = {"text": ("text", "varchar"), "enum": ("enum",)}
 _MODEL_KEYS = ("table", "where")
 """The keys of `[map.Model]` that are not columns."""
 
+_DELETED = re.compile(r"(?:is_?)?(?:soft_?)?(?:deleted|removed|trashed)(?:_?at)?", re.IGNORECASE)
+
 _NAME = re.compile(r'[^\W\d][\w$]*|"(?:[^"]|"")+"')
 
 
@@ -326,6 +328,13 @@ def elsewhere(connection: Connection, schema: str) -> str | None:
     if not rows:
         return None
     return f"They are in schema {' or '.join(quote_identifier(name) for (name,) in rows)}: say --schema."
+
+
+def deletion_condition(name: str, found: Attribute) -> str | None:
+    """Return SQL that is true for rows that are not deleted softly, if the column is one that says so; else None."""
+    if not _DELETED.fullmatch(name):
+        return None
+    return f"NOT {quote_identifier(name)}" if found.type == "bool" else f"{quote_identifier(name)} IS NULL"
 
 
 def iter_problems(catalog: Catalog, naming: Naming, model: str) -> Iterator[tuple[Column, ColumnProblem]]:

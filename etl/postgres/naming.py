@@ -125,7 +125,7 @@ class Relation:
 
         That is the relation itself if it has them. The planner merges a subquery into the statement around it.
         """
-        same = all(column == MappedColumn(name) for name, column in self.columns.items())
+        same = all((column.name, column.read) == (name, "{}") for name, column in self.columns.items())
         if same and not self.where:
             return self.sql
         values = [f"{column.sql()} AS {quote_identifier(name)}" for name, column in self.columns.items()]

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from etl.postgres.catalog import READABLE, Attribute, literals, read_attributes
 from etl.postgres.connection import Connection
 from etl.postgres.ddl import Column, columns_used
-from etl.postgres.mapping import conventions, readable_types, writable_types
+from etl.postgres.mapping import conventions, deletion_condition, readable_types, writable_types
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, quote_identifier
 
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +44,6 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
 """Names that stand for a table in other projects, as `_stem` returns them."""
 
 _REFERENCES = {"userId": "User", "tripId": "Trip", "activityNodeId": "ActivityNode", "slotId": "ItinerarySlot"}
-_DELETED = re.compile(r"(?:is_?)?(?:soft_?)?(?:deleted|removed|trashed)(?:_?at)?", re.IGNORECASE)
 _LIKE = 0.75
 """The likeness (difflib's) from which two names may mean the same."""
 
@@ -175,9 +174,7 @@ def _entries(model: str, found: _Candidate, chosen: Mapping[str, _Candidate | No
             taken.add(name)
     if model in SOURCE_MODELS:
         for name, attribute in found.attributes.items():
-            if _DELETED.fullmatch(name):
-                quoted = _sql(name)
-                condition = f"NOT {quoted}" if attribute.type == "bool" else f"{quoted} IS NULL"
+            if (condition := deletion_condition(name, attribute)) is not None:
                 yield f"# where = {_toml(condition)}  # DECIDE: leaves out what the application has deleted"
 
 

@@ -16,6 +16,7 @@ from etl.postgres.catalog import Attribute, Catalog, kind_name, read_catalog
 from etl.postgres.connection import Connection
 from etl.postgres.ddl import Column, Statement, columns_used, schema_statements
 from etl.postgres.mapping import (
+    deletion_condition,
     elsewhere,
     iter_problems,
     named_tables,
@@ -217,6 +218,7 @@ def _findings(catalog: Catalog, naming: Naming, *, writes: bool = True) -> Itera
         else:
             yield from _column_findings(catalog, naming, model)
             yield from _unique_findings(catalog, naming, model)
+    yield from _deleted_rows(catalog, naming)
     for statement in _missing_indexes(catalog, naming):
         model = statement.models[0]
         yield Finding(
@@ -248,6 +250,20 @@ def _column_findings(catalog: Catalog, naming: Naming, model: str) -> Iterator[F
                 where = f"{quote_identifier(name)} of {naming.table(model)}"
                 yield Finding(
                     "not_null", model, f"Column {where} is NOT NULL without a default, and bpr-etl does not fill it."
+                )
+
+
+def _deleted_rows(catalog: Catalog, naming: Naming) -> Iterator[Finding]:
+    """Yield the columns by which an application marks rows as deleted, unless a condition is set for the model."""
+    for model in SOURCE_MODELS[:-1]:
+        for name, attribute in catalog.columns(model) if not naming.relation(model).where else ():
+            if (condition := deletion_condition(name, attribute)) is not None:
+                yield Finding(
+                    "deleted_rows",
+                    model,
+                    f"{naming.table(model)} has the column {quote_identifier(name)}, and rows that it marks as deleted count "
+                    f"like any others. To exclude them, set where = {json.dumps(condition)} in [map.{model}].",
+                    "advice",
                 )
 
 

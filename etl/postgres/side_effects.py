@@ -57,6 +57,7 @@ class Finding:
         "unique",
         "enum_value",
         "index",
+        "deleted_rows",
         "publication",
         "foreign_key",
         "trigger",

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import polars as pl
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -260,6 +261,23 @@ def test_a_proposal_names_what_is_not_found_by_itself(database_url, settings_for
     }
     asked = [line for line in proposal.text.splitlines() if "DECIDE" in line]
     assert len(asked) == proposal.decisions == 4
+    assert asked[0] == "# where = '\"deleted_at\" IS NULL'  # DECIDE: leaves out what the application has deleted"
     assert [line.partition(" = ")[0] for line in asked] == ["# where", "# where", "# category", "# table"]
     assert "[map.BehavioralSignal]" in proposal.text
     assert "# RankingEvent: missing; `bpr-etl schema apply` creates it." in proposal.text
+
+
+def test_rows_that_are_marked_as_deleted_are_pointed_out_until_a_condition_is_set(databases, settings_for):
+    url = databases.fresh()
+    with psycopg.connect(url) as connection:
+        connection.execute('ALTER TABLE "Trip" ADD "deletedAt" timestamp(3)')
+        marked = connection.execute("""UPDATE "Trip" SET "deletedAt" = now() WHERE id < '8'""").rowcount
+    run = etl.run(settings_for(url))
+    (note,) = [note for note in run.notes if "deletedAt" in note]
+    assert "set where = " in note
+    mapped = {"Trip": {"where": json.loads(note.partition("set where = ")[2].partition(" in [map.")[0])}}
+    run = etl.run(settings_for(url, map=mapped))
+    assert run.counts["filtered"] == {"Trip": marked}
+    assert not any("deletedAt" in note for note in run.notes)
+    trips = pl.read_parquet(Path(str(run.snapshot)) / "trips.parquet")
+    assert trips.filter(pl.col("trip_id") < "8").is_empty()
