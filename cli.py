@@ -54,7 +54,7 @@ def common(
 app.register(
     "run",
     publish.run,
-    f"{EXPORTING} allow_side_effects dry_run",
+    f"{EXPORTING} allow_side_effects write dry_run",
     "bpr-etl run --out /srv/bpr                    # the database is DATABASE_URL's",
     "bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe",
     "bpr-etl run --dry-run --expect-users 747+-5%",

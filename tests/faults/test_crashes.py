@@ -23,7 +23,18 @@ WAITS = {
 """What somebody else holds, so that a query of ours takes as long as one likes."""
 
 STEPS = (
-    *("read", "registry", "delete", "personas", "write personas", "read back", "rankings", "write events", "compact"),
+    *(
+        "read",
+        "registry",
+        "compare",
+        "delete",
+        "personas",
+        "write personas",
+        "read back",
+        "rankings",
+        "write events",
+        "compact",
+    ),
     *("stage files", "report", "secure files", "backfill", "check", "switch"),
 )
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")

@@ -21,6 +21,7 @@ from tests.states import database_state, folder_state
 STEPS = [
     "read",
     "registry",
+    "compare",
     "delete",
     "personas",
     "write personas",
