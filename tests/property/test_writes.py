@@ -12,6 +12,7 @@ import pytest
 
 import etl
 from etl.errors import DataError
+from etl.load import changes, copy
 from etl.settings.sources import load_settings
 from tests.property import oracle
 from tests.property.dense import dense_settings, dense_world
@@ -282,6 +283,33 @@ def test_another_seed_before_ends_in_the_oracle_s_rows(night_of, number):
     personas, events, *_ = written(night.url)
     assert (personas, events) == (by_id(night.after.personas), by_id(night.after.events))
     assert [each["unchanged"] for each in result.counts["written"].values()] == [0, 0]
+
+
+@pytest.mark.parametrize("state", ["missing", "renamed", "swapped"])
+def test_rows_that_are_mostly_new_are_not_held_back(night_of, monkeypatch, state):
+    """With several buckets, from the one on by which nearly none of the rows stand there: as where there are millions."""
+    monkeypatch.setattr(changes, "FEW", 3)
+    monkeypatch.setattr(changes, "MOSTLY_NEW", 0.1)
+    for number in (0, 2, 3):
+        night = night_of(number)
+        night.run("replace", buckets=1)
+        with psycopg.connect(night.url) as connection:
+            STATES[state](night, connection)
+        night.run("changes", buckets=7)
+        rows_are_the_oracle_s(night.url, night.after)
+
+
+def test_rows_go_through_a_temporary_table_where_a_column_needs_a_cast(night_of, monkeypatch):
+    """As with a column of another type; every row and every value arrives, and the table is gone afterwards."""
+    monkeypatch.setattr(copy, "target_cast", lambda _model, _name, value: f"({value})")
+    for number in (1, 4):
+        night = night_of(number)
+        night.run("changes")
+        rows_are_the_oracle_s(night.url, night.after)
+        with psycopg.connect(night.url) as connection:
+            STATES["missing"](night, connection)
+        night.run("changes")
+        rows_are_the_oracle_s(night.url, night.after)
 
 
 @pytest.mark.parametrize("write", WAYS)
