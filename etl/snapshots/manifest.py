@@ -180,6 +180,7 @@ class Manifest(TypedDict):
     positives_outside_candidates: NotRequired[Count]
     events_left_out: NotRequired[Counts]
     signals_backfilled: NotRequired[Count]
+    written: NotRequired[dict[str, Counts]]
     expanded_from: NotRequired[str]
     probe: NotRequired[ProbeLine]
 
