@@ -7,7 +7,7 @@ another unique key may move from one row to another.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ Holding them back until the end would cost more than copying some that stand the
 """
 
 _TIDS_PER_DELETE = 10_000
+_HASH = "hash"
 
 # Separators of fields and of list elements in the text of a row that is hashed.
 _FIELD, _ELEMENT = "\x1f", "\x1e"
@@ -86,6 +87,11 @@ def _sql_text(model: str, column: str, dtype: pl.DataType) -> str:
     else:
         text = f"{value}::text"
     return f"COALESCE({text}, {quote_literal(NULL_TEXT)})"
+
+
+def held_rows(model: str) -> pl.DataFrame:
+    """Return an empty frame with the columns of the rows that a `TableWriter` holds."""
+    return pl.DataFrame(schema=columns_of(model) | {_HASH: pl.Int64()})
 
 
 class _StandingRows:
@@ -212,7 +218,8 @@ class TableWriter:
         rows = rows.select(*columns_of(self._model))
         if self._copies:
             return self._copy(rows)
-        new = rows.filter(~pl.Series(self._keep(row_hashes(self._model, rows))))
+        hashes = row_hashes(self._model, rows)
+        new = rows.with_columns(pl.Series(_HASH, hashes)).filter(~pl.Series(self._keep(hashes)))
         if new.height:
             self._held.append_bucket(new, self._batches % self._held.buckets)
         self._batches, self._seen = self._batches + 1, self._seen + rows.height
@@ -224,17 +231,17 @@ class TableWriter:
     def copy_held(self) -> int:
         """Copy the rows that were held. Returns their number."""
         held = (self._held.read_bucket(number) for number in range(self._held.buckets))
-        copied = sum(self._copy(rows) for rows in held if rows.height)
+        copied = sum(self._copy(rows.drop(_HASH), rows[_HASH].to_numpy()) for rows in held if rows.height)
         self._held.delete()
         return copied
 
-    def _copy(self, rows: pl.DataFrame) -> int:
-        """COPY rows. Their checksum is computed while the server works on the COPY."""
+    def _copy(self, rows: pl.DataFrame, hashes: npt.NDArray[np.int64] | None = None) -> int:
+        """COPY rows. Their hashes, unless they are known, are computed while the server works on the COPY."""
         with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
             # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
-            hashes = pool.submit(row_hashes, self._model, rows.clone())
+            computed = pool.submit(row_hashes, self._model, rows.clone()) if hashes is None else hashes
             copy_rows(self._connection, self._scope, self._model, rows)
-            self._sent.add(hashes.result())
+            self._sent.add(computed.result() if isinstance(computed, Future) else computed)
         return rows.height
 
     def check(self) -> None:

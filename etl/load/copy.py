@@ -6,6 +6,7 @@ The registry and the backfill are verified within the transaction (docs/contract
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dataframely as dy
@@ -195,15 +196,31 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     return added
 
 
-def backfill(connection: Connection, scope: Scope) -> int:
+@dataclass(frozen=True)
+class PendingSignals:
+    """The signals without a model version: their number, and for each of `columns` a sum of hashes of its values."""
+
+    columns: list[str]
+    fingerprint: tuple[Any, ...]
+
+
+def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
+    """Look up the shadow users' signals that the backfill is to change. Locks none."""
+    table = scope.naming.table("BehavioralSignal")
+    columns = _kept_columns(connection, table)
+    return PendingSignals(
+        columns, _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
+    )
+
+
+def backfill(connection: Connection, scope: Scope, pending: PendingSignals) -> int:
     """Set the model version of the shadow users' signals that have none, by the single UPDATE of docs/design.md.
 
     Returns the number of updated rows. It comes last before COMMIT, because it locks rows that the application may want.
     Raises DataError if these rows changed in any other column that the role may read.
     """
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
-    columns = _kept_columns(connection, table)
-    before = _fingerprint(connection, table, columns, f'{scope.owns("x")} AND x."modelVersion" IS NULL')
+    columns, before = pending.columns, pending.fingerprint
     if not before[0]:
         return 0
     updated = connection.execute(

@@ -20,7 +20,7 @@ from etl.extract import queries
 from etl.extract.reader import RejectedRows, SourceData, extract_source, read_personas, seed_affinities
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
-from etl.load.changes import TableWriter, columns_of
+from etl.load.changes import TableWriter, held_rows
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.export import dataset_from_logged_events
 from etl.pipeline.guards import (
@@ -128,6 +128,8 @@ def _run_in_transaction(
             spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)
             builder = DatasetBuilder(stack.enter_context(spill))
         ranking_stats = _write_events(publication, source, stored, writes, events, builder)
+        # Looked up while files are written. The backfill itself comes last, because it locks rows.
+        signals = writes.worker.submit(partial(load.pending_signals, connection, scope))
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
@@ -149,7 +151,7 @@ def _run_in_transaction(
             )
         summary = publication.stage(dataset)
         writes.worker.wait()
-    _backfill_and_verify(connection, scope, result, audit, personas, events)
+    _backfill_and_verify(connection, scope, result, audit, signals.result(), personas, events)
     return publication.write_manifest(summary)
 
 
@@ -171,7 +173,7 @@ def _batches(source: SourceData) -> int:
 
 def _held_rows(publication: Publication, model: str, parts: int, stack: ExitStack) -> BucketSpill:
     """Return a spill for rows that are written after all rows are known."""
-    return stack.enter_context(open_spill(publication.scratch, parts, pl.DataFrame(schema=columns_of(model))))
+    return stack.enter_context(open_spill(publication.scratch, parts, held_rows(model)))
 
 
 def _read_back(
@@ -187,12 +189,13 @@ def _backfill_and_verify(
     scope: Scope,
     result: RunResult,
     audit: WriteAudit,
+    signals: load.PendingSignals,
     personas: TableWriter,
     events: TableWriter,
 ) -> None:
     """Do the backfill, and check that nothing but the intended rows was written. Raises DataError."""
     with result.step("backfill") as rows:
-        result.counts["signals_backfilled"] = load.backfill(connection, scope)
+        result.counts["signals_backfilled"] = load.backfill(connection, scope, signals)
         rows(result.counts["signals_backfilled"])
     with result.step("check"):
         intended = {

@@ -589,11 +589,11 @@ def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, set
     """A session hands its counts over a second late: a retried night still sees those of the attempt before."""
     original, done = pipeline.load.backfill, []
 
-    def conflict(connection, scope):
+    def conflict(connection, scope, signals):
         if not done:
             done.append(True)
             raise ConflictError("Somebody else changed the same rows.")
-        return original(connection, scope)
+        return original(connection, scope, signals)
 
     monkeypatch.setattr(pipeline.load, "backfill", conflict)
     assert etl.run(settings_for(small_world)).retries == 1
