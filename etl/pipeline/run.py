@@ -119,10 +119,10 @@ def _run_in_transaction(
             TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
             for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
         )
-        writes.submit("registry", lambda rows: rows(load.register_models(connection, scope, settings.seed)))
         persona_stats = _write_personas(source, rejected, settings.seed, writes, personas)
         # The database is the source of truth: events are made of the affinities that it holds now.
         stored = writes.submit("read back", partial(_read_back, connection, scope, rejected)).result()
+        writes.submit("registry", lambda rows: rows(load.register_models(connection, scope, settings.seed)))
         builder = None
         if settings.audience == "shadow":
             spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)

@@ -25,12 +25,12 @@ WAITS = {
 STEPS = (
     *(
         "read",
-        "registry",
         "compare",
         "delete",
         "personas",
         "write personas",
         "read back",
+        "registry",
         "rankings",
         "write events",
         "compact",

@@ -49,16 +49,18 @@ def test_nothing_is_written(small_world, settings_for):
     """No row, no dead row, next to no log; replacing them all writes a hundred times as much and more."""
     etl.run(settings_for(small_world))
     settle(small_world)
-    rows, before, began = versions(small_world), counters(small_world), log_position(small_world)
-    again = etl.run(settings_for(small_world))
-    steady = log_position(small_world) - began
+    rows, before, logged = versions(small_world), counters(small_world), []
+    for _ in range(4):  # the log is the whole server's: at one of these moments nothing else writes to it
+        began = log_position(small_world)
+        again = etl.run(settings_for(small_world))
+        logged.append(log_position(small_world) - began)
     assert again.committed
     assert again.counts["written"]["RankingEvent"]["unchanged"] == again.counts["ranking_events"]
     assert versions(small_world) == rows
     assert counters(small_world) == before
     began = log_position(small_world)
     etl.run(settings_for(small_world, write="replace"))
-    assert steady <= 0.01 * (log_position(small_world) - began)
+    assert min(logged) <= 0.01 * (log_position(small_world) - began)
     assert versions(small_world) != rows
 
 
