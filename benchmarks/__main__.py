@@ -26,6 +26,7 @@ from benchmarks.harness.measure import ROOT
 
 MINUTES = {
     "run.run": "a run at the design's size, compared with pure SQL and row by row",
+    "run.steady": "a run when nothing, 1% or everything changed, compared with pure SQL and with replacing all rows",
     "run.server_writes": "what the server alone takes: UPDATE and COPY",
     "reading.readers": "reading: connectorx and ADBC",
     "triples.triples": "events to partitioned triples: DuckDB, pandas, PySpark, the writing alone",

@@ -21,7 +21,7 @@ from benchmarks.harness.results import RESULTS, describe_environment, table_row
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
-ORDER = ("run", "triples", "candidates", "sampling", "server_writes", "readers", "scale", "expand_scale")
+ORDER = ("run", "steady", "triples", "candidates", "sampling", "server_writes", "readers", "scale", "expand_scale")
 PANELS = {
     "run": "A run at the design's size",
     "triples": "From events to triples on disk",

@@ -58,7 +58,11 @@ def backfill(url: str) -> float:
     """Return the seconds of the single UPDATE and its COMMIT, with everything to backfill."""
     reset_signals(url)
     with connect(parse_url(url, {})) as connection:
-        return seconds_of(lambda: _in_transaction(connection, lambda: load.backfill(connection, SCOPE)))
+        return seconds_of(
+            lambda: _in_transaction(
+                connection, lambda: load.backfill(connection, SCOPE, load.pending_signals(connection, SCOPE))
+            )
+        )
 
 
 def copy(url: str, events: pl.DataFrame) -> float:

@@ -78,9 +78,18 @@ def status_lines(title: str, report: RunResult, *, dry_run: bool = False) -> lis
         f"{title}: status",
         f"{status}; {', '.join([f'{report.seconds:.1f} s', *numbers])}.",
         *([f"Snapshot: {report.snapshot}"] if report.snapshot else []),
+        *([f"Database: {_format_written(report.counts['written'])}."] if "written" in report.counts else []),
         *(f"Warning: {warning}" for warning in report.warnings),
         *(f"Note: {note}" for note in report.notes),
     ]
+
+
+def _format_written(written: Mapping[str, Mapping[str, int]]) -> str:
+    """Return how many rows of each table were inserted, deleted and left unchanged."""
+    return "; ".join(
+        f"{table} {', '.join(f'{number:,} {what}' for what, number in counts.items())}"
+        for table, counts in written.items()
+    )
 
 
 def styled(lines: Iterable[str]) -> list[Text]:

@@ -1,12 +1,12 @@
-"""Writes to the database, each verified within the transaction (docs/contract.md).
+"""Writes to the database: COPY into a table's columns, the two rows of the registry, and the backfill.
 
-DELETE + COPY of the shadow users' rows of two tables, the two rows of the registry, and the backfill. Nothing else is
-written, and no other users' rows.
+The registry and the backfill are verified within the transaction (docs/contract.md). No other users' rows are written.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,10 @@ import polars as pl
 import pyarrow as pa
 
 from etl.errors import DataError, SchemaError, SettingsError
-from etl.load.audit import RowCounts
 from etl.postgres.connection import Connection
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.scope import Scope
-from etl.transform.hashing import format_float, md5_32, stable_id
+from etl.transform.hashing import stable_id
 from etl.transform.ranking_events import MODEL_NAME, MODEL_VERSION
 from etl.transform.schemas import PersonaRows
 
@@ -29,17 +28,17 @@ REGISTRY = (
 )
 """The rows that the design registers (docs/design.md): name, version, stage, type, description."""
 
-_TEMPORARY = "bpr_etl_rows"
-
 COPY_BATCH = 1_000
 """Rows per batch that the driver serializes."""
 
+_TEMPORARY = "bpr_etl_rows"
+
 BACKFILL_VERSION = f"{MODEL_NAME}:{MODEL_VERSION}"
 
-# Separators of fields and of list elements, and the text of a null, in the text of a row that is hashed.
-_FIELD, _ELEMENT, _NULL = "\x1f", "\x1e", "\x02"
+NULL_TEXT = "\x02"
+"""What stands for a null in the text of a row that is hashed."""
 
-_OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
+OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
 """SQL that is true for a row that a statement of the open transaction wrote, except triggers in subtransactions."""
 
 # COPY stores a value of a wrong type and the right width without an error (docs/pitfalls.md, 1). These pairs are right.
@@ -92,87 +91,41 @@ def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-class TableReplacement:
-    """Replaces the shadow users' rows of a table: DELETE, COPY in batches, and a check of what the table holds then.
-
-    Raises SchemaError if a column's type does not match what is sent, DataError if the server refuses a row or if the table
-    does not hold what was sent.
-    """
-
-    def __init__(self, connection: Connection, scope: Scope, model: str) -> None:
-        self._connection, self._scope, self._model = connection, scope, model
-        self._rows = self._checksum = self._deleted = 0
-        self._columns: dict[str, pl.DataType] = {}
-
-    def delete(self) -> int:
-        """Delete the old rows. Returns their number.
-
-        They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
-        """
-        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns(self._model, 'x')}"
-        self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
-        self._connection.execute(f"DELETE {rows}")
-        return self._deleted
-
-    @property
-    def written(self) -> RowCounts:
-        """The rows inserted and deleted so far."""
-        return RowCounts(inserted=self._rows, deleted=self._deleted)
-
-    def copy(self, rows: pl.DataFrame) -> None:
-        """COPY a batch of rows. Their checksum is computed while the server works on the COPY."""
-        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
-            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
-            checksum = pool.submit(_checksum, rows.clone())
-            copy_rows(self._connection, self._scope, self._model, rows)
-            self._checksum += checksum.result()
-        self._rows += rows.height
-        self._columns = dict(rows.schema)
-
-    def check(self) -> None:
-        """Compare count and checksum of the table's rows, over all columns, with those of the rows that were sent."""
-        name = self._scope.naming.table(self._model)
-        source = self._scope.naming.source(self._model)
-        # If nothing was copied, the table must hold nothing, and the count is enough.
-        texts = "".join(f", {_sql_text(column, dtype)}" for column, dtype in self._columns.items()) or ", ''"
-        found = self._connection.fetch_rows(
-            f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
-            f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
-            f'FROM {source} x WHERE "userId" IN ({self._scope.shadow_ids()})'
-        )[0]
-        # All rows must be new. Else an old row that a trigger kept could stand in for a new one that it gave to another user.
-        sent = (self._rows, self._checksum, self._rows)
-        if found != sent:
-            raise DataError(
-                f"What {name} holds is not what was sent: {found[0]} rows of {sent[0]}, of them {found[2]} new, checksum "
-                f"{found[1]} for {sent[1]}. Nothing was kept. A trigger or a rule on the table may have changed the rows."
-            )
-
-
 def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
-    """COPY a frame into the model's columns, through a temporary table where one has not the contract's own type.
+    """COPY a frame into the model's columns. Raises SchemaError if a column's type does not match.
 
-    Raises SchemaError if a column's type does not match.
+    Where a column has not the contract's own type, and under row security, which COPY can't do, the rows are copied into a
+    temporary table and inserted from there.
     """
+    if not rows.height:
+        return
     relation = scope.naming.relation(model)
     columns = {name: scope.naming.mapped_column(model, name) for name in rows.columns}
-    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     if not relation.secured and all(column.exact for column in columns.values()):
-        table = table.rename_columns([column.name for column in columns.values()])
+        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = table.rename_columns([scope.naming.column_name(model, name) for name in columns])
         _check_types(table, _column_types(connection, scope, model), relation.sql)
         # In small batches, so that the server works on one while the driver serializes the next.
-        batches = table.to_reader(max_chunksize=COPY_BATCH)
-        sent = connection.copy(relation.schema, relation.name, batches) if rows.height else 0
+        sent = connection.copy(relation.schema, relation.name, table.to_reader(max_chunksize=COPY_BATCH))
     else:
-        connection.copy_temporary(_TEMPORARY, table)
-        names = ", ".join(scope.naming.column(model, name) for name in columns)
-        values = ", ".join(column.write.replace("{}", quote_identifier(name)) for name, column in columns.items())
-        sent = connection.execute(f"INSERT INTO {relation.sql} ({names}) SELECT {values} FROM pg_temp.{_TEMPORARY}")
-        connection.execute(f"DROP TABLE pg_temp.{_TEMPORARY}")
+        names = {
+            name: (scope.naming.column(model, name), column.write.replace("{}", quote_identifier(name)))
+            for name, column in columns.items()
+        }
+        sent = insert_through_temporary(connection, relation.sql, rows, names)
     if sent != rows.height:
-        raise DataError(
-            f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
-        )
+        raise DataError(f"COPY into {relation.sql} took {sent} of {rows.height} rows. Nothing was written; run again.")
+
+
+def insert_through_temporary(
+    connection: Connection, table: str, rows: pl.DataFrame, names: Mapping[str, tuple[str, str]]
+) -> int:
+    """Insert rows from a temporary table. Returns how many. `names` has each field's column, and SQL of its value."""
+    connection.copy_temporary(_TEMPORARY, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    columns, values = (", ".join(each) for each in zip(*(names[name] for name in rows.columns), strict=True))
+    inserted = connection.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM pg_temp.{_TEMPORARY}")
+    connection.execute(f"DROP TABLE pg_temp.{_TEMPORARY}")
+    return inserted
 
 
 def require_empty(connection: Connection, naming: Naming) -> None:
@@ -221,7 +174,7 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
         for name in map(quote_identifier, names)
     )
     found = connection.fetch_rows(
-        f"SELECT count(*), count(*) FILTER (WHERE m.{_OURS} AND {same}) FROM {source} m JOIN (VALUES {values}) v({columns}) "
+        f"SELECT count(*), count(*) FILTER (WHERE m.{OURS} AND {same}) FROM {source} m JOIN (VALUES {values}) v({columns}) "
         'USING ("modelName", "modelVersion")'
     )[0]
     if found != (len(REGISTRY), added):
@@ -232,20 +185,36 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     return added
 
 
-def backfill(connection: Connection, scope: Scope) -> int:
+@dataclass(frozen=True)
+class PendingSignals:
+    """The signals without a model version: their number, and for each of `columns` a sum of hashes of its values."""
+
+    columns: list[str]
+    fingerprint: tuple[Any, ...]
+
+
+def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
+    """Look up the shadow users' signals that the backfill is to change. Locks none."""
+    columns = _kept_columns(connection, scope)
+    version = scope.naming.column("BehavioralSignal", "modelVersion")
+    return PendingSignals(columns, _fingerprint(connection, scope, columns, f"x.{version} IS NULL"))
+
+
+def backfill(connection: Connection, scope: Scope, pending: PendingSignals) -> int:
     """Set the model version of the shadow users' signals that have none, by the single UPDATE of docs/design.md.
 
     Returns the number of updated rows. It comes last before COMMIT, because it locks rows that the application may want.
     Raises DataError if these rows changed in any other column that the role may read.
     """
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
-    owned, column = scope.owns("BehavioralSignal", "x"), scope.naming.column("BehavioralSignal", "modelVersion")
-    columns, id_ = _kept_columns(connection, table, column), scope.naming.column("BehavioralSignal", "id")
-    before = _fingerprint(connection, table, id_, columns, f"{owned} AND x.{column} IS NULL")
+    column = scope.naming.column("BehavioralSignal", "modelVersion")
+    columns, before = pending.columns, pending.fingerprint
     if not before[0]:
         return 0
-    updated = connection.execute(f"UPDATE {table} x SET {column} = {version} WHERE {owned} AND x.{column} IS NULL")
-    after = _fingerprint(connection, table, id_, columns, f"{owned} AND x.{column} = {version} AND x.{_OURS}")
+    updated = connection.execute(
+        f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{column} IS NULL"
+    )
+    after = _fingerprint(connection, scope, columns, f"x.{column} = {version} AND x.{OURS}")
     if not before[0] == updated == after[0]:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
@@ -260,24 +229,29 @@ def backfill(connection: Connection, scope: Scope) -> int:
     return updated
 
 
-def _kept_columns(connection: Connection, table: str, updated: str) -> list[str]:
+def _kept_columns(connection: Connection, scope: Scope) -> list[str]:
     """Return the columns of BehavioralSignal that a run does not change and may read, without generated ones."""
     rows = connection.fetch_rows(
-        f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(table)}::regclass AND attnum > 0 "
-        "AND NOT attisdropped AND attgenerated = '' "
+        f"SELECT attname::text FROM pg_attribute WHERE attrelid = {quote_literal(scope.naming.table('BehavioralSignal'))}"
+        "::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' "
         "AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum"
     )
-    return [name for (name,) in rows if quote_identifier(name) != updated]
+    changed = scope.naming.column_name("BehavioralSignal", "modelVersion")
+    return [name for (name,) in rows if name != changed]
 
 
-def _fingerprint(connection: Connection, table: str, id_: str, columns: list[str], where: str) -> tuple[Any, ...]:
-    """Return the number of rows, and for each column a sum of hashes of its values and their rows' ids."""
+def _fingerprint(connection: Connection, scope: Scope, columns: list[str], where: str) -> tuple[Any, ...]:
+    """Return the number of the shadow users' signals, and for each column a sum of hashes of its values and their rows' ids."""
+    id_ = scope.naming.column("BehavioralSignal", "id")
     sums = ", ".join(
-        f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(_NULL)}) COLLATE "C", '
+        f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(NULL_TEXT)}) COLLATE "C", '
         f'hashtext({id_}::text COLLATE "C"))), 0)::text'
         for name in columns
     )
-    return connection.fetch_rows(f"SELECT count(*), {sums} FROM {table} x WHERE {where}")[0]
+    return connection.fetch_rows(
+        f"SELECT count(*), {sums} FROM {scope.naming.table('BehavioralSignal')} x "
+        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {where}"
+    )[0]
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
@@ -301,34 +275,3 @@ def _check_types(table: pa.Table, columns: dict[str, str], name: str) -> None:
                 f"Column {field.name!r} of table {name} has type {columns[field.name]}, which can't take {field.type}. "
                 "See `bpr-etl schema check`."
             )
-
-
-def _checksum(rows: pl.DataFrame) -> int:
-    """Return the sum of 32 bits of each row's MD5. The text of a row is that of `_sql_text`."""
-    line = pl.concat_str([_text(column, dtype) for column, dtype in rows.schema.items()], separator=_FIELD)
-    return int(rows.select(md5_32(line).sum()).item() or 0)
-
-
-def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a column's values as the same text as `_sql_text` in the database."""
-    value = pl.col(column)
-    if dtype == pl.Float64:
-        text = format_float(value)
-    elif isinstance(dtype, pl.Datetime):
-        text = value.dt.epoch("us").cast(pl.String)
-    elif isinstance(dtype, pl.List):
-        text = value.list.join(_ELEMENT)
-    else:
-        text = value.cast(pl.String)
-    return text.fill_null(_NULL)
-
-
-def _sql_text(column: str, dtype: pl.DataType) -> str:
-    name = quote_identifier(column)
-    if isinstance(dtype, pl.Datetime):
-        text = f"(extract(epoch FROM {name}) * 1000000)::int8::text"
-    elif isinstance(dtype, pl.List):
-        text = f"array_to_string({name}, {quote_literal(_ELEMENT)})"
-    else:
-        text = f"{name}::text"
-    return f"COALESCE({text}, {quote_literal(_NULL)})"

@@ -6,6 +6,7 @@ What run, export and expand have in common. The database's transaction ends betw
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +25,7 @@ from etl.pipeline.guards import (
 )
 from etl.pipeline.published import run_probe
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
-from etl.reporting.page import build_report
+from etl.reporting.page import build_report, load_template
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
@@ -42,8 +43,15 @@ log = logging.getLogger(__name__)
 def open_publication(context: RunContext, result: RunResult) -> Iterator[Publication]:
     """Yields a publication with folders for staged and for temporary files, which are deleted after the block."""
     with translate_os_errors(context.settings.out), context.store.staging(result.run_id) as (staged, scratch):
+        # The template is compiled while the server is read from. A failure is the report's, which reports it.
+        threading.Thread(target=_load_template, daemon=True, name="template").start()
         _load_history(context, result)
         yield Publication(context, result, staged, scratch)
+
+
+def _load_template() -> None:
+    with suppress(Exception):
+        load_template()
 
 
 def _load_history(context: RunContext, result: RunResult) -> None:

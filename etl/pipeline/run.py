@@ -1,7 +1,7 @@
 """`bpr-etl run`: the nightly job, in one transaction. The steps in their order; what they do is in the packages below.
 
-read ─► personas ─► COPY ─► read back ─► rankings ─┬─► COPY, check ──┬─► backfill ─► COMMIT ─► switch LATEST
-                                                   └─► stage, check ─┘
+read ─► personas ─► write ─► read back ─► rankings ─┬─► write, check ─┬─► backfill ─► COMMIT ─► switch LATEST
+                                                    └─► stage, check ─┘
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from etl.extract.reader import (
 )
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
+from etl.load.changes import TableWriter, held_rows
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.export import dataset_from_logged_events
 from etl.pipeline.guards import (
@@ -55,7 +56,7 @@ from etl.runtime.executor import map_ordered
 from etl.runtime.run_record import Progress, RunObserver
 from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings
-from etl.transform.buckets import bucket_count, open_spill, partition_by_bucket
+from etl.transform.buckets import BucketSpill, bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaStats, affinity_model, build_personas
 from etl.transform.ranking_events import RankingInputs, RankingStats, rank_bucket
 from etl.transform.schemas import Personas, Seeds
@@ -121,18 +122,22 @@ def _run_in_transaction(
     audit = WriteAudit(connection, scope, settings.allow_side_effects)
     with ExitStack() as stack:
         source = _read(connection, scope, publication, rejected, stack)
-        writes = _Writes(result, stack.enter_context(ordered_worker()))
-        personas = load.TableReplacement(connection, scope, "PersonaDimension")
-        events = load.TableReplacement(connection, scope, "RankingEvent")
-        writes.submit("registry", lambda rows: rows(load.register_models(connection, scope, settings.seed)))
+        writes = _Writes(result, stack.enter_context(ordered_worker()), replaces=settings.write == "replace")
+        personas, events = (
+            TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
+            for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
+        )
         persona_stats = _write_personas(source, rejected, settings.seed, writes, personas)
         # The database is the source of truth: events are made of the affinities that it holds now.
         stored = writes.submit("read back", partial(_read_back, connection, scope, rejected)).result()
+        writes.submit("registry", lambda rows: rows(load.register_models(connection, scope, settings.seed)))
         builder = None
         if settings.audience == "shadow":
             spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)
             builder = DatasetBuilder(stack.enter_context(spill))
         ranking_stats = _write_events(publication, source, stored, writes, events, builder)
+        # Looked up while files are written. The backfill itself comes last, because it locks rows.
+        signals = writes.worker.submit(partial(load.pending_signals, connection, scope))
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
@@ -154,7 +159,7 @@ def _run_in_transaction(
             )
         summary = publication.stage(dataset)
         writes.worker.wait()
-    _backfill_and_verify(connection, scope, result, audit, personas, events)
+    _backfill_and_verify(connection, scope, result, audit, signals.result(), personas, events)
     return publication.write_manifest(summary)
 
 
@@ -170,6 +175,16 @@ def _read(
         return extract_source(connection, scope, slots, rejected, rows)
 
 
+def _batches(source: SourceData) -> int:
+    """Return the number of batches in which the personas are built."""
+    return max(1, -(-source.seeds.height // USERS_PER_BATCH))
+
+
+def _held_rows(publication: Publication, model: str, parts: int, stack: ExitStack) -> BucketSpill:
+    """Return a spill for rows that are written after all rows are known."""
+    return stack.enter_context(open_spill(publication.scratch, parts, held_rows(model)))
+
+
 def _read_back(
     connection: Connection, scope: Scope, rejected: RejectedRows, rows: Callable[[int], None]
 ) -> dy.DataFrame[Personas]:
@@ -183,12 +198,13 @@ def _backfill_and_verify(
     scope: Scope,
     result: RunResult,
     audit: WriteAudit,
-    personas: load.TableReplacement,
-    events: load.TableReplacement,
+    signals: load.PendingSignals,
+    personas: TableWriter,
+    events: TableWriter,
 ) -> None:
     """Do the backfill, and check that nothing but the intended rows was written. Raises DataError."""
     with result.step("backfill") as rows:
-        result.counts["signals_backfilled"] = load.backfill(connection, scope)
+        result.counts["signals_backfilled"] = load.backfill(connection, scope, signals)
         rows(result.counts["signals_backfilled"])
     with result.step("check"):
         intended = {
@@ -198,6 +214,10 @@ def _backfill_and_verify(
             "BehavioralSignal": RowCounts(updated=result.counts["signals_backfilled"]),
         }
         result.warnings += audit.verify(intended)
+        result.counts["written"] = {
+            model: {"inserted": table.written.inserted, "deleted": table.written.deleted, "unchanged": table.unchanged}
+            for model, table in (("PersonaDimension", personas), ("RankingEvent", events))
+        }
         ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
 
 
@@ -207,6 +227,7 @@ class _Writes:
 
     result: RunResult
     worker: OrderedWorker
+    replaces: bool
 
     def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
         """Have `work` done; it is called with what counts the step's rows."""
@@ -218,27 +239,47 @@ class _Writes:
 
         return self.worker.submit(timed)
 
-    def delete(self, table: load.TableReplacement) -> None:
-        """Delete the rows that are to be replaced."""
-        self.submit("delete", lambda rows: rows(table.delete()))
+    def begin(self, table: TableWriter) -> None:
+        """Look up the rows that stand in a table, or delete them where all are to be replaced."""
+        if not self.replaces:
+            self.submit("compare", lambda rows: rows(table.compare()))
+            self.result.get_step("delete")
+        else:
+            self.submit("delete", lambda rows: rows(table.delete()))
 
-    def copy(
-        self, step: str, table: load.TableReplacement, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame
+    def add(
+        self, step: str, table: TableWriter, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame
     ) -> Future[None]:
-        """Copy a frame, as the table's rows. The frame object belongs to the server's thread from now on."""
+        """Write a frame, as the table's rows. The frame object belongs to the server's thread from now on."""
 
         def work(rows: Callable[[int], None]) -> None:
-            table.copy(to_rows(frame))
-            rows(frame.height)
+            rows(table.add(to_rows(frame)))
+            if table.is_mostly_new:
+                self._delete(table)
+                rows(table.copy_held())
 
         return self.submit(step, work)
 
+    def end(self, step: str, table: TableWriter) -> None:
+        """Write the rows that were held back until all were known, and check the table."""
+
+        def work(rows: Callable[[int], None]) -> None:
+            self._delete(table)
+            rows(table.copy_held())
+            table.check()
+
+        self.submit(step, work)
+
+    def _delete(self, table: TableWriter) -> None:
+        with self.result.step("delete") as rows:
+            rows(table.delete())
+
 
 def _write_personas(
-    source: SourceData, rejected: RejectedRows, seed: int, writes: _Writes, table: load.TableReplacement
+    source: SourceData, rejected: RejectedRows, seed: int, writes: _Writes, table: TableWriter
 ) -> PersonaStats:
     """Build and write the persona rows; the server takes one batch of users while the next is worked out."""
-    writes.delete(table)
+    writes.begin(table)
     stats, affinities, clipped = PersonaStats(), 0, 0
     for seeds in source.seeds.iter_slices(USERS_PER_BATCH):
         with writes.result.step("personas") as rows:
@@ -248,8 +289,8 @@ def _write_personas(
             rows(built.rows.height)
         stats += built.stats
         affinities, clipped = affinities + built.affinities, clipped + built.clipped
-        writes.copy("write personas", table, load.to_persona_rows, built.rows)
-    writes.submit("write personas", lambda _rows: table.check())
+        writes.add("write personas", table, load.to_persona_rows, built.rows)
+    writes.end("write personas", table)
     writes.result.warnings += clipped_affinities_warning(clipped, affinities)
     return stats
 
@@ -259,7 +300,7 @@ def _write_events(
     source: SourceData,
     personas: dy.DataFrame[Personas],
     writes: _Writes,
-    table: load.TableReplacement,
+    table: TableWriter,
     builder: DatasetBuilder | None,
 ) -> RankingStats:
     """Build and write the ranking events, bucket by bucket; the server takes one bucket while the next is worked out.
@@ -267,7 +308,7 @@ def _write_events(
     What is to be published goes into `builder`, too.
     """
     result, executor = publication.result, publication.context.executor
-    writes.delete(table)
+    writes.begin(table)
     inputs = RankingInputs(
         source.nodes, source.categories, affinity_model().default_affinity, publication.context.settings.seed
     )
@@ -283,12 +324,12 @@ def _write_events(
             rows(ranked.events.height)
         if pending is not None:
             pending.result()  # at most one bucket waits for the server
-        pending = writes.copy("write events", table, load.to_event_rows, ranked.events.clone())
+        pending = writes.add("write events", table, load.to_event_rows, ranked.events.clone())
         if builder is not None:
             with result.step("compact"):
                 builder.add(bucket, ranked.events)
         stats += ranked.stats
-    writes.submit("write events", lambda _rows: table.check())
+    writes.end("write events", table)
     result.progress("rankings", source.slots.buckets, source.slots.buckets)
     return stats
 

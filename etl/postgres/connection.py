@@ -367,6 +367,10 @@ _TEXTS: dict[type[EtlError], dict[str, str]] = {
     DataError: {
         "23001": _REFERENCED,
         "23503": _REFERENCED,
+        "23505": (
+            "The database refused a row{place}: {first}. Nothing was written. A row of another user, or one that a trigger "
+            "made, has the same key: see whose it is, and give it another."
+        ),
         "54000": (
             "The data passes a limit of the server{place}: {first}. Nothing was written. Shorten what an id or personaSeed "
             "says."

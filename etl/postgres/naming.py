@@ -198,9 +198,13 @@ class Naming:
             return value
         return f"{value}::pg_catalog.timestamp({min(limits)})"
 
+    def column_name(self, model: str, name: str) -> str:
+        """Return the name of a column in the model's table, unquoted."""
+        return self.mapped_column(model, name).name or name
+
     def column(self, model: str, name: str) -> str:
         """Return the quoted name of a column in the model's table."""
-        return quote_identifier(self.mapped_column(model, name).name or name)
+        return quote_identifier(self.column_name(model, name))
 
     def constraint(self, model: str, columns: str, suffix: str) -> str:
         """Return the name that Prisma gives to a constraint or an index, unquoted.

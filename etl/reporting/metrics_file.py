@@ -42,6 +42,10 @@ _ALWAYS = {
 _ON_SUCCESS = {
     "bpr_etl_step_seconds": ("Seconds of a step of the last successful run; some steps run in parallel.", ["step"]),
     "bpr_etl_rows": ("Rows of the last successful run: users, trips, events, triples and so on.", ["figure"]),
+    "bpr_etl_written_rows": (
+        "Rows of a table that the last successful run inserted, deleted or left unchanged.",
+        ["table", "what"],
+    ),
     "bpr_etl_left_out_rows": ("Rows that the last successful run excluded, by kind and reason.", ["what", "reason"]),
     "bpr_etl_triples": (f"Triples of a city in the last successful run; up to {MAX_CITIES} cities.", ["city"]),
     "bpr_etl_warnings": ("Number of warnings of the last successful run.", []),
@@ -153,6 +157,8 @@ def _samples(facts: Mapping[str, Any]) -> Iterator[Sample]:
             yield "bpr_etl_auc", {"ranking": name.partition(" of ")[2] or "model"}, value
         elif not name.startswith("left out"):  # bpr_etl_left_out_rows has these by reason
             yield "bpr_etl_rows", {"figure": name.replace(" ", "_")}, value
+    for table, counts in facts.get("written", {}).items():
+        yield from (("bpr_etl_written_rows", {"table": table, "what": what}, number) for what, number in counts.items())
     # Reasons and rules are the program's: the number of these series does not grow with the data.
     rows: Counter[tuple[str, str]] = Counter()
     for each in exclusions(facts):

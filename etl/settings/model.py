@@ -53,6 +53,7 @@ Reject = Literal["seen", "event"]
 SmallCatalog = Literal["exclude", "weight", "keep"]
 Ids = Literal["string", "index", "both"]
 SchemaFormat = Literal["sql", "prisma"]
+Write = Literal["changes", "replace"]
 LogFormat = Literal["console", "json"]
 
 
@@ -290,6 +291,9 @@ class Settings:
     )
     profile: bool = _flag(EXECUTION, "Show rows a second and memory of each step.")
     seed: int = _option(EXECUTION, "Seed of ids, ties and latencies; default 0.", parse_int(0), 0, decides="result")
+    write: Write = _choice(
+        EXECUTION, "Rows that the database gets: changes (default: equal rows stay untouched) or replace (all).", Write
+    )
     dry_run: bool = _flag(EXECUTION, "Do it all, then roll back and publish nothing.")
 
     snapshot: str | None = _text(

@@ -182,6 +182,7 @@ class Manifest(TypedDict):
     days_in_several_cities: NotRequired[Count]
     events_left_out: NotRequired[Counts]
     signals_backfilled: NotRequired[Count]
+    written: NotRequired[dict[str, Counts]]
     expanded_from: NotRequired[str]
     probe: NotRequired[ProbeLine]
 

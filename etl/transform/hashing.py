@@ -37,9 +37,9 @@ def hash64(text: pl.Expr) -> pl.Expr:
     return sha256_hex(text).str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
-def md5_32(text: pl.Expr) -> pl.Expr:
-    """Returns the first four bytes of MD5, big-endian, as UInt64: a checksum that PostgreSQL can compute, not a signature."""
-    return _hashing(text).nchash.md5().str.slice(0, 8).str.to_integer(base=16, dtype=pl.UInt64)
+def md5_64(text: pl.Expr) -> pl.Expr:
+    """Returns the first eight bytes of MD5, big-endian, as UInt64: a checksum that PostgreSQL can compute, not a signature."""
+    return _hashing(text).nchash.md5().str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def mix64(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

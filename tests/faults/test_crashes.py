@@ -23,7 +23,18 @@ WAITS = {
 """What somebody else holds, so that a query of ours takes as long as one likes."""
 
 STEPS = (
-    *("read", "registry", "delete", "personas", "write personas", "read back", "rankings", "write events", "compact"),
+    *(
+        "read",
+        "compare",
+        "delete",
+        "personas",
+        "write personas",
+        "read back",
+        "registry",
+        "rankings",
+        "write events",
+        "compact",
+    ),
     *("stage files", "report", "secure files", "backfill", "check", "switch"),
 )
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
@@ -48,12 +59,12 @@ def calls(nights) -> int:
     return int(re.search(r"calls: (\d+)", ended.err)[1])
 
 
-def hit(nights: Nights, spec: dict[str, object]) -> str:
+def hit(nights: Nights, spec: dict[str, object], write: str = "changes") -> str:
     """A night of the seed whose rows aren't there, hit; gives what state it left."""
     seed = nights.other_seed()
     nights.forget_versions()
     before = nights.state()
-    ended = call(nights.command(seed), nights.url, spec)
+    ended = call(nights.command(seed, "--write", write), nights.url, spec)
     number = NUMBER[spec["signal"]]
     state = nights.require_before_or_after(before, seed)
     if ended.code == 0:
@@ -153,8 +164,9 @@ def test_every_boundary(nights, effort, tally, name):
     points = all_points()
     third = SIGNALS.index(name)
     chosen = effort(len(points[third::12]), len(points))
-    for spec in points if chosen == len(points) else points[third::12]:
-        hit(nights, {**spec, "signal": name})
+    for number, spec in enumerate(points if chosen == len(points) else points[third::12]):
+        ways = ("changes",) if spec.get("name") == "compare" else ("changes", "replace")  # which compares nothing
+        hit(nights, {**spec, "signal": name}, ways[number % len(ways)])
         tally(f"named moments hit by {name}")
     nights.require_mended(SEEDS[0])
 
@@ -168,7 +180,7 @@ def test_any_moment(nights, calls, effort, tally, part):
         # A tenth of them late, where COMMIT and the switch are.
         n = random.randint(1, calls) if random.random() < 0.9 else random.randint(int(calls * 0.97), calls)
         spec = {"at": "call", "n": n, "signal": random.choice(SIGNALS), "never": "the count varies a little"}
-        states[hit(nights, spec)] += 1
+        states[hit(nights, spec, random.choice(("changes", "replace")))] += 1
         tally(f"random moments hit by {spec['signal']}")
         if number % 8 == 7:
             nights.require_mended(random.choice(SEEDS))

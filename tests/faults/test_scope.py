@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -241,12 +242,14 @@ TRIGGERS = {
 }
 
 
+@pytest.mark.parametrize("write", ["changes", "replace"])
 @pytest.mark.parametrize("what", TRIGGERS)
-def test_a_trigger_that_writes_to(real_users, settings_for, tally, what):
+def test_a_trigger_that_writes_to(real_users, settings_for, tally, what, write):
     """Counted by PostgreSQL in the transaction itself; where it was not meant, all is rolled back."""
     statement, said = TRIGGERS[what]
+    etl.run(settings_for(real_users, seed=1))
     execute(real_users, function(f"{statement};"), trigger('AFTER DELETE OR INSERT ON "RankingEvent"'))
-    refused(settings_for(real_users), said)
+    refused(settings_for(real_users, write=write), said)
     tally("triggers that write where they should not")
 
 
@@ -266,7 +269,7 @@ def test_a_trigger_whose_writes_are_undone_or_its_own_has_no_side_effect(real_us
 @pytest.mark.parametrize("name", ["audit", "AUDIT", "public.audit", '"audit"', '"public"."audit"', "Public.Audit"])
 def test_a_side_effect_that_is_allowed_is_a_warning(real_users, settings_for, name):
     execute(real_users, function("INSERT INTO audit VALUES (1);"), trigger('AFTER DELETE ON "RankingEvent"'))
-    report = etl.run(settings_for(real_users, allow_side_effects=name))
+    report = etl.run(settings_for(real_users, allow_side_effects=name, write="replace"))
     assert [each for each in report.warnings if "made this run write" in each] == [
         "A foreign key, a trigger or a rule has made this run write to public.audit: 1 inserted, 0 updated, 0 deleted."
     ]
@@ -284,6 +287,7 @@ def test_several_side_effects_are_named_and_allowed_together(real_users, setting
         ),
         trigger('AFTER DELETE ON "RankingEvent"'),
     )
+    settings_for = partial(settings_for, write="replace")  # deletes, also where there is no row
     said = refused(settings_for(real_users, allow_side_effects=("Trip",)), "--allow-side-effects 'public.audit'")
     assert "--allow-side-effects 'other.\"Log.s\"'" in said
     assert "Trip" not in said
@@ -326,7 +330,7 @@ ACTIONS = {
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("partitioned", ["", "PARTITION BY HASH (f)"])
 def test_rows_of_the_application_that_refer_to_ours(real_users, settings_for, action, partitioned):
-    """They are neither deleted nor changed, unless that is allowed, and are found beforehand."""
+    """They are neither deleted nor changed, unless that is allowed, and are found beforehand. A steady run touches no row."""
     etl.run(settings_for(real_users))
     execute(
         real_users,
@@ -338,14 +342,17 @@ def test_rows_of_the_application_that_refer_to_ours(real_users, settings_for, ac
         ),
         f"""INSERT INTO other."Feedback" SELECT "id", "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
     )
-    refused(settings_for(real_users), f'other."Feedback": {ACTIONS[action]}')
+    refused(settings_for(real_users, write="replace"), f'other."Feedback": {ACTIONS[action]}')
     (finding,) = database.check_schema(settings_for(real_users))
     assert (finding.kind, finding.severity) == ("foreign_key", "advice")
     assert (
         f'other."Feedback" refer to "public"."RankingEvent" by "Feedback_event_fkey" (ON DELETE {action})'
         in finding.detail
     )
-    report = etl.run(settings_for(real_users, allow_side_effects=("other.Feedback",)))
+    referring = everything(real_users)
+    assert etl.run(settings_for(real_users)).committed
+    assert everything(real_users) == referring
+    report = etl.run(settings_for(real_users, allow_side_effects=("other.Feedback",), write="replace"))
     assert any(f'write to other."Feedback": {ACTIONS[action]}.' in warning for warning in report.warnings)
 
 
@@ -357,7 +364,7 @@ def test_a_reference_that_is_checked_before_commit(real_users, settings_for):
         """CREATE TABLE "Feedback" ("event" text REFERENCES "RankingEvent"("id") DEFERRABLE INITIALLY DEFERRED)""",
         f"""INSERT INTO "Feedback" SELECT "id" FROM "RankingEvent" WHERE "userId" IN {SHADOW} LIMIT 10""",
     )
-    assert etl.run(settings_for(real_users)).committed
+    assert etl.run(settings_for(real_users, write="replace")).committed
     rows = everything(real_users)
     with pytest.raises(DataError, match="violates foreign key"):
         etl.run(settings_for(real_users, seed=1))
@@ -491,18 +498,22 @@ def test_tables_of_ours_that_are_partitioned(real_users, settings_for):
         "DROP TABLE old",
         """INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'g-1', 'real-1', "signalType" FROM s0 LIMIT 1""",
         function("""UPDATE "BehavioralSignal" SET "modelVersion" = 'x' WHERE "userId" = 'real-1';"""),
-        trigger('AFTER DELETE ON "RankingEvent"'),
+        trigger('AFTER INSERT ON "RankingEvent"'),
     )
     refused(settings_for(real_users), '"public"."BehavioralSignal": 0 inserted')
     execute(real_users, "DROP FUNCTION meddle CASCADE")
     assert etl.run(settings_for(real_users)).counts["signals_backfilled"] > 0
 
 
-def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings_for):
+@pytest.mark.parametrize(
+    ("write", "said"), [("replace", "is not what was sent"), ("changes", "were to be deleted and are still there")]
+)
+def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings_for, write, said):
     """As many rows as meant were inserted, and all that should stand there do: one of them is not new, and one is another's."""
     etl.run(settings_for(real_users))
     with psycopg.connect(real_users) as connection:
         (kept,) = connection.execute(f'SELECT min("id") FROM "RankingEvent" WHERE "userId" IN {SHADOW}').fetchone()
+        connection.execute('UPDATE "RankingEvent" SET "latencyMs" = 1 WHERE "id" = %s', (kept,))
     execute(
         real_users,
         function(
@@ -514,8 +525,8 @@ def test_a_real_user_s_event_for_one_that_is_left_as_it_was(real_users, settings
         trigger('BEFORE DELETE OR INSERT ON "RankingEvent"', "ROW"),
     )
     rows = everything(real_users)
-    with pytest.raises(DataError, match="is not what was sent"):
-        etl.run(settings_for(real_users))
+    with pytest.raises(DataError, match=said):
+        etl.run(settings_for(real_users, write=write))
     assert everything(real_users) == rows
 
 
@@ -571,18 +582,18 @@ def test_a_function_that_is_not_counted_is_refused(real_users, settings_for):
         function("PERFORM set_config('track_counts', 'off', true);"),
         trigger('AFTER DELETE ON "PersonaDimension"'),
     )
-    refused(settings_for(real_users), "switched track_counts off")
+    refused(settings_for(real_users, write="replace"), "switched track_counts off")
 
 
 def test_counts_of_an_earlier_attempt_do_not_confuse_the_ledger(small_world, settings_for, monkeypatch):
     """A session hands its counts over a second late: a retried night still sees those of the attempt before."""
     original, done = pipeline.load.backfill, []
 
-    def conflict(connection, scope):
+    def conflict(connection, scope, signals):
         if not done:
             done.append(True)
             raise ConflictError("Somebody else changed the same rows.")
-        return original(connection, scope)
+        return original(connection, scope, signals)
 
     monkeypatch.setattr(pipeline.load, "backfill", conflict)
     assert etl.run(settings_for(small_world)).retries == 1

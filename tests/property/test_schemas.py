@@ -68,6 +68,7 @@ def test_the_same_rows_in_any_schema_give_the_same_snapshot(databases, expected,
         assert content_hash(etl.run(load_settings(options, {}))) == expected
         again = etl.run(load_settings(options, {}))
         assert content_hash(again) == expected
+        assert {(each["inserted"], each["deleted"]) for each in again.counts["written"].values()} == {(0, 0)}
         assert database.validate_database(load_settings(options, {})).broken == []
         exported = etl.export(load_settings(options, {}))
         assert content_hash(exported) == expected

@@ -20,11 +20,12 @@ from tests.states import database_state, folder_state
 
 STEPS = [
     "read",
-    "registry",
+    "compare",
     "delete",
     "personas",
     "write personas",
     "read back",
+    "registry",
     "rankings",
     "write events",
     "compact",

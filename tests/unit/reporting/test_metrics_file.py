@@ -34,6 +34,7 @@ FACTS = {
         "cities_left_out": {"Village": "small"},
         "positives_left_out": {"no_negatives": 1},
     },
+    "written": {"RankingEvent": {"inserted": 2, "deleted": 1, "unchanged": 68}},
     "warnings": ["Half of them are gone.", "There is no index."],
 }
 GOOD = Outcome(NIGHT, 61.5, 0, 2.0**28, FACTS)
@@ -67,6 +68,9 @@ def test_a_good_night_says_when_how_long_and_how_much(tmp_path):
         ("bpr_etl_rows", "items"): 20,
         ("bpr_etl_rows", "cities"): 1,
         ("bpr_etl_rows", "set_aside_rows"): 3,
+        ("bpr_etl_written_rows", "RankingEvent", "inserted"): 2,
+        ("bpr_etl_written_rows", "RankingEvent", "deleted"): 1,
+        ("bpr_etl_written_rows", "RankingEvent", "unchanged"): 68,
         ("bpr_etl_left_out_rows", "shadow_users", "without_persona"): 4,
         ("bpr_etl_left_out_rows", "trip_days", "city_without_nodes"): 2,
         ("bpr_etl_left_out_rows", "rows_of_slots", "day_number nullability"): 3,

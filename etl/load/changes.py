@@ -1,0 +1,266 @@
+"""Writes the shadow users' rows of a table: what changed, or all of them. Verified within the transaction (docs/contract.md).
+
+A row is known by a hash of its columns, its id among them. The server computes the hashes of the rows that stand there. A row
+with the hash of one that is to be there stays, untouched; the others are deleted before anything is inserted, because an id or
+another unique key may move from one row to another.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.errors import DataError
+from etl.load.audit import RowCounts
+from etl.load.copy import NULL_TEXT, OURS, copy_rows
+from etl.postgres.connection import Connection
+from etl.postgres.ddl import COLUMNS
+from etl.postgres.naming import Naming, quote_literal
+from etl.postgres.scope import Scope
+from etl.transform.buckets import BucketSpill
+from etl.transform.hashing import format_float, md5_64
+
+MOSTLY_NEW, FEW = 0.9, 20_000
+"""Where more than this share of more than so many rows does not stand there, all that are left are replaced.
+
+Holding them back until the end would cost more than copying some that stand there.
+"""
+
+_TIDS_PER_DELETE = 10_000
+_HASH = "hash"
+
+# Separators of fields and of list elements in the text of a row that is hashed.
+_FIELD, _ELEMENT = "\x1f", "\x1e"
+
+_DTYPES: dict[str, pl.DataType] = {
+    "text": pl.String(),
+    "int4": pl.Int32(),
+    "float8": pl.Float64(),
+    "timestamp": pl.Datetime("us"),
+    "_text": pl.List(pl.String),
+}
+
+
+def columns_of(model: str) -> dict[str, pl.DataType]:
+    """Return the columns that a run writes to a model's table, with their types in a frame."""
+    return {column.name: _DTYPES[column.type] for column in COLUMNS[model]}
+
+
+def row_hashes(model: str, rows: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Return 64 bits of the MD5 of each row's text. `_sql_hash` is the same in the database."""
+    line = pl.concat_str([_text(name, dtype) for name, dtype in columns_of(model).items()], separator=_FIELD)
+    return rows.select(md5_64(line)).to_series().to_numpy().view(np.int64)
+
+
+def _text(column: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(column)
+    if dtype == pl.Float64:
+        text = format_float(value)
+    elif isinstance(dtype, pl.Datetime):
+        text = value.dt.epoch("us").cast(pl.String)
+    elif isinstance(dtype, pl.List):
+        length = value.list.len().cast(pl.String)
+        dims = pl.when(value.list.len() > 0).then("[1:" + length + "]").otherwise(pl.lit(""))
+        text = dims + value.list.join(_ELEMENT)
+    else:
+        text = value.cast(pl.String)
+    return text.fill_null(NULL_TEXT)
+
+
+def _sql_hash(naming: Naming, model: str) -> str:
+    """Return SQL of the hash of a row `x` of the model's table."""
+    columns = ((naming.mapped_column(model, name).sql("x"), dtype) for name, dtype in columns_of(model).items())
+    texts = ", ".join(_sql_text(value, dtype) for value, dtype in columns)
+    return f"('x' || substr(md5(concat_ws({quote_literal(_FIELD)}, {texts})), 1, 16))::bit(64)::int8"
+
+
+def _sql_text(value: str, dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.Datetime):
+        text = f"trunc(extract(epoch FROM {value}) * 1000000)::text"  # numeric has infinity, int8 has not
+    elif isinstance(dtype, pl.List):
+        # With its dimensions: an array of one empty text, or one that begins at 0, is another than the one we send.
+        text = f"concat(array_dims({value}), array_to_string({value}, {quote_literal(_ELEMENT)}, {quote_literal(NULL_TEXT)}))"
+        text = f"CASE WHEN {value} IS NOT NULL THEN {text} END"
+    else:
+        text = f"{value}::text"
+    return f"COALESCE({text}, {quote_literal(NULL_TEXT)})"
+
+
+def held_rows(model: str) -> pl.DataFrame:
+    """Return an empty frame with the columns of the rows that a `TableWriter` holds."""
+    return pl.DataFrame(schema=columns_of(model) | {_HASH: pl.Int64()})
+
+
+class _StandingRows:
+    """The rows that stood in the table under the transaction's snapshot: 8 bytes of hash, and about 20 of the row's place."""
+
+    def __init__(self, rows: pl.DataFrame) -> None:
+        rows = rows.sort("hash")
+        self._hashes = rows["hash"].to_numpy()
+        self._places = rows.select("table", "place")
+        self._kept = np.zeros(rows.height, np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def kept(self) -> int:
+        """Number of rows that stay."""
+        return int(self._kept.sum())
+
+    def keep(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Keep the rows with these hashes. Returns for each hash whether such a row stands there."""
+        if not len(self):
+            return np.zeros(len(hashes), np.bool_)
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
+        found: npt.NDArray[np.bool_] = self._hashes[at] == hashes
+        self._kept[at[found]] = True  # one of several equal rows, in a table whose ids are not unique
+        return found
+
+    def places_to_delete(self) -> list[str]:
+        """Return SQL conditions on the system columns, each true for some of the rows that do not stay."""
+        gone = self._places.filter(~pl.Series(self._kept)).with_columns(literal=pl.format('"{}"', "place"))
+        return [
+            f"x.tableoid OPERATOR(pg_catalog.=) {oid} AND "
+            f"x.ctid OPERATOR(pg_catalog.=) ANY ('{{{','.join(part['literal'])}}}'::pg_catalog.tid[])"
+            for (oid,), rows in gone.partition_by("table", as_dict=True).items()
+            for part in rows.iter_slices(_TIDS_PER_DELETE)
+        ]
+
+
+@dataclass
+class _Sent:
+    rows: int = 0
+    checksum: int = 0
+
+    def add(self, hashes: npt.NDArray[np.int64]) -> None:
+        self.rows += len(hashes)
+        self.checksum += int(hashes.sum(dtype=object) or 0)
+
+
+class TableWriter:
+    """Writes the shadow users' rows of a table, and checks what the table holds then.
+
+    Call `compare` to leave rows that stand there already alone, or `delete` to replace all; then `add` for the rows, in
+    batches; `delete`, `copy_held` and `check`. Rows that do not stand there are held in `held`, because all that is to go must
+    be deleted before the first of them is inserted. After `delete`, they are copied at once.
+
+    Raises SchemaError if a column's type does not match what is sent, DataError if the server refuses a row or if the table
+    does not hold what it should.
+    """
+
+    def __init__(self, connection: Connection, scope: Scope, model: str, held: BucketSpill) -> None:
+        self._connection, self._scope, self._model, self._held = connection, scope, model, held
+        self._name, self._hash = scope.naming.table(model), _sql_hash(scope.naming, model)
+        self._standing: _StandingRows | None = None
+        self._batches = self._seen = self._deleted = 0
+        self._copies = False
+        self._sent = _Sent()
+
+    @property
+    def written(self) -> RowCounts:
+        """The rows inserted and deleted so far."""
+        return RowCounts(inserted=self._sent.rows, deleted=self._deleted)
+
+    @property
+    def unchanged(self) -> int:
+        """The rows that stand there already and stay."""
+        return 0 if self._standing is None else self._standing.kept
+
+    @property
+    def is_mostly_new(self) -> bool:
+        """Whether nearly none of the rows added so far stand there, so that all should be replaced (call `delete`)."""
+        return not self._copies and self._seen > FEW and self._seen - self.unchanged > MOSTLY_NEW * self._seen
+
+    def compare(self) -> int:
+        """Read the hashes of the rows that stand there. Returns their number."""
+        empty = pl.DataFrame(schema={"hash": pl.Int64, "table": pl.Int64, "place": pl.String})
+        batches = self._connection.iter_frames(
+            f'SELECT {self._hash} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
+            f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+        )
+        self._standing = _StandingRows(pl.concat([empty, *batches]))
+        self._copies = not len(self._standing)
+        return len(self._standing)
+
+    def delete(self) -> int:
+        """Delete the rows that do not stay; all without `compare`. Returns their number. Later calls do nothing.
+
+        They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
+        """
+        if self._copies:
+            return 0
+        self._copies = True
+        if self._standing is not None and self._standing.kept:
+            self._deleted = len(self._standing) - self._standing.kept
+            for places in self._standing.places_to_delete():
+                self._connection.execute(f"DELETE FROM {self._name} x WHERE {places}")
+                self._require_gone(places)
+        else:
+            rows = f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+            self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
+            self._connection.execute(f"DELETE {rows}")
+        return self._deleted
+
+    def _require_gone(self, places: str) -> None:
+        """Raise DataError if one of the rows is still there. Else it could stand in for one that was to stay."""
+        if left := self._connection.fetch_int(f"SELECT count(*) FROM {self._name} x WHERE {places}"):
+            raise DataError(
+                f"{left:,} rows of {self._name} were to be deleted and are still there. Nothing was kept. A trigger or a rule "
+                "on the table keeps them: fix or disable it, then run again."
+            )
+
+    def add(self, rows: pl.DataFrame) -> int:
+        """Add a batch of rows. Returns how many were copied: all after `delete`, else none."""
+        rows = rows.select(*columns_of(self._model))
+        if self._copies:
+            return self._copy(rows)
+        hashes = row_hashes(self._model, rows)
+        new = rows.with_columns(pl.Series(_HASH, hashes)).filter(~pl.Series(self._keep(hashes)))
+        if new.height:
+            self._held.append_bucket(new, self._batches % self._held.buckets)
+        self._batches, self._seen = self._batches + 1, self._seen + rows.height
+        return 0
+
+    def _keep(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        return np.zeros(len(hashes), np.bool_) if self._standing is None else self._standing.keep(hashes)
+
+    def copy_held(self) -> int:
+        """Copy the rows that were held. Returns their number."""
+        held = (self._held.read_bucket(number) for number in range(self._held.buckets))
+        copied = sum(self._copy(rows.drop(_HASH), rows[_HASH].to_numpy()) for rows in held if rows.height)
+        self._held.delete()
+        return copied
+
+    def _copy(self, rows: pl.DataFrame, hashes: npt.NDArray[np.int64] | None = None) -> int:
+        """COPY rows. Their hashes, unless they are known, are computed while the server works on the COPY."""
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
+            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
+            computed = pool.submit(row_hashes, self._model, rows.clone()) if hashes is None else hashes
+            copy_rows(self._connection, self._scope, self._model, rows)
+            self._sent.add(computed.result() if isinstance(computed, Future) else computed)
+        return rows.height
+
+    def check(self) -> None:
+        """Compare the table's rows with those that should be there. Raises DataError.
+
+        Rows that this transaction wrote must be as many as were sent, with the same checksum over all columns. All others must
+        be as many as were to stay: these are versions of rows that were compared, and a version never changes. Rows that were
+        to go can't stand in for them (`_require_gone`), nor can an old row for a new one.
+        """
+        found = self._connection.fetch_rows(
+            f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {self._hash} END), 0)"
+            f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) "
+            f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+        )[0]
+        wanted = (self._sent.rows, str(self._sent.checksum), self.unchanged)
+        if found != wanted:
+            raise DataError(
+                f"What {self._name} holds is not what was sent: {found[0]} new rows of {wanted[0]}, checksum {found[1]} for "
+                f"{wanted[1]}, and {found[2]} unchanged rows of {wanted[2]}. Nothing was kept. A trigger or a rule on the "
+                "table may have changed the rows."
+            )
