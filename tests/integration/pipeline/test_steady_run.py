@@ -112,3 +112,30 @@ def test_rows_that_refer_to_ours_survive(small_world, settings_for, action):
             'SELECT (SELECT count("row") FROM of_RankingEvent), count("row") FROM of_PersonaDimension'
         )
         assert found.fetchone() == referring
+
+
+def test_rows_of_a_partitioned_table_are_found_in_their_partition(small_world, settings_for):
+    """Two rows of different partitions may have the same place in theirs."""
+    with psycopg.connect(small_world) as connection:
+        connection.execute('ALTER TABLE "RankingEvent" RENAME TO old')
+        connection.execute(
+            'CREATE TABLE "RankingEvent" (LIKE old INCLUDING DEFAULTS, PRIMARY KEY ("id")) PARTITION BY HASH ("id")'
+        )
+        for n in range(3):
+            connection.execute(
+                f'CREATE TABLE part{n} PARTITION OF "RankingEvent" FOR VALUES WITH (MODULUS 3, REMAINDER {n})'
+            )
+        connection.execute("DROP TABLE old")
+    etl.run(settings_for(small_world))
+    rows = database_state(small_world)
+    with psycopg.connect(small_world) as connection:
+        changed = connection.execute(
+            """UPDATE part1 SET "latencyMs" = 1 WHERE "dayNumber" = 2 RETURNING "id" """
+        ).fetchall()
+        connection.execute('DELETE FROM part2 WHERE "dayNumber" = 1')
+    before = versions(small_world)
+    again = etl.run(settings_for(small_world))
+    assert database_state(small_world) == rows
+    assert again.counts["written"]["RankingEvent"]["deleted"] == len(changed) > 0
+    kept = {version for version in before if (version[0],) not in changed}
+    assert kept <= set(versions(small_world))
