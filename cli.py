@@ -23,7 +23,7 @@ NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is"
 
 # Groups of options, by their settings' names (etl/settings/model.py).
 CONNECTION = "database_url schema naming"
-SHADOW_USERS = "shadow_prefix shadow_domain"
+SHADOW_USERS = "shadow_prefix shadow_domain keep_foreign_rows"
 USER_LIMITS = "expect_users max_shadow_share"
 LOCK = "wait_lock max_wait"
 TRIPLES = "negatives reject catalog_alpha split min_catalog small_catalog city_weight shuffle ids rows_per_file seed"
@@ -60,7 +60,14 @@ app.register(
     "bpr-etl run --dry-run --expect-users 747+-5%",
     panel=NIGHTLY,
 )
-app.register("export", publish.export, EXPORTING, "bpr-etl export --audience all --out /srv/bpr", panel=NIGHTLY)
+app.register(
+    "export",
+    publish.export,
+    f"{EXPORTING} surface",
+    "bpr-etl export --audience all --out /srv/bpr",
+    "bpr-etl export --audience real --surface itinerary --out /srv/bpr",
+    panel=NIGHTLY,
+)
 app.register(
     "expand",
     publish.expand,

@@ -16,7 +16,7 @@ from etl.errors import ConnectError, EtlError, LockedError, SchemaError, Setting
 from etl.extract import queries
 from etl.load.audit import require_counted
 from etl.pipeline.context import Clock, RunResult
-from etl.pipeline.guards import check_scope, multiple_domains_warning
+from etl.pipeline.guards import KEEP_FOREIGN_ROWS, check_scope, describe_kinds, foreign_rows, multiple_domains_warning
 from etl.postgres import catalog
 from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
@@ -34,6 +34,7 @@ from etl.postgres.url import schema_of, target_of
 from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.settings.model import Settings
+from etl.transform.ranking_events import MADE_ROWS
 
 NEWEST = 18
 """The newest supported major version of PostgreSQL."""
@@ -58,7 +59,7 @@ _MIN_TIMEOUTS = {
     "lock_timeout": 1.0,
 }
 """Seconds below which a limit of the server may end a run."""
-_WITHOUT_SCHEMA = ("side effects", "rights", "shadow users", "tables")
+_WITHOUT_SCHEMA = ("side effects", "rights", "shadow users", "foreign rows", "tables")
 _WITHOUT_CONNECTION = (
     "server",
     "TLS",
@@ -265,11 +266,15 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
         yield from _in_transaction(connection, "schema", _schema, naming)
         yield from _advice(findings)
         yield from _in_transaction(connection, "rights", _privileges, naming)
-        scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
+        scope = Scope.of(naming, settings, MADE_ROWS)
         if any(each.model == "User" and each.kind in {"table", "column"} for each in findings):
             yield from skipped(("shadow users",), "the table of users does not fit")
         else:
             yield from _in_transaction(connection, "shadow users", _shadow_users, scope, settings)
+        if any(each.severity == "blocking" for each in findings):
+            yield from skipped(("foreign rows",), "the schema does not fit")
+        else:
+            yield from _in_transaction(connection, "foreign rows", _foreign_rows, scope)
         yield from _in_transaction(connection, "tables", _tables, naming)
     yield from _in_transaction(connection, "other run", _other_run, name)
 
@@ -324,6 +329,16 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
     else:
         yield ok("shadow users", said)
+
+
+def _foreign_rows(connection: Connection, scope: Scope) -> Iterator[Check]:
+    """Report shadow users' rows that a run does not make, and deletes by default."""
+    kinds = foreign_rows(connection, scope)
+    if kinds and not scope.keep_foreign_rows:
+        said = f"shadow users' rows that a run does not make, and will delete: {describe_kinds(kinds)}"
+        yield warning("foreign rows", said, KEEP_FOREIGN_ROWS)
+    else:
+        yield ok("foreign rows", f"left as they are: {describe_kinds(kinds)}" if kinds else "none")
 
 
 def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:

@@ -106,7 +106,7 @@ class TableReplacement:
 
         They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
         """
-        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.owns('x')}"
+        rows = f"FROM {self._scope.naming.table(self._model)} x WHERE {self._scope.replaces(self._model, 'x')}"
         self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
         self._connection.execute(f"DELETE {rows}")
         return self._deleted
@@ -134,7 +134,7 @@ class TableReplacement:
         found = self._connection.fetch_rows(
             f"SELECT count(*), COALESCE(sum(('x' || substr(md5(concat_ws({quote_literal(_FIELD)}{texts})), 1, 8))"
             f"::bit(32)::int8), 0)::int8, count(*) FILTER (WHERE {_OURS}) "
-            f'FROM {name} WHERE "userId" IN ({self._scope.shadow_ids()})'
+            f"FROM {name} x WHERE {self._scope.replaces(self._model, 'x')}"
         )[0]
         # All rows must be new. Else an old row that a trigger kept could stand in for a new one that it gave to another user.
         sent = (self._rows, self._checksum, self._rows)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from etl.postgres import catalog
 from etl.postgres.connection import Connection
-from etl.postgres.naming import Naming, quote_literal
+from etl.postgres.naming import Naming, quote_identifier, quote_literal
 from etl.postgres.privileges import require_privileges
 from etl.postgres.transaction import transaction
 from etl.settings.model import Audience, Settings
+
+MadeRows = Mapping[str, Mapping[str, Sequence[str]]]
+"""Which rows a run makes: {model: {column: the values that it writes there}}."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,23 @@ class Scope:
     """The naming of the tables, and the email prefix and domain of shadow users.
 
     No character of them is a wildcard. Only the ASCII letters of the domain are compared without case.
+
+    A shadow user's row with other values than `made` says is a foreign row: the application's. A run replaces it like its own
+    rows, unless `keep_foreign_rows`. `surfaces` are those whose ranking events are exported; empty: all.
     """
 
     naming: Naming
     prefix: str
     domain: str | None = None
+    made: MadeRows = field(default_factory=dict)
+    keep_foreign_rows: bool = False
+    surfaces: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, naming: Naming, settings: Settings, made: MadeRows) -> Scope:
+        """Return the scope that settings ask for."""
+        prefix, domain = settings.shadow_prefix, settings.shadow_domain
+        return cls(naming, prefix, domain, made, settings.keep_foreign_rows, settings.surface)
 
     def is_shadow(self, user: str) -> str:
         """Return SQL that is true for a shadow user's row and false for all others, a null email included."""
@@ -45,13 +61,34 @@ class Scope:
         """Return SQL that is true for a row whose `userId` is a shadow user, for statements that write."""
         return f'{row}."userId" OPERATOR(pg_catalog.=) ANY ({self.shadow_ids()})'
 
+    def is_made(self, model: str, row: str) -> str:
+        """Return SQL that is true for a row that has the values of `made`, for statements that write."""
+        values = self.made.get(model, {}).items()
+        return f"({' AND '.join(_one_of(row, column, each) for column, each in values) or 'true'})"
+
+    def replaces(self, model: str, row: str) -> str:
+        """Return SQL that is true for the rows that a run replaces, for statements that write.
+
+        These are all rows of shadow users, or with `keep_foreign_rows` those that a run makes.
+        """
+        return f"{self.owns(row)} AND {self.is_made(model, row)}" if self.keep_foreign_rows else self.owns(row)
+
+    def exports(self, user: str, event: str, audience: Audience) -> str:
+        """Return SQL that is true for the ranking events of an audience's users that are exported."""
+        wanted = [self.audience_sql(user, audience)]
+        if self.surfaces:
+            wanted.append(_one_of(event, "surface", self.surfaces))
+        if self.keep_foreign_rows and audience != "real":
+            wanted.append(f"({self.is_made('RankingEvent', event)} OR NOT {self.is_shadow(user)})")
+        return " AND ".join(wanted)
+
     def shadow_ids(self) -> str:
         """Return a query of the shadow users' ids."""
         return f'SELECT u."id" FROM {self.naming.table("User")} u WHERE {self.is_shadow("u")}'
 
 
 def resolve_scope(
-    connection: Connection, settings: Settings, schema_name: str, *, writes: bool
+    connection: Connection, settings: Settings, schema_name: str, *, writes: bool, made: MadeRows | None = None
 ) -> tuple[Scope, list[str]]:
     """Return the scope, and advice on the schema: sentences about what is missing but not required.
 
@@ -61,7 +98,14 @@ def resolve_scope(
         naming = catalog.detect_naming(connection, schema_name, settings.naming)
         advice = [finding.detail for finding in catalog.require(connection, naming, writes=writes)]
         require_privileges(connection, naming, writes=writes)
-    return Scope(naming, settings.shadow_prefix, settings.shadow_domain), advice
+    return Scope.of(naming, settings, made or {}), advice
+
+
+def _one_of(row: str, column: str, values: Sequence[str]) -> str:
+    """Return SQL that is true if a column's text is one of the values, false for null."""
+    text = f'{row}.{quote_identifier(column)}::pg_catalog.text COLLATE pg_catalog."C"'
+    one_of = " OR ".join(f"{text} OPERATOR(pg_catalog.=) {quote_literal(value)}" for value in values)
+    return f"COALESCE({one_of}, false)"
 
 
 def _ascii_lower(text: str) -> str:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from etl.errors import ConnectError, DataError
-from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS
+from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS, Settings
 from etl.snapshots.reader import STAGING
 from etl.snapshots.store import LocalStore, Store
 
@@ -26,6 +26,7 @@ HISTORY_LENGTH = 29
 MIN_RUNS = 5
 """There is an expected range from this many earlier runs on. With fewer, one odd run would be a quarter of them."""
 
+_DEFAULTS = Settings().manifest_settings()
 _WEEK, _TWO_WEEKS, _MIN_WEEKDAYS = 7, 14, 3
 _MIN_TOLERANCE, _MAX_TOLERANCE, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 
@@ -276,7 +277,9 @@ def _deciding(metric: str) -> tuple[str, ...]:
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [name for name in names if before.get(name) != now.get(name)]
+    # A setting that an older release did not have had its default there.
+    old, new = _DEFAULTS | dict(before), _DEFAULTS | dict(now)
+    return [name for name in names if old.get(name) != new.get(name)]
 
 
 # --- the snapshots of an output location -----------------------------------------------------------------------------

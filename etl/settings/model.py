@@ -31,6 +31,7 @@ from etl.settings.values import (
     parse_fraction,
     parse_int,
     parse_location,
+    parse_names,
     parse_positive,
     parse_prefix,
     parse_relative_change,
@@ -139,6 +140,11 @@ class Settings:
         parse_domain,
         decides="rows",
     )
+    keep_foreign_rows: bool = _flag(
+        DATABASE,
+        "Leave shadow users' rows that a run does not make (another surface, dimension or model); default: they are deleted.",
+        decides="rows",
+    )
     wait_lock: bool = _flag(DATABASE, "Wait where another run is at work; default: exit 6.")
     max_wait: float = _option(DATABASE, "For how many seconds --wait-lock waits; default 3600.", parse_positive, 3600.0)
     data_dir: str | None = _text(DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg")
@@ -151,6 +157,14 @@ class Settings:
         "out",
     )
     audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
+    surface: tuple[str, ...] = _option(
+        PUBLISHED,
+        "Only ranking events of this surface; default: all. May be repeated.",
+        parse_names("surfaces"),
+        (),
+        metavar="NAME",
+        decides="rows",
+    )
     negatives: NegativeStrategies = _option(
         PUBLISHED,
         "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",

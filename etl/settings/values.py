@@ -451,6 +451,18 @@ def _spellings(part: str | None) -> tuple[str, ...]:
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
 
 
+def parse_names(what: str) -> Callable[[Any], tuple[str, ...]]:
+    """A parser of texts that are not blank, each once: a list of them, or one text."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise SettingsError(f"must be the names of {what}")
+        return tuple(dict.fromkeys(map(parse_filled, words)))
+
+    return parse
+
+
 def parse_tables(value: Any) -> tuple[TableName, ...]:
     """Names of tables, each once: a list of them, or a text that separates them by commas."""
     words = [value] if isinstance(value, str) else value
