@@ -146,6 +146,6 @@ def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
         findings = validation.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     return CommandResult(
         {"findings": [asdict(finding) for finding in findings]},
-        [findings_table("Checks", ((each.law, each.broken, each.detail) for each in findings))],
+        [findings_table("Checks", findings)],
         DataError.exit_code if any(each.broken for each in findings) else 0,
     )
