@@ -22,7 +22,7 @@ from etl.settings.redaction import RedactingStream, find_secrets
 NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
 
 # Groups of options, by their settings' names (etl/settings/model.py).
-CONNECTION = "database_url schema naming"
+CONNECTION = "database_url password_command schema naming"
 SHADOW_USERS = "shadow_prefix shadow_domain keep_foreign_rows"
 USER_LIMITS = "expect_users max_shadow_share"
 LOCK = "wait_lock max_wait"

@@ -209,9 +209,10 @@ def _tls(connection: Connection) -> Iterator[Check]:
     elif mode == "verify-full" or host in _LOCALHOST:
         yield ok("TLS", f"{version}, {said}")
     else:
+        what = "name" if mode == "verify-ca" else "identity"
         yield warning(
             "TLS",
-            f"{version}, but the server's identity is not verified ({said})",
+            f"{version}, but the server's {what} is not verified ({said})",
             _ADD_VERIFICATION,
         )
 

@@ -96,7 +96,7 @@ class Connection:
         self._closing, self._closed = threading.Lock(), False
         self._in_transaction = False
         with self._mapped_errors():
-            self._connection = _open(address, self.name)
+            self._connection = _open(address, self.name, stop)
         try:
             mark, path, encoding, version, number = self._read_session()
             require_supported(encoding, version, number)
@@ -249,7 +249,7 @@ class Connection:
             raise _map_error(error, self.address, table) from None
 
 
-def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
+def _open(address: ConnectionTarget, mark: str, stop: CancelToken) -> adbc.Connection:
     """Open a connection whose session has the setting `_MARK` = `mark`, unless a pooler drops startup options.
 
     The driver first opens a connection of its own and runs `SELECT version()` there. That is resolved by the search_path, so
@@ -257,9 +257,10 @@ def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
     refuse startup options or drop them. If they are refused, both connections are opened without.
     """
     # The role, the database, the environment or the URL may set another encoding. The driver always assumes UTF-8.
-    plain = address.libpq_with(client_encoding="UTF8")
+    always = {"client_encoding": "UTF8", **({"password": secret} if (secret := address.new_password(stop)) else {})}
+    plain = address.libpq_with(**always)
     pinned, marked = (
-        plain if options is None else address.libpq_with(client_encoding="UTF8", options=f"{options} {more}".strip())
+        plain if options is None else address.libpq_with(**always, options=f"{options} {more}".strip())
         for options, more in ((address.options or "", PINNED_OPTIONS), (address.options, f"-c {_MARK}={mark}"))
     )
     try:

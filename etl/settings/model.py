@@ -24,6 +24,7 @@ from etl.settings.values import (
     format_option,
     parse_bool,
     parse_city_weights,
+    parse_command,
     parse_domain,
     parse_engine,
     parse_filled,
@@ -120,6 +121,13 @@ class Settings:
     )
     schema: str | None = _text(
         DATABASE, "PostgreSQL schema; default: the URL's, else public.", "NAME", "public", decides="rows"
+    )
+    password_command: str | None = _text(
+        DATABASE,
+        "Command that prints the database password, such as a cloud's token; run without a shell for each connection.",
+        "COMMAND",
+        "aws rds generate-db-auth-token --hostname db.example --port 5432 --username app",
+        parse_command,
     )
     naming: Naming = _choice(
         DATABASE, "Table names: auto (default), model or mapped (snake case).", Naming, decides="result"

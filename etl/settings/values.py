@@ -15,6 +15,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -72,6 +73,16 @@ def parse_filled(value: Any) -> str:
     text = parse_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if not text.strip():
         raise SettingsError("must not be empty")
+    return text
+
+
+def parse_command(value: Any) -> str:
+    """A command line whose words are separated as a shell does it."""
+    text = parse_filled(value)
+    try:
+        shlex.split(text)
+    except ValueError:
+        raise SettingsError("must be a command whose quotes are closed") from None
     return text
 
 
