@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +35,7 @@ from etl.postgres.url import schema_of, target_of
 from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.settings.model import Settings
+from etl.snapshots.locations import open_store
 from etl.transform.ranking_events import MADE_ROWS
 
 NEWEST = 18
@@ -149,7 +151,7 @@ def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iter
             yield from _in_transaction(connection, "server", _server)
             yield from _in_transaction(connection, "TLS", _tls)
             yield from catch_errors("pooler", partial(_pooler, connection))
-            yield from _in_transaction(connection, "time limits", _time_limits)
+            yield from _in_transaction(connection, "time limits", _time_limits, settings)
             yield from _in_transaction(connection, "clock", _clock, clock)
             yield from _in_transaction(connection, "audit", _audit)
             yield from _schema_checks(connection, settings)
@@ -231,18 +233,41 @@ def _pooler(connection: Connection) -> Iterator[Check]:
         yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
 
 
-def _time_limits(connection: Connection) -> Iterator[Check]:
-    """Report limits of the server that may end a run, whose statements take longer the more rows there are."""
+def _time_limits(connection: Connection, settings: Settings) -> Iterator[Check]:
+    """Report limits of the server that may end a run, whose statements take longer the more rows there are.
+
+    They are compared with the newest snapshot's steps: what took longer than a limit may be cut off the next time.
+    """
     rows = connection.fetch_rows(
-        f"SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, _MIN_TIMEOUTS))}) "
-        f"AND setting::float8 > 0 ORDER BY name"
+        "SELECT name, setting::float8 / 1000, source = 'client', quote_ident(current_user), quote_ident(current_database()) "
+        f"FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, _MIN_TIMEOUTS))}) AND setting::float8 > 0 ORDER BY name"
     )
-    said = ", ".join(f"{name} {seconds:g} s" for name, seconds in rows)
-    if any(seconds < _MIN_TIMEOUTS[name] for name, seconds in rows):
-        remedy = "Lift them for this role: ALTER ROLE ... SET statement_timeout = 0 (and the others that are named)."
-        yield warning("time limits", f"{said}: a long run would be cut off", remedy)
-    else:
+    last, total, longest = _last_run(settings)
+    took = dict.fromkeys(_MIN_TIMEOUTS, longest) | {"transaction_timeout": total, "lock_timeout": 0.0}
+    short = [row for row in rows if row[1] < max(took[row[0]], _MIN_TIMEOUTS[row[0]])]
+    said = ", ".join(f"{name} {seconds:g} s" for name, seconds, *_ in rows)
+    if not short:
         yield ok("time limits", said or "none that would cut a run off")
+        return
+    lift = "; ".join(
+        f"take {name} out of the URL's options or PGOPTIONS"
+        if by_client
+        else f"ALTER ROLE {role} IN DATABASE {database} SET {name} = 0"
+        for name, _, by_client, role, database in short
+    )
+    exceeded = any(seconds < took[name] for name, seconds, *_ in short)
+    why = f"the last run would be cut off ({last})" if exceeded else "a long run would be cut off"
+    yield warning("time limits", f"{said}: {why}", f"Lift them for this job: {lift}.")
+
+
+def _last_run(settings: Settings) -> tuple[str, float, float]:
+    """Return how long the newest snapshot's run took: in words, its seconds, and those of its longest step. 0 if unknown."""
+    with suppress(EtlError, OSError, KeyError, TypeError, ValueError):
+        profile = (open_store(settings.out, settings.environ).latest() or {})["profile"]
+        step = max(profile["steps"], key=lambda each: float(each["seconds"]))
+        total, longest = float(profile["seconds"]), float(step["seconds"])
+        return f"{total:.1f} s, of them {longest:.1f} s in the step {step['step']}", total, longest
+    return "", 0.0, 0.0
 
 
 def _clock(connection: Connection, clock: Clock) -> Iterator[Check]:

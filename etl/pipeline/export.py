@@ -42,11 +42,15 @@ def export(
     """
     settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
-    with connect(target, stop) as connection:
+    with ExitStack() as sessions:
+        connection = sessions.enter_context(connect(target, stop))
         scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False, made=MADE_ROWS)
         with open_context(settings, clock, stop) as context:
 
             def attempt() -> RunResult:
+                nonlocal connection
+                if not connection.is_open():  # a standby may have ended the session of the attempt before
+                    connection = sessions.enter_context(connect(target, stop))
                 result, rejected = new_result(clock, stop, progress), RejectedRows()
                 with open_publication(context, result) as publication, ExitStack() as spills:
                     with transaction(connection, read_only=True):

@@ -77,7 +77,10 @@ _REFUSED_OPTIONS = re.compile(r"option|startup parameter|configuration parameter
 
 
 class ConflictError(EtlError):
-    """A concurrent write conflicted with this transaction (SQLSTATE 40001, 40P01). Trying the whole again may succeed."""
+    """A concurrent write conflicted with this transaction (SQLSTATE 40001, 40P01), on a standby one of the primary.
+
+    Trying the whole again may succeed.
+    """
 
     exit_code = 3
 
@@ -123,6 +126,12 @@ class Connection:
         )[0]
         self.rollback()
         return row
+
+    def is_open(self) -> bool:
+        """Return whether the server still answers, which may have ended the session."""
+        with suppress(EtlError):
+            return self.fetch_rows("SELECT 1") == [(1,)]
+        return False
 
     def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a small query as Python values."""
@@ -378,6 +387,12 @@ _RETRIABLE = ("40", "55", "58", "XX")
 _RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run again; if it stays, see the server's log.")
 _REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
+_RECOVERY_CONFLICT = "conflict with recovery"
+_STANDBY_CANCELLED = (
+    "The standby ended the reading, because changes of the primary had to be applied that remove rows which it still needed "
+    "({first}). Raise max_standby_streaming_delay there, set hot_standby_feedback = on, or read from the primary."
+)
+
 # Poolers report errors without an SQLSTATE of their own.
 _POOLER_STATES = (
     (r"statement pooling|prepared statement .* (does not|already) exist", "POOLING"),
@@ -423,6 +438,10 @@ def _map_error(error: Exception, address: ConnectionTarget, table: str | None = 
     first = address.redact(details.get("PG_DIAG_MESSAGE_PRIMARY") or _primary_message(str(error)))
     unknown = "08001" if isinstance(error, adbc_errors.Error) else "XX000"
     sqlstate = getattr(error, "sqlstate", None)
+    if (
+        _RECOVERY_CONFLICT in first
+    ):  # with 40001 or, where the session was ended or rows were being sent, without SQLSTATE
+        return ConflictError(_STANDBY_CANCELLED.format(first=first))
     state = _match(_POOLER_STATES, first) or sqlstate or _match(_STATES, first) or unknown
     if state in {"40001", "40P01"}:
         return ConflictError(f"Another transaction changed the same rows at the same time ({first}).")
