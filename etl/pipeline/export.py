@@ -18,7 +18,7 @@ from etl.pipeline.publication import Publication, open_publication
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
-from etl.postgres.transaction import ensure_tables_not_rewritten, retry_on_conflict, transaction
+from etl.postgres.transaction import ensure_tables_not_rewritten, is_open, retry_on_conflict, transaction
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, RunObserver
@@ -49,7 +49,7 @@ def export(
 
             def attempt() -> RunResult:
                 nonlocal connection
-                if not connection.is_open():  # a standby may have ended the session of the attempt before
+                if not is_open(connection):  # a standby may have ended the session of the attempt before
                     connection = sessions.enter_context(connect(target, stop))
                 result, rejected = new_result(clock, stop, progress), RejectedRows()
                 with open_publication(context, result) as publication, ExitStack() as spills:

@@ -127,12 +127,6 @@ class Connection:
         self.rollback()
         return row
 
-    def is_open(self) -> bool:
-        """Return whether the server still answers, which may have ended the session."""
-        with suppress(EtlError):
-            return self.fetch_rows("SELECT 1") == [(1,)]
-        return False
-
     def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a small query as Python values."""
         with self._mapped_errors(), self._connection.cursor() as cursor:

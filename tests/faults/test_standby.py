@@ -184,7 +184,7 @@ def test_a_statement_that_the_standby_cancels_is_a_conflict_whatever_the_driver_
         with connect(parse_url(pair.standby, {"HOME": "/nonexistent"})) as connection:
             with pytest.raises(ConflictError, match="The standby ended the reading"):
                 _read_meanwhile(connection, read, pair)
-            assert connection.is_open()
+            assert transaction.is_open(connection)
 
 
 def _read_meanwhile(connection: Connection, read: Callable[[Connection], object], pair: Pair) -> None:
