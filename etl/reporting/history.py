@@ -302,13 +302,18 @@ class SnapshotInfo:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a prune removed, or would remove: snapshots, oldest first, and incomplete folders (`litter`)."""
+    """What a prune removed, or would remove: snapshots, oldest first, and incomplete folders (`litter`).
+
+    `sizes` has the bytes of each of these, `bytes` those of the snapshots. `strays` were left alone: they are no snapshots.
+    """
 
     removed: list[str]
     litter: list[str]
     kept: list[str]
     bytes: int
     keep: int
+    sizes: dict[str, int]
+    strays: list[str]
 
 
 def require_published(store: Store) -> None:
@@ -369,6 +374,7 @@ def _is_after(name: str, now: datetime) -> bool:
 def misdated(store: Store, now: datetime) -> str | None:
     """Name the snapshots that are dated after `now`; None where there are none."""
     names = [name for name in store.folders() if store.ours(name) and _is_after(name, now)]
+    names = [name for name in names if store.is_complete(name)]
     if not names:
         return None
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
@@ -401,11 +407,12 @@ def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> P
     ours = filter(store.ours, store.names())
     names = sorted(ours, key=lambda name: (not _is_after(name, now), name))
     litter, removed = store.incomplete(), to_remove(names, store.latest_name(), keep)
-    freed = sum(_info(store, name, latest=False).bytes or 0 for name in removed)
+    sizes = {name: store.size(name) for name in [*litter, *removed]}
     if not dry_run:
-        for name in [*litter, *removed]:
+        for name in sizes:
             _remove(store, name)
-    return Pruned(removed, litter, [name for name in names if name not in removed], freed, keep)
+    kept, freed = [name for name in names if name not in removed], sum(sizes[name] for name in removed)
+    return Pruned(removed, litter, kept, freed, keep, sizes, store.strays())
 
 
 def _remove(store: Store, name: str) -> None:
