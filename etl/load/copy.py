@@ -31,6 +31,7 @@ REGISTRY = (
 COPY_BATCH = 1_000
 """Rows per batch that the driver serializes."""
 
+_TEMPORARY = "bpr_etl_rows"
 BACKFILL_VERSION = f"{MODEL_NAME}:{MODEL_VERSION}"
 
 # Separators of fields and of list elements, and the text of a null, in the text of a row that is hashed.
@@ -149,13 +150,28 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
     """COPY a frame into the columns of the same names. Raises SchemaError if a column's type does not match."""
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     _check_types(table, _column_types(connection, scope, model), scope.naming.table(model))
-    # In small batches, so that the server works on one while the driver serializes the next.
-    batches = table.to_reader(max_chunksize=COPY_BATCH)
-    sent = connection.copy(scope.naming.schema, scope.naming.table_name(model), batches) if rows.height else 0
+    if not rows.height:
+        return
+    name = quote_literal(scope.naming.table(model))
+    if connection.fetch_rows(f"SELECT row_security_active({name}::text)") == [(True,)]:
+        sent = _insert(connection, scope.naming.table(model), table)
+    else:
+        # In small batches, so that the server works on one while the driver serializes the next.
+        batches = table.to_reader(max_chunksize=COPY_BATCH)
+        sent = connection.copy(scope.naming.schema, scope.naming.table_name(model), batches)
     if sent != rows.height:
         raise DataError(
             f"COPY into {scope.naming.table(model)} took {sent} of {rows.height} rows. Nothing was written; run again."
         )
+
+
+def _insert(connection: Connection, name: str, rows: pa.Table) -> int:
+    """Insert rows by way of a temporary table: PostgreSQL has no COPY into a table with row security. Returns their number."""
+    columns = ", ".join(map(quote_identifier, rows.column_names))
+    connection.copy_temporary(_TEMPORARY, rows)
+    sent = connection.execute(f"INSERT INTO {name} ({columns}) SELECT {columns} FROM pg_temp.{_TEMPORARY}")
+    connection.execute(f"DROP TABLE pg_temp.{_TEMPORARY}")
+    return sent
 
 
 def require_empty(connection: Connection, naming: Naming) -> None:

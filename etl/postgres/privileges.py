@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from etl.errors import ConnectError
+from etl.errors import ConnectError, SchemaError
 from etl.postgres.connection import Connection
 from etl.postgres.ddl import COLUMNS
 from etl.postgres.naming import MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.row_security import hiding_tables
 
 XMIN = "xmin"
 """The system column with the id of the transaction that wrote a row."""
@@ -61,18 +62,18 @@ def grants(naming: Naming, role: str) -> str:
 def require_privileges(connection: Connection, naming: Naming, *, writes: bool) -> None:
     """Raise ConnectError with the missing privileges and how to grant them, unless the role has all that are needed.
 
-    Raises it also if row security would hide rows from the role, because the run would then miss them.
+    Raises SchemaError if row security may hide or refuse rows for the role, because the run would then miss them.
     """
     schema = quote_literal(naming.schema)
     role, usable = connection.fetch_rows(f"SELECT current_user::text, has_schema_privilege({schema}, 'USAGE')")[0]
     if not usable:
         raise ConnectError(_missing(role, [f"USAGE on schema {quote_identifier(naming.schema)}"], naming))
-    tables = ", ".join(f"({quote_literal(naming.table(model))})" for model in MODELS)
-    hidden = connection.fetch_rows(f"SELECT t.n FROM (VALUES {tables}) t(n) WHERE row_security_active(t.n) ORDER BY 1")
-    if hidden:
-        raise ConnectError(
-            f"Row security hides rows of {', '.join(name for (name,) in hidden)} from the role {role}, so what it reads would "
-            f"not be all. Give it BYPASSRLS (ALTER ROLE {quote_identifier(role)} BYPASSRLS), or connect as another role."
+    if hiding := hiding_tables(connection, naming, writes=writes):
+        to = quote_identifier(role)
+        raise SchemaError(
+            f"Row security may hide or refuse rows of {', '.join(hiding)} for the role {role}, so what it reads would "
+            f"not be all. Give it BYPASSRLS (ALTER ROLE {to} BYPASSRLS), or each table a policy that shows it all rows: CREATE "
+            f"POLICY bpr_etl ON {hiding[0]} TO {to} USING (true) WITH CHECK (true)."
         )
     needed = list(_by_column(required(writes=writes)))
     checks = ", ".join(_check_sql(naming, *each) for each in needed)
