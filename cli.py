@@ -23,8 +23,8 @@ from etl.settings.redaction import RedactingStream, find_secrets
 NIGHTLY, LOOKING, TRYING, SETTING_UP = "Every night", "Looking at what there is", "Trying it out", "Setting it up"
 
 # Groups of options, by their settings' names (etl/settings/model.py).
-CONNECTION = "database_url schema naming"
-SHADOW_USERS = "shadow_prefix shadow_domain"
+CONNECTION = "database_url password_command schema naming"
+SHADOW_USERS = "shadow_prefix shadow_domain keep_foreign_rows"
 USER_LIMITS = "expect_users max_shadow_share"
 LOCK = "wait_lock max_wait"
 TRIPLES = "negatives reject catalog_alpha split min_catalog small_catalog city_weight shuffle ids rows_per_file seed"
@@ -61,7 +61,14 @@ app.register(
     "bpr-etl run --dry-run --expect-users 747+-5%",
     panel=NIGHTLY,
 )
-app.register("export", publish.export, EXPORTING, "bpr-etl export --audience all --out /srv/bpr", panel=NIGHTLY)
+app.register(
+    "export",
+    publish.export,
+    f"{EXPORTING} surface",
+    "bpr-etl export --audience all --out /srv/bpr",
+    "bpr-etl export --audience real --surface itinerary --out /srv/bpr",
+    panel=NIGHTLY,
+)
 app.register(
     "expand",
     publish.expand,

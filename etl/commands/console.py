@@ -29,6 +29,7 @@ from etl.reporting.wording import (
 from etl.settings.values import format_option
 
 if TYPE_CHECKING:
+    from etl.load.constraints import Finding
     from etl.pipeline.context import RunResult
 
 _STYLES = {"Done": "green", "Dry": "green", "Nothing": "green", "Warning": "yellow"}
@@ -193,12 +194,14 @@ def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
     return Group(*tables)
 
 
-def findings_table(title: str, findings: Iterable[tuple[str, int, str]]) -> Table:
-    """Return one row per check: ok, or how many rows break it."""
+def findings_table(title: str, findings: Iterable[Finding]) -> Table:
+    """Return one row per check: ok, or how many rows of which table, or files, break it."""
     table = TextTable(title, "check", ">")
-    for check, broken, detail in findings:
-        verdict = Text("ok", style="green") if not broken else Text(f"{broken:,} broken", style="bold red")
-        table.add_row(check + (f": {detail}" if detail else ""), verdict)
+    for each in findings:
+        what, of, whose = each.unit.partition(" of ")
+        count = format_count(each.broken, {"queries": "query"}.get(what, what.removesuffix("s")), what) + of + whose
+        verdict = Text("ok", style="green") if not each.broken else Text(f"{count} broken", style="bold red")
+        table.add_row(each.law + (f": {each.detail}" if each.detail else ""), verdict)
     return table
 
 

@@ -31,7 +31,7 @@ def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
         [
             rows_table("The design's validation query", found.rows),
             "",
-            findings_table("Checks", ((each.law, each.broken, each.detail) for each in found.findings)),
+            findings_table("Checks", found.findings),
         ],
         DataError.exit_code if found.broken else 0,
     )

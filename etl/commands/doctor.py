@@ -31,7 +31,7 @@ from etl.settings.sources import env_variable_for
 from etl.snapshots.locations import is_url, open_store
 from etl.snapshots.lock import LEASE, LOCK, folder_lock
 from etl.snapshots.reader import SNAPSHOTS, STAGING
-from etl.snapshots.store import LocalStore, Store, require_publishable
+from etl.snapshots.store import LocalStore, Store, UnlistableError, require_publishable
 
 _NAME = "bpr-etl"
 _OLD_HOURS = 48.0
@@ -209,7 +209,11 @@ def _objects(store: Store, clock: Clock) -> Iterator[Check]:
 
 
 def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
-    latest, names = store.latest_name(), store.names()
+    try:
+        latest, names = store.latest_name(), store.names()
+    except UnlistableError as error:
+        yield warning("snapshots", str(error), "A run publishes all the same.")
+        return
     if latest is None:
         yield ok("snapshots", f"{len(names):,} there; LATEST names none yet")
     elif latest not in names:
@@ -223,6 +227,11 @@ def _snapshots(store: Store, clock: Clock) -> Iterator[Check]:
             "snapshots",
             odd,
             "Set this machine's clock; if another machine's was wrong, remove them when they are not read any more.",
+        )
+    if strays := store.strays():
+        said = f"{', '.join(strays[:3])}{f' and {len(strays) - 3:,} more' if len(strays) > 3 else ''} in {SNAPSHOTS}/"
+        yield warning(
+            "snapshots", f"{said}: no snapshot and no part of one", "It is left alone: delete it if nothing needs it."
         )
     if unfinished := history.incomplete(store):
         yield warning(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +17,7 @@ from etl.errors import ConnectError, EtlError, LockedError, SchemaError, Setting
 from etl.extract import queries
 from etl.load.audit import require_counted
 from etl.pipeline.context import Clock, RunResult
-from etl.pipeline.guards import check_scope, multiple_domains_warning
+from etl.pipeline.guards import KEEP_FOREIGN_ROWS, check_scope, describe_kinds, foreign_rows, multiple_domains_warning
 from etl.postgres import schema_check
 from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.mapping import find_naming
@@ -35,6 +36,8 @@ from etl.postgres.url import schema_of, target_of
 from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.settings.model import Settings
+from etl.snapshots.locations import open_store
+from etl.transform.ranking_events import MADE_ROWS
 
 NEWEST = 18
 """The newest supported major version of PostgreSQL."""
@@ -59,7 +62,7 @@ _MIN_TIMEOUTS = {
     "lock_timeout": 1.0,
 }
 """Seconds below which a limit of the server may end a run."""
-_WITHOUT_SCHEMA = ("side effects", "rights", "shadow users", "tables")
+_WITHOUT_SCHEMA = ("side effects", "rights", "shadow users", "foreign rows", "tables")
 _WITHOUT_CONNECTION = (
     "server",
     "TLS",
@@ -149,7 +152,7 @@ def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iter
             yield from _in_transaction(connection, "server", _server)
             yield from _in_transaction(connection, "TLS", _tls)
             yield from catch_errors("pooler", partial(_pooler, connection))
-            yield from _in_transaction(connection, "time limits", _time_limits)
+            yield from _in_transaction(connection, "time limits", _time_limits, settings)
             yield from _in_transaction(connection, "clock", _clock, clock)
             yield from _in_transaction(connection, "audit", _audit)
             yield from _schema_checks(connection, settings)
@@ -209,9 +212,10 @@ def _tls(connection: Connection) -> Iterator[Check]:
     elif mode == "verify-full" or host in _LOCALHOST:
         yield ok("TLS", f"{version}, {said}")
     else:
+        what = "name" if mode == "verify-ca" else "identity"
         yield warning(
             "TLS",
-            f"{version}, but the server's identity is not verified ({said})",
+            f"{version}, but the server's {what} is not verified ({said})",
             _ADD_VERIFICATION,
         )
 
@@ -230,18 +234,41 @@ def _pooler(connection: Connection) -> Iterator[Check]:
         yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
 
 
-def _time_limits(connection: Connection) -> Iterator[Check]:
-    """Report limits of the server that may end a run, whose statements take longer the more rows there are."""
+def _time_limits(connection: Connection, settings: Settings) -> Iterator[Check]:
+    """Report limits of the server that may end a run, whose statements take longer the more rows there are.
+
+    They are compared with the newest snapshot's steps: what took longer than a limit may be cut off the next time.
+    """
     rows = connection.fetch_rows(
-        f"SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, _MIN_TIMEOUTS))}) "
-        f"AND setting::float8 > 0 ORDER BY name"
+        "SELECT name, setting::float8 / 1000, source = 'client', quote_ident(current_user), quote_ident(current_database()) "
+        f"FROM pg_settings WHERE name IN ({', '.join(map(quote_literal, _MIN_TIMEOUTS))}) AND setting::float8 > 0 ORDER BY name"
     )
-    said = ", ".join(f"{name} {seconds:g} s" for name, seconds in rows)
-    if any(seconds < _MIN_TIMEOUTS[name] for name, seconds in rows):
-        remedy = "Lift them for this role: ALTER ROLE ... SET statement_timeout = 0 (and the others that are named)."
-        yield warning("time limits", f"{said}: a long run would be cut off", remedy)
-    else:
+    last, total, longest = _last_run(settings)
+    took = dict.fromkeys(_MIN_TIMEOUTS, longest) | {"transaction_timeout": total, "lock_timeout": 0.0}
+    short = [row for row in rows if row[1] < max(took[row[0]], _MIN_TIMEOUTS[row[0]])]
+    said = ", ".join(f"{name} {seconds:g} s" for name, seconds, *_ in rows)
+    if not short:
         yield ok("time limits", said or "none that would cut a run off")
+        return
+    lift = "; ".join(
+        f"take {name} out of the URL's options or PGOPTIONS"
+        if by_client
+        else f"ALTER ROLE {role} IN DATABASE {database} SET {name} = 0"
+        for name, _, by_client, role, database in short
+    )
+    exceeded = any(seconds < took[name] for name, seconds, *_ in short)
+    why = f"the last run would be cut off ({last})" if exceeded else "a long run would be cut off"
+    yield warning("time limits", f"{said}: {why}", f"Lift them for this job: {lift}.")
+
+
+def _last_run(settings: Settings) -> tuple[str, float, float]:
+    """Return how long the newest snapshot's run took: in words, its seconds, and those of its longest step. 0 if unknown."""
+    with suppress(EtlError, OSError, KeyError, TypeError, ValueError):
+        profile = (open_store(settings.out, settings.environ).latest() or {})["profile"]
+        step = max(profile["steps"], key=lambda each: float(each["seconds"]))
+        total, longest = float(profile["seconds"]), float(step["seconds"])
+        return f"{total:.1f} s, of them {longest:.1f} s in the step {step['step']}", total, longest
+    return "", 0.0, 0.0
 
 
 def _clock(connection: Connection, clock: Clock) -> Iterator[Check]:
@@ -266,11 +293,15 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
         yield from _in_transaction(connection, "schema", _schema, naming)
         yield from _advice(findings)
         yield from _in_transaction(connection, "rights", _privileges, naming)
-        scope = Scope(naming, settings.shadow_prefix, settings.shadow_domain)
+        scope = Scope.of(naming, settings, MADE_ROWS)
         if any(each.model == "User" and each.kind in {"table", "column"} for each in findings):
             yield from skipped(("shadow users",), "the table of users does not fit")
         else:
             yield from _in_transaction(connection, "shadow users", _shadow_users, scope, settings)
+        if any(each.severity == "blocking" for each in findings):
+            yield from skipped(("foreign rows",), "the schema does not fit")
+        else:
+            yield from _in_transaction(connection, "foreign rows", _foreign_rows, scope)
         yield from _in_transaction(connection, "tables", _tables, naming)
     yield from _in_transaction(connection, "other run", _other_run, name)
 
@@ -327,6 +358,16 @@ def _shadow_users(connection: Connection, scope: Scope, settings: Settings) -> I
         yield warning("shadow users", said, "If some are real people's, say --shadow-domain.")
     else:
         yield ok("shadow users", said)
+
+
+def _foreign_rows(connection: Connection, scope: Scope) -> Iterator[Check]:
+    """Report shadow users' rows that a run does not make, and deletes by default."""
+    kinds = foreign_rows(connection, scope)
+    if kinds and not scope.keep_foreign_rows:
+        said = f"shadow users' rows that a run does not make, and will delete: {describe_kinds(kinds)}"
+        yield warning("foreign rows", said, KEEP_FOREIGN_ROWS)
+    else:
+        yield ok("foreign rows", f"left as they are: {describe_kinds(kinds)}" if kinds else "none")
 
 
 def _tables(connection: Connection, naming: Naming) -> Iterator[Check]:

@@ -22,7 +22,7 @@ from etl.errors import ConnectError, EtlError, NothingToDo, SettingsError, escap
 from etl.runtime.cancellation import CancelledError, CancelToken, interruptible
 from etl.runtime.run_record import Progress
 from etl.settings.model import OPTIONS, Settings
-from etl.settings.redaction import RedactingStream, secrets_of
+from etl.settings.redaction import hide_secrets, secrets_of
 from etl.settings.sources import (
     ENVIRONMENT_PREFIX,
     default_settings_file,
@@ -171,9 +171,7 @@ class _MetricsFile:
 
 def _hide_password(settings: Settings, given: Mapping[str, Any]) -> None:
     """Redact the resolved URL's password, and warn of one that other users of the machine can see."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, RedactingStream):
-            stream.add_secrets(secrets_of(settings.database_url or "", settings.environ))
+    hide_secrets(secrets_of(settings.database_url or "", settings.environ))
     if secrets_of(given.get("database_url") or "", {}):
         log.warning(
             "The password on the command line can be read by everybody on this machine while this runs (ps): "

@@ -28,11 +28,18 @@ def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
     history.require_published(store)
     snapshots, unfinished = history.list_snapshots(store), history.incomplete(store)
     output = [tables.render_uncut(tables.list_table(settings.out, snapshots))]
+    strays = store.strays()
     if unfinished:
         named = ", ".join(map(escape, unfinished))
         output += ["", f"Unfinished (a run at work, or what a killed one left): {named}"]
-    facts = {"out": settings.out, "snapshots": [asdict(each) for each in reversed(snapshots)], "unfinished": unfinished}
-    return CommandResult(facts, output)
+    output += _stray_lines(strays)
+    shown = [asdict(each) for each in reversed(snapshots)]
+    return CommandResult({"out": settings.out, "snapshots": shown, "unfinished": unfinished, "strays": strays}, output)
+
+
+def _stray_lines(strays: list[str]) -> list[str]:
+    named = ", ".join(map(escape, strays))
+    return [f"Left alone, because it is no snapshot and no part of one: {named}"] if strays else []
 
 
 def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
@@ -129,12 +136,14 @@ def _prune_lines(found: Pruned, *, dry_run: bool) -> list[str]:
     from etl.reporting.wording import format_bytes
 
     would = "would be removed" if dry_run else "removed"
-    lines = [f"{would}: {escape(name)}" for name in found.removed]
-    lines += [f"{would}: {escape(name)} (no snapshot: it has no manifest)" for name in found.litter]
+    sized = {name: f"{escape(name)}, {format_bytes(size)}" for name, size in found.sizes.items()}
+    lines = [f"{would}: {sized[name]}" for name in found.removed]
+    lines += [f"{would}: {sized[name]} (no snapshot: it has no manifest)" for name in found.litter]
+    strays = _stray_lines(found.strays)
     if not lines:
-        return [f"Nothing to remove: {len(found.kept):,} there, --keep {found.keep:,}."]
+        return [*strays, f"Nothing to remove: {len(found.kept):,} there, --keep {found.keep:,}."]
     total = f"{len(found.removed):,} ({format_bytes(found.bytes)})"
-    return [*lines, f"Snapshots {would}: {total}; {len(found.kept):,} stay."]
+    return [*lines, *strays, f"Snapshots {would}: {total}; {len(found.kept):,} stay."]
 
 
 def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
@@ -146,6 +155,6 @@ def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
         findings = validation.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     return CommandResult(
         {"findings": [asdict(finding) for finding in findings]},
-        [findings_table("Checks", ((each.law, each.broken, each.detail) for each in findings))],
+        [findings_table("Checks", findings)],
         DataError.exit_code if any(each.broken for each in findings) else 0,
     )

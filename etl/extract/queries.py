@@ -69,11 +69,21 @@ def trip_count(scope: Scope) -> str:
     return f"SELECT count(*) FROM {_trips_of(scope)} WHERE {scope.is_shadow('u')}"
 
 
-def event_count(scope: Scope, audience: Audience) -> str:
-    """The number of an audience's ranking events."""
+def event_surfaces(scope: Scope, audience: Audience) -> str:
+    """One row per surface of an audience's ranking events, the most frequent first: surface, events, exported events."""
     return (
-        f"SELECT count(*) FROM {scope.naming.source('RankingEvent')} r JOIN {scope.naming.source('User')} u "
-        f'ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
+        f'SELECT r."surface"::text, count(*), count(*) FILTER (WHERE {scope.exports("u", "r", audience)}) '
+        f'FROM {scope.naming.source("RankingEvent")} r JOIN {scope.naming.source("User")} u ON u."id" = r."userId" '
+        f"WHERE {scope.audience_sql('u', audience)} GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+
+
+def foreign_rows(scope: Scope, model: Literal["PersonaDimension", "RankingEvent"]) -> str:
+    """One row per kind of the shadow users' rows that a run does not make, the most frequent first: its values, rows."""
+    columns = ", ".join(f"x.{quote_identifier(column)}::text" for column in scope.made[model])
+    return (
+        f"SELECT {columns}, count(*) FROM {scope.naming.source(model)} x WHERE {scope.owns(model, 'x', source=True)} "
+        f"AND NOT {scope.is_made(model, 'x', source=True)} GROUP BY {columns} ORDER BY count(*) DESC, {columns}"
     )
 
 
@@ -93,7 +103,7 @@ def slots_of_events(scope: Scope, audience: Audience) -> str:
     """One row per slot of the trips that the audience's ranking events refer to. These may be other users' trips."""
     named = (
         f'SELECT r."tripId" FROM {scope.naming.source("RankingEvent")} r '
-        f'JOIN {scope.naming.source("User")} u ON u."id" = r."userId" WHERE {scope.audience_sql("u", audience)}'
+        f'JOIN {scope.naming.source("User")} u ON u."id" = r."userId" WHERE {scope.exports("u", "r", audience)}'
     )
     return f'SELECT {_SLOT_COLUMNS} FROM {scope.naming.source("ItinerarySlot")} s WHERE s."tripId" IN ({named})'
 
@@ -170,7 +180,7 @@ def events(scope: Scope, audience: Audience) -> str:
         f'r."dayNumber" AS day_number, {created} AS created_us, r."surface" AS surface, '
         f'r."modelName" AS model_name, r."modelVersion" AS model_version, {arrays} '
         f'FROM {scope.naming.source("RankingEvent")} r JOIN {scope.naming.source("User")} u ON u."id" = r."userId" '
-        f'LEFT JOIN {scope.naming.source("Trip")} t ON t."id" = r."tripId"{leg} WHERE {scope.audience_sql("u", audience)}'
+        f'LEFT JOIN {scope.naming.source("Trip")} t ON t."id" = r."tripId"{leg} WHERE {scope.exports("u", "r", audience)}'
     )
 
 

@@ -181,7 +181,7 @@ class TableWriter:
         empty = pl.DataFrame(schema={"hash": pl.Int64, "table": pl.Int64, "place": pl.String})
         batches = self._connection.iter_frames(
             f'SELECT {self._hash} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
-            f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+            f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
         )
         self._standing = _StandingRows(pl.concat([empty, *batches]))
         self._copies = not len(self._standing)
@@ -201,7 +201,7 @@ class TableWriter:
                 self._connection.execute(f"DELETE FROM {self._name} x WHERE {places}")
                 self._require_gone(places)
         else:
-            rows = f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+            rows = f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
             self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
             self._connection.execute(f"DELETE {rows}")
         return self._deleted
@@ -255,7 +255,7 @@ class TableWriter:
         found = self._connection.fetch_rows(
             f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {self._hash} END), 0)"
             f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) "
-            f"FROM {self._name} x WHERE {self._scope.owns(self._model, 'x')}"
+            f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
         )[0]
         wanted = (self._sent.rows, str(self._sent.checksum), self.unchanged)
         if found != wanted:

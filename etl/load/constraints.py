@@ -23,19 +23,21 @@ from etl.transform.schemas import DIMENSIONS, SELECTED_STATUSES
 
 @dataclass(frozen=True)
 class Constraint:
-    """A statement that holds for every row, and a query that counts the rows for which it does not."""
+    """A statement that holds for every row of a model's table, and a query that counts the rows for which it does not."""
 
     name: str
+    model: str
     sql: str
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what must hold (`law` in the JSON output), and how many rows or files break it."""
+    """The result of a check: what must hold (`law` in the JSON output), how many break it, and of what (`unit`, a plural)."""
 
     law: str
     broken: int
     detail: str = ""
+    unit: str = "files"
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class ValidationReport:
 def validate_database(connection: Connection, scope: Scope, progress: Progress) -> ValidationReport:
     """Run every check and the design's validation query in the open transaction."""
     rows = connection.fetch_frame(validation_query(scope))
-    findings = [Finding("the design's validation query returns rows", int(rows.height == 0))]
+    findings = [Finding("the design's validation query returns rows", int(rows.height == 0), unit="queries")]
     checks = list(constraints(scope, affinity_model().default_affinity))
     for number, each in enumerate(checks):
         progress("checks", number, len(checks))
-        findings.append(Finding(each.name, connection.fetch_int(each.sql)))
+        unit = f"rows of {scope.naming.table_name(each.model)}"
+        findings.append(Finding(each.name, connection.fetch_int(each.sql), unit=unit))
     return ValidationReport(findings, rows)
 
 
@@ -92,11 +95,13 @@ def _registry_and_signals(scope: Scope) -> Iterator[Constraint]:
     models = ", ".join(f"({quote_literal(name)}, {quote_literal(model)})" for name, model, *_ in REGISTRY)
     yield Constraint(
         "both models of the design are registered",
+        "ModelRegistry",
         f"SELECT {len(REGISTRY)} - count(*) FROM {table('ModelRegistry')} m "
         f'WHERE ("modelName", "modelVersion") IN ({models})',
     )
     yield Constraint(
         "every shadow signal has a model version",
+        "BehavioralSignal",
         f'SELECT count(*) FROM {table("BehavioralSignal")} b WHERE "modelVersion" IS NULL '
         f'AND "userId" IN ({scope.shadow_ids()})',
     )
@@ -107,9 +112,11 @@ def _personas(scope: Scope) -> Iterator[Constraint]:
     dimensions = ", ".join(quote_literal(name) for name in DIMENSIONS)
     yield Constraint(
         "a shadow user with a usable seed has the eight dimensions, any other has none",
+        "User",
         f"""
 SELECT count(*) FROM ({scope.shadow_ids()}) s
-CROSS JOIN LATERAL (SELECT count(*) FROM {table("PersonaDimension")} p WHERE p."userId" = s."id") has(n)
+CROSS JOIN LATERAL (SELECT count(*) FROM {table("PersonaDimension")} p
+  WHERE p."userId" = s."id" AND {scope.replaces("PersonaDimension", "p", source=True)}) has(n)
 CROSS JOIN LATERAL (SELECT count(DISTINCT p."dimension") FROM {table("PersonaDimension")} p
   WHERE p."userId" = s."id" AND p."dimension" IN ({dimensions})) eight(n)
 CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM {table("Trip")} t WHERE t."userId" = s."id"
@@ -119,7 +126,8 @@ WHERE has.n <> CASE WHEN seed.usable THEN {len(DIMENSIONS)} ELSE 0 END OR has.n 
     )
     yield Constraint(
         "a persona's confidence says its source",
-        f'SELECT count(*) FROM {table("PersonaDimension")} p WHERE "userId" IN ({scope.shadow_ids()}) '
+        "PersonaDimension",
+        f"SELECT count(*) FROM {table('PersonaDimension')} p WHERE {scope.replaces('PersonaDimension', 'p', source=True)} "
         "AND (\"source\", \"confidence\") NOT IN (('onboarding', 1.0), ('default', 0.0), ('reconstructed', 0.95))",
     )
 
@@ -128,7 +136,7 @@ def _days(scope: Scope) -> Iterator[Constraint]:
     table = scope.naming.source
     taken = ", ".join(quote_literal(status) for status in SELECTED_STATUSES)
     city, leg = scope.city_of_day('s."tripId"', 's."dayNumber"')
-    events = f'{table("RankingEvent")} r WHERE r."userId" IN ({scope.shadow_ids()})'
+    ours = scope.replaces("RankingEvent", "r", source=True)
     constants = (
         f'r."modelName" = {quote_literal(MODEL_NAME)} AND r."modelVersion" = {quote_literal(MODEL_VERSION)} '
         f'AND r."surface" = {quote_literal(SURFACE)} AND r."sessionId" IS NULL AND r."shadowModelName" IS NULL '
@@ -136,28 +144,34 @@ def _days(scope: Scope) -> Iterator[Constraint]:
     )
     yield Constraint(
         "every trip-day with a slot has one ranking event, and no other day has one",
+        "RankingEvent",  # those that are missing, and those that are too many
         f"""
 WITH days AS (
   SELECT DISTINCT t."id" AS trip, s."dayNumber" AS day FROM {table("ItinerarySlot")} s
   JOIN {table("Trip")} t ON t."id" = s."tripId"{leg}
   WHERE t."userId" IN ({scope.shadow_ids()})
-  AND EXISTS (SELECT FROM {table("PersonaDimension")} p WHERE p."userId" = t."userId")
+  AND EXISTS (SELECT FROM {table("PersonaDimension")} p
+    WHERE p."userId" = t."userId" AND {scope.is_made("PersonaDimension", "p", source=True)})
   AND EXISTS (SELECT FROM {table("ActivityNode")} n WHERE n."city" = {city} AND n."status"::text <> 'archived')
   AND CASE WHEN isfinite(t."startDate") THEN t."startDate"::date - date '1970-01-01' BETWEEN -719162 AND 2932896
     AND (t."startDate"::date - date '1970-01-01')::int8 + s."dayNumber"::int8 - 1 BETWEEN -719162 AND 2932896 ELSE false END
-), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {events} GROUP BY 1, 2)
-SELECT count(*) FROM days d FULL JOIN events e USING (trip, day) WHERE e.n IS DISTINCT FROM 1 OR d.trip IS NULL""",
+), events AS (SELECT r."tripId" AS trip, r."dayNumber" AS day, count(*) AS n FROM {table("RankingEvent")} r
+  WHERE {ours} GROUP BY 1, 2)
+SELECT COALESCE(sum(abs(COALESCE(e.n, 0) - (d.trip IS NOT NULL)::int)), 0)::int8
+FROM days d FULL JOIN events e USING (trip, day)""",
     )
     yield Constraint(
         "an event carries the bootstrap model's name, and a date that is its trip's day",
+        "RankingEvent",
         f"""
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN {table("Trip")} t ON t."id" = r."tripId"
-WHERE r."userId" IN ({scope.shadow_ids()}) AND NOT COALESCE({constants} AND t."userId" = r."userId"
+WHERE {ours} AND NOT COALESCE({constants} AND t."userId" = r."userId"
   AND extract(epoch FROM r."createdAt")
     = extract(epoch FROM {scope.naming.trip_start("t")}) + (r."dayNumber"::numeric - 1) * 86400, false)""",
     )
     yield Constraint(
         "the selected nodes are the day's confirmed, active and completed ones, in slot order",
+        "RankingEvent",
         f"""
 WITH firsts AS (
   SELECT DISTINCT ON (s."tripId", s."dayNumber", s."activityNodeId"::text)
@@ -166,7 +180,7 @@ WITH firsts AS (
   ORDER BY 1, 2, 3, 4, s."id" COLLATE "C"
 ), taken AS (SELECT trip, day, array_agg(node ORDER BY place, slot COLLATE "C") AS nodes FROM firsts GROUP BY trip, day)
 SELECT count(*) FROM {table("RankingEvent")} r LEFT JOIN taken k ON k.trip = r."tripId" AND k.day = r."dayNumber"
-WHERE r."userId" IN ({scope.shadow_ids()}) AND r."selectedIds" IS DISTINCT FROM COALESCE(k.nodes, '{{}}')""",
+WHERE {ours} AND r."selectedIds" IS DISTINCT FROM COALESCE(k.nodes, '{{}}')""",
     )
 
 
@@ -178,7 +192,7 @@ def _candidates(scope: Scope, default_affinity: float) -> Iterator[Constraint]:
 WITH shared AS MATERIALIZED (
   SELECT r."userId" AS usr, {city} AS city, r."candidateIds" AS candidates, r."rankedIds" AS ranked, count(*) AS events
   FROM {table("RankingEvent")} r JOIN {table("Trip")} t ON t."id" = r."tripId"{leg}
-  WHERE r."userId" IN ({scope.shadow_ids()}) GROUP BY 1, 2, 3, 4
+  WHERE {scope.replaces("RankingEvent", "r", source=True)} GROUP BY 1, 2, 3, 4
 ), vectors AS MATERIALIZED (
   SELECT p."userId" AS usr, e.key AS category, e.value::float8 AS affinity FROM {table("PersonaDimension")} p
   CROSS JOIN LATERAL jsonb_each_text(p."value"::jsonb) e
@@ -193,6 +207,7 @@ WITH shared AS MATERIALIZED (
 )"""
     yield Constraint(
         f"the candidates are {TOP_K} distinct eligible nodes of the day's city, or all, in id order",
+        "RankingEvent",
         f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(
@@ -201,22 +216,27 @@ OR cardinality(s.candidates) <> LEAST({TOP_K}, (SELECT count(*) FROM offer o WHE
     )
     yield Constraint(
         "the ranking holds the candidates and nothing else",
+        "RankingEvent",
         f"""{rankings}
 SELECT COALESCE(sum(s.events), 0)::int8 FROM shared s
 WHERE s.candidates IS DISTINCT FROM ARRAY(SELECT x COLLATE "C" FROM unnest(s.ranked) x ORDER BY 1)""",
     )
     yield Constraint(
         "the ranking falls with affinity, and no node left out is liked better than one inside",
+        "RankingEvent",
         f"""{rankings}
 , judged AS (
-  SELECT usr, city, events, place IS NOT NULL
+  SELECT usr, city, candidates, ranked, events, place IS NOT NULL
       AND affinity > lag(affinity) OVER (PARTITION BY usr, city, candidates, ranked ORDER BY place) AS rises,
     place IS NULL AND affinity > min(affinity) FILTER (WHERE place IS NOT NULL)
       OVER (PARTITION BY usr, city, candidates, ranked) AS better
   FROM places)
-SELECT count(*) FROM judged WHERE rises OR better""",
+SELECT COALESCE(sum(events), 0)::int8 FROM (
+  SELECT DISTINCT usr, city, candidates, ranked, events FROM judged WHERE rises OR better) wrong""",
     )
     yield Constraint(
         "a user has one ranking per city",
-        f"{rankings} SELECT count(*) FROM (SELECT FROM shared GROUP BY usr, city HAVING count(*) > 1) several",
+        "RankingEvent",  # those with another ranking than most of the user's in that city
+        f"""{rankings}
+SELECT COALESCE(sum(others), 0)::int8 FROM (SELECT sum(events) - max(events) AS others FROM shared GROUP BY usr, city) c""",
     )

@@ -19,6 +19,7 @@ from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, no_progress
 from etl.settings.model import Settings
+from etl.transform.ranking_events import MADE_ROWS
 
 
 def validate_database(
@@ -27,7 +28,7 @@ def validate_database(
     """Run the checks on a database, in one snapshot of it. Writes nothing."""
     target = target_of(settings)
     with connect(target, stop) as connection:
-        scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)
+        scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False, made=MADE_ROWS)
         with transaction(connection, read_only=True):
             return checks.validate_database(connection, scope, progress)
 

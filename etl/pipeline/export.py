@@ -5,21 +5,26 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from etl.extract import queries
 from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, count_filtered, extract_logged
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
-from etl.pipeline.guards import check_rejected_share, check_scope, rejected_shares
+from etl.pipeline.guards import (
+    check_choices,
+    check_rejected_share,
+    check_scope,
+    count_surfaces,
+    rejected_shares,
+)
 from etl.pipeline.publication import Publication, open_publication
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
-from etl.postgres.transaction import ensure_tables_not_rewritten, retry_on_conflict, transaction
+from etl.postgres.transaction import ensure_tables_not_rewritten, is_open, retry_on_conflict, transaction
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
 from etl.transform.buckets import bucket_count, open_spill
-from etl.transform.ranking_events import add_shown, sort_for_files, sort_slots
+from etl.transform.ranking_events import MADE_ROWS, add_shown, count_choices, sort_for_files, sort_slots
 from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
 
@@ -37,11 +42,15 @@ def export(
     """
     settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
-    with connect(target, stop) as connection:
-        scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False)
+    with ExitStack() as sessions:
+        connection = sessions.enter_context(connect(target, stop))
+        scope, _ = resolve_scope(connection, settings, schema_of(settings, target), writes=False, made=MADE_ROWS)
         with open_context(settings, clock, stop) as context:
 
             def attempt() -> RunResult:
+                nonlocal connection
+                if not is_open(connection):  # a standby may have ended the session of the attempt before
+                    connection = sessions.enter_context(connect(target, stop))
                 result, rejected = new_result(clock, stop, progress), RejectedRows()
                 with open_publication(context, result) as publication, ExitStack() as spills:
                     with transaction(connection, read_only=True):
@@ -77,7 +86,7 @@ def dataset_from_logged_events(
     """
     settings, result = publication.context.settings, publication.result
     with result.step(step) as rows:
-        count = connection.fetch_int(queries.event_count(scope, settings.audience))
+        count = count_surfaces(connection, scope, settings, result)
         buckets = settings.buckets or bucket_count(count)
         events, slots, encoded = (
             spills.enter_context(open_spill(publication.scratch, buckets, empty))
@@ -86,11 +95,14 @@ def dataset_from_logged_events(
         builder = DatasetBuilder(encoded)
         logged = extract_logged(connection, scope, settings.audience, rejected, (events, slots), builder.encode, rows)
     result.counts |= {"set_aside": rejected.counts, "events_left_out": logged.excluded}
+    choices = []
     with result.step("compact"):
         for bucket in range(buckets):
             of_bucket = logged.events.read_bucket(bucket)
             if of_bucket.height:
                 ordered = sort_slots(logged.slots.read_bucket(bucket))
+                choices.append(count_choices(of_bucket, ordered))
                 builder.add(bucket, add_shown(sort_for_files(of_bucket), ordered))
         dataset = builder.dataset(logged.users, logged.personas, logged.nodes, earlier)
+    result.warnings += check_choices(choices, result)
     return dataset, logged.rows_read

@@ -13,7 +13,7 @@ from etl.pipeline.context import RunResult
 from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.reporting.history import Compared, Metric
-from etl.reporting.wording import by_reason
+from etl.reporting.wording import by_reason, describe_kind
 from etl.settings.model import ROW_SETTINGS, Settings
 from etl.settings.values import advice, format_option, suggestion
 from etl.snapshots.manifest import DataSummary
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult
 
 _NEARLY_ALL = 0.9
+_MIN_CONFIRMED = 0.5
+_KINDS = 5
+KEEP_FOREIGN_ROWS = "--keep-foreign-rows leaves such rows."
 _NOTHING = "Nothing was committed or published."
 
 
@@ -96,6 +99,83 @@ def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result
         if not settings.allow_empty:
             raise DataError(f"{said}. {_NOTHING} If that is intended, set --expect-users 0.")
     result.warnings.append(f"{said}.")
+
+
+def count_foreign_rows(connection: Connection, scope: Scope, result: RunResult) -> None:
+    """Count the shadow users' rows that a run does not make, by kind, and say what becomes of them."""
+    kinds = foreign_rows(connection, scope)
+    result.counts["foreign_rows"] = {"kept": scope.keep_foreign_rows, "kinds": kinds}
+    if kinds and scope.keep_foreign_rows:
+        result.notes.append(
+            f"Shadow users' rows that a run does not make are left as they are: {describe_kinds(kinds)}."
+        )
+    elif kinds:
+        result.warnings.append(
+            f"Shadow users' rows that a run does not make are deleted: {describe_kinds(kinds)}. {KEEP_FOREIGN_ROWS}"
+        )
+
+
+def foreign_rows(connection: Connection, scope: Scope) -> list[dict[str, Any]]:
+    """Returns the kinds of the shadow users' rows that a run does not make: model, the values that differ, number of rows."""
+    return [
+        {"model": model, **dict(zip(scope.made[model], values, strict=True)), "rows": rows}
+        for model in ("PersonaDimension", "RankingEvent")
+        for *values, rows in connection.fetch_rows(queries.foreign_rows(scope, model))
+    ]
+
+
+def describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the kinds of `foreign_rows` as one phrase, the first few of them one by one."""
+    shown = [f"{kind['rows']:,} of {kind['model']} ({describe_kind(kind)})" for kind in kinds[:_KINDS]]
+    rest = sum(kind["rows"] for kind in kinds[_KINDS:])
+    return ", ".join([*shown, *([f"{rest:,} of {len(kinds) - _KINDS} more kinds"] if rest else [])])
+
+
+def count_surfaces(connection: Connection, scope: Scope, settings: Settings, result: RunResult) -> int:
+    """Count the audience's ranking events by surface, exported or not. Returns how many are exported.
+
+    Adds a warning where --surface names one that no event has.
+    """
+    rows = [(str(surface), int(all_), int(taken)) for surface, all_, taken in _surfaces(connection, scope, settings)]
+    result.counts["surfaces"] = {surface: taken for surface, _, taken in rows if taken}
+    result.counts["surfaces_excluded"] = {surface: all_ - taken for surface, all_, taken in rows if taken < all_}
+    known = [surface for surface, _, _ in rows]
+    if len(known) > 1:
+        shown = ", ".join(f"{surface} {taken:,} of {all_:,}" for surface, all_, taken in rows[:_KINDS])
+        result.notes.append(f"Exported ranking events by surface: {shown}.")
+    for surface in settings.surface:
+        if surface not in known:
+            result.warnings.append(
+                f"--surface names {surface!r}, which no ranking event has{suggestion(surface, known) or '.'} "
+                f"There are: {', '.join(known[:_KINDS]) or 'none'}."
+            )
+    return sum(taken for _, _, taken in rows)
+
+
+def _surfaces(connection: Connection, scope: Scope, settings: Settings) -> list[tuple[Any, ...]]:
+    return connection.fetch_rows(queries.event_surfaces(scope, settings.audience))
+
+
+def check_choices(counted: Sequence[pl.DataFrame], result: RunResult) -> list[str]:
+    """Add up what `count_choices` found. Returns a warning for each model most of whose positives no slot confirms."""
+    if not counted:
+        return []
+    model = ["surface", "model_name", "model_version"]
+    rows = pl.concat(counted).group_by(model).sum().sort(model)
+    positives, confirmed = (int(rows[name].sum()) for name in ("positives", "confirmed"))
+    share = confirmed / positives if positives else None
+    by_model = rows.to_dicts()
+    result.counts["choices"] = {"positives": positives, "confirmed": confirmed, "share": share, "by_model": by_model}
+    return [
+        (
+            f"Of {row['positives']:,} positives of ranking events by {row['model_name']} {row['model_version']} on the surface "
+            f"{row['surface']}, {row['confirmed']:,} ({row['confirmed'] / row['positives']:.0%}) are confirmed by a slot of "
+            "their day (confirmed, active or completed). Their selectedIds may be what a model placed, not what users chose. "
+            "Export other events (--surface, --audience), or have the application log what users confirm."
+        )
+        for row in by_model
+        if row["confirmed"] < _MIN_CONFIRMED * row["positives"]
+    ]
 
 
 def check_triples(

@@ -26,11 +26,12 @@ from etl.pipeline.guards import (
 from etl.pipeline.published import run_probe
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
+from etl.reporting.wording import format_bytes
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
 from etl.snapshots.reader import REPORT, Snapshot
-from etl.snapshots.store import translate_os_errors
+from etl.snapshots.store import UnlistableError, translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
 from etl.triples.dataset import Dataset
@@ -57,7 +58,7 @@ def _load_template() -> None:
 def _load_history(context: RunContext, result: RunResult) -> None:
     """Add the previous runs to the result, and a warning of snapshots with a date in the future."""
     settings, store, now = context.settings, context.store, context.clock()
-    with suppress(ConnectError):  # no reason not to publish: if the store can't be written either, publishing says so
+    try:  # no failure is a reason not to publish: if the store can't be written either, publishing says so
         if settings.dry_run:  # its own store is an empty folder
             store = open_store(settings.out, settings.environ)
         result.previous_runs = previous_runs(store, published(store, now))
@@ -66,6 +67,11 @@ def _load_history(context: RunContext, result: RunResult) -> None:
                 f"Snapshots are {names}. This machine's clock is wrong, or another's was. No run is compared with them once "
                 "another is the newest, and --keep deletes them first. Delete them when no reader uses them."
             )
+    except UnlistableError as error:
+        result.warnings.append(str(error))
+        result.previous_runs = previous_runs(store, [name for name in [store.latest_name()] if name])
+    except ConnectError:
+        log.debug("Earlier runs could not be read.", exc_info=True)
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,10 @@ class Publication:
         """Delete the oldest snapshots. A failure is a warning: the run's own work is done."""
         try:
             with self.result.step("prune") as rows:
-                rows(len(prune(self.context.store, keep, self.context.clock()).removed))
+                removed = prune(self.context.store, keep, self.context.clock())
+                rows(len(removed.removed))
+            if removed.removed:
+                what = ", ".join(removed.removed)
+                self.result.notes.append(f"Snapshots removed (--keep {keep}): {what}; {format_bytes(removed.bytes)}.")
         except (OSError, EtlError) as error:
             self.result.warnings.append(f"Old snapshots could not be removed: {error} The next run tries again.")

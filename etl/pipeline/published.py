@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import DataError
@@ -15,6 +16,7 @@ from etl.settings.model import Settings
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location
 from etl.snapshots.reader import REPORT, Snapshot, read_dataset
+from etl.snapshots.store import UnlistableError
 from etl.transform.personas import affinity_model
 
 if TYPE_CHECKING:
@@ -73,7 +75,8 @@ def _add_report(
     earlier = []
     if location is not None:
         store = open_store(location[0], settings.environ)
-        earlier = previous_runs(store, [name for name in store.folders() if name < location[1]])
+        with suppress(UnlistableError):
+            earlier = previous_runs(store, [name for name in store.folders() if name < location[1]])
     dataset, affinity = read_dataset(snapshot), affinity_model().default_affinity
     page = build_report(snapshot.manifest, snapshot.folder, dataset, earlier, affinity, progress, probe)
     add_sidecars(snapshot, {REPORT: page.encode()}, {}, settings.environ)

@@ -35,6 +35,7 @@ from etl.pipeline.guards import (
     check_rejected_share,
     check_scope,
     clipped_affinities_warning,
+    count_foreign_rows,
     rejected_shares,
     unused_seed_warnings,
 )
@@ -58,7 +59,7 @@ from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.settings.model import Settings
 from etl.transform.buckets import BucketSpill, bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaStats, affinity_model, build_personas
-from etl.transform.ranking_events import RankingInputs, RankingStats, rank_bucket
+from etl.transform.ranking_events import MADE_ROWS, RankingInputs, RankingStats, rank_bucket
 from etl.transform.schemas import Personas, Seeds
 from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
@@ -90,7 +91,7 @@ def run(
     settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
     with connect(target, stop) as connection:
-        scope, notes = resolve_scope(connection, settings, schema_of(settings, target), writes=True)
+        scope, notes = resolve_scope(connection, settings, schema_of(settings, target), writes=True, made=MADE_ROWS)
         with (
             open_context(settings, clock, stop) as context,
             advisory_lock(connection, scope.naming.schema, settings.lock_timeout) as lock,
@@ -119,6 +120,7 @@ def _run_in_transaction(
     settings, result = publication.context.settings, publication.result
     rejected = RejectedRows()
     check_scope(connection, scope, settings, result)
+    count_foreign_rows(connection, scope, result)
     audit = WriteAudit(connection, scope, settings.allow_side_effects)
     with ExitStack() as stack:
         source = _read(connection, scope, publication, rejected, stack)

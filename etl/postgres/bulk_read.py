@@ -69,7 +69,9 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
     tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
     address = connection.address
-    url = address.connectorx_url(tls=tls, name=name, options=PINNED_OPTIONS)
+    url = address.connectorx_url(
+        tls=tls, name=name, options=PINNED_OPTIONS, password=address.new_password(connection.stop)
+    )
     if url is None or not connection.direct:
         reason = address.connectorx_unsupported_reason or "a pooler may have no further sessions"
         yield PendingReads(connection, queries, None, reason)

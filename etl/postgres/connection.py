@@ -78,7 +78,10 @@ _REFUSED_OPTIONS = re.compile(r"option|startup parameter|configuration parameter
 
 
 class ConflictError(EtlError):
-    """A concurrent write conflicted with this transaction (SQLSTATE 40001, 40P01). Trying the whole again may succeed."""
+    """A concurrent write conflicted with this transaction (SQLSTATE 40001, 40P01), on a standby one of the primary.
+
+    Trying the whole again may succeed.
+    """
 
     exit_code = 3
 
@@ -97,7 +100,7 @@ class Connection:
         self._closing, self._closed = threading.Lock(), False
         self._in_transaction = False
         with self._mapped_errors():
-            self._connection = _open(address, self.name)
+            self._connection = _open(address, self.name, stop)
         try:
             mark, path, encoding, version, number = self._read_session()
             require_supported(encoding, version, number)
@@ -257,7 +260,7 @@ class Connection:
             raise _map_error(error, self.address, table) from None
 
 
-def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
+def _open(address: ConnectionTarget, mark: str, stop: CancelToken) -> adbc.Connection:
     """Open a connection whose session has the setting `_MARK` = `mark`, unless a pooler drops startup options.
 
     The driver first opens a connection of its own and runs `SELECT version()` there. That is resolved by the search_path, so
@@ -265,9 +268,10 @@ def _open(address: ConnectionTarget, mark: str) -> adbc.Connection:
     refuse startup options or drop them. If they are refused, both connections are opened without.
     """
     # The role, the database, the environment or the URL may set another encoding. The driver always assumes UTF-8.
-    plain = address.libpq_with(client_encoding="UTF8")
+    always = {"client_encoding": "UTF8", **({"password": secret} if (secret := address.new_password(stop)) else {})}
+    plain = address.libpq_with(**always)
     pinned, marked = (
-        plain if options is None else address.libpq_with(client_encoding="UTF8", options=f"{options} {more}".strip())
+        plain if options is None else address.libpq_with(**always, options=f"{options} {more}".strip())
         for options, more in ((address.options or "", PINNED_OPTIONS), (address.options, f"-c {_MARK}={mark}"))
     )
     try:
@@ -389,6 +393,12 @@ _RETRIABLE = ("40", "55", "58", "XX")
 _RETRY = (ConnectError, "The server failed (SQLSTATE {state}): {first}. Run again; if it stays, see the server's log.")
 _REFUSED = (DataError, "The server refused (SQLSTATE {state}){place}: {first}. Nothing was written.")
 
+_RECOVERY_CONFLICT = "conflict with recovery"
+_STANDBY_CANCELLED = (
+    "The standby ended the reading, because changes of the primary had to be applied that remove rows which it still needed "
+    "({first}). Raise max_standby_streaming_delay there, set hot_standby_feedback = on, or read from the primary."
+)
+
 # Poolers report errors without an SQLSTATE of their own.
 _POOLER_STATES = (
     (r"statement pooling|prepared statement .* (does not|already) exist", "POOLING"),
@@ -434,6 +444,10 @@ def _map_error(error: Exception, address: ConnectionTarget, table: str | None = 
     first = address.redact(details.get("PG_DIAG_MESSAGE_PRIMARY") or _primary_message(str(error)))
     unknown = "08001" if isinstance(error, adbc_errors.Error) else "XX000"
     sqlstate = getattr(error, "sqlstate", None)
+    if (
+        _RECOVERY_CONFLICT in first
+    ):  # with 40001 or, where the session was ended or rows were being sent, without SQLSTATE
+        return ConflictError(_STANDBY_CANCELLED.format(first=first))
     state = _match(_POOLER_STATES, first) or sqlstate or _match(_STATES, first) or unknown
     if state in {"40001", "40P01"}:
         return ConflictError(f"Another transaction changed the same rows at the same time ({first}).")

@@ -9,6 +9,7 @@ from etl.errors import ConnectError, SchemaError
 from etl.postgres.connection import Connection
 from etl.postgres.ddl import columns_used
 from etl.postgres.naming import LEGS, MODELS, WRITTEN_MODELS, XMIN, Naming, quote_identifier, quote_literal
+from etl.postgres.row_security import hiding_tables
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def grants(naming: Naming, role: str) -> str:
 def require_privileges(connection: Connection, naming: Naming, *, writes: bool) -> None:
     """Raise ConnectError with the missing privileges and how to grant them, unless the role has all that are needed.
 
-    Raises SchemaError if row security may hide rows from the role, because the run would then miss them.
+    Raises SchemaError if row security may hide or refuse rows for the role, because the run would then miss them.
     """
     schemas = _schemas(naming)
     usable = ", ".join(f"has_schema_privilege({quote_literal(schema)}, 'USAGE')" for schema in schemas)
@@ -84,11 +85,12 @@ def require_privileges(connection: Connection, naming: Naming, *, writes: bool) 
         raise ConnectError(
             _missing(role, [f"USAGE on schema {quote_identifier(schema)}" for schema in unusable], naming)
         )
-    if hidden := _hidden(connection, naming, writes=writes):
+    if hiding := hiding_tables(connection, naming, writes=writes):
+        to = quote_identifier(role)
         raise SchemaError(
-            f"Row security may hide rows of {', '.join(hidden)} from the role {role}, so what it reads or writes would not be "
-            f"all. Give it BYPASSRLS (ALTER ROLE {quote_identifier(role)} BYPASSRLS), or a policy that shows every row: "
-            f"CREATE POLICY ... ON {hidden[0]} TO {quote_identifier(role)} USING (true)."
+            f"Row security may hide or refuse rows of {', '.join(hiding)} for the role {role}, so what it reads would "
+            f"not be all. Give it BYPASSRLS (ALTER ROLE {to} BYPASSRLS), or each table a policy that shows it all rows: CREATE "
+            f"POLICY bpr_etl ON {hiding[0]} TO {to} USING (true) WITH CHECK (true)."
         )
     needed = list(_by_column(required(naming, writes=writes)))
     checks = ", ".join(_check_sql(naming, *each) for each in needed)
@@ -96,37 +98,6 @@ def require_privileges(connection: Connection, naming: Naming, *, writes: bool) 
     lacking = [_describe(naming, *each) for each, may in zip(needed, allowed, strict=True) if not may]
     if lacking:
         raise ConnectError(_missing(role, lacking, naming))
-
-
-_POLICY_COMMANDS = {"SELECT": "r", "INSERT": "a", "UPDATE": "w", "DELETE": "d"}
-"""By verb, the `pg_policy.polcmd` of policies for it."""
-
-
-def _hidden(connection: Connection, naming: Naming, *, writes: bool) -> list[str]:
-    """Return the tables whose row security may hide rows from the role: not every needed verb has a policy USING (true).
-
-    A restrictive policy with another condition hides rows, too.
-    """
-    needed = sorted(
-        {(naming.table(each.model), _POLICY_COMMANDS[each.verb]) for each in required(naming, writes=writes)}
-    )
-    pairs = ", ".join(f"({quote_literal(table)}, {quote_literal(command)})" for table, command in needed)
-    applies = (
-        "SELECT FROM pg_catalog.pg_policy p WHERE p.polrelid = t.name::regclass AND p.polcmd IN ('*', t.command) "
-        "AND (p.polroles = '{0}' OR EXISTS (SELECT FROM unnest(p.polroles) r WHERE pg_has_role(r, 'USAGE'))) "
-        "AND p.polpermissive = "
-    )
-    shows = "CASE t.command WHEN 'a' THEN true ELSE pg_get_expr(p.polqual, p.polrelid) = 'true' END"
-    takes = (
-        "CASE WHEN t.command IN ('a', 'w') "
-        "THEN pg_get_expr(COALESCE(p.polwithcheck, p.polqual), p.polrelid) = 'true' ELSE true END"
-    )
-    rows = connection.fetch_rows(
-        f"SELECT DISTINCT t.name FROM (VALUES {pairs}) t(name, command) WHERE row_security_active(t.name) "
-        f"AND (NOT EXISTS ({applies}true AND {shows} AND {takes}) OR EXISTS ({applies}false AND NOT ({shows} AND {takes}))) "
-        "ORDER BY 1"
-    )
-    return [name for (name,) in rows]
 
 
 def _verb_sql(privilege: Privilege) -> str:

@@ -117,6 +117,13 @@ def read_only_reason(connection: Connection) -> tuple[str, str] | None:
     return None
 
 
+def is_open(connection: Connection) -> bool:
+    """Return whether the server still answers a connection: it may have ended the session."""
+    with suppress(EtlError), transaction(connection, read_only=True):
+        return True
+    return False
+
+
 def retry_on_conflict(attempt: Callable[[], T], sleep: Callable[[float], None]) -> tuple[T, int]:
     """Call `attempt` until it raises no ConflictError, at most RETRIES times. Returns its result and the number of retries.
 

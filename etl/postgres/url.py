@@ -17,6 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from etl.errors import SettingsError
+from etl.postgres.password import PasswordCommand
+from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 from etl.settings.redaction import decode, parse_keyword_dsn, redact, secrets_of
 
@@ -25,6 +27,24 @@ _PRISMA = frozenset(
         *("schema", "connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size"),
         *("sslaccept", "sslidentity", "single_use_connections"),
         *("max_connection_lifetime", "max_idle_connection_lifetime", "supa", "workaround"),
+    }
+)
+
+# node-postgres' parameters that matter to an application's pool alone.
+_NODE = frozenset(
+    {
+        *(
+            "uselibpqcompat",
+            "encoding",
+            "binary",
+            "max",
+            "min",
+            "keepAlive",
+            "keepAliveInitialDelayMillis",
+            "query_timeout",
+        ),
+        *("connectionTimeoutMillis", "idleTimeoutMillis", "allowExitOnIdle", "maxUses", "maxLifetimeSeconds"),
+        *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
     }
 )
 
@@ -42,10 +62,12 @@ _LIBPQ = frozenset(
         *_VARIABLES,
         *("application_name", "fallback_application_name", "connect_timeout", "client_encoding", "replication"),
         *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
-        *("sslcompression", "sslpassword", "scram_client_key", "scram_server_key"),
+        *("ssl", "sslcompression", "sslpassword", "scram_client_key", "scram_server_key"),
         *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
     }
 )
+_SSL_WORDS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
+_UNVERIFIED = (None, "allow", "prefer", "require")
 _SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _AUTHORITY = ("user", "password", "host", "port", "dbname")
 _NO_EFFECT_ON_CONNECTORX = frozenset({*_AUTHORITY, "sslmode", "application_name", "fallback_application_name"}) | {
@@ -64,7 +86,7 @@ class ConnectionTarget:
     `libpq` is the URL for ADBC. `connectorx` is the URL for connectorx, None if connectorx can't express the connection for
     `connectorx_unsupported_reason`. `schema` is Prisma's `?schema=`. `pooler_hint` says why a transaction pooler is suspected.
     `options` are libpq's, from the URL or the environment, None if a service file may set some. `parts` are user, host, port,
-    dbname and sslmode as the URL or the environment set them.
+    dbname and sslmode as the URL or the environment set them. With a `password_command`, the URLs have no password.
     """
 
     libpq: str = field(repr=False)
@@ -75,6 +97,7 @@ class ConnectionTarget:
     secrets: tuple[str, ...] = field(repr=False)
     options: str | None = field(repr=False)
     parts: Mapping[str, str] = field(repr=False)
+    password_command: PasswordCommand | None = None
 
     def libpq_with(self, **parameters: str) -> str:
         """Return `libpq` with further parameters. They override those of the same name: libpq takes the last."""
@@ -82,35 +105,50 @@ class ConnectionTarget:
 
     def redact(self, text: str) -> str:
         """Return the text without this address's passwords."""
-        return redact(text, self.secrets)
+        printed = self.password_command.printed if self.password_command else ()
+        return redact(text, (*printed, *self.secrets))
 
-    def connectorx_url(self, *, tls: bool, name: str, options: str = "") -> str | None:
+    def new_password(self, stop: CancelToken) -> str | None:
+        """Return the password for a new connection, None if it is in the URL or libpq's to find. See `PasswordCommand.run`."""
+        return self.password_command.run(stop) if self.password_command else None
+
+    def connectorx_url(self, *, tls: bool, name: str, options: str = "", password: str | None = None) -> str | None:
         """Return the URL for connectorx with an application_name and options for its sessions, None if it has no URL.
+
+        `password` is that of the command, if there is one.
 
         connectorx does not negotiate TLS: `tls` says whether libpq found it in use.
         """
         if self.connectorx is None:
             return None
         asked = {"application_name": name, "options": options, "sslmode": "require" if tls else ""}
-        return _with_query(self.connectorx, {key: value for key, value in asked.items() if value})
+        url = self.connectorx if password is None else self.connectorx.replace("@", f":{_encode(password)}@", 1)
+        return _with_query(url, {key: value for key, value in asked.items() if value})
 
 
-def parse_url(url: str, environ: Mapping[str, str]) -> ConnectionTarget:
-    """Parse a database URL of Prisma or libpq, or libpq's `key=value` words.
+def parse_url(url: str, environ: Mapping[str, str], password_command: str | None = None) -> ConnectionTarget:
+    """Parse a database URL of Prisma, node-postgres or libpq, or libpq's `key=value` words.
 
-    Raises SettingsError for another scheme and for parameters that neither Prisma nor libpq know: a mistyped `sslmode` must
-    not be ignored.
+    Raises SettingsError for another scheme, for parameters that none of them knows (a mistyped `sslmode` must not be ignored),
+    and for files that are not there.
     """
     url = url.strip()
     scheme, separator, rest = url.partition("://")
     is_url = separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)
     parameters = _read_url(scheme, rest) if is_url else _read_words(url)
     prisma = {name: value for name, value in parameters.items() if name in _PRISMA}
-    libpq = {name: value for name, value in parameters.items() if name not in _PRISMA}
+    libpq = _libpq_tls({name: value for name, value in parameters.items() if name not in _PRISMA | _NODE})
+    if is_url:
+        libpq = _prisma_tls(libpq, prisma, environ)
+    command = PasswordCommand(password_command, environ) if password_command else None
+    if command:
+        libpq.pop("password", None)
     parts = {name: value for name, value in libpq.items() if value}
     if parts.get("sslmode", "prefer") not in _SSLMODES:  # libpq would repeat it, and it may be half a password
         raise SettingsError(f"The database URL's sslmode must be one of {', '.join(_SSLMODES)}. Correct it.")
-    limitation = next(_connectorx_limitations(parts, environ), None)
+    _require_files(parts, environ)
+    known_password = {"password": ""} if command else {}
+    limitation = next(_connectorx_limitations(parts | known_password, environ), None)
     names = ("user", "host", "port", "dbname", "sslmode")
     return ConnectionTarget(
         libpq=_to_url(libpq | _without_home(parts, environ)),
@@ -121,6 +159,7 @@ def parse_url(url: str, environ: Mapping[str, str]) -> ConnectionTarget:
         secrets=secrets_of(url, environ),
         options=_options(libpq, environ),
         parts={name: found for name in names if (found := parts.get(name) or environ.get(_VARIABLES[name]))},
+        password_command=command,
     )
 
 
@@ -130,7 +169,7 @@ def target_of(settings: Settings) -> ConnectionTarget:
         raise SettingsError(
             "No database was named: give --database-url, or set BPR_ETL_DATABASE_URL, DIRECT_URL or DATABASE_URL."
         )
-    return parse_url(settings.database_url, settings.environ)
+    return parse_url(settings.database_url, settings.environ, settings.password_command)
 
 
 def schema_of(settings: Settings, address: ConnectionTarget) -> str:
@@ -204,7 +243,7 @@ def _read_words(text: str) -> dict[str, str]:
     return words
 
 
-def _require_known(names: Iterable[str], *, repeat: bool, known: frozenset[str] = _LIBPQ | _PRISMA) -> None:
+def _require_known(names: Iterable[str], *, repeat: bool, known: frozenset[str] = _LIBPQ | _PRISMA | _NODE) -> None:
     """Raise SettingsError for unknown parameters. They are named only if `repeat`, else they may be pieces of a password."""
     unknown = sorted(set(names) - known)
     if not unknown:
@@ -217,6 +256,62 @@ def _require_known(names: Iterable[str], *, repeat: bool, known: frozenset[str] 
         f"The database URL has a parameter that neither Prisma nor libpq knows{shown}{hint}. Correct or remove it."
         + ("" if repeat else f" {_ENCODE}")
     )
+
+
+# --- TLS ------------------------------------------------------------------------------------------------------------
+
+
+def _libpq_tls(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters with libpq's sslmode in place of what node-postgres and JDBC say: `ssl=true`, `no-verify`."""
+    found = dict(parameters)
+    if (word := found.pop("ssl", None)) is not None:
+        if word.lower() not in _SSL_WORDS:
+            raise SettingsError("The database URL's ssl must be true or false. Correct it, or say sslmode.")
+        found.setdefault("sslmode", _SSL_WORDS[word.lower()])
+    if found.get("sslmode") == "no-verify":
+        found["sslmode"] = "require"
+    return found
+
+
+def _prisma_tls(libpq: Mapping[str, str], prisma: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return libpq's parameters with what Prisma means by a `sslcert` that has no `sslkey`: the server's CA, to be verified.
+
+    With `sslaccept=strict` the server's name is verified, too. Raises SettingsError for `sslidentity`.
+    """
+    if prisma.get("sslidentity"):
+        raise SettingsError(
+            "The database URL's sslidentity (a PKCS #12 file, Prisma's) can't be used. Convert it: `openssl pkcs12 -in FILE "
+            "-clcerts -nokeys -out client.crt` and `openssl pkcs12 -in FILE -nodes -nocerts -out client.key`, and say "
+            "sslcert=client.crt&sslkey=client.key; the server's CA is then sslrootcert=FILE."
+        )
+    home = _home(environ)
+    own_key = home is not None and os.access(home / ".postgresql" / "postgresql.key", os.F_OK)
+    others = any(libpq.get(name) or environ.get(_VARIABLES[name]) for name in ("sslkey", "sslrootcert"))
+    if not libpq.get("sslcert") or others or own_key:
+        return dict(libpq)
+    found = {"sslrootcert" if name == "sslcert" else name: value for name, value in libpq.items()}
+    if (found.get("sslmode") or environ.get("PGSSLMODE") or None) in _UNVERIFIED:
+        found["sslmode"] = "verify-full" if prisma.get("sslaccept") == "strict" else "verify-ca"
+    return found
+
+
+def _require_files(parts: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Raise SettingsError if a certificate or key is not there: libpq would go on without it, and not verify the server."""
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        path = parts.get(name) or environ.get(_VARIABLES[name])
+        # `system` stands for the system's CAs; a colon separates an engine from its key.
+        if not path or path == "system" or (name == "sslkey" and ":" in path):
+            continue
+        try:
+            Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+            raise SettingsError(
+                f"The file {Path(path).name}, which the database URL or the environment names as {name}, is not there{where}. "
+                "Give its absolute path."
+            ) from None
+        except OSError:  # it is there, and libpq says what is wrong with it
+            pass
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from etl.errors import ConnectError, DataError
-from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS
+from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS, Settings
 from etl.snapshots.reader import STAGING
 from etl.snapshots.store import LocalStore, Store
 
@@ -26,6 +26,7 @@ HISTORY_LENGTH = 29
 MIN_RUNS = 5
 """There is an expected range from this many earlier runs on. With fewer, one odd run would be a quarter of them."""
 
+_DEFAULTS = Settings().manifest_settings()
 _WEEK, _TWO_WEEKS, _MIN_WEEKDAYS = 7, 14, 3
 _MIN_TOLERANCE, _MAX_TOLERANCE, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 
@@ -276,7 +277,9 @@ def _deciding(metric: str) -> tuple[str, ...]:
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [name for name in names if before.get(name) != now.get(name)]
+    # A setting that an older release did not have had its default there.
+    old, new = _DEFAULTS | dict(before), _DEFAULTS | dict(now)
+    return [name for name in names if old.get(name) != new.get(name)]
 
 
 # --- the snapshots of an output location -----------------------------------------------------------------------------
@@ -299,13 +302,18 @@ class SnapshotInfo:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a prune removed, or would remove: snapshots, oldest first, and incomplete folders (`litter`)."""
+    """What a prune removed, or would remove: snapshots, oldest first, and incomplete folders (`litter`).
+
+    `sizes` has the bytes of each of these, `bytes` those of the snapshots. `strays` were left alone: they are no snapshots.
+    """
 
     removed: list[str]
     litter: list[str]
     kept: list[str]
     bytes: int
     keep: int
+    sizes: dict[str, int]
+    strays: list[str]
 
 
 def require_published(store: Store) -> None:
@@ -366,6 +374,7 @@ def _is_after(name: str, now: datetime) -> bool:
 def misdated(store: Store, now: datetime) -> str | None:
     """Name the snapshots that are dated after `now`; None where there are none."""
     names = [name for name in store.folders() if store.ours(name) and _is_after(name, now)]
+    names = [name for name in names if store.is_complete(name)]
     if not names:
         return None
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
@@ -398,11 +407,12 @@ def prune(store: Store, keep: int, now: datetime, *, dry_run: bool = False) -> P
     ours = filter(store.ours, store.names())
     names = sorted(ours, key=lambda name: (not _is_after(name, now), name))
     litter, removed = store.incomplete(), to_remove(names, store.latest_name(), keep)
-    freed = sum(_info(store, name, latest=False).bytes or 0 for name in removed)
+    sizes = {name: store.size(name) for name in [*litter, *removed]}
     if not dry_run:
-        for name in [*litter, *removed]:
+        for name in sizes:
             _remove(store, name)
-    return Pruned(removed, litter, [name for name in names if name not in removed], freed, keep)
+    kept, freed = [name for name in names if name not in removed], sum(sizes[name] for name in removed)
+    return Pruned(removed, litter, kept, freed, keep, sizes, store.strays())
 
 
 def _remove(store: Store, name: str) -> None:

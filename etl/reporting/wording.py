@@ -185,6 +185,13 @@ def volumes_verdict(metrics: Sequence[Metric]) -> tuple[Verdict, str]:
     return "plain", f"no expected range yet ({runs} of {MIN_RUNS} runs)" if runs else "no earlier run"
 
 
+def describe_kind(kind: Mapping[str, Any]) -> str:
+    """Describe a kind of rows that a run does not make: `surface discovery, model llm_ranker 0.1.0`, `dimension mood`."""
+    if "dimension" in kind:
+        return f"dimension {kind['dimension']}"
+    return f"surface {kind['surface']}, model {kind['modelName']} {kind['modelVersion']}"
+
+
 # --- exclusions ------------------------------------------------------------------------------------------------------
 
 
@@ -244,10 +251,19 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     several = "with slots in several cities: the first slot's is taken (published)"
     yield Exclusion("trip-days", several, counts.get("days_in_several_cities", 0), informational=True)
     yield from rejected(counts)
+    foreign = counts.get("foreign_rows", {})
+    for kind in foreign.get("kinds", []):
+        why = f"not made by a run ({describe_kind(kind)}): {'left' if foreign['kept'] else 'deleted'}"
+        yield Exclusion(f"rows of {kind['model']}", why, kind["rows"], informational=True)
+    for surface, rows in counts.get("surfaces_excluded", {}).items():
+        yield Exclusion("events", f"surface {surface} is not exported", rows)
     yield from _small_cities(published)
     gone = "named by events, but no longer in the catalogue"
     yield Exclusion("items", gone, published.get("items_gone", 0), informational=True)
     yield from by_reason("positives", published.get("positives_left_out", {}), "positives")
+    choices = counts.get("choices", {"positives": 0, "confirmed": 0})
+    unconfirmed = "not confirmed by a slot (published)"
+    yield Exclusion("positives", unconfirmed, choices["positives"] - choices["confirmed"], informational=True)
     outside = "not among the event's candidates (published)"
     yield Exclusion("positives", outside, counts.get("positives_outside_candidates", 0), informational=True)
 

@@ -24,6 +24,7 @@ from etl.settings.values import (
     format_option,
     parse_bool,
     parse_city_weights,
+    parse_command,
     parse_domain,
     parse_engine,
     parse_filled,
@@ -32,6 +33,7 @@ from etl.settings.values import (
     parse_int,
     parse_location,
     parse_map,
+    parse_names,
     parse_positive,
     parse_prefix,
     parse_relative_change,
@@ -122,6 +124,13 @@ class Settings:
     schema: str | None = _text(
         DATABASE, "PostgreSQL schema; default: the URL's, else public.", "NAME", "public", decides="rows"
     )
+    password_command: str | None = _text(
+        DATABASE,
+        "Command that prints the database password, such as a cloud's token; run without a shell for each connection.",
+        "COMMAND",
+        "aws rds generate-db-auth-token --hostname db.example --port 5432 --username app",
+        parse_command,
+    )
     naming: Naming = _choice(
         DATABASE, "Table names: auto (default), model or mapped (snake case).", Naming, decides="result"
     )
@@ -149,6 +158,11 @@ class Settings:
         parse_domain,
         decides="rows",
     )
+    keep_foreign_rows: bool = _flag(
+        DATABASE,
+        "Leave shadow users' rows that a run does not make (another surface, dimension or model); default: they are deleted.",
+        decides="rows",
+    )
     wait_lock: bool = _flag(DATABASE, "Wait where another run is at work; default: exit 6.")
     max_wait: float = _option(DATABASE, "For how many seconds --wait-lock waits; default 3600.", parse_positive, 3600.0)
     data_dir: str | None = _text(DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg")
@@ -161,6 +175,14 @@ class Settings:
         "out",
     )
     audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
+    surface: tuple[str, ...] = _option(
+        PUBLISHED,
+        "Only ranking events of this surface; default: all. May be repeated.",
+        parse_names("surfaces"),
+        (),
+        metavar="NAME",
+        decides="rows",
+    )
     negatives: NegativeStrategies = _option(
         PUBLISHED,
         "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any, TextIO
@@ -74,6 +75,13 @@ class RedactingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def hide_secrets(secrets: Iterable[str]) -> None:
+    """Redact secrets that became known only now in all that this process prints."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, RedactingStream):
+            stream.add_secrets(secrets)
 
 
 def find_secrets(words: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:

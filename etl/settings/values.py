@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -73,6 +74,16 @@ def parse_filled(value: Any) -> str:
     text = parse_text(os.fspath(value) if isinstance(value, os.PathLike) else value)
     if not text.strip():
         raise SettingsError("must not be empty")
+    return text
+
+
+def parse_command(value: Any) -> str:
+    """A command line whose words are separated as a shell does it."""
+    text = parse_filled(value)
+    try:
+        shlex.split(text)
+    except ValueError:
+        raise SettingsError("must be a command whose quotes are closed") from None
     return text
 
 
@@ -450,6 +461,18 @@ def _spellings(part: str | None) -> tuple[str, ...]:
 
 
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
+
+
+def parse_names(what: str) -> Callable[[Any], tuple[str, ...]]:
+    """A parser of texts that are not blank, each once: a list of them, or one text."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise SettingsError(f"must be the names of {what}")
+        return tuple(dict.fromkeys(map(parse_filled, words)))
+
+    return parse
 
 
 def parse_tables(value: Any) -> tuple[TableName, ...]:

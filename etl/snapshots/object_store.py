@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import uuid
@@ -29,10 +30,12 @@ from etl.settings.permissions import writable_by_others
 from etl.snapshots.lock import LOCK, Lease, ObjectVersion, folder_lock, owner, read_owner
 from etl.snapshots.object_store_client import open_object_store, reraise_if_bucket_missing, servers, translate_errors
 from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS
-from etl.snapshots.store import Store, clear, lying, other_files, staging_in
+from etl.snapshots.store import Store, UnlistableError, clear, lying, other_files, staging_in
 
 PART_BYTES = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload. Smaller files are uploaded in one request."""
+
+log = logging.getLogger(__name__)
 
 CONCURRENCY = 4
 """Files that are transferred at a time, and parts of each."""
@@ -80,6 +83,30 @@ class ObjectStore(Store):
         with translate_errors(self.location):
             found = obstore.list_with_delimiter(self._store, SNAPSHOTS)
             return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
+
+    def size(self, name: str) -> int:
+        with translate_errors(self.location):
+            return sum(entry["size"] for entry in self._listed(name))
+
+    def strays(self) -> list[str]:
+        with translate_errors(self.location):
+            files = obstore.list_with_delimiter(self._store, SNAPSHOTS)["objects"]
+        others = [name for name in self.folders() if not self.is_complete(name)]
+        folders = [f"{name}/" for name in others if not self.ours(name) or self._is_marker(name)]
+        names = [entry["path"].rpartition("/")[2] for entry in files if entry["path"] != SNAPSHOTS]
+        return sorted([*folders, *names])
+
+    def incomplete(self, after: str | None = None) -> list[str]:
+        return [name for name in super().incomplete(after) if not self._is_marker(name)]
+
+    def _is_marker(self, name: str) -> bool:
+        """Whether a folder holds nothing but objects without content: the markers of consoles, whose keys end with a slash.
+
+        obstore drops that slash, so it can't delete them.
+        """
+        with suppress(UnlistableError):
+            return self.size(name) == 0
+        return False
 
     def is_complete(self, name: str) -> bool:
         return self.state(f"{SNAPSHOTS}/{name}/{MANIFEST}") is not None
@@ -161,8 +188,11 @@ class ObjectStore(Store):
         clear(self._place)
         found = self.state(LATEST)
         self._latest = found[0] if found else None
-        for name in self.incomplete(after=self.latest_name()):
-            self.remove(name)
+        try:
+            for name in self.incomplete(after=self.latest_name()):
+                self.remove(name)
+        except UnlistableError as error:  # what a killed run has left stays until that object is gone
+            log.warning("%s", error)
 
     def _holder(self) -> str:
         host = escape_control_characters(str(read_owner(self).get("host", "")))

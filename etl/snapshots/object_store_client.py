@@ -15,6 +15,7 @@ from obstore.store import from_url
 
 from etl.errors import ConnectError, SettingsError, escape_control_characters
 from etl.settings.redaction import redact
+from etl.snapshots.store import UnlistableError
 
 _SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
 _RETRY = {
@@ -26,6 +27,7 @@ _CLIENT = {"allow_http": True, "connect_timeout": "5s", "timeout": "120s"}
 _OTHER_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 _NO_PLACE = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "MissingAccount", "Account must be specified")
+_INVALID_KEY = re.compile(r'object with invalid path: (?:Error parsing )?Path "(.*?)"(?: contained|:)', re.DOTALL)
 _REASONS = (r"<Message>([^<]*)", r'message: "([^"]+)"', r"(failed to lookup address information)", r" error: ([^\n]+)")
 _REFUSED = ("403 ", "401 ", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied")
 
@@ -52,6 +54,8 @@ def translate_errors(location: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
+        if key := _INVALID_KEY.search(str(error)):
+            raise UnlistableError(_unlistable_message(location, key[1])) from None
         raise ConnectError(_error_message(location, str(error))) from None
 
 
@@ -84,6 +88,16 @@ def reraise_if_bucket_missing(error: FileNotFoundError) -> None:
     """Raise the error again if the bucket is missing, and not only the object."""
     if any(word in str(error) for word in _NO_PLACE):
         raise error
+
+
+def _unlistable_message(location: str, key: str) -> str:
+    """Name the object whose key has an empty segment, `.`, `..` or a control character, as only other programs write."""
+    scheme, _, place = location.partition("://")
+    named = escape_control_characters(f"{scheme}://{place.partition('/')[0]}/{key}")
+    return (
+        f"{location} can't be listed because of what lies at {named}: the key has an empty part, a part of "
+        "points, or a control character. Delete or rename it; until then snapshots are not listed, compared or pruned."
+    )
 
 
 def _error_message(location: str, text: str) -> str:

@@ -38,6 +38,10 @@ SNAPSHOT_NAME = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
 """The names that this tool gives to snapshots. No folder with another name is ever deleted."""
 
 
+class UnlistableError(ConnectError):
+    """An object's key can't be read, so nothing that lies next to it can be listed: delete or rename the object."""
+
+
 class Store(ABC):
     """A place that snapshots are published to, for messages at `location`. Paths are relative to it, with `/`."""
 
@@ -60,6 +64,14 @@ class Store(ABC):
     @abstractmethod
     def is_complete(self, name: str) -> bool:
         """Whether a folder under snapshots/ is a snapshot: whether it has a manifest."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """The bytes of all that lies in a folder under snapshots/."""
+
+    @abstractmethod
+    def strays(self) -> list[str]:
+        """What lies under snapshots/ and is no snapshot of any kind, sorted: it is left alone."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -166,6 +178,17 @@ class LocalStore(Store):
     def ours(self, name: str) -> bool:
         # A link leads to a folder elsewhere, which is not this tool's.
         return super().ours(name) and not (self.root / SNAPSHOTS / name).is_symlink()
+
+    def size(self, name: str) -> int:
+        return sum(max(0, size) for _, size in lying(self.root / SNAPSHOTS / name))
+
+    def strays(self) -> list[str]:
+        try:
+            names = [entry.name for entry in os.scandir(self.root / SNAPSHOTS)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        known = {name for name in self.folders() if self.ours(name) or self.is_complete(name)}
+        return sorted(name for name in names if name not in known and not name.startswith("."))
 
     def remove(self, name: str) -> None:
         folder = self.root / SNAPSHOTS / name

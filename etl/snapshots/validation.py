@@ -23,6 +23,8 @@ _ONCE = "every event stands once, in one part of the split"
 _ACCOUNT = "every positive is in the triples or counted as left out"
 _BESIDE = frozenset({PROBE, REPORT, *(f"{STAGING}{name}" for name in (PROBE, REPORT, MANIFEST))})
 _TRAINING = (_POSITIVE, _NEGATIVE, _TWICE, _ONCE, _ACCOUNT)
+_UNITS = {_ONCE: "events", _ACCOUNT: "positives"}
+"""What is counted by the checks that do not count triples."""
 
 
 def validate_snapshot(
@@ -86,7 +88,7 @@ def _training(opened: Snapshot) -> list[Finding]:
     broken[_ONCE] = sum(map(len, seen)) - (pl.concat(seen).n_unique() if seen else 0)
     left_out = sum(opened.manifest["published"]["positives_left_out"].values())
     broken[_ACCOUNT] = abs(selected - with_triples - left_out)
-    return [Finding(check, number) for check, number in broken.items()]
+    return [Finding(check, number, unit=_UNITS.get(check, "triples")) for check, number in broken.items()]
 
 
 def _broken(triples: pl.DataFrame, taken: pl.DataFrame) -> dict[str, int]:

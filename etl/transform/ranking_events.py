@@ -16,11 +16,17 @@ from etl.transform.arrays import Counts
 from etl.transform.candidates import candidates
 from etl.transform.hashing import sha256_hex, stable_id
 from etl.transform.personas import read_affinities
-from etl.transform.schemas import ARCHIVED, SELECTED_STATUSES, Affinities, Nodes, Personas
+from etl.transform.schemas import ARCHIVED, DIMENSIONS, SELECTED_STATUSES, Affinities, Nodes, Personas
 
 MODEL_NAME = "llm_ranker"
 MODEL_VERSION = "0.1.0"
 SURFACE = "itinerary"
+
+MADE_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "PersonaDimension": {"dimension": DIMENSIONS},
+    "RankingEvent": {"surface": (SURFACE,), "modelName": (MODEL_NAME,), "modelVersion": (MODEL_VERSION,)},
+}
+"""The values by which a row that a run makes is told from a row of the application: {model: {column: values}}."""
 
 _US_PER_DAY = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
@@ -100,6 +106,26 @@ def add_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
     )
     return events.join(shown, on="event_id", how="left", maintain_order="left").with_columns(
         pl.col("shown_ids").fill_null(pl.lit([], dtype=events.schema["selected_ids"]))
+    )
+
+
+def count_choices(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
+    """Counts the positives of logged events that a slot confirms: one that holds the node that day, in a selected status.
+
+    Returns one row per (surface, model_name, model_version): `events`, `positives`, `confirmed`. `ordered` are the slots of
+    the events' trips that hold a node.
+    """
+    model, place = ["surface", "model_name", "model_version"], ["trip_id", "day_number", "node_id"]
+    held = ordered.filter(pl.col("status").is_in(SELECTED_STATUSES)).select(*place, confirmed=True).unique()
+    taken = events.select(*model, "trip_id", "day_number", node_id="selected_ids")
+    positives = taken.explode("node_id", empty_as_null=False, keep_nulls=False).join(held, on=place, how="left")
+    return (
+        events.group_by(model)
+        .agg(events=pl.len())
+        .join(
+            positives.group_by(model).agg(positives=pl.len(), confirmed=pl.col("confirmed").sum()), on=model, how="left"
+        )
+        .with_columns(pl.col("positives", "confirmed").fill_null(0).cast(pl.Int64), pl.col("events").cast(pl.Int64))
     )
 
 

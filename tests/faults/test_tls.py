@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from etl.errors import EtlError
+from etl.errors import ConnectError, EtlError, SettingsError
+from etl.postgres import password
 from etl.postgres.connection import connect
 from etl.postgres.url import parse_url
 from tests.faults.calling import call, said
@@ -177,6 +179,157 @@ def test_certificates_of_the_home_folder_are_libpq_s_to_find(server, enter, home
     refused = enter(server.url(sslmode="require"))
     assert refused.returncode == 3
     assert "certificate verify failed" in refused.stderr
+
+
+# --- as Prisma and node-postgres write it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [{}, {"sslaccept": "strict"}], ids=["", "strict"])
+def test_prisma_s_sslcert_is_the_server_s_authority(server, enter, strict):
+    own = {"sslmode": "require", "sslcert": "ca.crt", **strict}
+    assert enter(server.url(**parameters(server, own))).returncode == 0
+    refused = enter(server.url(**parameters(server, own | {"sslcert": "other-ca.crt"})))
+    assert_plainly_refused(refused, "certificate verify failed")
+    by_address = enter(server.url("127.0.0.1", **parameters(server, own)))
+    assert by_address.returncode == (3 if strict else 0), said(by_address)
+
+
+@pytest.mark.parametrize(
+    ("words", "env"),
+    [
+        ({"sslmode": "require", "sslcert": "certs/nowhere.pem"}, {}),
+        ({"sslmode": "require", "sslrootcert": "/nowhere/nowhere.pem"}, {}),
+        ({"sslmode": "require"}, {"PGSSLROOTCERT": "nowhere.pem"}),
+        ({"sslmode": "require", "sslcert": "client.crt", "sslkey": "nowhere.pem"}, {}),
+    ],
+    ids=["Prisma's", "libpq's", "environment", "key"],
+)
+def test_a_certificate_that_is_not_there_is_missed_before_anything_is_connected(server, enter, words, env):
+    """With `require` libpq would go on, and believe any server. The remedy: the file's absolute path."""
+    done = enter(server.url(**parameters(server, words)), **env)
+    assert done.returncode == 2, said(done)
+    assert "nowhere.pem" in done.stderr
+    assert "absolute path" in done.stderr
+    here = {"nowhere.pem": "client.key" if "sslkey" in words else "ca.crt"}
+    mended = {name: here.get(Path(value).name, value) for name, value in words.items()}
+    done = enter(server.url(**parameters(server, mended)), **{name: server.file("ca.crt") for name in env})
+    assert done.returncode == 0, said(done)
+
+
+def test_prisma_s_sslidentity_is_converted_as_the_message_says(server, enter, tmp_path):
+    password = "pass:geheim"  # noqa: S105 - of a file of the test's own
+    bundle = ["-inkey", server.file("client.key"), "-in", server.file("client.crt"), "-passout", password]
+    openssl = ["openssl", "pkcs12"]
+    subprocess.run([*openssl, "-export", "-out", tmp_path / "client.p12", *bundle], check=True, capture_output=True)
+    words = {"sslidentity": str(tmp_path / "client.p12"), "sslpassword": "geheim", "sslcert": server.file("ca.crt")}
+    done = enter(server.url(role=CERTIFIED, password=None, **words))
+    assert done.returncode == 2
+    assert "geheim" not in said(done)
+    for command in re.findall(r"`(openssl [^`]+)`", done.stderr):
+        told = [str(tmp_path / "client.p12") if word == "FILE" else word for word in command.split()]
+        subprocess.run([*told, "-passin", password], check=True, capture_output=True, cwd=tmp_path)
+    (tmp_path / "client.key").chmod(0o600)
+    files = {"sslcert": str(tmp_path / "client.crt"), "sslkey": str(tmp_path / "client.key")}
+    mended = server.url(
+        role=CERTIFIED, password=None, **files, sslrootcert=server.file("ca.crt"), sslmode="verify-full"
+    )
+    assert enter(mended).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["sslmode=no-verify", "ssl=true", "ssl=1", "sslmode=require&uselibpqcompat=true&max=5"]
+)
+def test_node_postgres_words_are_understood(server, enter, words):
+    done = enter(f"{server.url()}{words}")
+    assert done.returncode == 0, said(done)
+
+
+def test_what_node_postgres_would_not_understand_is_refused(server, enter):
+    refused = enter(f"{server.url()}ssl=perhaps")
+    assert refused.returncode == 2
+    assert "ssl must be true or false" in refused.stderr
+    assert_plainly_refused(enter(f"{server.url()}ssl=false"), "no encryption")
+
+
+# --- passwords from a command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path) -> Callable[[str], str]:
+    """Make a program of a shell's lines; each time that it is run is counted in a file."""
+
+    def make(lines: str) -> str:
+        program = tmp_path / "give it.sh"
+        program.write_text(f"#!/bin/sh\necho run >> '{tmp_path}/runs'\n{lines}\n")
+        program.chmod(0o700)
+        return f"'{program}' --for planner"
+
+    return make
+
+
+def test_a_command_gives_the_password_of_every_connection(server, enter, command, tmp_path):
+    """Also those in the background, which connectorx opens; no file and no line has the password."""
+    (tmp_path / "secret").write_text(PASSWORD + "\n")
+    line = command(f"echo 'a remark' >&2; cat '{tmp_path}/secret'")
+    before = len(authorized(server))
+    done = enter(server.url(password="stale"), night=True, BPR_ETL_PASSWORD_COMMAND=line)  # noqa: S106
+    assert done.returncode == 0, said(done)
+    assert "connectorx can't" not in done.stderr
+    connections, runs = len(authorized(server, before)), (tmp_path / "runs").read_text().count("run")
+    assert connections > runs >= 3
+    assert "a remark" not in said(done)
+    files = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(PASSWORD.encode() in each for each in [said(done).encode(), *files])
+
+
+def test_a_settings_file_may_name_the_command(server, command, tmp_path, home):
+    (tmp_path / "secret").write_text(PASSWORD)
+    file = tmp_path / "own.toml"
+    file.write_text(f"password-command = {json.dumps(command(f'cat {tmp_path}/secret'))}\n")
+    env = {"HOME": str(home), "DATABASE_URL": server.url(password=None)}
+    done = call("doctor", "--config", str(file), "--out", str(tmp_path / "out"), env=env)
+    assert done.returncode == 0, said(done)
+    shown = call("config", "show", "--config", str(file), env=env)
+    assert "give it.sh" in shown.stdout
+    assert PASSWORD not in said(shown)
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "reason"),
+    [
+        ("echo S3cretWord1; exit 4", 3, "failed (exit code 4)"),
+        ("echo S3cretWord1; kill -9 $$", 3, "failed (signal 9)"),
+        ("true", 2, "must print the password alone"),
+        ("echo S3cretWord1; echo S3cretWord2", 2, "must print the password alone"),
+        ("printf '\\377\\376'", 2, "must print the password alone"),
+        ("echo S3cretWord1", 3, "password authentication failed"),
+    ],
+)
+def test_a_command_that_gives_no_password_has_its_sentence(server, home, command, lines, code, reason):
+    env = {"HOME": str(home), "DATABASE_URL": server.url(password=None), "BPR_ETL_PASSWORD_COMMAND": command(lines)}
+    done = call("run", "--dry-run", env=env)
+    assert done.returncode == code, said(done)
+    assert reason in done.stderr
+    assert "S3cretWord" not in said(done)
+    assert "Traceback" not in said(done)
+
+
+def test_a_command_that_is_not_there_or_does_not_end_has_its_sentence(server, tmp_path, monkeypatch):
+    def connected(line: str) -> None:
+        with connect(parse_url(server.url(), {"PATH": "/bin:/usr/bin"}, line)):
+            pass
+
+    with pytest.raises(SettingsError, match="can't be run: No such file"):
+        connected("no-such-program --token x")
+    with pytest.raises(SettingsError, match="can't be run: Permission denied"):
+        connected(str(tmp_path))
+    monkeypatch.setattr(password, "TIMEOUT", 0.5)
+    child = tmp_path / "child"
+    with pytest.raises(ConnectError, match=r"has not ended after 0\.5 s"):
+        connected(f"sh -c 'sleep 300 & echo $! > {child}; wait'")
+    pid = int(child.read_text())
+    with suppress(FileNotFoundError):
+        assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
 
 
 # --- kept out -------------------------------------------------------------------------------------------------------

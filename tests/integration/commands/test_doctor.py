@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit, urlunsplit
@@ -287,3 +288,29 @@ def test_a_lock_timeout_is_short_only_where_it_would_end_a_run(world, tmp_path):
         assert bad(examined(world, tmp_path)) == {}
     with changed(world, f"{alter} SET lock_timeout = '100ms'", f"{alter} RESET ALL"):
         assert bad(examined(world, tmp_path)) == {"time limits": "warning"}
+
+
+def test_time_limits_are_compared_with_the_steps_of_the_last_run(world, tmp_path):
+    """A limit of 700 s is no obstacle for a new job, and one for a job whose last run had a longer step."""
+    alter, out = f"ALTER DATABASE {urlsplit(world).path[1:]}", tmp_path / "out"
+    limits = {"statement_timeout": "700s", "idle_in_transaction_session_timeout": "900s", "idle_session_timeout": "20s"}
+    etl.export(load_settings({"database_url": world, "out": str(out), "audience": "all"}, {}))
+    lift = f"{alter} RESET ALL; ALTER ROLE CURRENT_USER IN DATABASE {urlsplit(world).path[1:]} RESET ALL"
+    with changed(world, "; ".join(f"{alter} SET {name} = '{value}'" for name, value in limits.items()), lift):
+        assert bad(examined(world, out)) == {}
+        manifest = etl.open_snapshot(out).folder / "manifest.json"
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content["profile"] |= {"seconds": 2000.0, "steps": [{"step": "read", "seconds": 800.5, "rows": 1}]}
+        manifest.write_text(json.dumps(content), encoding="utf-8")
+        checks = examined(world, out)
+        assert bad(checks) == {"time limits": "warning"}
+        found = of(checks, "time limits")[0]
+        assert "2000.0 s, of them 800.5 s in the step read" in found.found
+        remedies = re.findall(r"ALTER ROLE \S+ IN DATABASE \S+ SET \w+ = 0", found.remedy)
+        assert len(remedies) == 2
+        with psycopg.connect(world, autocommit=True) as connection:
+            for remedy in remedies:
+                connection.execute(remedy)
+        assert bad(examined(world, out)) == {}
+        by_url = f"{world}{'&' if '?' in world else '?'}options=-c%20statement_timeout%3D700s"
+        assert "take statement_timeout out of the URL's options" in of(examined(by_url, out), "time limits")[0].remedy

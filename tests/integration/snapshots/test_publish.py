@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from etl.snapshots.publish import locked_store
 from etl.snapshots.reader import MANIFEST
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import validate_snapshot
-from tests.object_store import Bucket, Flaky, Forgetful, ObjectServer
+from tests.object_store import Bucket, Flaky, Forgetful
 from tests.states import database_state, folder_state
 
 
@@ -60,23 +59,6 @@ class Place:
 
     def snapshots(self) -> list[str]:
         return open_store(self.out).names()
-
-
-@pytest.fixture(scope="session")
-def object_server():
-    server = ObjectServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def bucket(object_server, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where a snapshot is staged on its way
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    bucket = object_server.bucket()
-    for name, value in bucket.environ.items():
-        monkeypatch.setenv(name, value)
-    return bucket
 
 
 @pytest.fixture(scope="session")

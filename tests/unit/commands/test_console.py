@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from etl.commands.console import findings_table, probe_tables, rows_table, run_summary, status_lines
+from etl.load.constraints import Finding
 from etl.pipeline.context import RunResult
 from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
 from etl.runtime.run_record import Step
@@ -199,11 +200,15 @@ def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobo
     assert not any(line.startswith("popularity") for line in lines)
 
 
-@pytest.mark.parametrize(("broken", "verdict"), [(0, "ok"), (12_000, "12,000 broken")])
-def test_a_law_is_ok_or_says_how_many_rows_break_it(broken, verdict):
-    lines = read(findings_table("Checks", [("no row is twice", broken, ""), ("none is \x1b[31mred", broken, "e1, e2")]))
-    assert lines[-2] == f"no row is twice {verdict}"
-    assert lines[-1].endswith(f": e1, e2 {verdict}")
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "ok"), (12_000, "12,000 {} broken")])
+def test_a_check_is_ok_or_says_how_many_rows_break_it(broken, verdict):
+    findings = [
+        Finding("no row is twice", broken, unit="rows of Trip"),
+        Finding("none is \x1b[31mred", broken, "e1, e2"),
+    ]
+    lines = read(findings_table("Checks", findings))
+    assert lines[-2] == f"no row is twice {verdict.format('rows of Trip')}"
+    assert lines[-1].endswith(f": e1, e2 {verdict.format('files')}")
     assert "\x1b" not in lines[-1]
 
 

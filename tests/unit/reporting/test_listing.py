@@ -59,8 +59,11 @@ def test_the_oldest_go_and_never_the_newest(count, keep, latest):
 
 
 def test_a_prune_takes_the_oldest_and_says_how_much(tmp_path):
-    found = prune(out(tmp_path), 2, NOW)
-    assert (found.removed, found.kept, found.bytes) == (NAMES[:4], NAMES[4:], 40)
+    store = out(tmp_path)
+    size = 10 + (tmp_path / "snapshots" / NAMES[0] / "manifest.json").stat().st_size
+    found = prune(store, 2, NOW)
+    assert (found.removed, found.kept, found.bytes) == (NAMES[:4], NAMES[4:], 4 * size)
+    assert found.sizes == dict.fromkeys(NAMES[:4], size)
     assert there(tmp_path) == NAMES[4:]
     again = prune(LocalStore(tmp_path), 2, NOW)
     assert (again.removed, again.litter) == ([], [])

@@ -59,6 +59,9 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"split": "time:2026-02-01,2026-01-01"}, "the second is later"),
         ({"split": "time:yesterday"}, "dates like"),
         ({"catalog_alpha": -1}, "from 0 to 10"),
+        ({"password_command": "cat 'x"}, "must be a command whose quotes are closed"),
+        ({"surface": ["a", ""]}, "must not be empty"),
+        ({"surface": 7}, "must be the names of surfaces"),
         ({"city_weight": ["New York"]}, "New York=2"),
         ({"city_weight": ["New York=0"]}, "above 0"),
         ({"city_weight": ["a=1", "a=2"]}, "each city once"),
@@ -124,11 +127,19 @@ def test_values_are_parsed_once_and_spelt_as_they_were_given():
 
 
 def test_each_setting_of_the_manifest_is_marked_where_it_is_declared():
-    names = "schema naming map shadow_prefix shadow_domain audience negatives reject catalog_alpha split min_catalog small_catalog"
-    names += " city_weight shuffle ids vocab_from rows_per_file seed"
+    names = "schema naming map shadow_prefix shadow_domain keep_foreign_rows audience surface negatives reject catalog_alpha split"
+    names += " min_catalog small_catalog city_weight shuffle ids vocab_from rows_per_file seed"
     assert list(Settings().manifest_settings()) == names.split()
-    assert ROW_SETTINGS == ("schema", "map", "shadow_prefix", "shadow_domain", "audience")
-    assert TRIPLE_SETTINGS[5:] == ("negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
+    assert ROW_SETTINGS == (
+        "schema",
+        "map",
+        "shadow_prefix",
+        "shadow_domain",
+        "keep_foreign_rows",
+        "audience",
+        "surface",
+    )
+    assert TRIPLE_SETTINGS[7:] == ("negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
 
 
 @pytest.mark.parametrize("content", ["seed = ", "seed = true", "sede = 1", 'dry_run = "perhaps"'])
