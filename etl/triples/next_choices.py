@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from etl.settings.model import Reject
-from etl.transform.arrays import I64, Positions
+from etl.transform.arrays import I64, U64, Positions
 from etl.transform.hashing import mix64
 from etl.triples.generate import NO_NEGATIVES, U32, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
 from etl.triples.sampling import build_pools, sample
@@ -155,7 +155,9 @@ class Choices:
         for first, end in pairwise(np.unique([0, *bounds, len(sizes)])):
             yield self._batch(slice(first, end), keys, to_sample, to_shuffle, places)
 
-    def _batch(self, which: slice, keys: HashKeys, to_sample: Any, to_shuffle: Any, places: Coordinates) -> ChoiceBatch:
+    def _batch(
+        self, which: slice, keys: HashKeys, to_sample: U64, to_shuffle: U64 | None, places: Coordinates
+    ) -> ChoiceBatch:
         past, chosen = self.trips.past, self.elements[which]
         ranks, items = past.ranks[chosen], self.selections.items
         event = np.searchsorted(self.rows, self.selections.event[chosen]).astype(np.int32)
