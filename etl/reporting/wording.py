@@ -264,6 +264,7 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     choices = counts.get("choices", {"positives": 0, "confirmed": 0})
     unconfirmed = "not confirmed by a slot (published)"
     yield Exclusion("positives", unconfirmed, choices["positives"] - choices["confirmed"], informational=True)
+    yield from by_reason("choices", published.get("choices_left_out", {}), "choices")
     outside = "not among the event's candidates (published)"
     yield Exclusion("positives", outside, counts.get("positives_outside_candidates", 0), informational=True)
 

@@ -372,7 +372,7 @@ def training(world: World, exported: Exported, settings: Settings) -> Training:
                 result.events[split, city] = events
                 result.positives[split, city] = 0
             rows: list[Triple] = []
-            for event in events:
+            for event in events if "triples" in settings.task else ():
                 if weight is None:
                     result.left_out["small_catalog"] += len(event.selected_ids)
                     continue
@@ -459,12 +459,13 @@ def sign(places: tuple[str, ...], train: list[Triple], times: Counter[str]) -> f
 
 @dataclass(frozen=True)
 class ItemCounts:
-    """How often candidate, selected, positive, negative. Counts are of train alone (everything with split none)."""
+    """How often candidate, selected, positive, negative, and by how many users. Counts are of train alone (all without a split)."""
 
     n_candidate: int
     n_selected: int
     n_positive: int
     n_negative: int
+    n_users: int
 
 
 @dataclass(frozen=True)
@@ -483,13 +484,17 @@ def _of_train(made: Training) -> tuple[list[ExportedEvent], list[Triple]]:
 
 
 def item_counts(made: Training, item_id: str) -> ItemCounts:
-    """n_candidate, n_selected (train events that name it), n_positive, n_negative (train triples rows with it)."""
+    """n_candidate, n_selected (train events that name it), n_positive, n_negative (train triples with it).
+
+    n_users: distinct users who selected it.
+    """
     events, rows = _of_train(made)
     return ItemCounts(
         n_candidate=sum(item_id in event.candidate_ids for event in events),
         n_selected=sum(item_id in event.selected_ids for event in events),
         n_positive=sum(item_id == row.pos_item for row in rows),
         n_negative=sum(item_id == row.neg_item for row in rows),
+        n_users=len({event.user_id for event in events if item_id in event.selected_ids}),
     )
 
 

@@ -127,19 +127,14 @@ def test_values_are_parsed_once_and_spelt_as_they_were_given():
 
 
 def test_each_setting_of_the_manifest_is_marked_where_it_is_declared():
-    names = "schema naming map shadow_prefix shadow_domain keep_foreign_rows audience surface negatives reject catalog_alpha split"
-    names += " min_catalog small_catalog city_weight shuffle ids vocab_from rows_per_file seed"
+    names = "schema naming map shadow_prefix shadow_domain keep_foreign_rows audience surface task negatives reject catalog_alpha"
+    names += " split min_catalog small_catalog city_weight shuffle history ids vocab_from rows_per_file seed"
     assert list(Settings().manifest_settings()) == names.split()
-    assert ROW_SETTINGS == (
-        "schema",
-        "map",
-        "shadow_prefix",
-        "shadow_domain",
-        "keep_foreign_rows",
-        "audience",
-        "surface",
+    rows = "schema map shadow_prefix shadow_domain keep_foreign_rows audience surface"
+    assert list(ROW_SETTINGS) == rows.split()
+    assert TRIPLE_SETTINGS[len(ROW_SETTINGS) :] == (
+        *("task", "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog"),
     )
-    assert TRIPLE_SETTINGS[7:] == ("negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
 
 
 @pytest.mark.parametrize("content", ["seed = ", "seed = true", "sede = 1", 'dry_run = "perhaps"'])

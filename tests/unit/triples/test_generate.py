@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -91,7 +91,7 @@ def rows_of(
 @pytest.mark.parametrize(("make", "number"), WORLDS)
 def test_triples_are_the_oracle_s_in_blocks_of_any_size(monkeypatch, make, number, other):
     monkeypatch.setattr(triples, "BATCH", (triples.BATCH, 30)[(number + other) % 2])
-    world, options = make(number), both_settings(number)[other]
+    world, options = make(number), replace(both_settings(number)[other], task=("triples",))
     after = oracle.after_run(world, options, MODEL)
     exported = oracle.exported(after, options)
     expected = oracle_training.training(after, exported, options)
@@ -170,7 +170,7 @@ def test_rows_have_no_order_unless_a_shuffle_is_asked_for():
     events = coded(([1, 2], [2], []))
     (block,) = generate_triples(events, NegativeSampling(ranking=True), catalogue(events, {}), keys())
     assert block.order is None
-    assert block[slice(0, 1)].order is None
+    assert "order" not in block.rows.values
 
 
 def test_a_positive_is_no_negative_even_where_it_was_shown_too():
@@ -210,10 +210,11 @@ def test_some_rows_of_a_block_are_those_rows():
     )
     which = np.array([3, 0, 6])
     names = ("event", "positive", "negative", "source", "in_candidates", "order")
-    some = block[which]
+    some = block.rows[which]
     assert len(some) == 3
+    assert set(some.values) == set(names)
     for name in names:
-        assert getattr(some, name).tolist() == getattr(block, name)[which].tolist()
+        assert some.values[name].tolist() == getattr(block, name)[which].tolist()
 
 
 def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without_negatives_are_not():
