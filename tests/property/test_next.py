@@ -105,7 +105,7 @@ def journeys(draw: Any) -> Journeys:
         )
         cities.setdefault(trip.city, []).append(event)
     for rows in cities.values():
-        rows.sort(key=oracle._row_order)
+        rows.sort(key=oracle.row_order)
     return Journeys(World(tuple(User(name, f"shadow-{name}") for name in users), trips, (), nodes), Exported(cities))
 
 
