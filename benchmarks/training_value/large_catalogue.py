@@ -22,7 +22,7 @@ from benchmarks.harness.results import RESULTS, table_row
 from benchmarks.training_value.negatives import Row, row_entry, train
 from etl.evaluation.holdout import build_task_from, regenerate
 from etl.evaluation.metrics import RankingMetrics
-from etl.evaluation.probe import MODEL, POPULARITY
+from etl.evaluation.verdict import MODEL, POPULARITY
 from etl.settings.values import LARGE_CATALOGUE, NegativeStrategies, SplitSpec
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
 from etl.triples.partitions import TripleOptions, build_training_set

@@ -35,7 +35,8 @@ from benchmarks.harness.results import RESULTS, describe_environment, environmen
 from benchmarks.run import realdata
 from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
-from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
+from etl.evaluation.probe import probe
+from etl.evaluation.verdict import AFFINITY, MODEL, OWN_HISTORY, POPULARITY
 from etl.pipeline import database
 from etl.settings.sources import load_settings
 from etl.settings.values import SplitSpec

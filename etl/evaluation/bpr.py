@@ -5,20 +5,24 @@ bias plus the inner product of their factors, and training makes the positive's 
 minimises BPR-Opt,
 
     sum over triples of weight * -ln sigmoid(score(user, positive) - score(user, negative))
-      + (user_penalty * |users|^2 + item_penalty * |items - initial items|^2 + bias_penalty * |biases|^2) / 2
+      + (user_penalty * |users|^2 + item_penalty * |items - initial items|^2
+         + bias_penalty * |biases|^2 + slope_penalty * |slopes|^2) / 2
 
 It differs from the paper in two points. A penalty counts once per parameter, as a prior, not once per triple: users with
 few triples stay near the general popularity. And items are pulled towards their random initial vectors instead of towards
 zero: these are orthogonal (nearly, with more items than factors), so that a user can prefer single items without also
 preferring others. With a small `spread` it is the usual model, whose items begin near zero and differ only where the
 triples require it.
+
+Triples may have features, columns of the positive minus those of the negative (for a next item: the distance from the
+previous one). Each has one slope, shared by all users, whose product with the feature is added to the score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +54,7 @@ class BprConfig:
     user_penalty: float = 3.0
     item_penalty: float = 100.0
     bias_penalty: float = 1.0
+    slope_penalty: float = 1.0
     spread: float = 1.0
     epochs: int = 20
     steps: int = 50
@@ -59,7 +64,8 @@ class BprConfig:
 
     def __post_init__(self) -> None:
         counts = self.factors, self.epochs, self.steps, self.smallest_batch, self.triples_per_epoch
-        numbers = self.rate, self.user_penalty, self.item_penalty, self.bias_penalty, self.spread
+        penalties = self.user_penalty, self.item_penalty, self.bias_penalty, self.slope_penalty
+        numbers = self.rate, *penalties, self.spread
         if min(counts) < 1 or self.seed < 0 or not all(np.isfinite(number) and number >= 0 for number in numbers):
             raise ValueError(f"Counts begin at 1, other numbers are finite and not below 0: {self}.")
 
@@ -80,12 +86,13 @@ seldom come back to an item.
 class Parameters(NamedTuple):
     """A model's parameters or their gradient.
 
-    All are float32: `users` (n_users, factors), `items` (n_items, factors), `biases` (n_items).
+    All are float32: `users` (n_users, factors), `items` (n_items, factors), `biases` (n_items), `slopes` (n_features).
     """
 
     users: Floats
     items: Floats
     biases: Floats
+    slopes: Floats
 
 
 class Model(Parameters):
@@ -93,13 +100,13 @@ class Model(Parameters):
 
     __slots__ = ()
 
-    def scores(self, user_codes: Ints) -> Floats:
-        """Return every item's score for these users: (len(user_codes), n_items), float32, higher is better.
+    def scores(self, user_codes: Ints, item_codes: Ints | slice = slice(None)) -> Floats:
+        """Return the score of these items, by default all, for these users: (users, items), float32, higher is better.
 
-        Only differences within a row are meaningful. A user without triples has the biases as scores. Raises IndexError for
-        an unknown code.
+        Without the features' part: the caller adds the features times `slopes`. Only differences within a row are
+        meaningful. A user without triples has the biases as scores. Raises IndexError for an unknown code.
         """
-        scores: Floats = self.users[user_codes] @ self.items.T + self.biases
+        scores: Floats = self.users[user_codes] @ self.items[item_codes].T + self.biases[item_codes]
         return scores
 
 
@@ -112,22 +119,25 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
     n_items: int,
     options: BprConfig = BprConfig(),
     *,
+    features: Floats | None = None,
     after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
 ) -> Model:
     """Train a model on the triples (users[t], positives[t], negatives[t]) with weights[t] (None: all 1).
 
-    Codes are 0 to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch with its number, from 1,
-    and its loss, the weighted mean of -ln sigmoid(score difference); ln 2 is chance. The same triples in the same
-    order with the same options give the same model, on one machine with one number of BLAS threads. Without triples all
-    scores are 0. Raises ValueError for columns of unequal length, codes out of range, and weights that are negative or not
+    `features` (triples, n_features) are those of the positive minus those of the negative; None: there are none. Codes are 0
+    to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch with its number, from 1, and its loss, the
+    weighted mean of -ln sigmoid(score difference); ln 2 is chance. The same triples in the same order with the same options
+    give the same model, on one machine with one number of BLAS threads. Without triples all scores are 0. Raises ValueError
+    for columns of unequal length, codes out of range, weights that are negative or not finite, and features that are not
     finite.
     """
-    triples = _Triples(users, positives, negatives, weights, (n_users, n_items))
+    triples = _Triples(users, positives, negatives, weights, (n_users, n_items), features)
     if len(triples) == 0:
         zeros = np.zeros((n_users + n_items, options.factors), np.float32)
-        return Model(zeros[:n_users], zeros[n_users:], np.zeros(n_items, np.float32))
+        slopes = np.zeros(triples.features.shape[1], np.float32)
+        return Model(zeros[:n_users], zeros[n_users:], np.zeros(n_items, np.float32), slopes)
     rng = np.random.default_rng(options.seed)
-    optimizer = _Adam(rng, n_users, n_items, options)
+    optimizer = _Adam(rng, n_users, n_items, triples.features.shape[1], options)
     steps, done = _steps(len(triples), options), 0
     for number, epoch in enumerate(_epochs(rng, len(triples), options), 1):
         loss = weight = 0.0
@@ -137,6 +147,33 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
             loss, weight, done = loss + found.loss, weight + found.weight, done + 1
         after_epoch(number, loss / weight if weight > 0 else 0.0)
     return Model(*optimizer.parameters)
+
+
+class IndexedModel(NamedTuple):
+    """A model of users with any indexes: `users` are those with triples, ascending. Others have no factors."""
+
+    users: Ints
+    model: Model
+
+    def scores(self, users: Ints, items: Ints) -> Floats:
+        """Return the score of these items for these users, as `Model.scores` does."""
+        place = np.searchsorted(self.users, users)
+        known = np.append(self.users, -1)[place] == users
+        return self.model.scores(np.where(known, place, len(self.users)), items)
+
+
+def train_indexed(
+    users: Ints,
+    positives: Ints,
+    negatives: Ints,
+    weights: npt.NDArray[np.floating] | None,
+    n_items: int,
+    **options: Any,
+) -> IndexedModel:
+    """Train a model that has parameters for the users of the triples alone, however many there are. See `train`."""
+    known, codes = np.unique(users, return_inverse=True)
+    # One user more, without triples.
+    return IndexedModel(known, train(codes, positives, negatives, weights, len(known) + 1, n_items, **options))
 
 
 def _steps(n_triples: int, options: BprConfig) -> int:
@@ -176,6 +213,7 @@ class _Triples:
         negatives: Ints,
         weights: npt.NDArray[np.floating] | None,
         shape: tuple[int, int],
+        features: Floats | None = None,
     ) -> None:
         columns = [users, positives, negatives, users if weights is None else weights]
         if any(column.shape != (len(users),) for column in columns):
@@ -185,6 +223,9 @@ class _Triples:
         _check_codes("negative", negatives, shape[1])
         if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("A weight is below 0 or not finite.")
+        self.features = np.zeros((len(users), 0), np.float32) if features is None else features
+        if self.features.shape[:1] != users.shape or not np.isfinite(self.features).all():
+            raise ValueError("Features have one row per triple, and are finite.")
         self.users, self.positives, self.negatives = (
             column.astype(np.int32, copy=False) for column in (users, positives, negatives)
         )
@@ -198,21 +239,25 @@ class _Triples:
 
     def _dense_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
         """Return the gradient through matrices of users x items: the scores, then the sums of the pulls."""
-        users, items, biases = parameters
+        users, items, biases, slopes = parameters
         scores = (users @ items.T + biases).ravel()
         row = self.users[batch].astype(np.int64) * self.shape[1]
         pairs = np.concatenate([row + self.positives[batch], row + self.negatives[batch]])
         positive, negative = np.split(scores[pairs], 2)
-        pull, loss, weight = self._loss_gradient(positive - negative, batch)
+        features = self.features[batch]
+        pull, loss, weight = self._loss_gradient(positive - negative + features @ slopes, batch)
         summed = np.bincount(pairs, np.concatenate([-pull, pull]), len(scores))
         pulls = summed.astype(np.float32).reshape(self.shape)
-        return BatchGradient(Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0)), loss, weight)
+        gradient = Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0), -pull @ features)
+        return BatchGradient(gradient, loss, weight)
 
     def _sparse_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
         """Return the same through rows of factors, one per triple: for more pairs than fit into memory."""
         u, i, j = self.users[batch], self.positives[batch], self.negatives[batch]
         own, item_difference = parameters.users[u], parameters.items[i] - parameters.items[j]
+        features = self.features[batch]
         score_difference = np.einsum("tf,tf->t", own, item_difference) + parameters.biases[i] - parameters.biases[j]
+        score_difference += features @ parameters.slopes
         pull, loss, weight = self._loss_gradient(score_difference, batch)
         n_users, n_items = self.shape
         pulled = pull[:, None] * own
@@ -220,6 +265,7 @@ class _Triples:
             _scatter_add(u, -pull[:, None] * item_difference, n_users),
             _scatter_add(j, pulled, n_items) - _scatter_add(i, pulled, n_items),
             (np.bincount(j, pull, n_items) - np.bincount(i, pull, n_items)).astype(np.float32),
+            -pull @ features,
         )
         return BatchGradient(gradient, loss, weight)
 
@@ -253,13 +299,16 @@ def _scatter_add(codes: Ints, rows: Floats, count: int) -> Floats:
 class _Adam:
     """The parameters, and the Adam optimizer of the batches' loss and of the penalties."""
 
-    def __init__(self, rng: np.random.Generator, n_users: int, n_items: int, options: BprConfig) -> None:
+    def __init__(
+        self, rng: np.random.Generator, n_users: int, n_items: int, n_features: int, options: BprConfig
+    ) -> None:
         # Users begin at zero, so that their own items move them first.
         users = np.zeros((n_users, options.factors), np.float32)
         items = _random_orthogonal(rng, n_items, options.factors) * np.float32(options.spread)
-        self.parameters = Parameters(users, items, np.zeros(n_items, np.float32))
-        self.origins = Parameters(np.zeros_like(users), items.copy(), np.zeros(n_items, np.float32))
-        self.penalties = options.user_penalty, options.item_penalty, options.bias_penalty
+        biases, slopes = np.zeros(n_items, np.float32), np.zeros(n_features, np.float32)
+        self.parameters = Parameters(users, items, biases, slopes)
+        self.origins = Parameters(*map(np.copy, self.parameters))
+        self.penalties = options.user_penalty, options.item_penalty, options.bias_penalty, options.slope_penalty
         self.first = Parameters(*map(np.zeros_like, self.parameters))
         self.second = Parameters(*map(np.zeros_like, self.parameters))
         self.rate, self.steps = options.rate, 0

@@ -51,7 +51,7 @@ def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> Pro
     from etl.evaluation.holdout import build_task  # noqa: PLC0415
     from etl.evaluation.probe import probe  # noqa: PLC0415 - slow to import, and most runs have no probe
 
-    task = build_task(snapshot)
+    task = build_task(snapshot, settings.seed)
     if not task.test:
         raise DataError(
             f"The split {task.split} holds no item out: no user has a trip in it that can be ranked, so the triples "
@@ -62,7 +62,7 @@ def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> Pro
             f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Choose "
             "another --split, or omit the probe."
         )
-    return probe(task, affinity_model().default_affinity, settings.seed, progress)
+    return probe(task, affinity_model().default_affinity, settings.seed, progress, controls=settings.controls)
 
 
 def _add_report(

@@ -40,10 +40,10 @@ from etl.reporting.page_stats import (
     item_stats,
     user_stats,
 )
-from etl.reporting.wording import RANKER_TEXT, exclusions, format_setting
+from etl.reporting.wording import exclusions, format_setting
 from etl.runtime.resources import resource
 from etl.runtime.run_record import Progress
-from etl.snapshots.manifest import parse_probe
+from etl.snapshots.manifest import RANKER_TEXT, parse_probe
 from etl.snapshots.reader import PROBE, REPORT, read_small
 from etl.triples.dataset import Dataset
 

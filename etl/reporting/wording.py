@@ -38,15 +38,6 @@ REASON_TEXT = {
 }
 """Texts of the reasons in a manifest."""
 
-RANKER_TEXT = {
-    "model": "BPR on these triples",
-    "popularity": "popularity",
-    "own_history": "own history, then popularity",
-    "affinity": "affinity",
-    "random": "chance",
-}
-"""Texts of the rankings of a probe."""
-
 NO_SEED = "no trip with a usable persona seed"
 
 MAX_CITIES = 40

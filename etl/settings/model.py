@@ -286,6 +286,10 @@ class Settings:
     snapshot: str | None = _text(
         OTHER, "Look at this snapshot, or the newest of this --out folder, instead.", "FOLDER", "out", parse_location
     )
+    controls: bool = _flag(
+        OTHER,
+        "Also train on next items whose previous item is random, and on days in random order: what is left is chance.",
+    )
     format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
     all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")
     role: str | None = _text(

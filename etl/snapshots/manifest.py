@@ -42,6 +42,19 @@ class Interval(TypedDict):
     high: float | None
 
 
+RANKER_TEXT = {
+    "model": "BPR on these triples",
+    "popularity": "popularity by events",
+    "popularity_by_users": "popularity by users",
+    "own_history": "own history, popularity by events",
+    "own_history_by_users": "own history, popularity by users",
+    "users_by_distance": "users \N{DIVISION SIGN} distance",
+    "affinity": "affinity",
+    "random": "chance",
+}
+"""Texts of the rankings of a probe, in the order in which they are shown."""
+
+
 class ProbeLine(TypedDict):
     """What a probe found, in the manifest."""
 

@@ -16,7 +16,7 @@ import pytest
 
 import etl
 from etl.errors import ConnectError, DataError
-from etl.evaluation import holdout as heldout
+from etl.evaluation import sample
 from etl.evaluation.holdout import build_task
 from etl.pipeline import published
 from etl.pipeline.context import RunResult
@@ -28,7 +28,9 @@ from etl.triples.partitions import MIN_CORRELATION
 from tests.states import data_files, database_state, folder_state
 
 ROOT = Path(__file__).parents[3]
-RANKINGS = {"model", "random", "popularity", "own_history", "affinity"}
+RANKINGS = {
+    *("model", "random", "popularity", "popularity_by_users", "own_history", "own_history_by_users", "affinity"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -314,18 +316,37 @@ def test_validate_finds_triples_that_break_a_law(night, tmp_path, ids, change, b
     assert any(law.startswith(broken) for law in forged(snapshot, lambda triples: change(triples, *names)))
 
 
-def test_too_many_users_to_rank_everything_for_are_judged_in_part(night, monkeypatch):
-    _, _, report = night
-    whole = build_task(open_snapshot(Path(report.snapshot)))
-    monkeypatch.setattr(heldout, "MAX_CELLS", 300)
-    part = build_task(open_snapshot(Path(report.snapshot)))
+@pytest.mark.parametrize("limit", ["MAX_USERS", "MAX_CELLS", "MAX_ROWS"])
+def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, monkeypatch, tmp_path, limit):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "last-trip", "out": str(tmp_path / "out")}
+    snapshot = open_snapshot(Path(etl.expand(load_settings(given, {})).snapshot))
+    whole = build_task(snapshot)
+    users = whole.sampled
+    rows = len(whole.train.users) + len(whole.tuning_train.users)
+    assert users.tolist() == whole.counts.users.tolist()
+    monkeypatch.setattr(
+        sample, limit, {"MAX_USERS": 10, "MAX_CELLS": whole.counts.cells // 4, "MAX_ROWS": rows // 8}[limit]
+    )
+    part, same, other = (build_task(snapshot, seed) for seed in (0, 0, 1))
+    assert part.sampled.tolist() == same.sampled.tolist() != other.sampled.tolist()
+    assert set(part.sampled) < set(users)
+    assert 0 < len(part.sampled) <= len(users) // 2
+    if limit == "MAX_USERS":
+        assert len(part.sampled) == 10
+    assert set(part.train.users) | {user for group in part.test for user in group.users} <= set(part.sampled)
+    of_whole = np.isin(whole.train.users, part.sampled)
+    assert len(part.train.users) == of_whole.sum() > 0
+    assert (part.counts.events == whole.counts.events).all()
+    assert (part.counts.people == whole.counts.people).all()
     for every, some in zip(whole.test, part.test, strict=True):
-        assert every.skipped_users == 0
-        assert len(some.users) * len(some.items) <= 300
-        assert len(some.users) + some.skipped_users == len(every.users)
-        kept = np.isin(every.users, some.users)
+        kept = np.isin(every.users, part.sampled)
+        assert np.array_equal(every.users[kept], some.users)
         assert np.array_equal(every.relevant[kept], some.relevant)
         assert np.array_equal(every.history[kept], some.history)
+    found = published.probe(load_settings({"snapshot": str(snapshot.folder)}, {}))
+    assert found.facts["users_in_all"] == len(users)
+    assert found.facts["users_sampled"] + found.facts["users_passed_over"] == len(users)
 
 
 def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
