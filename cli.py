@@ -26,10 +26,11 @@ CONNECTION = "database_url schema naming"
 SHADOW_USERS = "shadow_prefix shadow_domain"
 USER_LIMITS = "expect_users max_shadow_share"
 LOCK = "wait_lock max_wait"
-TRIPLES = "negatives reject catalog_alpha split min_catalog small_catalog city_weight shuffle ids rows_per_file seed"
+TABLES = "task split shuffle history ids rows_per_file seed"
+NEGATIVES = "negatives reject catalog_alpha min_catalog small_catalog city_weight"
 PUBLISHING = (
-    f"out {TRIPLES} {LOCK} buckets engine profile metrics_file skip_unchanged keep max_change fail_on_change allow_empty "
-    "probe fail_below"
+    f"out {TABLES} {NEGATIVES} {LOCK} buckets engine profile metrics_file skip_unchanged keep max_change fail_on_change "
+    "allow_empty probe fail_below"
 )
 EXPORTING = f"{CONNECTION} {SHADOW_USERS} {USER_LIMITS} {PUBLISHING} audience vocab_from max_bad"
 

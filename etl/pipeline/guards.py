@@ -14,7 +14,7 @@ from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.reporting.history import Compared, Metric
 from etl.reporting.wording import by_reason
-from etl.settings.model import ROW_SETTINGS, Settings
+from etl.settings.model import ROW_SETTINGS, Settings, Task
 from etl.settings.values import advice, format_option, suggestion
 from etl.snapshots.manifest import DataSummary
 from etl.transform.personas import SEED_LABELS
@@ -98,41 +98,49 @@ def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result
     result.warnings.append(f"{said}.")
 
 
-def check_triples(
-    triples: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
-) -> list[str]:
-    """Raise DataError where there are no triples, or none in train, unless that is allowed. Returns the warnings.
+_LEFT_OUT = {"triples": ("positives", "positives_left_out"), "next": ("choices", "choices_left_out")}
+"""What the rows of a task are made of, and the manifest's key of those without a row."""
 
-    `triples` are those of each part of the split; of the whole, under None, where there is no split. `published` are the
-    counts of the data files.
+
+def check_rows(
+    task: Task, rows: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
+) -> list[str]:
+    """Raise DataError where a task has no rows, or none in train, unless that is allowed. Returns the warnings.
+
+    `rows` are those of each part of the split; of the whole, under None, where there is no split. `published` are the counts
+    of the data files.
     """
-    empty = [part for part, number in triples.items() if not number]
+    named = {"triples": "triples", "next": "rows of next"}[task]
+    empty = [part for part, number in rows.items() if not number]
     if not empty:
         return []
-    if len(empty) == len(triples):
-        what = f"There are no triples: {_why_none(published)}."
+    if len(empty) == len(rows):
+        what = f"There are no {named}: {_why_none(task, published)}."
     else:
-        counted = ", ".join(f"{part} {number:,}" for part, number in triples.items())
-        what = f"A part of --split {split} has no triples ({counted})."
+        counted = ", ".join(f"{part} {number:,}" for part, number in rows.items())
+        what = f"A part of --split {split} has no {named} ({counted})."
     if "train" in empty or None in empty:
         if not allowed:
-            raise DataError(f"{what} {_NOTHING} {_remedy(published)}; if that is intended, set --allow-empty.")
+            raise DataError(f"{what} {_NOTHING} {_remedy(task, published)}; if that is intended, set --allow-empty.")
         return [f"{what} That was allowed: files without rows are published, so that readers find the columns."]
     return [f"{what} It is published as a file without rows: check whether the split is the right one."]
 
 
-def _why_none(published: Mapping[str, Any]) -> str:
+def _why_none(task: Task, published: Mapping[str, Any]) -> str:
     events = sum(published["events"].values())
-    excluded = [loss for loss in by_reason("positives", published["positives_left_out"]) if loss.rows]
+    examples, key = _LEFT_OUT[task]
+    excluded = [loss for loss in by_reason(examples, published[key]) if loss.rows]
     if not events:
         return "there is no ranking event to make them of"
-    if not excluded:
-        return f"nothing was selected in any of {events:,} ranking events"
-    return "; ".join(f"{loss.rows:,} positives were excluded because the {loss.why}" for loss in excluded)
+    if excluded:
+        return "; ".join(f"{loss.rows:,} {examples} were excluded because the {loss.why}" for loss in excluded)
+    if task == "next" and sum(published["interactions"].values()):
+        return "no trip has a second selected item"
+    return f"nothing was selected in any of {events:,} ranking events"
 
 
-def _remedy(published: Mapping[str, Any]) -> str:
-    reasons = published["positives_left_out"]
+def _remedy(task: Task, published: Mapping[str, Any]) -> str:
+    reasons = published[_LEFT_OUT[task][1]]
     if not sum(reasons.values()):
         return "Check the database, --shadow-prefix, --audience and --split"
     most = max(reasons, key=lambda reason: reasons[reason])

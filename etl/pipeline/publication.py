@@ -18,7 +18,7 @@ from etl.pipeline.guards import (
     bias_warnings,
     check_auc,
     check_max_change,
-    check_triples,
+    check_rows,
     comparison_skipped_note,
     unknown_city_warnings,
 )
@@ -87,11 +87,12 @@ class Publication:
                 dataset, options, self.staged, self.scratch, result.progress, executor=self.context.executor
             )
             result.counts["published"] = summary.counts(dataset)
-            rows(sum(result.counts["published"]["triples"].values()))
-        triples = summary.triples_of(settings.split.parts)
-        result.warnings += check_triples(
-            triples, settings.split, result.counts["published"], allowed=settings.may_be_empty
-        )
+            rows(sum(sum(result.counts["published"][task].values()) for task in settings.task))
+        for task in settings.task:
+            made = summary.rows_of(task, settings.split.parts)
+            result.warnings += check_rows(
+                task, made, settings.split, result.counts["published"], allowed=settings.may_be_empty
+            )
         result.warnings += [*unknown_city_warnings(settings, summary), *bias_warnings(settings, summary)]
         self._compare()
         if settings.probe or settings.fail_below is not None:

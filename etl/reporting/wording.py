@@ -234,6 +234,7 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     gone = "named by events, but no longer in the catalogue"
     yield Exclusion("items", gone, published.get("items_gone", 0), informational=True)
     yield from by_reason("positives", published.get("positives_left_out", {}), "positives")
+    yield from by_reason("choices", published.get("choices_left_out", {}), "choices")
     outside = "not among the event's candidates (published)"
     yield Exclusion("positives", outside, counts.get("positives_outside_candidates", 0), informational=True)
 

@@ -16,6 +16,7 @@ from etl.settings.redaction import find_secrets, redact
 from etl.settings.values import (
     MAX_ALPHA,
     STRATEGIES,
+    TASKS,
     Choice,
     ExpectedCount,
     NegativeStrategies,
@@ -35,6 +36,7 @@ from etl.settings.values import (
     parse_prefix,
     parse_relative_change,
     parse_tables,
+    parse_tasks,
     suggestion,
 )
 
@@ -50,6 +52,7 @@ Naming = Literal["auto", "model", "mapped"]
 Audience = Literal["shadow", "real", "all"]
 Reject = Literal["seen", "event"]
 SmallCatalog = Literal["exclude", "weight", "keep"]
+Task = Literal["triples", "next"]
 Ids = Literal["string", "index", "both"]
 SchemaFormat = Literal["sql", "prisma"]
 LogFormat = Literal["console", "json"]
@@ -151,6 +154,15 @@ class Settings:
         "out",
     )
     audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
+    task: tuple[Task, ...] = _option(
+        PUBLISHED,
+        "What to learn: triples (default), or next, the choices of the next place. May be repeated.",
+        parse_tasks,
+        ("triples",),
+        metavar="triples|next",
+        completion=TASKS,
+        decides="triples",
+    )
     negatives: NegativeStrategies = _option(
         PUBLISHED,
         "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",
@@ -196,8 +208,15 @@ class Settings:
         metavar="CITY=W",
         decides="result",
     )
-    shuffle: bool = _flag(PUBLISHED, "Triples of a partition in a seeded random order.", decides="result")
-    ids: Ids = _choice(PUBLISHED, "Ids in triples: string (default), index or both.", Ids, decides="result")
+    shuffle: bool = _flag(
+        PUBLISHED, "Rows of a partition of triples or next in a seeded random order.", decides="result"
+    )
+    history: bool = _flag(
+        PUBLISHED,
+        "Add how often, and how many days ago, the user selected each row's items before.",
+        decides="result",
+    )
+    ids: Ids = _choice(PUBLISHED, "Ids in triples and next: string (default), index or both.", Ids, decides="result")
     vocab_from: str | None = _text(
         PUBLISHED,
         "Keep the indexes of this snapshot, or of this --out folder's newest.",

@@ -31,6 +31,9 @@ SCHEMES = ("s3", "gs", "az")
 SPLITS = ("train", "valid", "test")
 """The parts of a split, earliest first: a later part informs none before it."""
 
+TASKS = ("triples", "next")
+"""The tables of training examples, in the order in which they are published."""
+
 RECOMMENDED = "recommended"
 RECOMMENDED_SAMPLES = 16
 LARGE_CATALOGUE = 2_000
@@ -373,6 +376,15 @@ def advice(negatives: Iterable[str]) -> str:
     if RECOMMENDED not in negatives:
         return f"Try --negatives {RECOMMENDED}."
     return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected items."
+
+
+def parse_tasks(value: Any) -> tuple[str, ...]:
+    """Names of TASKS, each once, in their order: a list of them, or a text that separates them by commas."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not words:
+        raise SettingsError(f"must name at least one of {', '.join(TASKS)}")
+    names = {Choice(TASKS)(each.strip() if isinstance(each, str) else each) for w in words for each in _split_commas(w)}
+    return tuple(task for task in TASKS if task in names)
 
 
 def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:

@@ -1,4 +1,4 @@
-"""Encode batches of triples and events as Arrow tables: indexes become ids, each row group with its own dictionaries.
+"""Encode batches of rows as Arrow tables: indexes become ids, each row group with its own dictionaries.
 
 A dictionary holds the values of its row group alone: users and items in the order of their indexes, events and trips in the
 order of the events. Nothing outside the row group affects its bytes.
@@ -6,7 +6,7 @@ order of the events. Nothing outside the row group affects its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from etl.settings.model import Ids
 from etl.snapshots.parquet import Encoder
 from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS
-from etl.triples.generate import I32, SOURCES, ListColumn, TripleBatch
+from etl.triples.generate import I32, SOURCES, EventRows, ListColumn
 from etl.triples.partitions import Kind
 from etl.triples.vocabulary import Vocabulary
 
@@ -29,7 +29,8 @@ INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 """The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
 
 _ID = pa.dictionary(pa.int32(), pa.string())
-_REST = {
+_TRIPLES = {
+    **dict.fromkeys(INDEXES, _ID),
     "timestamp": pa.int64(),
     "event_id": _ID,
     "trip_id": _ID,
@@ -38,55 +39,28 @@ _REST = {
     "pos_in_candidates": pa.bool_(),
     "weight": pa.float32(),
 }
-
-
-def triple_schema(ids: Ids) -> pa.Schema:
-    """The columns of `triples`, with ids as strings, indexes or both."""
-    strings = dict.fromkeys(INDEXES, _ID) if ids != "index" else {}
-    indexes = dict.fromkeys(INDEXES.values(), pa.uint32()) if ids != "string" else {}
-    return pa.schema(strings | _REST | indexes) if ids == "both" else pa.schema(strings | indexes | _REST)
-
-
-def encoder_of(kind: Kind, vocabulary: Vocabulary, ids: Ids, weight: float) -> Encoder:
-    """Return the encoder of a partition's events, or of its triples, which all have the same weight."""
-    if kind == "events":
-        return partial(_encode_events, vocabulary=vocabulary)
-    return partial(_encode_triples, vocabulary=vocabulary, schema=triple_schema(ids), weight=weight)
-
-
-def _encode_triples(
-    batches: Sequence[TripleBatch], vocabulary: Vocabulary, schema: pa.Schema, weight: float
-) -> pa.Table:
-    used, local = zip(*map(_events_of, batches), strict=True)
-    starts = np.cumsum([0, *(len(each) for each in used)])
-    row = np.concatenate([each + start for each, start in zip(local, starts[:-1], strict=True)])
-
-    def of_events(name: str) -> Codes:
-        return np.concatenate([getattr(batch.events, name)[own] for batch, own in zip(batches, used, strict=True)])
-
-    def of_rows(name: str) -> Codes:
-        return np.concatenate([getattr(batch, name) for batch in batches])
-
-    ids_of = vocabulary.arrow
-    users, positive, negative = of_events("users"), of_rows("positive"), of_rows("negative")
-    event_ids = pa.concat_arrays(batch.events.ids.take(pa.array(own)) for batch, own in zip(batches, used, strict=True))
-    made = {
-        "user_id": lambda: _dictionary_by_code(users, ids_of["users"], row),
-        "pos_item": lambda: _dictionary_by_code(positive, ids_of["items"]),
-        "neg_item": lambda: _dictionary_by_code(negative, ids_of["items"]),
-        "timestamp": lambda: pa.array(of_events("timestamps")[row]),
-        "event_id": lambda: pa.DictionaryArray.from_arrays(pa.array(row.astype(np.int32)), event_ids),
-        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), ids_of["trips"], row),
-        "day_number": lambda: pa.array(of_events("days")[row]),
-        "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
-        "pos_in_candidates": lambda: pa.array(of_rows("in_candidates")),
-        "weight": lambda: pa.array(np.full(len(row), weight, np.float32)),
-        "user_idx": lambda: pa.array(users[row]),
-        "pos_idx": lambda: pa.array(positive),
-        "neg_idx": lambda: pa.array(negative),
-    }
-    return pa.Table.from_arrays([made[name]() for name in schema.names], schema=schema)
-
+_NEXT_INDEXES = {"user_id": "user_idx", "prev_item": "prev_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
+_NEXT = {
+    **dict.fromkeys(("user_id", "trip_id", "event_id"), _ID),
+    "day_number": pa.int32(),
+    "step": pa.int32(),
+    "prev_item": _ID,
+    "same_day": pa.bool_(),
+    "pos_item": _ID,
+    "neg_item": _ID,
+    "pos_km": pa.float32(),
+    "neg_km": pa.float32(),
+    "is_new": pa.bool_(),
+    "timestamp": pa.int64(),
+    "weight": pa.float32(),
+}
+HISTORY = {
+    "pos_n_before": pa.int32(),
+    "neg_n_before": pa.int32(),
+    "pos_days_since": pa.float32(),
+    "neg_days_since": pa.float32(),
+}
+"""The columns that `--history` adds to triples and next."""
 
 EVENT_SCHEMA = pa.schema(
     {
@@ -103,6 +77,88 @@ EVENT_SCHEMA = pa.schema(
 )
 """The columns of `events`."""
 
+INTERACTION_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("user_id", "item_id"), _ID),
+        "timestamp": pa.int64(),
+        **dict.fromkeys(("event_id", "trip_id"), _ID),
+        **dict.fromkeys(("day_number", "position"), pa.int32()),
+        "is_new": pa.bool_(),
+        "weight": pa.float32(),
+        **dict.fromkeys(("user_idx", "item_idx"), pa.uint32()),
+    }
+)
+"""The columns of `interactions`."""
+
+
+def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
+    """The columns of each table."""
+    more = HISTORY if history else {}
+    return {
+        "events": EVENT_SCHEMA,
+        "interactions": INTERACTION_SCHEMA,
+        "triples": pa.schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
+        "next": pa.schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
+    }
+
+
+def _with_ids(columns: Mapping[str, pa.DataType], indexes: Mapping[str, str], ids: Ids) -> dict[str, pa.DataType]:
+    """Columns with ids as strings, with indexes in their places, or with indexes behind all of them."""
+    if ids == "index":
+        return {indexes.get(name, name): pa.uint32() if name in indexes else kind for name, kind in columns.items()}
+    return dict(columns) | (dict.fromkeys(indexes.values(), pa.uint32()) if ids == "both" else {})
+
+
+def encoder_of(kind: Kind, vocabulary: Vocabulary, schema: pa.Schema, weight: float) -> Encoder:
+    """Return the encoder of a partition's rows of a table, which all have the same weight."""
+    if kind == "events":
+        return partial(_encode_events, vocabulary=vocabulary)
+    return partial(_encode_rows, vocabulary=vocabulary, schema=schema, weight=weight)
+
+
+def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: pa.Schema, weight: float) -> pa.Table:
+    used, local = zip(*map(_events_of, batches), strict=True)
+    starts = np.cumsum([0, *(len(each) for each in used)])
+    row = np.concatenate([each + start for each, start in zip(local, starts[:-1], strict=True)])
+
+    def of_events(name: str) -> Codes:
+        return np.concatenate([getattr(batch.events, name)[own] for batch, own in zip(batches, used, strict=True)])
+
+    def of_rows(name: str) -> Codes:
+        return np.concatenate([batch.values[name] for batch in batches])
+
+    def item(name: str) -> pa.DictionaryArray:
+        return _dictionary_by_code(of_rows(name), ids_of["items"])
+
+    def event_ids() -> pa.DictionaryArray:
+        ids = pa.concat_arrays(batch.events.ids.take(pa.array(own)) for batch, own in zip(batches, used, strict=True))
+        return pa.DictionaryArray.from_arrays(pa.array(row.astype(np.int32)), ids)
+
+    ids_of, users = vocabulary.arrow, of_events("users")
+    made: dict[str, Callable[[], pa.Array]] = {
+        "user_id": lambda: _dictionary_by_code(users, ids_of["users"], row),
+        "timestamp": lambda: pa.array(of_events("timestamps")[row]),
+        "event_id": event_ids,
+        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), ids_of["trips"], row),
+        "day_number": lambda: pa.array(of_events("days")[row]),
+        "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
+        "pos_in_candidates": lambda: pa.array(of_rows("in_candidates")),
+        "weight": lambda: pa.array(np.full(len(row), weight, np.float32)),
+        "user_idx": lambda: pa.array(users[row]),
+    }
+    for name, values in _ITEMS.items():
+        made[f"{name}_item"] = made[f"{name}_id"] = partial(item, values)
+        made[f"{name}_idx"] = lambda values=values: pa.array(of_rows(values))  # type: ignore[misc]
+
+    def column(name: str) -> pa.Array:
+        return made[name]() if name in made else pa.array(of_rows(name), from_pandas=True)  # NaN is null
+
+    return pa.Table.from_arrays([column(name) for name in schema.names], schema=schema)
+
+
+_ITEMS = {"item": "item", "prev": "previous", "pos": "positive", "neg": "negative"}
+"""The beginning of an item's columns, and its name in `EventRows`."""
+
 
 def _encode_events(batches: Sequence[pl.DataFrame], vocabulary: Vocabulary) -> pa.Table:
     events, ids_of = pl.concat(batches), vocabulary.arrow
@@ -116,12 +172,13 @@ def _encode_events(batches: Sequence[pl.DataFrame], vocabulary: Vocabulary) -> p
     return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
 
 
-def _events_of(batch: TripleBatch) -> tuple[Codes, Codes]:
-    """The rows of the events that a batch names, ascending, and for each triple its position among them."""
-    if batch.order is not None:
-        return np.unique(batch.event, return_inverse=True)
-    starts = np.flatnonzero(np.diff(batch.event, prepend=-1))  # unless shuffled, the triples of an event are adjacent
-    return batch.event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(batch.event)))
+def _events_of(batch: EventRows) -> tuple[Codes, Codes]:
+    """The rows of the events that a batch names, ascending, and for each of its rows the position among them."""
+    event = batch.values["event"]
+    if "order" in batch.values:
+        return np.unique(event, return_inverse=True)
+    starts = np.flatnonzero(np.diff(event, prepend=-1))  # unless shuffled, the rows of an event are adjacent
+    return event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(event)))
 
 
 def _dictionary_by_code(codes: Codes, vocabulary: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:

@@ -42,9 +42,9 @@ def read_events(
 ) -> Iterator[pl.DataFrame]:
     """Yield the events of all parts as `Dataset.events` has them, bucket by bucket; columns not in `columns` are empty.
 
-    The files have whole seconds. Without a split, events of a user's same second keep the order of their file. With a split
-    they come from several files, and are sorted by trip, day and id. Raises ConnectError if a file is missing, DataError if it
-    can't be read or names an id that the vocabulary doesn't have.
+    The files have whole seconds. Events of a user's same second are sorted by trip, day and id; without a split, those of a
+    city keep the order of their file. Raises ConnectError if a file is missing, DataError if it can't be read or names an id
+    that the vocabulary doesn't have.
     """
     indexes = id_indexes(vocabulary)
     users = vocabulary.users.alias("user_id").to_frame().with_row_index("user_idx")
@@ -52,9 +52,7 @@ def read_events(
     rank = np.empty(users.height, np.uint32)
     in_order = users.with_columns(hash=sha256_hex(pl.col("user_id"))).sort("hash", "user_id")["user_idx"]
     rank[in_order.to_numpy()] = np.arange(users.height, dtype=np.uint32)
-    within = ["timestamp"]
-    if any(split is not None for split, _, _ in parts):
-        within += ["trip_idx", "day_number", "event_id"]
+    split = any(split is not None for split, _, _ in parts)
     # The parts of a partition are read one after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
@@ -66,7 +64,29 @@ def read_events(
     for number in range(buckets):
         rows = pl.concat([ENCODED_EVENTS, *(cursor.read_bucket(number) for cursor in cursors)])
         place = pl.Series("place", rank[rows["user_idx"].to_numpy()])
-        yield rows.with_columns(place).sort("place", *within, maintain_order=True).drop("place")
+        yield _merged(rows.with_columns(place), keep_order=not split).drop("place")
+
+
+def _merged(rows: pl.DataFrame, *, keep_order: bool) -> pl.DataFrame:
+    """Sort events by place and time, then by trip, day and id; `keep_order` keeps the order of those of one city."""
+    second, within = ["place", "timestamp"], ["trip_idx", "day_number", "event_id"]
+    if not keep_order:
+        return rows.sort(*second, *within, maintain_order=True)
+    rows = rows.sort(*second, maintain_order=True)
+    tied = rows.lazy().with_row_index("row").filter(pl.col("city").n_unique().over(second) > 1)
+    # In each city, an event is as late as the latest one before it.
+    late = (
+        tied.sort(within)
+        .with_row_index("late")
+        .sort("row")
+        .with_columns(pl.col("late").cum_max().over(*second, "city"))
+    )
+    found = late.sort(*second, "late", maintain_order=True).select("row").collect()["row"]
+    if not len(found):
+        return rows
+    order = np.arange(rows.height)
+    order[found.sort().to_numpy()] = found.to_numpy()
+    return rows[order]
 
 
 def id_indexes(vocabulary: Vocabulary) -> Indexes:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args
 
 import msgspec
 
 from etl.errors import DataError, escape_control_characters
+from etl.settings.model import Task
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.partitions import no_exclusions
+from etl.triples.partitions import Kind, no_exclusions
 
 FORMAT = 1
 
@@ -87,7 +88,9 @@ class Settings(TypedDict):
     min_catalog: NotRequired[Count]
     small_catalog: NotRequired[str]
     city_weight: NotRequired[list[tuple[str, float]]]
+    task: NotRequired[list[str]]
     shuffle: NotRequired[bool]
+    history: NotRequired[bool]
     ids: NotRequired[str]
     vocab_from: NotRequired[str | None]
 
@@ -101,7 +104,10 @@ class Negatives(TypedDict):
 
 @dataclass(frozen=True)
 class PartitionEntry:
-    """One (split, city) of the triples. `split` is None without a split; `positives` counts those that have a triple."""
+    """One (split, city). `split` is None without a split; `positives` and `choices` count those that have a row.
+
+    `interactions`, `choices` and `next` are 0 also where an earlier release counted none.
+    """
 
     folder: str
     split: str | None
@@ -110,13 +116,20 @@ class PartitionEntry:
     positives: Count
     triples: Count
     weight: Annotated[float, msgspec.Meta(ge=0)]
+    interactions: Count = 0
+    choices: Count = 0
+    next: Count = 0
 
 
 class Published(TypedDict):
     """The counts of what was published."""
 
     events: Counts
+    interactions: NotRequired[Counts]
     triples: Counts
+    next: NotRequired[Counts]
+    choices: NotRequired[Count]
+    choices_left_out: NotRequired[Counts]
     triples_by_neg_source: Counts
     positives: Count
     positives_left_out: Counts
@@ -211,12 +224,14 @@ class DataSummary:
     folders: dict[str, str] = field(default_factory=dict)
     partitions: list[PartitionEntry] = field(default_factory=list)
     positives_left_out: dict[str, int] = field(default_factory=no_exclusions)
+    choices_left_out: dict[str, int] = field(default_factory=no_exclusions)
     exhausted_users: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)
     neg_sources: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, dict[str, Any]] = field(default_factory=dict)
     popularity_correlation: dict[str, float | None] = field(default_factory=dict)
     split: dict[str, str | None] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ("triples",)
     name: str | None = None
 
     @property
@@ -229,7 +244,9 @@ class DataSummary:
         """The counts under `published` in the manifest."""
         return {
             "events": self._per_city("events"),
-            "triples": {city: n for city, n in self._per_city("triples").items() if city not in self.cities_left_out},
+            "interactions": self._per_city("interactions"),
+            "triples": self._per_kept_city("triples"),
+            **(self._of_choices() if "next" in self.tasks else {}),
             "triples_by_neg_source": self.neg_sources,
             "positives": sum(entry.positives for entry in self.partitions),
             "positives_left_out": self.positives_left_out,
@@ -244,12 +261,24 @@ class DataSummary:
             "items_gone": dataset.items.filter(status=GONE).height,
         }
 
-    def triples_of(self, parts: Sequence[str]) -> dict[str | None, int]:
-        """The number of triples of each part of the split, 0 included; without parts, of all of them under None."""
+    def rows_of(self, task: Task, parts: Sequence[str]) -> dict[str | None, int]:
+        """The rows of a task in each part of the split, 0 included; without parts, all of them under None."""
         found: dict[str | None, int] = dict.fromkeys(parts or (None,), 0)
         for entry in self.partitions:
-            found[entry.split] += entry.triples
+            found[entry.split] += getattr(entry, task)
         return found
+
+    def _of_choices(self) -> dict[str, Any]:
+        return {
+            "next": self._per_kept_city("next"),
+            "choices": sum(entry.choices for entry in self.partitions),
+            "choices_left_out": self.choices_left_out,
+        }
+
+    def _per_kept_city(self, what: Task) -> dict[str, int]:
+        """The rows of a task by city; none where it is not asked for."""
+        rows = self._per_city(what) if what in self.tasks else {}
+        return {city: n for city, n in rows.items() if city not in self.cities_left_out}
 
     def _per_city(self, what: str) -> dict[str, int]:
         cities = sorted({entry.city for entry in self.partitions}, key=str.encode)
@@ -327,9 +356,9 @@ def _path_problem(paths: Iterable[str]) -> str | None:
 
 
 def _city_problem(manifest: dict[str, Any]) -> str | None:
-    """The first file of events or triples whose folder belongs to no city."""
+    """The first file of a partitioned table whose folder belongs to no city."""
     for entry in manifest["files"]:
         kind, *folders = entry["path"].split("/")[:-1] or [""]
-        if kind in {"events", "triples"} and (not folders or folders[-1] not in manifest["cities"]):
+        if kind in get_args(Kind) and (not folders or folders[-1] not in manifest["cities"]):
             return f"{entry['path'][:80]!r} is in the folder of no city"
     return None

@@ -36,18 +36,20 @@ _LARGEST = 1 << 30
 _TRIP_COLUMNS = ["trip_id", "city", "start_us"]
 _TEXTS = ("surface", "model_name", "model_version", "city", "category", "name", "status", "neg_source")
 _TYPES: dict[str, pl.DataType] = {
-    **dict.fromkeys(("user_id", "item_id", "event_id", "trip_id", "pos_item", "neg_item", *_TEXTS), pl.String()),
-    **dict.fromkeys(("user_idx", "item_idx", "pos_idx", "neg_idx"), pl.UInt32()),
+    **dict.fromkeys(
+        ("user_id", "item_id", "event_id", "trip_id", "prev_item", "pos_item", "neg_item", *_TEXTS), pl.String()
+    ),
+    **dict.fromkeys(("user_idx", "item_idx", "prev_idx", "pos_idx", "neg_idx"), pl.UInt32()),
     **dict.fromkeys((*LISTS,), pl.List(pl.String())),
     **dict.fromkeys(DIMENSIONS, pl.String()),
     "cuisine_openness": pl.Float64(),
-    "day_number": pl.Int32(),
+    **dict.fromkeys(("day_number", "position", "step", "pos_n_before", "neg_n_before"), pl.Int32()),
     "timestamp": pl.Int64(),
     "start_us": pl.Int64(),
     "latitude": pl.Float64(),
     "longitude": pl.Float64(),
-    "weight": pl.Float32(),
-    "pos_in_candidates": pl.Boolean(),
+    **dict.fromkeys(("weight", "pos_km", "neg_km", "pos_days_since", "neg_days_since"), pl.Float32()),
+    **dict.fromkeys(("pos_in_candidates", "is_new", "same_day"), pl.Boolean()),
 }
 """The types of published columns, the same in every file. Columns `affinity_...` are Float64."""
 _NEVER_NULL = frozenset(
@@ -59,17 +61,19 @@ _NEVER_NULL = frozenset(
             "item_idx",
             "event_id",
             "trip_id",
+            "prev_item",
             "pos_item",
             "neg_item",
+            "prev_idx",
             "pos_idx",
             "neg_idx",
         ),
-        *("day_number", "timestamp", "weight"),
+        *("day_number", "position", "step", "same_day", "is_new", "timestamp", "weight"),
     }
 )
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
 USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
-ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative")
+ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative", "n_users")
 """The columns of the vocabularies that count what is in train."""
 
 
@@ -92,7 +96,7 @@ class Snapshot:
         return {entry.path: entry for entry in file_entries(self.manifest)}
 
     def data_files(self, kind: str) -> list[tuple[str | None, str, Path]]:
-        """The files of `events` or `triples`, in the manifest's order: (split, city, path)."""
+        """The files of a partitioned table, like `events`, in the manifest's order: (split, city, path)."""
         found = []
         for path in self.files:
             first, *folders = path.split("/")

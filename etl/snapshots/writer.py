@@ -13,17 +13,18 @@ import io
 import re
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from etl.errors import DataError
 from etl.runtime.executor import LOCAL_EXECUTOR, Executor, ObjectRef, Task, map_ordered
@@ -31,8 +32,8 @@ from etl.runtime.files import FileInfo
 from etl.runtime.run_record import Progress
 from etl.runtime.workers import prefetch
 from etl.settings.model import Ids
-from etl.settings.values import SPLITS
-from etl.snapshots.encoding import EVENT_SCHEMA, encoder_of, triple_schema
+from etl.settings.values import SPLITS, TASKS
+from etl.snapshots.encoding import encoder_of, table_schemas
 from etl.snapshots.manifest import DataSummary, FileEntry, PartitionEntry
 from etl.snapshots.parquet import (
     PartCopier,
@@ -50,7 +51,7 @@ from etl.snapshots.parquet import (
 from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset, ReusableEventFiles
-from etl.triples.generate import SOURCES, TripleBatch
+from etl.triples.generate import SOURCES, EventRows
 from etl.triples.partitions import (
     BucketExpansion,
     BucketStats,
@@ -79,6 +80,11 @@ class StageOptions:
     training: TripleOptions = field(default_factory=TripleOptions)
     ids: Ids = "string"
     rows_per_file: int = 1_000_000
+
+    @property
+    def schemas(self) -> dict[Kind, pa.Schema]:
+        """The columns of each table."""
+        return table_schemas(self.ids, history=self.training.history)
 
 
 def write_data_files(
@@ -118,37 +124,33 @@ def write_data_files(
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """What all buckets are expanded with: `keys` are the possible partitions, `events` says whether events are returned."""
+    """What all buckets are expanded with: `outputs` are the possible (table, partition) whose rows are returned."""
 
     training: TrainingSet
-    keys: tuple[Key, ...]
-    events: bool
+    outputs: tuple[tuple[Kind, Key], ...]
 
 
-def plan_expansion(executor: Executor, training: TrainingSet, *, events: bool) -> ExpansionPlan:
-    """Plan the expansion of a dataset. Counts the items' popularity first if sampling needs it."""
+def plan_expansion(executor: Executor, training: TrainingSet, kinds: Iterable[Kind]) -> ExpansionPlan:
+    """Plan the expansion of a dataset into some tables. Counts the items' popularity first if sampling needs it."""
     popularity = None
     if training.needs_popularity:
         popularity = np.zeros(training.dataset.items.height, np.int64)
         calls = ((bucket,) for bucket in training.dataset.events)
         for task in map_ordered(executor, count_selected, executor.broadcast(training.portable()), calls):
             popularity += task.result()
-    splits = training.options.split.parts or (None,)
-    return ExpansionPlan(training.portable(popularity), tuple(product(splits, training.dataset.events.cities)), events)
+    keys = product(training.options.split.parts or (None,), training.dataset.events.cities)
+    return ExpansionPlan(training.portable(popularity), tuple(product(kinds, keys)))
 
 
 def expand_bucket_task(plan: ExpansionPlan, events: pl.DataFrame) -> tuple[BucketStats, list[Any]]:
-    """An executor task: expand a bucket. Returns its counts, then as outputs the events and the triples of each key."""
+    """An executor task: expand a bucket. Returns its counts, then the rows of each output of the plan."""
     expansion = BucketExpansion(plan.training, events)
-    of_events: dict[Key, pl.DataFrame] = {}
-    triples: dict[Key, list[TripleBatch]] = {}
+    found: dict[tuple[Kind, Key], list[Any]] = {}
     for own, kind, batch in expansion:
-        if kind == "triples" and len(batch):
-            triples.setdefault(own.info.key, []).append(batch)  # type: ignore[arg-type]
-        elif kind == "events" and plan.events:
-            of_events[own.info.key] = batch  # type: ignore[assignment]
-    joined = {key: TripleBatch.concat(batches) for key, batches in triples.items()}
-    return expansion.stats, [*map(of_events.get, plan.keys), *map(joined.get, plan.keys)]
+        if len(batch):
+            found.setdefault((kind, own.info.key), []).append(batch)
+    joined = {each: rows[0] if each[0] == "events" else EventRows.concat(rows) for each, rows in found.items()}
+    return expansion.stats, [joined.get(each) for each in plan.outputs]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class PartContext:
     """
 
     vocabulary: Vocabulary
-    ids: Ids
+    schemas: Mapping[Kind, pa.Schema]
     probe_file: Path
     token: str
 
@@ -187,10 +189,11 @@ class PartSpec:
 
 def write_part(context: PartContext, part: PartSpec, *batches: Any) -> FileInfo | bytes:
     """An executor task: write a part under a temporary name and rename it. Returns bytes if it can't see the driver's disk."""
-    encode = encoder_of(part.kind, context.vocabulary, context.ids, part.weight)
+    schema = context.schemas[part.kind]
+    encode = encoder_of(part.kind, context.vocabulary, schema, part.weight)
 
     def write(sink: Path | io.BytesIO) -> None:
-        with open_writer(sink, EVENT_SCHEMA if part.kind == "events" else triple_schema(context.ids)) as writer:
+        with open_writer(sink, schema) as writer:
             for group in part.groups:
                 writer.write_table(encode_group(encode, [(batches[number], rows) for number, rows in group]))
 
@@ -210,11 +213,13 @@ def write_part(context: PartContext, part: PartSpec, *batches: Any) -> FileInfo 
 class _Workers:
     """The workers of an executor as writers of parts, of which a bounded number is pending."""
 
-    def __init__(self, executor: Executor, vocabulary: Vocabulary, ids: Ids, scratch: Path) -> None:
+    def __init__(
+        self, executor: Executor, vocabulary: Vocabulary, schemas: Mapping[Kind, pa.Schema], scratch: Path
+    ) -> None:
         self.executor, self.scratch = executor, scratch
         probe_file, token = scratch / "probe", uuid.uuid4().hex
         probe_file.write_text(token, encoding="utf-8")
-        self.context = executor.broadcast(PartContext(vocabulary, ids, probe_file, token))
+        self.context = executor.broadcast(PartContext(vocabulary, schemas, probe_file, token))
         self._pending: deque[WorkerPart] = deque()
 
     def add_pending(self, part: WorkerPart) -> None:
@@ -267,7 +272,7 @@ class WorkerPart:
 
 
 class _Parts(Protocol):
-    """Writes the events or the triples of one partition."""
+    """Writes the rows of one table in one partition."""
 
     def add(self, batch: Any, rows: int) -> None:
         """Add a batch, or a reference to one, of `rows` rows."""
@@ -306,7 +311,7 @@ class _Output:
         self.stats = PartitionStats.of(stats.info)
         self.split, self.city = stats.info.key
         self.folder = partition_folder(self.split, writer.places[self.city])
-        self.parts: dict[Kind, _Parts] = {kind: writer.parts(kind, self) for kind in get_args(Kind)}
+        self.parts: dict[Kind, _Parts] = {kind: writer.parts(kind, self) for kind in writer.kinds}
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -317,7 +322,18 @@ class _Output:
         """The partition in the manifest."""
         stats, info = self.stats, self.stats.info
         weight = info.weight if info.kept else 0.0
-        return PartitionEntry(self.folder, self.split, self.city, stats.events, stats.positives, stats.triples, weight)
+        return PartitionEntry(
+            self.folder,
+            self.split,
+            self.city,
+            stats.events,
+            stats.positives,
+            stats.triples,
+            weight,
+            stats.interactions,
+            stats.choices,
+            stats.next,
+        )
 
 
 class _SnapshotWriter:
@@ -335,13 +351,14 @@ class _SnapshotWriter:
         self.training, self.dataset, self.options = training, training.dataset, options
         self.folder, self.scratch = folders
         self.reused, self.pool, self.executor = reused, pool, executor
-        self.vocabulary = self.dataset.vocabulary
-        self.workers = _Workers(executor, self.vocabulary, options.ids, self.scratch) if executor.apart else None
+        self.vocabulary, self.schemas, self.kinds = self.dataset.vocabulary, options.schemas, options.training.kinds
+        self.workers = _Workers(executor, self.vocabulary, self.schemas, self.scratch) if executor.apart else None
         self.places = city_folders(self.dataset.events.cities)
         rule = options.training.split
         self.summary = DataSummary(
             folders={folder: city for city, folder in self.places.items()},
             split={"rule": rule, "lets_in": rule.leakage_note},
+            tasks=options.training.task,
         )
         self.totals = VocabularyCounts(self.dataset.users.height, self.dataset.items.height)
         self.outputs: dict[Key, _Output] = {}
@@ -362,27 +379,27 @@ class _SnapshotWriter:
 
     def _expand_apart(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
         """As `_expand`, by the workers of the executor. What they make stays there, and is handed on by reference."""
-        plan = plan_expansion(self.executor, self.training, events=self.reused is None)
-        shared, outputs = self.executor.broadcast(plan), list(product(get_args(Kind), plan.keys))
-        calls = ((events,) for events in buckets)
-        for task in map_ordered(self.executor, expand_bucket_task, shared, calls, num_outputs=len(outputs)):
+        made = [kind for kind in self.kinds if kind != "events" or self.reused is None]
+        plan = plan_expansion(self.executor, self.training, made)
+        shared, calls = self.executor.broadcast(plan), ((events,) for events in buckets)
+        for task in map_ordered(self.executor, expand_bucket_task, shared, calls, num_outputs=len(plan.outputs)):
             stats: BucketStats = task.result()
-            refs = dict(zip(outputs, task.outputs, strict=True))
+            refs = dict(zip(plan.outputs, task.outputs, strict=True))
             for own in stats.partitions:
-                parts, key = self._output(own).parts, own.info.key
-                parts["events"].add(refs["events", key], own.events)
-                parts["triples"].add(refs["triples", key], own.triples)
+                parts = self._output(own).parts
+                for kind in made:
+                    parts[kind].add(refs[kind, own.info.key], getattr(own, kind))
             yield stats
 
     def parts(self, kind: Kind, output: _Output) -> _Parts:
-        """Return what writes the events or the triples of a partition."""
+        """Return what writes a table's rows of a partition."""
         folder, weight = self.folder / kind / output.folder, output.stats.info.weight
         if kind == "events" and self.reused is not None:
             return PartCopier(folder, self.reused.files[output.city], self.pool)
-        shuffled = kind == "triples" and self.options.training.shuffle
+        shuffled = kind in TASKS and self.options.training.shuffle
         start: Callable[[Path], ThreadPart | WorkerPart]
         if self.workers is None or shuffled:
-            encode = encoder_of(kind, self.vocabulary, self.options.ids, weight)
+            encode = encoder_of(kind, self.vocabulary, self.schemas[kind], weight)
             start = partial(ThreadPart, encode=encode, pool=self.pool)
         else:
             start = partial(WorkerPart, kind=kind, weight=weight, workers=self.workers)
@@ -401,6 +418,8 @@ class _SnapshotWriter:
             self.outputs[own.info.key].stats.add(own)
         for reason, positives in stats.left_out.items():
             self.summary.positives_left_out[reason] += positives
+        for reason, choices in stats.choices_left_out.items():
+            self.summary.choices_left_out[reason] += choices
         self.exhausted_users |= stats.exhausted_users
         self.sources += stats.sources
         self.totals.add(stats)
@@ -413,9 +432,10 @@ class _SnapshotWriter:
                 parts.end()
         written = [file for output in outputs for parts in output.parts.values() for file in parts.written()]
         summary = self.summary
-        with_triples = {output.split for output in outputs if output.stats.triples}
         splits = self.options.training.split.parts or (None,)
-        written += [self._without_rows(split) for split in splits if split not in with_triples]
+        for kind in self.kinds[1:]:
+            full = {output.split for output in outputs if getattr(output.stats, kind)}
+            written += [self._without_rows(kind, split) for split in splits if split not in full]
         summary.partitions = [output.entry() for output in outputs]
         summary.exhausted_users = len(self.exhausted_users)
         summary.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
@@ -427,14 +447,14 @@ class _SnapshotWriter:
         summary.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return summary
 
-    def _without_rows(self, split: str | None) -> FileInfo:
-        """Write a file without rows for a part of the split without triples, so that readers find the columns."""
+    def _without_rows(self, kind: Kind, split: str | None) -> FileInfo:
+        """Write a file without rows for a part of the split without rows of a table, so that readers find the columns."""
         city = next(iter(self.dataset.events.cities), "")
         of_city = self.places.get(city) or city_folder(city)
         self.summary.folders.setdefault(of_city, city)
-        path = self.folder / "triples" / partition_folder(split, of_city) / "part-00000.parquet"
+        path = self.folder / kind / partition_folder(split, of_city) / "part-00000.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        open_writer(path, triple_schema(self.options.ids)).close()
+        open_writer(path, self.schemas[kind]).close()
         return file_info(path, 0)
 
     def _summarize_city(self, stats: PartitionStats) -> None:
@@ -474,7 +494,7 @@ def _with_counts(
 
 
 def partition_folder(split: str | None, folder: str) -> str:
-    """The folder of a (split, city) below `events/` or `triples/`; `folder` is that of the city."""
+    """The folder of a (split, city) below that of a table; `folder` is that of the city."""
     return folder if split is None else f"split={split}/{folder}"
 
 

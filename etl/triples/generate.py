@@ -8,7 +8,7 @@ docs/contract.md, "What is published", defines the rows and their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -56,14 +56,19 @@ class ListColumn:
         """The length of each list."""
         return np.diff(self.ends)
 
+    def positions(self, rows: I64) -> I64:
+        """Where the elements of some rows are in `codes`, one row's after the other's."""
+        lengths = self.lengths[rows]
+        return np.repeat(self.ends[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+
     def long(self, first: int, end: int) -> FlatPairs:
         """The elements of the rows `first` to `end`, one per row, with rows counted from `first`."""
         rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
         return FlatPairs(rows, self.codes[self.ends[first] : self.ends[end]])
 
 
-ROW_COLUMNS = ("event", "positive", "negative", "source", "in_candidates")
-"""The fields of `TripleBatch` with a value per row, apart from `order`, which only shuffled triples have."""
+ROW_COLUMNS = ("event", "positive", "negative", "source", "in_candidates", "order")
+"""The fields of `TripleBatch` with a value per row."""
 
 NO_LISTS = ListColumn(np.zeros(1, np.int64), np.zeros(0, np.uint32))
 """The lists of events that are only written, and not expanded."""
@@ -136,6 +141,31 @@ class EventArrays:
 
 
 @dataclass(frozen=True)
+class EventRows:
+    """Rows of a published table that come from events of a partition: one array per column.
+
+    `values["event"]` is a row of `events`; those of an event are adjacent, unless there is an `order`, the sort key of a
+    shuffled file.
+    """
+
+    events: EventArrays
+    values: Mapping[str, npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.values["event"])
+
+    def __getitem__(self, which: slice | I64) -> EventRows:
+        return EventRows(self.events, {name: column[which] for name, column in self.values.items()})
+
+    @classmethod
+    def concat(cls, batches: Sequence[EventRows]) -> EventRows:
+        """Join rows of the same events, of which there must be one."""
+        names = batches[0].values
+        joined = {name: np.concatenate([batch.values[name] for batch in batches]) for name in names}
+        return cls(batches[0].events.without_lists(), joined)
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """What each event of a partition may sample from its city's catalogue.
 
@@ -180,7 +210,7 @@ class TripleBatch:
 
     `pairs` are all (event, positive), also those without a row, and `per_pair` counts the rows of each. Events x selected =
     `positives` + `left_out`, by reason. `exhausted_users` are the users of positives that were excluded because the user had
-    selected the whole catalogue. Slices and concatenations have the rows alone.
+    selected the whole catalogue.
     """
 
     events: EventArrays
@@ -199,22 +229,11 @@ class TripleBatch:
     def __len__(self) -> int:
         return len(self.event)
 
-    def __getitem__(self, which: slice | I64) -> TripleBatch:
-        return TripleBatch(self.events, **{name: getattr(self, name)[which] for name in self.columns})
-
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the fields that have a value per row."""
-        return ROW_COLUMNS if self.order is None else (*ROW_COLUMNS, "order")
-
-    @classmethod
-    def concat(cls, batches: Sequence[TripleBatch]) -> TripleBatch:
-        """Join the rows of batches of the same events, of which there must be one."""
-
-        def joined(name: str) -> Any:
-            return np.concatenate([getattr(batch, name) for batch in batches])
-
-        return cls(batches[0].events.without_lists(), **{name: joined(name) for name in batches[0].columns})
+    def rows(self) -> EventRows:
+        """The rows without the counts."""
+        values = {name: getattr(self, name) for name in ROW_COLUMNS}
+        return EventRows(self.events, {name: column for name, column in values.items() if column is not None})
 
 
 def generate_triples(

@@ -1,4 +1,4 @@
-"""Cut a dataset into the partitions of its triples, expand them bucket by bucket, and count what comes out.
+"""Cut a dataset into the partitions of its tables, expand them bucket by bucket, and count what comes out.
 
 A partition is a (split, city). No information flows from a later part of the split to an earlier one: what a user has seen,
 how popular an item is, and the counts in the vocabularies come from the same part and those before it (docs/contract.md,
@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from etl.settings.model import OPTIONS, Reject, SmallCatalog
-from etl.settings.values import SPLITS, NegativeSampling, NegativeStrategies, SplitSpec
+from etl.settings.model import OPTIONS, Reject, SmallCatalog, Task
+from etl.settings.values import RECOMMENDED_SAMPLES, SPLITS, NegativeSampling, NegativeStrategies, SplitSpec
 from etl.transform.arrays import I64
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset, no_events
 from etl.triples.generate import (
@@ -25,17 +25,22 @@ from etl.triples.generate import (
     WHOLE_CATALOGUE_SEEN,
     Catalogue,
     EventArrays,
+    EventRows,
     HashKeys,
     TripleBatch,
     generate_triples,
 )
+from etl.triples.interactions import interactions
+from etl.triples.next_choices import Choices, Coordinates, TripOrder
 from etl.triples.sampling import build_pools, integer_weights
+from etl.triples.selections import Selections
 from etl.triples.splits import assign
 
 Key = tuple[str | None, str]
 """A split (None without one) and a city."""
 
-Kind = Literal["events", "triples"]
+Kind = Literal["events", "interactions", "triples", "next"]
+"""A published table that is partitioned by split and city."""
 
 SMALL_CATALOG = "small_catalog"
 """The reason in a manifest why the positives of a small city are excluded."""
@@ -64,12 +69,25 @@ class TripleOptions:
     split: SplitSpec = OPTIONS["split"].default
     city_weight: tuple[tuple[str, float], ...] = ()
     shuffle: bool = False
+    task: tuple[Task, ...] = OPTIONS["task"].default
+    history: bool = False
     seed: int = OPTIONS["seed"].default
 
     def __post_init__(self) -> None:
-        """Accept texts for parsed values, as a manifest has them."""
+        """Accept texts and lists for parsed values, as a manifest has them."""
+        object.__setattr__(self, "task", tuple(self.task))
         object.__setattr__(self, "negatives", NegativeStrategies(self.negatives))
         object.__setattr__(self, "split", SplitSpec(self.split))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The tables that are published."""
+        return ("events", "interactions", *self.task)
+
+    @property
+    def per_choice(self) -> int:
+        """How many negatives a choice of `next` has at most."""
+        return self.negatives.samples or RECOMMENDED_SAMPLES
 
     def keeps(self, nodes: int) -> bool:
         """Whether a city with `nodes` eligible items has triples."""
@@ -113,9 +131,24 @@ class Partition(PartitionInfo):
     """One bucket's events of one (split, city), in file order, and what their triples are generated with."""
 
     events: pl.DataFrame
-    catalogue: Catalogue
+    build_catalogue: Callable[[], Catalogue]
     keys: HashKeys
     shuffle: bool
+
+    @property
+    def rows(self) -> I64:
+        """The rows of the bucket's events that these are."""
+        return self.events["row"].to_numpy().astype(np.int64)
+
+    @property
+    def part(self) -> int:
+        """The number of its part of the split."""
+        return SPLITS.index(self.split or "train")
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What its events sample from."""
+        return self.build_catalogue()
 
     @cached_property
     def coded(self) -> EventArrays:
@@ -173,17 +206,24 @@ class TrainingSet:
     def portable(self, popular: I64 | None = None) -> TrainingSet:
         """Return a small copy that can be pickled: without events, and with the columns that generating triples needs."""
         dataset = self.dataset
-        trips = dataset.trips.select("start_us") if self.options.split == "last-trip" else pl.DataFrame()
+        by_start = self.options.split == "last-trip" or "next" in self.options.task
+        trips = dataset.trips.select("start_us") if by_start else pl.DataFrame()
         events = BucketedEvents(0, dataset.events.cities, 0, no_events)
         own = Dataset(events, dataset.users.select("user_id"), dataset.items, trips)
         return TrainingSet(own, self.options, self.eligible, self.kept, popular)
 
     def partitions(self, events: pl.DataFrame) -> Iterator[Partition]:
         """Yield the partitions of a bucket: train, valid, test, and within each the cities in the order of their bytes."""
-        context = _SamplingContext.of(self, events)
-        parts = events.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
+        context = _SamplingContext(events, lambda: self.popularity, self.options.reject)
+        numbered = events.with_row_index("row")
+        parts = numbered.partition_by("split", "city", as_dict=True, include_key=False, maintain_order=True)
         for split, city in sorted(parts, key=lambda key: (SPLITS.index(key[0]), key[1].encode())):
             yield self._partition(split, city, parts[split, city], context)
+
+    @cached_property
+    def places(self) -> Coordinates:
+        """Where the items are."""
+        return Coordinates.of(self.dataset.items)
 
     @cached_property
     def _keys(self) -> HashKeys:
@@ -199,7 +239,6 @@ class TrainingSet:
         nodes = self.eligible.get(city, 0)
         negatives = self.options.negatives.for_catalog(nodes, self.options.catalog_alpha)
         offered = self._offered.get((city,), _NO_NODES).with_row_index("position")
-        catalogue = context.catalogue(split, offered, events, negatives)
         return Partition(
             split=None if self.options.split == "none" else split,
             city=city,
@@ -207,9 +246,9 @@ class TrainingSet:
             kept=city in self.kept,
             weight=self.options.weight(city, nodes),
             negatives=negatives,
-            codes=catalogue.codes,
+            codes=offered["node"].cast(pl.Int64).to_numpy(),
             events=events,
-            catalogue=catalogue,
+            build_catalogue=lambda: context.catalogue(split, offered, events, negatives),
             keys=self._keys,
             shuffle=self.options.shuffle,
         )
@@ -241,19 +280,18 @@ def build_training_set(dataset: Dataset, options: TripleOptions) -> TrainingSet:
 class _SamplingContext:
     """What sampling needs to know of a whole bucket.
 
-    `seen` has one row per (user, item) ever selected, with the first part of the split in which it was. `popular` returns
-    how many events of train selected each item in the whole dataset, by index.
+    `popular` returns how many events of train selected each item in the whole dataset, by index.
     """
 
-    seen: pl.DataFrame
+    events: pl.DataFrame
     popular: Callable[[], I64]
     reject: Reject
 
-    @classmethod
-    def of(cls, training: TrainingSet, events: pl.DataFrame) -> _SamplingContext:
-        taken = events.select("user_idx", "split", node="selected_idx").explode("node", empty_as_null=False)
-        seen = taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
-        return cls(seen, lambda: training.popularity, training.options.reject)
+    @cached_property
+    def seen(self) -> pl.DataFrame:
+        """One row per (user, item) ever selected, with the first part of the split in which it was."""
+        taken = self.events.select("user_idx", "split", node="selected_idx").explode("node", empty_as_null=False)
+        return taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
 
     def catalogue(
         self, split: str, offered: pl.DataFrame, events: pl.DataFrame, negatives: NegativeSampling
@@ -313,14 +351,20 @@ def _zeros(size: int) -> I64:
 
 @dataclass
 class PartitionStats:
-    """Counts of one (split, city). `positive` and `negative` count the triples of each item in `info.codes`."""
+    """Counts of one (split, city). `positive` and `negative` count the triples of each item in `info.codes`.
+
+    `events`, `interactions`, `triples` and `next` count the rows of these tables, `positives` and `choices` those with a row.
+    """
 
     info: PartitionInfo
     positive: I64
     negative: I64
     events: int = 0
+    interactions: int = 0
     positives: int = 0
     triples: int = 0
+    choices: int = 0
+    next: int = 0
 
     @classmethod
     def of(cls, partition: PartitionInfo) -> PartitionStats:
@@ -330,9 +374,8 @@ class PartitionStats:
 
     def add(self, other: PartitionStats) -> None:
         """Add the counts of another bucket."""
-        self.events += other.events
-        self.positives += other.positives
-        self.triples += other.triples
+        for name in ("events", "interactions", "positives", "triples", "choices", "next"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.positive += other.positive
         self.negative += other.negative
 
@@ -342,7 +385,8 @@ class BucketStats:
     """Counts of a bucket. `users`, `items` and `per_user` count train alone, or everything without a split.
 
     `users` has one row per user with `trips`, `events` and `selections`. `items` counts, by index, the events in which an
-    item is `candidate` and `selected`, and the triples in which it is `positive` and `negative`. `per_user` has the number of
+    item is `candidate` and `selected`, the triples in which it is `positive` and `negative`, and the `users` who selected it.
+    `per_user` has the number of
     triples by user, one frame per partition.
     """
 
@@ -351,6 +395,7 @@ class BucketStats:
     partitions: list[PartitionStats] = field(default_factory=list)
     per_user: list[pl.DataFrame] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=no_exclusions)
+    choices_left_out: dict[str, int] = field(default_factory=no_exclusions)
     exhausted_users: set[int] = field(default_factory=set)
     sources: I64 = field(default_factory=lambda: _zeros(len(SOURCES)))
 
@@ -361,32 +406,68 @@ class BucketStats:
             trips=pl.col("trip_idx").n_unique(), events=pl.len(), selections=pl.col("selected_idx").list.len().sum()
         )
         named = {name: count_items(train, f"{name}_idx", items) for name in ("candidate", "selected")}
-        none = {name: _zeros(items) for name in ("positive", "negative")}
+        none = {name: _zeros(items) for name in ("positive", "negative", "users")}
         return cls(users.with_columns(pl.exclude("user_idx").cast(pl.Int64)), named | none)
 
 
 class BucketExpansion:
-    """The triples of one bucket. `stats` is complete when all batches were taken."""
+    """The rows of one bucket in all tables. `stats` is complete when all batches were taken."""
 
     def __init__(self, training: TrainingSet, events: pl.DataFrame) -> None:
-        self._training, self._events = training, training.with_split(events)
-        self.stats = BucketStats.of(in_train(self._events), training.dataset.items.height)
+        self._training, self._options, self._events = training, training.options, training.with_split(events)
+        items = training.dataset.items.height
+        self._selections = Selections.of(self._events, items)
+        self.stats = BucketStats.of(in_train(self._events), items)
+        new_in_train = self._selections.new & (self._selections.parts == SPLITS.index("train"))
+        self.stats.items["users"] = np.bincount(self._selections.items[new_in_train], minlength=items)
 
-    def __iter__(self) -> Iterator[tuple[PartitionStats, Kind, pl.DataFrame | TripleBatch]]:
-        """Yield what belongs into files: of each partition its events in one frame, then its triples in batches."""
+    def __iter__(self) -> Iterator[tuple[PartitionStats, Kind, pl.DataFrame | EventRows]]:
+        """Yield what belongs into files, partition by partition: its events, its interactions, then the rows of each task."""
+        tasks = {"triples": self._triples, "next": self._next}
         for partition in self._training.partitions(self._events):
             own = PartitionStats.of(partition)
             own.events = partition.events.height
             self.stats.partitions.append(own)
             yield own, "events", partition.events.clone()  # a frame object must not be shared by threads
-            if partition.kept:
-                for batch in self._expand(partition, own):
-                    yield own, "triples", batch
-            else:
-                self.stats.left_out[SMALL_CATALOG] += int(partition.events["selected_idx"].list.len().sum())
+            made = interactions(self._selections, partition.rows, partition.coded)
+            own.interactions = len(made)
+            yield own, "interactions", made
+            for task in self._options.task:
+                for batch in tasks[task](partition, own):
+                    yield own, task, batch
 
-    def _expand(self, partition: Partition, own: PartitionStats) -> Iterator[TripleBatch]:
+    @cached_property
+    def _trips(self) -> TripOrder:
+        return TripOrder(self._selections, self._training.dataset.trips["start_us"])
+
+    def _next(self, partition: Partition, own: PartitionStats) -> Iterator[EventRows]:
+        """Generate the choices of a partition, and count them."""
+        options = self._options
+        choices = Choices(
+            self._selections,
+            self._trips.of_part(partition.part),
+            partition.rows,
+            partition.coded,
+            partition.codes,
+            options.per_choice,
+            options.reject,
+            options.history,
+        )
+        if not partition.kept:
+            self.stats.choices_left_out[SMALL_CATALOG] += len(choices.elements)
+            return
+        for batch in choices.generate(partition.keys, self._training.places, shuffle=options.shuffle):
+            own.choices += batch.choices
+            own.next += len(batch.rows)
+            for reason, number in batch.left_out.items():
+                self.stats.choices_left_out[reason] += number
+            yield batch.rows
+
+    def _triples(self, partition: Partition, own: PartitionStats) -> Iterator[EventRows]:
         """Generate the triples of a partition, and count them."""
+        if not partition.kept:
+            self.stats.left_out[SMALL_CATALOG] += int(partition.coded.selected.lengths.sum())
+            return
         stats, events, items = self.stats, partition.coded, len(self.stats.items["positive"])
         positive, negative, per_event = _zeros(items), _zeros(items), _zeros(len(events))
         for batch in partition.expand():
@@ -400,7 +481,7 @@ class BucketExpansion:
                 positive += np.bincount(batch.pairs.code, batch.per_pair, items).astype(np.int64)
                 negative += np.bincount(batch.negative, minlength=items)
                 per_event += np.bincount(batch.pairs.event, batch.per_pair, len(events)).astype(np.int64)
-            yield batch
+            yield self._with_history(partition, batch) if self._options.history else batch.rows
         if own.info.is_train:
             own.positive, own.negative = positive[own.info.codes], negative[own.info.codes]
             stats.items["positive"] += positive
@@ -408,13 +489,22 @@ class BucketExpansion:
             rows = pl.DataFrame({"user_idx": events.users, "triples": per_event})
             stats.per_user.append(rows.group_by("user_idx").sum())
 
+    def _with_history(self, partition: Partition, batch: TripleBatch) -> EventRows:
+        """The triples of a batch with the columns of `--history`."""
+        selections, rows = self._selections, partition.rows[batch.event]
+        past = selections.in_time(partition.part)
+        before = past.ranks[selections.lists.ends[rows]]  # the event's first selection
+        stamps = partition.coded.timestamps[batch.event]
+        history = past.history(selections.users[rows], before, stamps, batch.positive, batch.negative)
+        return EventRows(batch.events, {**batch.rows.values, **history})
+
 
 class VocabularyCounts:
     """How often each user and each item occurs in train, by index: the sum over buckets."""
 
     def __init__(self, users: int, items: int) -> None:
         self.users = {name: _zeros(users) for name in ("trips", "events", "selections", "triples")}
-        self.items = {name: _zeros(items) for name in ("candidate", "selected", "positive", "negative")}
+        self.items = {name: _zeros(items) for name in ("candidate", "selected", "positive", "negative", "users")}
 
     def add(self, stats: BucketStats) -> None:
         """Add the counts of a bucket."""

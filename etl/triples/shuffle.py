@@ -1,4 +1,4 @@
-"""Sort triples by hash without holding all of them in memory (`--shuffle`).
+"""Sort the rows of a partition by hash without holding all of them in memory (`--shuffle`).
 
 The sort keys are hashes, so ranges of keys have about equal size. A small partition is sorted in memory. A large one is
 written to one file per range and sorted range by range, with the same result.
@@ -14,44 +14,43 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.triples.generate import NO_LISTS, EventArrays, TripleBatch
+from etl.triples.generate import NO_LISTS, EventArrays, EventRows
 
 MAX_ROWS_IN_MEMORY = 4_000_000
 """The most rows that are held in memory."""
 
 _RANGES = 64
 _SHIFT = np.uint64(58)  # the leading bits of a key are its range
-_ROW = np.dtype(
-    [("order", "u8"), ("event", "i4"), ("positive", "u4"), ("negative", "u4"), ("source", "i1"), ("in_candidates", "?")]
-)
 
 
 class ExternalShuffle:
-    """Collects the triples of one partition and yields them sorted by `order`."""
+    """Collects the rows of one partition and yields them sorted by `order`."""
 
     def __init__(self, scratch: Path, held: int = MAX_ROWS_IN_MEMORY) -> None:
         self._folder = scratch / f"shuffle-{uuid.uuid4().hex}"
         self._most = held
         self._rows: list[npt.NDArray[np.void]] = []
+        self._dtype = np.dtype([])
         self._held = 0
         self._events: list[EventArrays] = []
         self._known = 0
 
-    def add(self, batch: TripleBatch) -> None:
+    def add(self, batch: EventRows) -> None:
         """Add the next rows, in file order."""
         if not self._events or self._events[-1] is not batch.events:
             self._known += len(self._events[-1]) if self._events else 0
             self._events.append(batch.events)
-        rows = np.empty(len(batch), _ROW)
-        for name in batch.columns:
-            rows[name] = getattr(batch, name)
+        self._dtype = np.dtype([(name, column.dtype) for name, column in batch.values.items()])
+        rows = np.empty(len(batch), self._dtype)
+        for name, column in batch.values.items():
+            rows[name] = column
         rows["event"] += self._known
         self._rows.append(rows)
         self._held += len(rows)
         if self._held > self._most:
             self._spill()
 
-    def batches(self) -> Iterator[TripleBatch]:
+    def batches(self) -> Iterator[EventRows]:
         """Yield all rows, sorted; then nothing is left on disk."""
         events = _concat(self._events)
         if not self._folder.exists():
@@ -62,7 +61,7 @@ class ExternalShuffle:
         for number in range(_RANGES):
             path = self._folder / str(number)
             if path.exists():
-                yield from _sorted([np.fromfile(path, _ROW)], events)
+                yield from _sorted([np.fromfile(path, self._dtype)], events)
                 path.unlink()
         self._folder.rmdir()
 
@@ -79,14 +78,13 @@ class ExternalShuffle:
         self._rows, self._held = [], 0
 
 
-def _sorted(rows: list[npt.NDArray[np.void]], events: EventArrays) -> Iterator[TripleBatch]:
+def _sorted(rows: list[npt.NDArray[np.void]], events: EventArrays) -> Iterator[EventRows]:
     """Sort rows by key; rows with equal keys keep their order."""
     if not rows:
         return
     every = np.concatenate(rows)
     every = every[np.argsort(every["order"], kind="stable")]
-    columns = {name: np.ascontiguousarray(every[name]) for name in _ROW.names or ()}
-    yield TripleBatch(events, **columns)  # type: ignore[arg-type]
+    yield EventRows(events, {name: np.ascontiguousarray(every[name]) for name in every.dtype.names or ()})
 
 
 def _concat(events: list[EventArrays]) -> EventArrays:

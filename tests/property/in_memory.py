@@ -134,4 +134,4 @@ def dataset_of(after: World, exported: oracle.Exported, options: oracle.Settings
 def training_options(options: oracle.Settings) -> TripleOptions:
     """The oracle's settings as those of the triples."""
     names = ("min_catalog", "small_catalog", "negatives", "reject", "catalog_alpha", "split", "city_weight", "shuffle")
-    return TripleOptions(**{name: getattr(options, name) for name in (*names, "seed")})
+    return TripleOptions(**{name: getattr(options, name) for name in (*names, "task", "history", "seed")})

@@ -161,6 +161,8 @@ class Settings:
     catalog_alpha: float | None = None
     city_weight: tuple[tuple[str, float], ...] = ()
     shuffle: bool = False
+    task: tuple[str, ...] = ("triples",)  # and next
+    history: bool = False
 
 
 def by_bytes(text: str) -> bytes:

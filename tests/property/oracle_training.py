@@ -366,7 +366,7 @@ def training(world: World, exported: Exported, settings: Settings) -> Training:
                 result.events[split, city] = events
                 result.positives[split, city] = 0
             rows: list[Triple] = []
-            for event in events:
+            for event in events if "triples" in settings.task else ():
                 if weight is None:
                     result.left_out["small_catalog"] += len(event.selected_ids)
                     continue

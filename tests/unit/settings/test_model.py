@@ -124,11 +124,13 @@ def test_values_are_parsed_once_and_spelt_as_they_were_given():
 
 
 def test_each_setting_of_the_manifest_is_marked_where_it_is_declared():
-    names = "schema naming shadow_prefix shadow_domain audience negatives reject catalog_alpha split min_catalog small_catalog"
-    names += " city_weight shuffle ids vocab_from rows_per_file seed"
+    names = "schema naming shadow_prefix shadow_domain audience task negatives reject catalog_alpha split min_catalog"
+    names += " small_catalog city_weight shuffle history ids vocab_from rows_per_file seed"
     assert list(Settings().manifest_settings()) == names.split()
     assert ROW_SETTINGS == ("schema", "shadow_prefix", "shadow_domain", "audience")
-    assert TRIPLE_SETTINGS[4:] == ("negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog")
+    assert TRIPLE_SETTINGS[4:] == (
+        *("task", "negatives", "reject", "catalog_alpha", "split", "min_catalog", "small_catalog"),
+    )
 
 
 @pytest.mark.parametrize("content", ["seed = ", "seed = true", "sede = 1", 'dry_run = "perhaps"'])

@@ -200,8 +200,8 @@ def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, h
             zeros = np.zeros(len(place[part]), np.int32)
             keys = np.array(order[part], np.uint64)
             plain = (place[part], place[part], zeros.astype(np.int8), zeros.astype(bool))
-            shuffled.add(TripleBatch(events, zeros, *plain, keys))
-        found.append([n for piece in shuffled.batches() for n in piece.positive.tolist()])
+            shuffled.add(TripleBatch(events, zeros, *plain, keys).rows)
+        found.append([n for piece in shuffled.batches() for n in piece.values["positive"].tolist()])
         assert list(folder.iterdir()) == []
     assert found[0] == found[1] == [n for _, n in sorted((key, n) for n, key in enumerate(order))]
     assert shuffle.MAX_ROWS_IN_MEMORY >= 1_000_000

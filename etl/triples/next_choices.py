@@ -1,0 +1,242 @@
+"""`next`: which place comes next, given the trip so far: one row per (choice, negative) (docs/contract.md, "next").
+
+A trip's choices are its selected items in (day, position) order, from the second on. Everything is worked out for each part of
+the split from what that part knows (`etl.triples.selections`), so no later part informs an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.settings.model import Reject
+from etl.transform.arrays import I64, Positions
+from etl.transform.hashing import mix64
+from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
+from etl.triples.sampling import build_pools, sample
+from etl.triples.selections import Past, Selections
+
+F64 = npt.NDArray[np.float64]
+
+EARTH_RADIUS_KM = 6371.0088
+"""The mean radius (IUGG)."""
+
+_BATCH = 1 << 20
+"""About how many rows and rejected items there are at a time."""
+
+_BEFORE_ALL = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where the items are, by index, in radians; NaN where a coordinate is missing or out of range."""
+
+    latitude: F64
+    longitude: F64
+    cosine: F64
+
+    @classmethod
+    def of(cls, items: pl.DataFrame) -> Coordinates:
+        """From `latitude` and `longitude` in degrees."""
+        degrees = [items[name].fill_null(float("nan")).to_numpy() for name in ("latitude", "longitude")]
+        good = (np.abs(degrees[0]) <= 90) & (np.abs(degrees[1]) <= 180)
+        latitude, longitude = (np.radians(np.where(good, each, np.nan)) for each in degrees)
+        return cls(latitude, longitude, np.cos(latitude))
+
+    def km(self, here: npt.NDArray[Any], there: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The great-circle distance between items by haversine; NaN where one has no coordinates."""
+        up, across = (each[there] - each[here] for each in (self.latitude, self.longitude))
+        squared = np.sin(up / 2) ** 2 + self.cosine[here] * self.cosine[there] * np.sin(across / 2) ** 2
+        # Of antipodes, rounding may make it more than 1.
+        km: F64 = 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(squared, 1.0)))
+        return km.astype(np.float32)
+
+
+class TripOrder:
+    """A bucket's selections by trip: users one after the other, by (start, trip, day, position); ties in file order.
+
+    A trip is a (user, trip): events of another user on the same trip are that user's trip of the same name.
+    """
+
+    def __init__(self, selections: Selections, start_us: pl.Series) -> None:
+        events = selections.events
+        columns = [selections.users, start_us.gather(events["trip_idx"]).fill_null(_BEFORE_ALL).to_numpy()]
+        columns += [events[name].to_numpy().astype(np.int64) for name in ("trip_idx", "day_number")]
+        by_day = np.lexsort(columns[::-1])
+        self.trip, day = (_numbered(by_day, columns[:length]) for length in (3, 4))
+        self.user = columns[0]
+        longest = int(selections.lists.lengths.max(initial=0)) + 1
+        keys = day[selections.event] * longest + selections.positions
+        self._order = np.argsort(keys, kind="stable")
+        self._selections = selections
+        self._parts: dict[int, TripsOfPart] = {}
+
+    def of_part(self, part: int) -> TripsOfPart:
+        """What a part of the split knows."""
+        if part not in self._parts:
+            known = self._order[self._selections.parts[self._order] <= part]
+            event = self._selections.event[known]
+            self._parts[part] = TripsOfPart(
+                Past(self._selections, known), _starts(self.trip[event]), _starts(self.user[event])
+            )
+        return self._parts[part]
+
+
+@dataclass(frozen=True)
+class TripsOfPart:
+    """The selections that a part of the split knows, by trip. By rank: where the trip and the user begin."""
+
+    past: Past
+    trip_starts: I64
+    user_starts: I64
+
+    @cached_property
+    def firsts(self) -> I64:
+        """The ranks of elements whose user selected the item for the first time."""
+        return np.flatnonzero(self.past.new)
+
+
+@dataclass(frozen=True)
+class ChoiceBatch:
+    """Some choices with their rows. `choices` counts those that have any, `left_out` the others, by reason."""
+
+    rows: EventRows
+    choices: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices of one partition, in file order, then in visiting order.
+
+    `rows` are the bucket's rows of `events`, `codes` the city's eligible items, ascending by id. `history` asks for
+    point-in-time columns.
+    """
+
+    selections: Selections
+    trips: TripsOfPart
+    rows: I64
+    events: EventArrays
+    codes: I64
+    wanted: int
+    reject: Reject
+    history: bool
+
+    @cached_property
+    def elements(self) -> I64:
+        """The element of each choice among the bucket's selections."""
+        every = self.selections.lists.positions(self.rows)
+        ranks = self.trips.past.ranks[every]
+        return every[ranks > self.trips.trip_starts[ranks]]
+
+    def generate(self, keys: HashKeys, places: Coordinates, *, shuffle: bool) -> Iterator[ChoiceBatch]:
+        """Generate the rows, batch by batch: all choices of some events, whose rows depend on no other event."""
+        to_sample = keys.of_events("next", self.events, with_user=True)
+        to_shuffle = keys.of_events("shuffle", self.events, with_user=False) if shuffle else None
+        low, high = self._rejected_before
+        sizes = np.cumsum(high - low + self.wanted)
+        event = self.selections.event[self.elements]
+        bounds = np.searchsorted(sizes, np.arange(_BATCH, sizes[-1:].sum(), _BATCH), side="right")
+        bounds = np.searchsorted(event, event[bounds])  # where that event begins
+        for first, end in pairwise(np.unique([0, *bounds, len(sizes)])):
+            yield self._batch(slice(first, end), keys, to_sample, to_shuffle, places)
+
+    def _batch(self, which: slice, keys: HashKeys, to_sample: Any, to_shuffle: Any, places: Coordinates) -> ChoiceBatch:
+        past, chosen = self.trips.past, self.elements[which]
+        ranks, items = past.ranks[chosen], self.selections.items
+        event = np.searchsorted(self.rows, self.selections.event[chosen]).astype(np.int32)
+        positive, earlier = items[chosen], past.order[ranks - 1]
+        groups, rejected = self._rejected(which)
+        pools = build_pools(np.ones(len(self.codes), np.uint64), groups, rejected, len(chosen))
+        drawn, counts = sample(
+            mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
+        )
+        choice = np.repeat(np.arange(len(chosen), dtype=np.int32), counts.sum(axis=0))
+        negative = self.codes.astype(np.uint32)[drawn.T[counts.T]]
+        days, previous = self.selections.events["day_number"].to_numpy(), items[earlier]
+        per_choice = {
+            "event": event,
+            "step": (ranks - self.trips.trip_starts[ranks]).astype(np.int32),
+            "previous": previous,
+            "same_day": days[self.selections.event[earlier]] == days[self.selections.event[chosen]],
+            "positive": positive,
+            "pos_km": places.km(previous, positive),
+            "is_new": past.new[ranks],
+        }
+        values = {name: column[choice] for name, column in per_choice.items()}
+        values |= {"negative": negative, "neg_km": places.km(values["previous"], negative)}
+        if self.history:
+            users = self.selections.users[self.selections.event[chosen]]
+            users, before, now = (each[choice] for each in (users, ranks, self.events.timestamps[event]))
+            values |= past.history(users, before, now, values["positive"], negative)
+        if to_shuffle is not None:
+            of_choices = mix64(to_shuffle[event] ^ keys.nodes[positive])
+            values["order"] = mix64(of_choices[choice] ^ keys.nodes[negative])
+        empty = int(np.count_nonzero(pools.sizes == 0))
+        reason = WHOLE_CATALOGUE_SEEN if len(self.codes) else NO_NEGATIVES
+        return ChoiceBatch(EventRows(self.events, values), len(chosen) - empty, {reason: empty})
+
+    @cached_property
+    def _offered(self) -> Positions:
+        """The position of each item in the city's catalogue, -1 where it has none."""
+        offered = np.full(self.selections.nodes, -1, np.int32)
+        offered[self.codes] = np.arange(len(self.codes), dtype=np.int32)
+        return offered
+
+    @cached_property
+    def _known(self) -> I64:
+        """What may be rejected, ascending: ranks of first selections, or elements (`--reject event`), of offered items."""
+        if self.reject == "event":
+            return np.flatnonzero(self._offered[self.selections.items] >= 0)
+        firsts = self.trips.firsts
+        return firsts[self._offered[self.selections.items[self.trips.past.order[firsts]]] >= 0]
+
+    @cached_property
+    def _rejected_before(self) -> tuple[I64, I64]:
+        """The range in `_known` that each choice rejects: of its user, or of its event, before it."""
+        if self.reject == "event":
+            start, now = self.selections.lists.ends[self.selections.event[self.elements]], self.elements
+        else:
+            now = self.trips.past.ranks[self.elements]
+            start = self.trips.user_starts[now]
+        return np.searchsorted(self._known, start), np.searchsorted(self._known, now)
+
+    def _rejected(self, which: slice) -> tuple[I64, Positions]:
+        """What some choices reject, as `build_pools` takes it: the choice, and the position in the catalogue."""
+        low, high = (each[which] for each in self._rejected_before)
+        lengths = high - low
+        inside = np.repeat(low - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        known = self._known[inside]
+        elements = known if self.reject == "event" else self.trips.past.order[known]
+        chosen = self.elements[which]
+        # The positive is in that range unless it is new, or only its own event counts.
+        added = self._offered[self.selections.items[chosen]] >= 0
+        if self.reject == "seen":
+            added &= self.trips.past.new[self.trips.past.ranks[chosen]]
+        groups = np.concatenate([np.repeat(np.arange(len(chosen)), lengths), np.flatnonzero(added)])
+        rejected = self._offered[self.selections.items[np.concatenate([elements, chosen[added]])]]
+        both = np.sort((groups << 32) | rejected)
+        return both >> 32, (both & 0xFFFFFFFF).astype(np.int32)
+
+
+def _numbered(order: I64, columns: list[I64]) -> I64:
+    """Number the distinct rows of some columns in this order, which sorts them."""
+    changed = np.zeros(len(order), np.bool_)
+    for column in columns:
+        changed |= np.diff(column[order], prepend=column[order[:1]]) != 0
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.cumsum(changed)
+    return numbers
+
+
+def _starts(groups: I64) -> I64:
+    """Where each element's run of equal numbers begins."""
+    begins = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.repeat(begins, np.diff(begins, append=len(groups)))
