@@ -19,6 +19,7 @@ from etl.evaluation import bpr, metrics
 from etl.evaluation.metrics import GroupMetrics, RankingMetrics
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset
+from etl.triples.next_choices import Coordinates
 
 MAX_CELLS = 6_000_000
 """How many (choice, item) pairs are ranked at most: with more, the choices of a random part of the users."""
@@ -28,7 +29,6 @@ _NEAR_KM = 0.1
 """Added to distances before the logarithm: the length of a block."""
 NEGATIVES = 16
 """Rows drawn per choice, where a table is not read but made."""
-_EARTH_KM = 6371.0088
 _NEVER = np.iinfo(np.int32).max
 
 CONFIG = bpr.BprConfig(
@@ -85,8 +85,8 @@ def order_selections(
         .sort("user_idx", "start", "trip_idx", "day_number", "within", nulls_last=False)
         .with_columns(
             seq=pl.int_range(pl.len()).over("user_idx"),
-            previous=pl.col("item").shift().over("trip_idx"),
-            same_day=pl.col("day_number") == pl.col("day_number").shift().over("trip_idx"),
+            previous=pl.col("item").shift().over("user_idx", "trip_idx"),
+            same_day=pl.col("day_number") == pl.col("day_number").shift().over("user_idx", "trip_idx"),
         )
     )
 
@@ -140,43 +140,22 @@ def _sampled(rows: pl.DataFrame, seed: int, max_cells: int) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """What is known of items, by index: `people`, the distinct users that selected each before test, and its coordinates.
-
-    Coordinates are radians, nan where one is missing or out of range.
-    """
+    """What is known of items, by index: `people`, the distinct users that selected each before test, and where it is."""
 
     people: I64
-    latitude: npt.NDArray[np.float64]
-    longitude: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, items: pl.DataFrame, people: I64) -> ItemFeatures:
-        """Take the coordinates of a dataset's items."""
-        degrees = (pl.col("latitude").is_between(-90, 90)) & (pl.col("longitude").is_between(-180, 180))
-        known = items.select(pl.when(degrees).then(pl.col(name)).cast(pl.Float64) for name in ("latitude", "longitude"))
-        latitude, longitude = np.radians(known.fill_null(np.nan).to_numpy()).T
-        return cls(people, latitude, longitude)
+    places: Coordinates
 
     def log_people(self, items: I64, without: npt.NDArray[np.bool_] | int = 0) -> npt.NDArray[np.float64]:
         """Return the logarithm of each item's users, `without` the user whose choice it is; none count as one half."""
         found: npt.NDArray[np.float64] = np.log(np.maximum(self.people[items] - without, 0.5))
         return found
 
-    def km(self, one: I64, other: I64) -> npt.NDArray[np.float64]:
-        """Return great-circle distances between items, whose shapes are broadcast; nan where one is unknown."""
-        north, east = self.latitude[other] - self.latitude[one], self.longitude[other] - self.longitude[one]
-        chord = (
-            np.sin(north / 2) ** 2 + np.cos(self.latitude[one]) * np.cos(self.latitude[other]) * np.sin(east / 2) ** 2
-        )
-        distance: npt.NDArray[np.float64] = 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(chord, 0, 1)))
-        return distance
-
     def of_choices(self, choices: Choices) -> Features:
         """Return the features of every candidate: (choices, items, 3), log users, log distance, the same within a day.
 
         An unknown distance counts as the mean of the choice's known ones: it neither helps nor harms.
         """
-        distance = np.log(_NEAR_KM + self.km(choices.previous[:, None], choices.items))
+        distance = np.log(_NEAR_KM + self.places.km(choices.previous[:, None], choices.items))
         known = ~np.isnan(distance) & choices.candidates
         total = np.where(known, distance, 0).sum(axis=1, keepdims=True)
         distance = np.where(np.isnan(distance), total / np.maximum(known.sum(axis=1, keepdims=True), 1), distance)
@@ -239,7 +218,7 @@ def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random
         order = np.argsort(np.where(pool, rng.random(pool.shape), 2.0), axis=1)[:, :NEGATIVES]
         row, place = np.nonzero(np.take_along_axis(pool, order, axis=1))
         positives, negatives = each.items[each.chosen[row]], each.items[order[row, place]]
-        pos_km, neg_km = (features.km(each.previous[row], items) for items in (positives, negatives))
+        pos_km, neg_km = (features.places.km(each.previous[row], items) for items in (positives, negatives))
         weights = np.ones(len(row), np.float32)
         drawn.append(Rows(each.users[row], positives, negatives, weights, pos_km, neg_km, each.same_day[row]))
     return Rows(*(np.concatenate(columns) for columns in zip(*drawn, strict=True)))

@@ -53,6 +53,7 @@ from etl.evaluation.verdict import (
 from etl.runtime.run_record import Progress
 from etl.settings.values import advice
 from etl.snapshots.manifest import RANKER_TEXT
+from etl.triples.next_choices import Coordinates
 
 SCOPES = {"all": False, "new": True}
 MAX_CITIES = 20
@@ -268,7 +269,7 @@ def _largest(groups: GroupMetrics) -> list[str]:
 
 def _probe_next(task: ProbeTask, seed: int, progress: Progress, *, controls: bool) -> dict[str, Any]:
     """Return the facts about the next item. Without a table `next/`, those of the rankings that need no training."""
-    features = next_item.ItemFeatures.of(task.dataset.items, task.counts.people)
+    features = next_item.ItemFeatures(task.counts.people, Coordinates.of(task.dataset.items))
     config = replace(next_item.CONFIG, seed=seed)
     rows = task.next_rows
     if rows is None and task.has_next:  # the published rows contain the held-out trips
@@ -286,7 +287,7 @@ def _probe_next(task: ProbeTask, seed: int, progress: Progress, *, controls: boo
         **_next_summary(task, ranked, seed),
         "cities": {city: _next_summary(task, ranked, seed, city) for city in _largest(ranked[BY_USERS])},
     }
-    known = not np.isnan(features.latitude + features.longitude).all()
+    known = not np.isnan(features.places.latitude + features.places.longitude).all()
     facts["verdict"] = next_verdict(facts, has_table=task.has_next, has_coordinates=known)
     if controls and model is not None:
         facts["controls"] = {

@@ -17,6 +17,7 @@ from etl.evaluation import next_item, probe
 from etl.evaluation.bpr import BprConfig
 from etl.evaluation.next_item import Choices, ItemFeatures, draw_rows, evaluate, iter_choices, order_selections
 from etl.evaluation.verdict import BY_DISTANCE, BY_USERS, MODEL, RANDOM
+from etl.triples.next_choices import Coordinates
 
 PARTS = ("train", "valid", "test")
 
@@ -39,6 +40,10 @@ def dataset_of(cities, coordinates=None):
         users=pl.DataFrame({"user_idx": range(150)}),
         eligible_items=lambda: items.filter(pl.col("status") != "archived"),
     )
+
+
+def features_of(dataset, people):
+    return ItemFeatures(np.array(people), Coordinates.of(dataset.items))
 
 
 def frames(trips):
@@ -167,8 +172,10 @@ PLACE = st.tuples(
 
 @given(PLACE, PLACE)
 def test_distances_are_great_circles(one, other):
-    features = ItemFeatures.of(dataset_of(["A", "A"], [one, other]).items, np.array([1, 1]))
-    assert features.km(np.array([0]), np.array([1]))[0] == pytest.approx(naive_km(one, other), rel=1e-6, abs=1e-3)
+    features = features_of(dataset_of(["A", "A"], [one, other]), [1, 1])
+    assert features.places.km(np.array([0]), np.array([1]))[0] == pytest.approx(
+        naive_km(one, other), rel=1e-6, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_distances_are_great_circles(one, other):
 def test_an_unknown_place_is_as_far_as_the_mean(place):
     """It is compared by popularity alone; where the previous item's place is unknown, all are."""
     dataset = dataset_of(["A"] * 4, [(0.0, 0.0), (0.0, 1.0), (0.0, 3.0), place])
-    features = ItemFeatures.of(dataset.items, np.array([1, 2, 3, 4]))
+    features = features_of(dataset, [1, 2, 3, 4])
     items, same = np.arange(4), np.array([True, False])
     candidates = np.array([[False, True, True, True]] * 2)
     found = features.of_choices(Choices("A", items, items[:2], np.array([0, 3]), np.array([1, 1]), same, candidates))
@@ -205,7 +212,7 @@ def naive_metrics(scores, chosen):
 def test_untrained_rankings_are_those_of_plain_python(trips, people, places):
     """With ties, with choices that have no other candidate, and users without a new item."""
     dataset = dataset_of(CITIES, places)
-    features = ItemFeatures.of(dataset.items, np.array(people))
+    features = features_of(dataset, people)
     choices = choices_of(dataset, trips, ["test"])
     scorers = {BY_USERS: next_item.by_people, BY_DISTANCE: next_item.by_people_and_distance}
     found = evaluate(choices, features, scorers)
@@ -233,7 +240,7 @@ def test_untrained_rankings_are_those_of_plain_python(trips, people, places):
 @given(TRIPS)
 def test_rows_are_drawn_from_the_candidates_evenly_often(trips):
     dataset = dataset_of(CITIES)
-    features = ItemFeatures.of(dataset.items, np.ones(6, int))
+    features = features_of(dataset, [1] * 6)
     rows = draw_rows(choices_of(dataset, trips, ["train"]), features, np.random.default_rng(0))
     expected = Counter(
         (user, chosen, other)
