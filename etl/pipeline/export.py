@@ -10,6 +10,7 @@ from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, extract
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.guards import check_rejected_share, check_scope, rejected_shares
 from etl.pipeline.publication import Publication, open_publication
+from etl.pipeline.published import probe_published
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
@@ -57,6 +58,7 @@ def export(
 
             result, retries = retry_on_conflict(attempt, stop.sleep)
     result.retries = retries
+    probe_published(settings, result)
     return result
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from etl.errors import DataError
+from etl.errors import DataError, EtlError
 from etl.pipeline.guards import check_auc
 from etl.reporting.history import previous_runs
 from etl.reporting.page import REQUIRED_FILES, build_report
@@ -19,6 +21,7 @@ from etl.transform.personas import affinity_model
 
 if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult
+    from etl.pipeline.context import RunResult
 
 
 def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
@@ -33,6 +36,29 @@ def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToke
         _add_report(probed, settings, progress, found.facts)
     check_auc(found, settings, "It was published all the same.")
     return found
+
+
+def probe_published(settings: Settings, result: RunResult) -> None:
+    """Probe the snapshot that a run, an export or an expansion has just published, where that was asked for."""
+    if result.snapshot is not None:
+        result.stop.end_critical()  # the run's own work is done
+        probe_afterwards(
+            settings, result, partial(probe, replace(settings, snapshot=result.snapshot), stop=result.stop)
+        )
+
+
+def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..., ProbeResult]) -> None:
+    """Probe after the run's own work, unless `fail_below` had it done before. A failure, or a signal, is a warning."""
+    if not settings.probe or settings.fail_below is not None:
+        return
+    try:
+        with result.step("probe"):
+            found = measure(progress=result.progress)
+    except EtlError as error:
+        result.warnings.append(f"The probe was not made: {error}")
+        return
+    result.counts["probe"] = found.manifest_entry()
+    result.warnings += found.warnings()
 
 
 def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:

@@ -276,7 +276,7 @@ class Settings:
         (),
         metavar="TABLE",
     )
-    probe: bool = _flag(LIMITS, "Train a small model on the triples before anything is published.")
+    probe: bool = _flag(LIMITS, "Measure what the data are worth, after publishing; with --fail-below before it.")
     fail_below: float | None = _option(
         LIMITS,
         "With the probe: exit 5 when its AUC is below this; nothing is published.",

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from etl.evaluation import sample
 from etl.evaluation.holdout import build_task
 from etl.pipeline import published
 from etl.pipeline.context import RunResult
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import open_snapshot
@@ -151,10 +153,62 @@ def test_a_night_that_teaches_too_little_leaves_all_as_it_was(small_world, tmp_p
 
 
 def test_a_split_that_holds_nothing_out_can_t_be_probed(small_world, settings_for):
+    """With a limit nothing is committed. Without, the run's work is done when the probe begins: it is a warning."""
     before = database_state(small_world)
     with pytest.raises(DataError, match="holds no item out"):
-        etl.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
+        etl.run(settings_for(small_world, fail_below=0.1, split="time:2999-01-01"))
     assert database_state(small_world) == before
+    report = etl.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
+    assert database_state(small_world) != before
+    assert "probe" not in manifest_of(report)
+    assert [
+        warning
+        for warning in report.warnings
+        if warning.startswith("The probe was not made: The split time:2999-01-01")
+    ]
+
+
+def test_the_probe_holds_no_transaction_open_unless_it_has_a_limit(small_world, settings_for):
+    """While models are trained, the database is idle and LATEST is switched; with --fail-below, neither."""
+
+    def look(seen):
+        def progress(what, _done, _of):
+            if what.startswith("probe"):
+                with psycopg.connect(small_world) as connection:
+                    (open_,) = connection.execute(
+                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
+                        "AND pid <> pg_backend_pid()"
+                    ).fetchone()
+                seen.append((open_, (Path(settings.out) / "LATEST").exists()))
+
+        return progress
+
+    settings = settings_for(small_world, probe=True)
+    after, before = [], []
+    dry = etl.run(replace(settings, dry_run=True), progress=look(after))
+    assert "probe" in dry.counts
+    assert set(after) == {(0, False)}
+    after.clear()
+    etl.run(settings, progress=look(after))
+    assert set(after) == {(0, True)}
+    other = settings_for(small_world, fail_below=0.1, out=str(Path(settings.out) / "other"))
+    settings = other
+    etl.run(other, progress=look(before))
+    assert {open_ > 0 for open_, _ in before} == {True}
+    assert {switched for _, switched in before} == {False}
+
+
+def test_a_signal_during_the_probe_leaves_what_was_published(small_world, settings_for):
+    stop = CancelToken()
+    report = etl.run(
+        settings_for(small_world, probe=True),
+        stop=stop,
+        progress=lambda what, *_: what == "probe: final" and stop.cancel(),
+    )
+    assert report.snapshot is not None
+    assert report.warnings[-1] == "The probe was not made: Stopped."
+    assert "probe" not in manifest_of(report)
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
 
 
 def test_a_city_s_weight_is_on_its_triples_and_a_slip_of_the_pen_is_said(night, tmp_path):
@@ -374,3 +428,73 @@ def test_variants_are_tuned_before_what_is_held_out(night, tmp_path, split, tune
     found = published.probe(load_settings({"snapshot": expanded.snapshot}, {}))
     assert found.facts["tuned_on"] == tuned_on
     assert len(found.facts["variants"]) == 4
+
+
+@pytest.mark.parametrize("ids", ["string", "index"])
+def test_the_next_item_is_learned_from_the_published_rows_before_test(night, tmp_path, ids):
+    _, out, _ = night
+    given = {
+        "snapshot": str(out),
+        "split": "last-trip",
+        "task": ["triples", "next"],
+        "negatives": ["catalog:4"],
+        "ids": ids,
+    }
+    expanded = etl.expand(load_settings({**given, "out": str(tmp_path / "out"), "probe": True}, {}))
+    folder = Path(expanded.snapshot)
+    rows = pl.concat(
+        [pl.read_parquet(path, hive_partitioning=False) for path in folder.glob("next/split=*/**/*.parquet")]
+    )
+    learned = pl.concat(
+        pl.read_parquet(path, hive_partitioning=False)
+        for part in ("train", "valid")
+        for path in folder.glob(f"next/split={part}/**/*.parquet")
+    ).filter("is_new")
+    task = build_task(open_snapshot(folder))
+    assert len(task.next_rows.users) == learned.height < rows.height
+    users, items = (pl.read_parquet(folder / f"{name}s.parquet")[f"{name}_id"] for name in ("user", "item"))
+    if ids == "string":
+        columns = [column.tolist() for column in task.next_rows]
+        got = {
+            (users[u], items[p], items[n], same): (one, two)
+            for u, p, n, _, one, two, same in zip(*columns, strict=True)
+        }
+        names = "user_id", "pos_item", "neg_item", "same_day", "pos_km", "neg_km"
+        assert got == {tuple(row[:4]): tuple(row[4:]) for row in learned.select(names).iter_rows()}
+    facts = json.loads((folder / "probe.json").read_text())
+    assert facts["next"]["rows"] == learned.height
+    assert facts["next"]["users"] > 0
+    # The synthetic world's days have no geography.
+    assert not facts["next"]["verdict"]["adds_value"]
+    assert "There is nothing to learn from distance here" in facts["next"]["verdict"]["text"]
+    assert facts["next"]["verdict"]["text"] in expanded.counts["probe"]["verdicts"]
+    said = (folder / "report.html").read_text()
+    assert "There is nothing to learn from distance here" in said
+    assert "The next item, where it is new to the user" in said
+
+
+def test_controls_are_trained_where_they_are_asked_for(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "task": ["next"], "out": str(tmp_path / "out"), "negatives": ["catalog:4"]}
+    folder = etl.expand(load_settings(given, {})).snapshot  # without a split: it is made, and rows are drawn
+    plain = published.probe(load_settings({"snapshot": folder}, {}))
+    assert "controls" not in plain.facts["next"]
+    assert plain.facts["next"]["rows"] > 0
+    controlled = published.probe(load_settings({"snapshot": folder, "controls": True}, {}))
+    controls = controlled.facts["next"].pop("controls")
+    assert controlled.facts == plain.facts
+    assert set(controls) == {"random_previous", "shuffled_order"}
+    assert all({"model", "popularity_by_users"} <= set(each["rankings"]) for each in controls.values())
+    by_users = controls["random_previous"]["rankings"]["popularity_by_users"]
+    assert by_users == plain.facts["next"]["rankings"]["popularity_by_users"]  # the previous item says nothing of it
+    assert by_users != controls["shuffled_order"]["rankings"]["popularity_by_users"]
+
+
+def test_a_damaged_next_table_is_named(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "last-trip", "task": ["triples", "next"], "out": str(tmp_path / "out")}
+    folder = Path(etl.expand(load_settings({**given, "negatives": ["catalog:4"]}, {})).snapshot)
+    path = next(folder.glob("next/split=train/**/*.parquet"))
+    pl.read_parquet(path, hive_partitioning=False).drop("pos_km").write_parquet(path)
+    with pytest.raises(DataError, match=r"next/split=train/.* can't be read"):
+        published.probe(load_settings({"snapshot": str(folder)}, {}))
