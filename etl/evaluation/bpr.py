@@ -150,30 +150,38 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
 
 
 class IndexedModel(NamedTuple):
-    """A model of users with any indexes: `users` are those with triples, ascending. Others have no factors."""
+    """A model of users and items with any indexes: `users` and `items` are those with triples, ascending.
+
+    Its parameters have one more row each, of zeros, for all others.
+    """
 
     users: Ints
+    items: Ints
     model: Model
 
     def scores(self, users: Ints, items: Ints) -> Floats:
-        """Return the score of these items for these users, as `Model.scores` does."""
-        place = np.searchsorted(self.users, users)
-        known = np.append(self.users, -1)[place] == users
-        return self.model.scores(np.where(known, place, len(self.users)), items)
+        """Return the score of these items for these users, as `Model.scores` does; of unknown items 0."""
+        return self.model.scores(_places(self.users, users), _places(self.items, items))
 
 
 def train_indexed(
-    users: Ints,
-    positives: Ints,
-    negatives: Ints,
-    weights: npt.NDArray[np.floating] | None,
-    n_items: int,
-    **options: Any,
+    users: Ints, positives: Ints, negatives: Ints, weights: npt.NDArray[np.floating] | None, **options: Any
 ) -> IndexedModel:
-    """Train a model that has parameters for the users of the triples alone, however many there are. See `train`."""
-    known, codes = np.unique(users, return_inverse=True)
-    # One user more, without triples.
-    return IndexedModel(known, train(codes, positives, negatives, weights, len(known) + 1, n_items, **options))
+    """Train a model that has parameters for the users and items of the triples alone, however many there are. See `train`."""
+    user, users = np.unique(users, return_inverse=True)
+    item, pairs = np.unique(np.concatenate([positives, negatives]), return_inverse=True)
+    positives, negatives = np.split(pairs, 2)
+    trained = train(users, positives, negatives, weights, len(user), len(item), **options)
+    factors, items, biases = (
+        np.concatenate([each, np.zeros((1, *each.shape[1:]), np.float32)]) for each in trained[:3]
+    )
+    return IndexedModel(user, item, Model(factors, items, biases, trained.slopes))
+
+
+def _places(known: Ints, indexes: Ints) -> Ints:
+    """Return where indexes are in the sorted `known`, and its length for those that are not."""
+    place = np.searchsorted(known, indexes)
+    return np.where(np.append(known, -1)[place] == indexes, place, len(known))
 
 
 def _steps(n_triples: int, options: BprConfig) -> int:

@@ -211,7 +211,7 @@ def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
     if made:
         options = replace(options, split=SplitSpec("last-trip"))
     whole = build_training_set(read_dataset(snapshot), options)
-    counts = count_selections(whole)
+    counts = count_selections(whole, seed)
     rows = [0]
     for kind in ("triples", "next"):
         files = (snapshot.files[path.relative_to(snapshot.folder).as_posix()] for *_, path in snapshot.data_files(kind))

@@ -266,7 +266,6 @@ def train(
             rows.positives,
             rows.negatives,
             rows.weights,
-            items,
             options=config,
             features=columns,
             after_epoch=after_epoch,

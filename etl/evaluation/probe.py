@@ -174,10 +174,10 @@ def _probe_trip(
     if len(variants) > 1 and task.tuning_holdout and len(task.tuning_train.users):
         for number, config in enumerate(variants, 1):
             what = f"probe: variant {number} of {len(variants)}"
-            ranker = _train(task, task.tuning_train, config, progress, what)
+            ranker = _train(task.tuning_train, config, progress, what)
             tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(n_users))
     best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
-    ranked = _rank_test(task, _train(task, task.train, best, progress, "probe: final"), default_affinity)
+    ranked = _rank_test(task, _train(task.train, best, progress, "probe: final"), default_affinity)
     figures = {key: found.per_user(n_users) for key, found in ranked.items()}
     facts = {
         "split": task.split,
@@ -191,9 +191,9 @@ def _probe_trip(
         ],
         "options": asdict(best),
         "unranked_places": task.unranked,
-        "users_passed_over": len(task.counts.users) - len(task.sampled),
+        "users_passed_over": task.counts.n_users - len(task.sampled),
         "users_sampled": len(task.sampled),
-        "users_in_all": len(task.counts.users),
+        "users_in_all": task.counts.n_users,
         **_trip_summary(figures, seed),
     }
     facts["verdict"] = {
@@ -207,13 +207,12 @@ def _probe_trip(
     return ProbeResult(facts, best, figures)
 
 
-def _train(task: ProbeTask, triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
+def _train(triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
     model = bpr.train_indexed(
         triples.users,
         triples.positives,
         triples.negatives,
         triples.weights,
-        task.dataset.items.height,
         options=config,
         after_epoch=_follow(progress, what, config),
     )

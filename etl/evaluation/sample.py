@@ -19,6 +19,8 @@ MAX_USERS = 5_000
 """How many users are sampled at most: their interval is narrow enough."""
 MAX_CELLS = 3_000_000
 """How many (user, item of a city that the user visited) pairs are ranked at most."""
+MAX_ITEMS = 15_000
+"""How many items the catalogues have at most: a model has parameters for each."""
 MAX_ROWS = 1_000_000
 """How many rows of the triples, or of `next/`, a model is trained on at most, roughly: users differ in their number."""
 
@@ -27,20 +29,23 @@ MAX_ROWS = 1_000_000
 class Counts:
     """Counts of a dataset's events before test, and its users.
 
-    `events` and `people` have for each item, by index, the events and the distinct users that selected it. `users` are the
-    indexes of the users with events in cities that have triples, ascending; `cells` sums the catalogues of their cities.
+    `events` and `people` have for each item, by index, the events and the distinct users that selected it. `n_users` counts the
+    users with events in cities that have triples. `users` are the indexes of those that may be sampled, ascending, and `cells`
+    sums the catalogues of their cities.
     """
 
     events: I64
     people: I64
+    n_users: int
     users: I64
     cells: int
 
 
-def count_selections(training: TrainingSet) -> Counts:
-    """Count the events of a dataset with a split, one bucket at a time."""
-    items = training.dataset.items.height
-    events, people, users, cells = np.zeros(items, np.int64), np.zeros(items, np.int64), [np.zeros(0, np.int64)], 0
+def count_selections(training: TrainingSet, seed: int = 0) -> Counts:
+    """Count the events of a dataset with a split, one bucket at a time. Of too many cities, the users of some are sampled."""
+    items, chosen = training.dataset.items.height, _sample_cities(training, seed)
+    events, people, n_users, cells = np.zeros(items, np.int64), np.zeros(items, np.int64), 0, 0
+    users = [np.zeros(0, np.int64)]
     light = replace(training.dataset, events=training.dataset.events.select(["selected_idx"]))
     for bucket in replace(training, dataset=light).buckets():
         before = bucket.filter(pl.col("split") != "test")
@@ -48,16 +53,28 @@ def count_selections(training: TrainingSet) -> Counts:
         # A bucket has all events of its users.
         pairs = before.select("user_idx", "selected_idx").explode("selected_idx", empty_as_null=False).unique()
         people += np.bincount(pairs["selected_idx"].to_numpy(), minlength=items)
-        kept = bucket.filter(pl.col("city").is_in(training.kept)).select("user_idx", "city").unique()
-        cells += int(kept["city"].replace_strict(training.eligible, default=0, return_dtype=pl.Int64).sum())
-        users.append(kept["user_idx"].unique().to_numpy().astype(np.int64))
-    return Counts(events, people, np.sort(np.concatenate(users)), cells)
+        own = bucket.filter(pl.col("city").is_in(training.kept)).group_by("user_idx").agg(pl.col("city").unique())
+        n_users += own.height
+        # Only users without another city: their split is not cut.
+        whole = own.filter(pl.col("city").list.eval(pl.element().is_in(chosen)).list.all())
+        sizes = whole["city"].explode().replace_strict(training.eligible, default=0, return_dtype=pl.Int64)
+        cells += int(sizes.sum())
+        users.append(whole["user_idx"].to_numpy().astype(np.int64))
+    return Counts(events, people, n_users, np.sort(np.concatenate(users)), cells)
+
+
+def _sample_cities(training: TrainingSet, seed: int) -> list[str]:
+    """Return the cities with triples, in random order, as many as have at most MAX_ITEMS items together; one at least."""
+    cities = [training.kept[place] for place in np.random.default_rng(seed).permutation(len(training.kept))]
+    sizes = np.cumsum([training.eligible.get(city, 0) for city in cities])
+    return cities[: max(1, int(np.searchsorted(sizes, MAX_ITEMS, side="right")))]
 
 
 def sample_users(counts: Counts, rows: int, seed: int) -> I64:
-    """Return the sampled users, ascending: all of them where that is not too many. `rows` are those to be trained on."""
-    n = len(counts.users)
-    share = min(1.0, MAX_USERS / max(n, 1), MAX_CELLS / max(counts.cells, 1), MAX_ROWS / max(rows, 1))
+    """Return the sampled users, ascending: all of them where that is not too many. `rows` are those of all users."""
+    n = max(len(counts.users), 1)
+    trained = rows * n / max(counts.n_users, 1)
+    share = min(1.0, MAX_USERS / n, MAX_CELLS / max(counts.cells, 1), MAX_ROWS / max(trained, 1))
     sampled: I64 = np.random.default_rng(seed).permutation(counts.users)[: max(1, int(n * share))]
     return np.sort(sampled)
 

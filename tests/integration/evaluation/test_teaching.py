@@ -403,6 +403,26 @@ def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, mon
     assert found.facts["users_sampled"] + found.facts["users_passed_over"] == len(users)
 
 
+def test_of_too_many_items_some_cities_users_are_sampled(night, monkeypatch):
+    """All of a user's trips are in the sampled cities: the split is not cut."""
+    _, _, report = night
+    snapshot = open_snapshot(Path(report.snapshot))
+    whole = build_task(snapshot)
+    monkeypatch.setattr(sample, "MAX_ITEMS", 1)
+    chosen = set()
+    for seed in range(8):
+        part = build_task(snapshot, seed)
+        (group,) = part.test
+        chosen.add(group.city)
+        (every,) = [each for each in whole.test if each.city == group.city]
+        cities = whole.kept_events.group_by("user_idx").agg(pl.col("city").unique())
+        single = cities.filter(pl.col("city").list.len() == 1, pl.col("city").list.first() == group.city)["user_idx"]
+        assert part.sampled.tolist() == single.sort().to_list()
+        assert part.counts.n_users == len(whole.sampled)
+        assert set(group.users) == set(every.users) & set(part.sampled)
+    assert chosen == {"New York", "Mexico City"}
+
+
 def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
     _, _, report = night
     shutil.copytree(report.snapshot, tmp_path / "copy")
