@@ -9,8 +9,9 @@ again with the snapshot's own settings, since the published ones contain the hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,15 +60,15 @@ class TripleArrays:
         )
 
 
-def regenerate(training: TrainingSet, part: str) -> TripleArrays:
-    """Generate the triples of a part of the split."""
-    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
+def regenerate(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> TripleArrays:
+    """Generate the triples of a part of the split, by default of all cities that have any."""
+    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part, cities))
 
 
-def partitions(training: TrainingSet, part: str) -> Iterator[Partition]:
-    """Yield the kept partitions of a part of the split, in the order of the cities' bytes."""
+def partitions(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> Iterator[Partition]:
+    """Yield the partitions of a part of the split, by default all that have triples, in the order of the cities' bytes."""
     for partition in training.partitions(training.events):
-        if partition.kept and partition.split == part:
+        if partition.city in (training.kept if cities is None else cities) and partition.split == part:
             yield partition
 
 
@@ -89,23 +90,22 @@ def table(partition: Partition) -> pl.DataFrame:
 
 
 def published_rows(
-    snapshot: Snapshot, training: TrainingSet, kind: str, part: str, users: I64, more: Sequence[str] = ("weight",)
+    snapshot: Snapshot, dataset: Dataset, files: Iterable[Path], users: I64, more: Sequence[str] = ("weight",)
 ) -> Iterator[pl.DataFrame]:
-    """Read some users' rows of a part of the split in `triples/` or `next/`, by index or by id: indexes and `more` columns."""
-    user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
+    """Read some users' rows from files of `triples/` or `next/`, by index or by id: indexes and `more` columns."""
+    user, item = (pl.Enum(ids) for ids in (dataset.users["user_id"], dataset.items["item_id"]))
     enums = {"user_id": user, "pos_item": item, "neg_item": item}
     sizes = dict(zip(INDEXES.values(), (len(user.categories), *[len(item.categories)] * 2), strict=True))
     own = pl.Series(users, dtype=pl.UInt32)
-    for split, _, path in snapshot.data_files(kind):
-        if split == part:
-            try:
-                rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
-                rows = rows.select(*INDEXES.values(), *more)
-            except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
-                raise damaged(path, error) from None
-            if any((rows[name] >= size).any() for name, size in sizes.items()):
-                raise damaged(path, "an index is past the end of the users or items")
-            yield rows.filter(pl.col("user_idx").is_in(own.implode()))
+    for path in files:
+        try:
+            rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
+            rows = rows.select(*INDEXES.values(), *more)
+        except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
+            raise damaged(path, error) from None
+        if any((rows[name] >= size).any() for name, size in sizes.items()):
+            raise damaged(path, "an index is past the end of the users or items")
+        yield rows.filter(pl.col("user_idx").is_in(own.implode()))
 
 
 def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
@@ -212,30 +212,32 @@ def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
         options = replace(options, split=SplitSpec("last-trip"))
     whole = build_training_set(read_dataset(snapshot), options)
     counts = count_selections(whole, seed)
-    rows = [0]
-    for kind in ("triples", "next"):
-        files = (snapshot.files[path.relative_to(snapshot.folder).as_posix()] for *_, path in snapshot.data_files(kind))
-        rows.append(sum(file.rows for file in files))
+    files = {
+        kind: [(split, path) for split, city, path in snapshot.data_files(kind) if city in counts.cities]
+        for kind in ("triples", "next")
+    }
+    rows = [
+        sum(snapshot.files[path.relative_to(snapshot.folder).as_posix()].rows for _, path in each)
+        for each in files.values()
+    ]
     users, has_next = sample_users(counts, max(rows), seed), bool(snapshot.data_files("next"))
     training = restrict(whole, users)
-    if made:
-        task = build_task_from(
-            training, lambda part: regenerate(training, part), "last-trip, made from its events", counts
-        )
+
+    def published(kind: str, *columns: str, parts: Collection[str]) -> Iterator[pl.DataFrame]:
+        paths = [path for split, path in files[kind] if split in parts]
+        return published_rows(snapshot, whole.dataset, paths, users, columns)
+
+    def triples(part: str) -> TripleArrays:
+        if made:
+            return regenerate(training, part, counts.cities)
+        return TripleArrays.of(published("triples", "weight", parts=[part]))
+
+    task = build_task_from(training, triples, "last-trip, made from its events" if made else options.split, counts)
+    if made or not has_next:
         return replace(task, has_next=has_next)
-    task = build_task_from(
-        training,
-        lambda part: TripleArrays.of(published_rows(snapshot, training, "triples", part, users)),
-        options.split,
-        counts,
-    )
-    if not has_next:
-        return task
-    columns = ["weight", "pos_km", "neg_km", "same_day", "is_new"]
-    parts = [
-        each for part in ("train", "valid") for each in published_rows(snapshot, training, "next", part, users, columns)
-    ]
-    return replace(task, has_next=True, next_rows=next_item.Rows.of(parts))
+    columns = "weight", "pos_km", "neg_km", "same_day", "is_new"
+    next_rows = next_item.Rows.of(published("next", *columns, parts=["train", "valid"]))
+    return replace(task, has_next=True, next_rows=next_rows)
 
 
 def build_task_from(
@@ -245,12 +247,13 @@ def build_task_from(
 
     `counts` are those of all users, where the dataset holds only some of them.
     """
-    dataset, events = training.dataset, _kept_events(training)
+    counts = count_selections(training) if counts is None else counts
+    dataset, events = training.dataset, _events_of(training, counts.cities)
     train, valid = triples("train"), triples("valid")
     tuning_holdout, _ = build_holdout(dataset, events, "valid", ["train"])
     tuning_train, tuned_on = train, "valid"
     if not tuning_holdout:
-        tuning_train, tuning_holdout = _last_of_train(training)
+        tuning_train, tuning_holdout = _last_of_train(training, counts.cities)
         tuned_on = "each user's last trip in train"
     test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
     return ProbeTask(
@@ -260,7 +263,7 @@ def build_task_from(
         tuning_holdout,
         tuned_on,
         test,
-        count_selections(training) if counts is None else counts,
+        counts,
         events["user_idx"].unique().sort().to_numpy(),
         split,
         unranked,
@@ -279,18 +282,17 @@ def training_options(snapshot: Snapshot) -> TripleOptions:
     return TripleOptions(**found)
 
 
-def _kept_events(training: TrainingSet) -> pl.DataFrame:
-    """Return the events of the cities that have triples."""
-    return training.events.filter(pl.col("city").is_in(training.kept))
+def _events_of(training: TrainingSet, cities: Collection[str]) -> pl.DataFrame:
+    return training.events.filter(pl.col("city").is_in(list(cities)))
 
 
-def _last_of_train(training: TrainingSet) -> tuple[TripleArrays, list[HoldoutGroup]]:
+def _last_of_train(training: TrainingSet, cities: Collection[str]) -> tuple[TripleArrays, list[HoldoutGroup]]:
     """Return the triples of train without each user's last trip in it, and the items of that trip as held out."""
     train = in_train(training.events).drop("split")
     earlier = replace(training.dataset, events=BucketedEvents.of(train))
     inner = build_training_set(earlier, replace(training.options, split=SplitSpec("last-trip")))
-    held, _ = build_holdout(earlier, _kept_events(inner), "test", ["train", "valid"])
-    return regenerate(inner, "train") + regenerate(inner, "valid"), held
+    held, _ = build_holdout(earlier, _events_of(inner, cities), "test", ["train", "valid"])
+    return regenerate(inner, "train", cities) + regenerate(inner, "valid", cities), held
 
 
 # --- rankers ---------------------------------------------------------------------------------------------------------

@@ -194,6 +194,7 @@ def _probe_trip(
         "users_passed_over": task.counts.n_users - len(task.sampled),
         "users_sampled": len(task.sampled),
         "users_in_all": task.counts.n_users,
+        "cities_sampled": len(task.counts.cities),
         **_trip_summary(figures, seed),
     }
     facts["verdict"] = {

@@ -30,19 +30,20 @@ class Counts:
     """Counts of a dataset's events before test, and its users.
 
     `events` and `people` have for each item, by index, the events and the distinct users that selected it. `n_users` counts the
-    users with events in cities that have triples. `users` are the indexes of those that may be sampled, ascending, and `cells`
-    sums the catalogues of their cities.
+    users with events in cities that have triples. `cities` are those that are looked at, `users` the indexes of the users with
+    events in them, ascending, and `cells` sums the catalogues of these users' cities.
     """
 
     events: I64
     people: I64
     n_users: int
+    cities: frozenset[str]
     users: I64
     cells: int
 
 
 def count_selections(training: TrainingSet, seed: int = 0) -> Counts:
-    """Count the events of a dataset with a split, one bucket at a time. Of too many cities, the users of some are sampled."""
+    """Count the events of a dataset with a split, one bucket at a time. Of too many cities, some are sampled."""
     items, chosen = training.dataset.items.height, _sample_cities(training, seed)
     events, people, n_users, cells = np.zeros(items, np.int64), np.zeros(items, np.int64), 0, 0
     users = [np.zeros(0, np.int64)]
@@ -53,14 +54,12 @@ def count_selections(training: TrainingSet, seed: int = 0) -> Counts:
         # A bucket has all events of its users.
         pairs = before.select("user_idx", "selected_idx").explode("selected_idx", empty_as_null=False).unique()
         people += np.bincount(pairs["selected_idx"].to_numpy(), minlength=items)
-        own = bucket.filter(pl.col("city").is_in(training.kept)).group_by("user_idx").agg(pl.col("city").unique())
-        n_users += own.height
-        # Only users without another city: their split is not cut.
-        whole = own.filter(pl.col("city").list.eval(pl.element().is_in(chosen)).list.all())
-        sizes = whole["city"].explode().replace_strict(training.eligible, default=0, return_dtype=pl.Int64)
-        cells += int(sizes.sum())
-        users.append(whole["user_idx"].to_numpy().astype(np.int64))
-    return Counts(events, people, n_users, np.sort(np.concatenate(users)), cells)
+        own = bucket.filter(pl.col("city").is_in(training.kept)).select("user_idx", "city").unique()
+        n_users += own["user_idx"].n_unique()
+        here = own.filter(pl.col("city").is_in(chosen))
+        cells += int(here["city"].replace_strict(training.eligible, default=0, return_dtype=pl.Int64).sum())
+        users.append(here["user_idx"].unique().to_numpy().astype(np.int64))
+    return Counts(events, people, n_users, frozenset(chosen), np.sort(np.concatenate(users)), cells)
 
 
 def _sample_cities(training: TrainingSet, seed: int) -> list[str]:
@@ -71,10 +70,9 @@ def _sample_cities(training: TrainingSet, seed: int) -> list[str]:
 
 
 def sample_users(counts: Counts, rows: int, seed: int) -> I64:
-    """Return the sampled users, ascending: all of them where that is not too many. `rows` are those of all users."""
+    """Return the sampled users, ascending: all of them where that is not too many. `rows` are those of the cities."""
     n = max(len(counts.users), 1)
-    trained = rows * n / max(counts.n_users, 1)
-    share = min(1.0, MAX_USERS / n, MAX_CELLS / max(counts.cells, 1), MAX_ROWS / max(trained, 1))
+    share = min(1.0, MAX_USERS / n, MAX_CELLS / max(counts.cells, 1), MAX_ROWS / max(rows, 1))
     sampled: I64 = np.random.default_rng(seed).permutation(counts.users)[: max(1, int(n * share))]
     return np.sort(sampled)
 

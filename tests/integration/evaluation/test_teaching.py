@@ -403,11 +403,14 @@ def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, mon
     assert found.facts["users_sampled"] + found.facts["users_passed_over"] == len(users)
 
 
-def test_of_too_many_items_some_cities_users_are_sampled(night, monkeypatch):
-    """All of a user's trips are in the sampled cities: the split is not cut."""
-    _, _, report = night
-    snapshot = open_snapshot(Path(report.snapshot))
+@pytest.mark.parametrize("split", ["none", "last-trip", "time:2024-10-01"])
+def test_of_too_many_items_some_cities_are_sampled(night, monkeypatch, tmp_path, split):
+    """The split is that of all cities, and of the chosen ones nothing is left out."""
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": split, "task": ["triples", "next"], "out": str(tmp_path / "out")}
+    snapshot = open_snapshot(Path(etl.expand(load_settings({**given, "negatives": ["catalog:4"]}, {})).snapshot))
     whole = build_task(snapshot)
+    city_of = whole.dataset.items["city"]
     monkeypatch.setattr(sample, "MAX_ITEMS", 1)
     chosen = set()
     for seed in range(8):
@@ -415,11 +418,13 @@ def test_of_too_many_items_some_cities_users_are_sampled(night, monkeypatch):
         (group,) = part.test
         chosen.add(group.city)
         (every,) = [each for each in whole.test if each.city == group.city]
-        cities = whole.kept_events.group_by("user_idx").agg(pl.col("city").unique())
-        single = cities.filter(pl.col("city").list.len() == 1, pl.col("city").list.first() == group.city)["user_idx"]
-        assert part.sampled.tolist() == single.sort().to_list()
+        assert all((getattr(group, name) == getattr(every, name)).all() for name in ("users", "relevant", "history"))
+        for ours, theirs in ((part.train, whole.train), (part.next_rows, whole.next_rows)):
+            if theirs is not None:
+                here = (city_of.gather(theirs.positives) == group.city).to_numpy()
+                assert np.array_equal(ours.positives, theirs.positives[here])
+                assert np.array_equal(ours.negatives, theirs.negatives[here])
         assert part.counts.n_users == len(whole.sampled)
-        assert set(group.users) == set(every.users) & set(part.sampled)
     assert chosen == {"New York", "Mexico City"}
 
 
