@@ -41,6 +41,7 @@ HOUR = {
 }
 BY_NAME = {
     "training_value.negatives": "training value of every negative-sampling strategy",
+    "training_value.next_place": "what the table next/ is worth on real visits",
     "training_value.large_catalogue": "negative sampling by popularity in large catalogues, simulated",
 }
 """Benchmarks that run only when they are named: about ten minutes each."""

@@ -228,7 +228,7 @@ def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
         return published_rows(snapshot, whole.dataset, paths, users, columns)
 
     def triples(part: str) -> TripleArrays:
-        if made:
+        if made and snapshot.data_files("triples"):
             return regenerate(training, part, counts.cities)
         return TripleArrays.of(published("triples", "weight", parts=[part]))
 

@@ -40,6 +40,7 @@ from etl.evaluation.verdict import (
     HISTORY_BY_USERS,
     METRICS,
     MODEL,
+    NO_INTERVAL,
     OWN_HISTORY,
     POPULARITY,
     RANDOM,
@@ -75,13 +76,14 @@ class ProbeResult:
 
     def mean(self, ranking: str, scope: str = "all") -> float:
         """Return a ranking's mean AUC over users; nan where no user could be evaluated."""
-        mean = self.facts["rankings"][ranking][scope]["auc"]["mean"]
-        return math.nan if mean is None else float(mean)
+        return _mean(self.facts["rankings"], ranking, scope)
 
     @property
     def auc(self) -> tuple[float, float]:
-        """The model's mean AUC, and popularity's."""
-        return self.mean(MODEL), self.mean(POPULARITY)
+        """The model's mean AUC, and popularity's: for the trip's items, or for the next one where there are no triples."""
+        if MODEL in self.facts["rankings"]:
+            return self.mean(MODEL), self.mean(POPULARITY)
+        return _mean(self.facts["next"]["rankings"], MODEL), _mean(self.facts["next"]["rankings"], BY_USERS)
 
     @property
     def advice(self) -> str:
@@ -96,26 +98,32 @@ class ProbeResult:
 
     def manifest_entry(self) -> dict[str, Any]:
         """Return the manifest's entry."""
-        ours = self.facts["rankings"][MODEL]["all"]
+        rankings, users, popularity = self.facts["next"]["rankings"], self.facts["next"]["users"], BY_USERS
+        if MODEL in self.facts["rankings"]:
+            rankings = {name: found["all"] for name, found in self.facts["rankings"].items()}
+            users, popularity = self.facts["users"], POPULARITY
+        ours = rankings.get(MODEL, dict.fromkeys(METRICS, NO_INTERVAL))
         return {
             "split": self.facts["split"],
-            "users": self.facts["users"],
+            "users": users,
             "auc": ours["auc"],
             "ndcg_at_10": ours["ndcg_at_10"],
-            "auc_of_popularity": self.facts["rankings"][POPULARITY]["all"]["auc"],
+            "auc_of_popularity": rankings[popularity]["auc"],
             "verdicts": self.verdicts,
         }
 
     def warnings(self) -> Iterator[str]:
         """Yield a warning where a model is not better than popularity, or worse than another simple ranking."""
-        ours, theirs = self.auc
-        if not ours > theirs:
-            yield self._no_value(ours, theirs)
-        elif worse := self._worse_than_a_count():
-            yield (
-                f"A model trained on these triples ranks held-out items worse than {worse}. {self.advice} "
-                "docs/negatives.md explains."
-            )
+        if MODEL in self.facts["rankings"]:
+            if not self.mean(MODEL) > self.mean(POPULARITY):
+                yield self._no_value(self.mean(MODEL), self.mean(POPULARITY))
+            elif worse := self._worse_than_a_count():
+                yield (
+                    f"A model trained on these triples ranks held-out items worse than {worse}. {self.advice} "
+                    "docs/negatives.md explains."
+                )
+        if self.facts["next"]["verdict"]["worse"]:
+            yield f"next/ has no training value. {self.facts['next']['verdict']['text']}"
 
     def _no_value(self, ours: float, theirs: float) -> str:
         found = self.facts["model_against"][POPULARITY]["all"]["auc"]
@@ -136,6 +144,12 @@ class ProbeResult:
                 if found and (found["high"] or 0.0) < min(0.0, worst[0] if worst else 0.0):
                     worst = found["high"], f"{RANKER_TEXT[name]}, without training ({text} {format_difference(found)})"
         return worst[1] if worst else None
+
+
+def _mean(rankings: Mapping[str, Any], ranking: str, scope: str | None = None) -> float:
+    found = rankings.get(ranking, {})
+    mean = (found if scope is None else found.get(scope, {})).get("auc", NO_INTERVAL)["mean"]
+    return math.nan if mean is None else float(mean)
 
 
 def probe(
@@ -177,7 +191,8 @@ def _probe_trip(
             ranker = _train(task.tuning_train, config, progress, what)
             tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(n_users))
     best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
-    ranked = _rank_test(task, _train(task.train, best, progress, "probe: final"), default_affinity)
+    model = _train(task.train, best, progress, "probe: final") if len(task.train.users) else None
+    ranked = _rank_test(task, model, default_affinity)
     figures = {key: found.per_user(n_users) for key, found in ranked.items()}
     facts = {
         "split": task.split,
@@ -203,7 +218,7 @@ def _probe_trip(
     }
     facts["cities"] = {
         city: _trip_summary({key: found.per_user(n_users, city) for key, found in ranked.items()}, seed)
-        for city in _largest(ranked[MODEL, "all"])
+        for city in _largest(ranked[RANDOM, "all"])
     }
     return ProbeResult(facts, best, figures)
 
@@ -224,7 +239,7 @@ def _follow(progress: Progress, what: str, config: bpr.BprConfig) -> Callable[[i
     return lambda number, _loss: progress(what, number, config.epochs)
 
 
-def _rank_test(task: ProbeTask, model: Ranker, default_affinity: float) -> dict[tuple[str, str], GroupMetrics]:
+def _rank_test(task: ProbeTask, model: Ranker | None, default_affinity: float) -> dict[tuple[str, str], GroupMetrics]:
     """Evaluate every ranking on test, over all items and over new ones."""
     rankers: dict[str, Ranker | None] = {
         MODEL: model,

@@ -23,6 +23,9 @@ METRICS = {"auc": "AUC", "ndcg_at_10": "NDCG@10"}
 """The metrics that decide."""
 
 
+NO_INTERVAL = {"mean": None, "low": None, "high": None}
+
+
 def summarize(figures: Mapping[str, RankingMetrics], seed: int) -> dict[str, dict[str, Any]]:
     """Return means with intervals over users, of every ranking and of the model's differences from each, user by user.
 
@@ -75,28 +78,33 @@ def is_better(apart: Mapping[str, Mapping[str, float | None]]) -> bool:
 def verdict(summary: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return whether the data add value for `what`, and a sentence with the figures that say so.
 
-    The model is compared with the ranking that is best without training, which may be another one for each metric.
+    The model is compared with the ranking that is best without training, which may be another one for each metric. It is
+    `worse` where it is below that one for a metric, with the whole interval.
     """
+    if MODEL not in summary["rankings"]:
+        return none(what, "no model was trained: the snapshot has no triples before the held-out part")
     best = {metric: best_untrained(summary, metric) for metric in METRICS}
     apart = {metric: summary["model_against"][name][metric] for metric, name in best.items()}
     if any(found["mean"] is None for found in apart.values()):
         return none(what, "no user could be evaluated")
+    worse = any(found["high"] < 0 for found in apart.values())
     rules = " and ".join(dict.fromkeys(RANKER_TEXT[name] for name in best.values()))
     one = len(set(best.values())) == 1
     better = is_better(apart)
     if better:
         said = f"the data add value: a model trained on them ranks better than {rules}, the best without training"
-    elif any(found["high"] < 0 for found in apart.values()):
+    elif worse:
         said = f"the data add no value: {rules}, without training, {'ranks' if one else 'rank'} better"
     else:
         ranks = "ranks" if one else "rank"
         said = f"the data add no value that can be told from chance: {rules}, without training, {ranks} as well"
-    return {"adds_value": better, "best_untrained": best, "text": f"For {what}, {said} ({format_gain(apart)})."}
+    text = f"For {what}, {said} ({format_gain(apart)})."
+    return {"adds_value": better, "worse": worse, "best_untrained": best, "text": text}
 
 
 def none(what: str, why: str) -> dict[str, Any]:
     """Return the verdict where there is nothing to compare."""
-    return {"adds_value": False, "best_untrained": None, "text": f"For {what}, {why}."}
+    return {"adds_value": False, "worse": False, "best_untrained": None, "text": f"For {what}, {why}."}
 
 
 def next_verdict(facts: Mapping[str, Any], *, has_table: bool, has_coordinates: bool) -> dict[str, Any]:
