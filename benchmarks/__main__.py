@@ -32,6 +32,7 @@ MINUTES = {
     "triples.candidates": "the top 20, at 100 to 10,000 nodes a city",
     "triples.sampling": "negatives sampled per second",
     "run.realdata": "the job on real visits",
+    "run.tables": "what interactions, next and history cost a run",
     "run.executors": "a run on Ray compared with a local one (needs the extra ray)",
     "training_value.row_order": "effect of the order of rows on SGD",
 }

@@ -1,4 +1,4 @@
-"""Check a published snapshot against its manifest, and its events, splits and triples against each other."""
+"""Check a published snapshot against its manifest, and its tables against its events."""
 
 from __future__ import annotations
 
@@ -21,8 +21,18 @@ _NEGATIVE = "no negative is a positive of its event"
 _TWICE = "no (event, positive, negative) stands twice"
 _ONCE = "every event stands once, in one part of the split"
 _ACCOUNT = "every positive is in the triples or counted as left out"
+_FLAT = "interactions has every selected item of every event, in its place"
+_CHOICE = "every choice of next is an item that its event selected, and no negative of its own"
+_ONE_DRAW = "no (choice, negative) stands twice in next"
+_CHOICES = "every choice of the manifest is in next"
 _BESIDE = frozenset({PROBE, REPORT, *(f"{STAGING}{name}" for name in (PROBE, REPORT, MANIFEST))})
-_TRAINING = (_POSITIVE, _NEGATIVE, _TWICE, _ONCE, _ACCOUNT)
+_CHECKS = {
+    "events": (_ONCE,),
+    "interactions": (_FLAT,),
+    "triples": (_POSITIVE, _NEGATIVE, _TWICE, _ACCOUNT),
+    "next": (_CHOICE, _ONE_DRAW, _CHOICES),
+}
+"""The checks of each table, besides those of its files."""
 
 
 def validate_snapshot(
@@ -30,7 +40,7 @@ def validate_snapshot(
 ) -> list[Finding]:
     """Check a published snapshot against its manifest: the rows, bytes and SHA-256 of every file, and that none is unlisted.
 
-    If these are as listed, also check the events, splits and triples (`_TRAINING`). Raises DataError if the manifest can't be
+    If these are as listed, also check the tables against each other (`_CHECKS`). Raises DataError if the manifest can't be
     read.
     """
     with local_snapshot(str(location), environ, stop=stop) as opened:
@@ -67,49 +77,70 @@ def _as_listed(path: Path, entry: FileEntry) -> bool:
 
 
 def _training(opened: Snapshot) -> list[Finding]:
-    """Check events, splits and triples, one partition at a time."""
+    """Check the tables that there are against the events, one partition at a time."""
     items = read_file(opened.folder, "items.parquet", ["item_id"])["item_id"]
-    broken = dict.fromkeys(_TRAINING, 0)
+    tables = [kind for kind in _CHECKS if opened.data_files(kind)]
+    broken = {check: 0 for kind in {"events": None, **dict.fromkeys(tables)} for check in _CHECKS[kind]}
     seen: list[pl.Series] = []
-    selected = with_triples = 0
+    selected = with_triples = choices = 0
     for folder in sorted({path.parent for _, _, path in opened.data_files("events")}):
         events = _part(opened, folder, ["event_id", "selected_ids"])
         seen.append(events["event_id"])
-        taken = events.explode("selected_ids", empty_as_null=False, keep_nulls=False)
+        positions = pl.int_ranges(1, pl.col("selected_ids").list.len() + 1, dtype=pl.Int32)
+        taken = events.with_columns(position=positions).explode(
+            "selected_ids", "position", empty_as_null=False, keep_nulls=False
+        )
         selected += taken.height
-        triples = opened.folder / "triples" / folder.relative_to(opened.folder / "events")
-        if triples.is_dir():
-            rows = _texts(_part(opened, triples), items)
-            with_triples += rows.select("event_id", "pos_item").n_unique()
-            for check, number in _broken(rows, taken).items():
+        found = {kind: _rows(opened, kind, folder, items) for kind in tables if kind != "events"}
+        with_triples += _pairs(found.get("triples"))
+        choices += _pairs(found.get("next"))
+        for kind, rows in found.items():
+            for check, number in _broken(kind, rows, taken).items():
                 broken[check] += number
+    published = opened.manifest["published"]
     broken[_ONCE] = sum(map(len, seen)) - (pl.concat(seen).n_unique() if seen else 0)
-    left_out = sum(opened.manifest["published"]["positives_left_out"].values())
-    broken[_ACCOUNT] = abs(selected - with_triples - left_out)
+    if _ACCOUNT in broken:
+        broken[_ACCOUNT] = abs(selected - with_triples - sum(published["positives_left_out"].values()))
+    if _CHOICES in broken:
+        broken[_CHOICES] = abs(choices - published["choices"])
     return [Finding(check, number) for check, number in broken.items()]
 
 
-def _broken(triples: pl.DataFrame, taken: pl.DataFrame) -> dict[str, int]:
-    """Count the violations of each check of a partition's triples; `taken` has one row per (event, selected item)."""
-    right = taken.rename({"selected_ids": "pos_item"})
-    return {
-        _POSITIVE: triples.join(right, on=["event_id", "pos_item"], how="anti").height,
-        _NEGATIVE: triples.join(
-            right, left_on=["event_id", "neg_item"], right_on=["event_id", "pos_item"], how="semi"
-        ).height,
-        _TWICE: triples.height - triples.select("event_id", "pos_item", "neg_item").n_unique(),
-    }
+def _pairs(rows: pl.DataFrame | None) -> int:
+    """The number of (event, positive) that have a row."""
+    return 0 if rows is None else rows.select("event_id", "pos_item").n_unique()
+
+
+def _broken(kind: str, rows: pl.DataFrame, taken: pl.DataFrame) -> dict[str, int]:
+    """Count the violations of the checks of a partition's table; `taken` has one row per (event, selected item)."""
+    if kind == "interactions":
+        item = taken.rename({"selected_ids": "item_id"}).select("event_id", "item_id", "position")
+        more, less = (a.join(b, on=item.columns, how="anti").height for a, b in ((rows, item), (item, rows)))
+        return {_FLAT: max(more, less, abs(rows.height - item.height))}
+    right = taken.select("event_id", pos_item="selected_ids")
+    unknown = rows.join(right, on=["event_id", "pos_item"], how="anti").height
+    twice = rows.height - rows.select("event_id", "pos_item", "neg_item").n_unique()
+    if kind == "next":
+        return {_CHOICE: unknown + rows.filter(pl.col("pos_item") == pl.col("neg_item")).height, _ONE_DRAW: twice}
+    of_event = ["event_id", "neg_item"], ["event_id", "pos_item"]
+    negative = rows.join(right, left_on=of_event[0], right_on=of_event[1], how="semi").height
+    return {_POSITIVE: unknown, _NEGATIVE: negative, _TWICE: twice}
+
+
+def _rows(opened: Snapshot, kind: str, events: Path, items: pl.Series) -> pl.DataFrame:
+    """The rows of a table in the partition of some events, with ids as texts."""
+    folder = opened.folder / kind / events.relative_to(opened.folder / "events")
+    texts = ["event_id", "item_id", "position"] if kind == "interactions" else ["event_id", "pos_item", "neg_item"]
+    if not folder.is_dir():
+        types = {"position": pl.Int32}
+        return pl.DataFrame(schema={name: types.get(name, pl.String) for name in texts})
+    rows = _part(opened, folder)
+    if texts[1] in rows.columns:
+        return rows.select(texts)
+    indexes = {f"{side}_item": items[rows[f"{side}_idx"].cast(pl.Int64)] for side in ("pos", "neg")}
+    return rows.select("event_id").with_columns(**indexes)
 
 
 def _part(opened: Snapshot, folder: Path, columns: list[str] | None = None) -> pl.DataFrame:
     names = sorted(path.relative_to(opened.folder).as_posix() for path in folder.glob("*.parquet"))
     return pl.concat([read_file(opened.folder, name, columns) for name in names])
-
-
-def _texts(triples: pl.DataFrame, items: pl.Series) -> pl.DataFrame:
-    """The event and the items of triples as ids, also if they were published as indexes."""
-    if "pos_item" in triples.columns:
-        return triples.select("event_id", "pos_item", "neg_item")
-    return triples.select(
-        "event_id", pos_item=items[triples["pos_idx"].cast(pl.Int64)], neg_item=items[triples["neg_idx"].cast(pl.Int64)]
-    )

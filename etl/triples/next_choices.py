@@ -19,7 +19,7 @@ import polars as pl
 from etl.settings.model import Reject
 from etl.transform.arrays import I64, Positions
 from etl.transform.hashing import mix64
-from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
+from etl.triples.generate import NO_NEGATIVES, U32, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
 from etl.triples.sampling import build_pools, sample
 from etl.triples.selections import Past, Selections
 
@@ -50,8 +50,15 @@ class Coordinates:
         latitude, longitude = (np.radians(np.where(good, each, np.nan)) for each in degrees)
         return cls(latitude, longitude, np.cos(latitude))
 
-    def km(self, here: npt.NDArray[Any], there: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def km(self, here: U32, there: U32) -> npt.NDArray[np.float32]:
         """The great-circle distance between items by haversine; NaN where one has no coordinates."""
+        (froms, from_), (tos, to) = (_compact(each, len(self.latitude)) for each in (here, there))
+        if len(froms) * len(tos) > len(here):
+            return self._km(here, there)
+        table = self._km(np.repeat(froms, len(tos)), np.tile(tos, len(froms)))
+        return table.take(from_ * len(tos) + to)
+
+    def _km(self, here: npt.NDArray[Any], there: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         up, across = (each[there] - each[here] for each in (self.latitude, self.longitude))
         squared = np.sin(up / 2) ** 2 + self.cosine[here] * self.cosine[there] * np.sin(across / 2) ** 2
         # Of antipodes, rounding may make it more than 1.
@@ -191,12 +198,13 @@ class Choices:
         return offered
 
     @cached_property
-    def _known(self) -> I64:
-        """What may be rejected, ascending: ranks of first selections, or elements (`--reject event`), of offered items."""
-        if self.reject == "event":
-            return np.flatnonzero(self._offered[self.selections.items] >= 0)
-        firsts = self.trips.firsts
-        return firsts[self._offered[self.selections.items[self.trips.past.order[firsts]]] >= 0]
+    def _known(self) -> tuple[I64, Positions]:
+        """What may be rejected, ascending: ranks of first selections, or elements (`--reject event`), and their positions."""
+        firsts = None if self.reject == "event" else self.trips.firsts
+        elements = self.selections.items if firsts is None else self.selections.items[self.trips.past.order[firsts]]
+        positions = self._offered[elements]
+        known = np.flatnonzero(positions >= 0)
+        return known if firsts is None else firsts[known], positions[known]
 
     @cached_property
     def _rejected_before(self) -> tuple[I64, I64]:
@@ -206,24 +214,30 @@ class Choices:
         else:
             now = self.trips.past.ranks[self.elements]
             start = self.trips.user_starts[now]
-        return np.searchsorted(self._known, start), np.searchsorted(self._known, now)
+        return np.searchsorted(self._known[0], start), np.searchsorted(self._known[0], now)
 
     def _rejected(self, which: slice) -> tuple[I64, Positions]:
         """What some choices reject, as `build_pools` takes it: the choice, and the position in the catalogue."""
         low, high = (each[which] for each in self._rejected_before)
         lengths = high - low
         inside = np.repeat(low - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        known = self._known[inside]
-        elements = known if self.reject == "event" else self.trips.past.order[known]
         chosen = self.elements[which]
         # The positive is in that range unless it is new, or only its own event counts.
-        added = self._offered[self.selections.items[chosen]] >= 0
+        positives = self._offered[self.selections.items[chosen]]
+        added = positives >= 0
         if self.reject == "seen":
             added &= self.trips.past.new[self.trips.past.ranks[chosen]]
         groups = np.concatenate([np.repeat(np.arange(len(chosen)), lengths), np.flatnonzero(added)])
-        rejected = self._offered[self.selections.items[np.concatenate([elements, chosen[added]])]]
+        rejected = np.concatenate([self._known[1][inside], positives[added]])
         both = np.sort((groups << 32) | rejected)
         return both >> 32, (both & 0xFFFFFFFF).astype(np.int32)
+
+
+def _compact(codes: U32, nodes: int) -> tuple[I64, I64]:
+    """The distinct codes, ascending, and the place of each code among them."""
+    used = np.zeros(nodes, np.bool_)
+    used[codes] = True
+    return np.flatnonzero(used), (np.cumsum(used) - 1)[codes]
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:

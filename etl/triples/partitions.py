@@ -422,19 +422,29 @@ class BucketExpansion:
         self.stats.items["users"] = np.bincount(self._selections.items[new_in_train], minlength=items)
 
     def __iter__(self) -> Iterator[tuple[PartitionStats, Kind, pl.DataFrame | EventRows]]:
-        """Yield what belongs into files, partition by partition: its events, its interactions, then the rows of each task."""
-        tasks = {"triples": self._triples, "next": self._next}
+        """Yield what belongs into files, partition by partition, table by table; events in one frame."""
+        makers: dict[Kind, Callable[[Partition, PartitionStats], Iterator[pl.DataFrame | EventRows]]] = {
+            "events": self._of_events,
+            "interactions": self._interactions,
+            "triples": self._triples,
+            "next": self._next,
+        }
         for partition in self._training.partitions(self._events):
             own = PartitionStats.of(partition)
-            own.events = partition.events.height
             self.stats.partitions.append(own)
-            yield own, "events", partition.events.clone()  # a frame object must not be shared by threads
-            made = interactions(self._selections, partition.rows, partition.coded)
-            own.interactions = len(made)
-            yield own, "interactions", made
-            for task in self._options.task:
-                for batch in tasks[task](partition, own):
-                    yield own, task, batch
+            for kind in self._options.kinds:
+                for batch in makers[kind](partition, own):
+                    yield own, kind, batch
+
+    @staticmethod
+    def _of_events(partition: Partition, own: PartitionStats) -> Iterator[pl.DataFrame]:
+        own.events = partition.events.height
+        yield partition.events.drop("row")  # a frame object must not be shared by threads
+
+    def _interactions(self, partition: Partition, own: PartitionStats) -> Iterator[EventRows]:
+        made = interactions(self._selections, partition.rows, partition.coded)
+        own.interactions = len(made)
+        yield made
 
     @cached_property
     def _trips(self) -> TripOrder:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -32,46 +33,58 @@ class SamplingPools:
 
     A pool is an interval from 0 to `total[group]`, in which every item has a segment as long as its weight, in catalogue order.
     `cumulative_weight` has the running sums of the weights, None if all are 1. The positions that group g rejects are
-    `rejected[offsets[g] : offsets[g + 1]]`, ascending. `boundaries` is where the segment of each would begin in the pool,
-    with the group in the upper 32 bits, so that all groups are searched at once. `removed_weight` is the rejected weight of
-    the group up to and including it.
+    `rejected[offsets[g] : offsets[g + 1]]`, ascending.
     """
 
     weights: U64
     cumulative_weight: U64 | None
     rejected: Positions
     offsets: I64
-    boundaries: U64
-    removed_weight: U64
-    total: U64
 
     @property
     def sizes(self) -> I64:
         """The number of items in each group's pool."""
         return len(self.weights) - np.diff(self.offsets)
 
+    @cached_property
+    def total(self) -> U64:
+        """The weight of each group's pool."""
+        if self.cumulative_weight is None:
+            return self.sizes.astype(np.uint64)
+        removed = self._removed[self.offsets[1:]] - self._removed[self.offsets[:-1]]
+        return (self.cumulative_weight[-1:] if len(self.weights) else np.zeros(1, np.uint64)) - removed
+
+    @cached_property
+    def _removed(self) -> U64:
+        """The rejected weight of all groups before each rejected position, and of all."""
+        taken = self.weights[self.rejected] if len(self.rejected) else np.zeros(0, np.uint64)
+        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(taken, dtype=np.uint64)])
+
+    @cached_property
+    def _searched(self) -> tuple[U64, U64]:
+        """Where the segment of each rejected position would begin in the pool, and the rejected weight up to and including it.
+
+        The former with the group in the upper 32 bits, so that all groups are searched at once; the latter is of its group.
+        """
+        groups = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        gone = self._removed[1:] - self._removed[self.offsets[groups]]
+        ends = self.cumulative_weight
+        cut = ((self.rejected + 1).astype(np.uint64) if ends is None else ends[self.rejected]) - gone
+        return (groups.astype(np.uint64) << np.uint64(32)) | cut, gone
+
     def of(self, groups: I64) -> tuple[SamplingPools, I64]:
         """Narrow the pools to the range that these groups span. Returns them and the groups counted from its start."""
         first, end = int(groups.min()), int(groups.max()) + 1
         low, high = self.offsets[first], self.offsets[end]
-        own = SamplingPools(
-            self.weights,
-            self.cumulative_weight,
-            self.rejected[low:high],
-            self.offsets[first : end + 1] - low,
-            self.boundaries[low:high] - (np.uint64(first) << np.uint64(32)),
-            self.removed_weight[low:high],
-            self.total[first:end],
-        )
-        return own, groups - first
+        offsets = self.offsets[first : end + 1] - low
+        return SamplingPools(self.weights, self.cumulative_weight, self.rejected[low:high], offsets), groups - first
 
     def item_at(self, groups: I64, measure: U64) -> Positions:
         """The position whose segment of its group's pool contains this point."""
-        last = np.searchsorted(self.boundaries, (groups.astype(np.uint64) << np.uint64(32)) | measure, side="right") - 1
+        boundaries, removed = self._searched
+        last = np.searchsorted(boundaries, (groups.astype(np.uint64) << np.uint64(32)) | measure, side="right") - 1
         behind = last >= self.offsets[groups]
-        point = (
-            measure + np.where(behind, self.removed_weight[last], np.uint64(0)) if len(self.removed_weight) else measure
-        )
+        point = measure + np.where(behind, removed[last], np.uint64(0)) if len(removed) else measure
         where = (
             point if self.cumulative_weight is None else np.searchsorted(self.cumulative_weight, point, side="right")
         )
@@ -84,14 +97,8 @@ def build_pools(weights: U64, groups: I64, rejected: Positions, count: int) -> S
     The weights' sum must be below 2**32.
     """
     offsets = np.searchsorted(groups, np.arange(count + 1)).astype(np.int64)
-    taken = weights[rejected] if len(rejected) else np.zeros(0, np.uint64)
-    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(taken, dtype=np.uint64)])
-    gone = before[1:] - before[offsets[groups]]  # within the group
-    ends = np.cumsum(weights, dtype=np.uint64)
-    cut = ends[rejected] - gone
-    total = (ends[-1:] if len(ends) else np.zeros(1, np.uint64)) - (before[offsets[1:]] - before[offsets[:-1]])
-    searched = (groups.astype(np.uint64) << np.uint64(32)) | cut
-    return SamplingPools(weights, None if (weights == 1).all() else ends, rejected, offsets, searched, gone, total)
+    ends = None if (weights == 1).all() else np.cumsum(weights, dtype=np.uint64)
+    return SamplingPools(weights, ends, rejected, offsets)
 
 
 def integer_weights(counts: Iterable[int], alpha: float) -> U64:
@@ -150,14 +157,14 @@ def _sample_block(
 
 def _items_at(even: SamplingPools, groups: I64, positions: Positions) -> Positions:
     """The items at these positions of their pools, which are materialized unless that is much more than is sampled."""
-    if len(even.total) * len(even.weights) > _MATERIALIZE_RATIO * positions.size:
+    if len(even.sizes) * len(even.weights) > _MATERIALIZE_RATIO * positions.size:
         return np.stack([even.item_at(groups, row.astype(np.uint64)) for row in positions])
-    inside = np.ones((len(even.total), len(even.weights)), np.bool_)
-    inside[np.repeat(np.arange(len(even.total)), np.diff(even.offsets)), even.rejected] = False
+    inside = np.ones((len(even.sizes), len(even.weights)), np.bool_)
+    inside[np.repeat(np.arange(len(even.sizes)), np.diff(even.offsets)), even.rejected] = False
     # An empty pool has no entry: what is read for it doesn't count.
-    laid_out = np.append(np.nonzero(inside)[1].astype(np.int32), np.int32(0))
-    begins = (np.cumsum(even.sizes) - even.sizes)[groups]
-    return np.stack([laid_out.take(begins + row) for row in positions])
+    laid_out = np.append(np.flatnonzero(inside), 0)
+    begins, first = (np.cumsum(even.sizes) - even.sizes)[groups], groups * len(even.weights)
+    return np.stack([(laid_out.take(begins + row) - first).astype(np.int32) for row in positions])
 
 
 def _random_u32(keys: U64, attempt: int) -> U64:

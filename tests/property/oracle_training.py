@@ -453,12 +453,13 @@ def sign(places: tuple[str, ...], train: list[Triple], times: Counter[str]) -> f
 
 @dataclass(frozen=True)
 class ItemCounts:
-    """How often candidate, selected, positive, negative. Counts are of train alone (everything with split none)."""
+    """How often candidate, selected, positive, negative, and by how many users. Counts are of train alone (all without a split)."""
 
     n_candidate: int
     n_selected: int
     n_positive: int
     n_negative: int
+    n_users: int
 
 
 @dataclass(frozen=True)
@@ -477,13 +478,17 @@ def _of_train(made: Training) -> tuple[list[ExportedEvent], list[Triple]]:
 
 
 def item_counts(made: Training, item_id: str) -> ItemCounts:
-    """n_candidate, n_selected (train events that name it), n_positive, n_negative (train triples rows with it)."""
+    """n_candidate, n_selected (train events that name it), n_positive, n_negative (train triples with it).
+
+    n_users: distinct users who selected it.
+    """
     events, rows = _of_train(made)
     return ItemCounts(
         n_candidate=sum(item_id in event.candidate_ids for event in events),
         n_selected=sum(item_id in event.selected_ids for event in events),
         n_positive=sum(item_id == row.pos_item for row in rows),
         n_negative=sum(item_id == row.neg_item for row in rows),
+        n_users=len({event.user_id for event in events if item_id in event.selected_ids}),
     )
 
 

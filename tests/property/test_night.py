@@ -22,15 +22,19 @@ from etl.snapshots.encoding import EVENT_SCHEMA
 from etl.snapshots.validation import validate_snapshot
 from etl.snapshots.writer import city_folders
 from etl.transform.personas import affinity_model
-from tests.property import oracle, oracle_training
+from tests.property import oracle, oracle_next, oracle_training
 from tests.property.dense import both_settings, dense_settings, dense_world
 from tests.property.in_database import Databases, written
+from tests.property.rows import are_rows, has_history, table_columns
 from tests.property.worlds import run_settings, worlds
 
 MODEL = affinity_model().raw
 
 
-CHOSEN = ("seed", "min_catalog", "small_catalog", "audience", "shadow_prefix", "ids", "split", "reject", "shuffle")
+CHOSEN = (
+    *("seed", "min_catalog", "small_catalog", "audience", "shadow_prefix", "ids", "split", "reject", "shuffle"),
+    *("task", "history"),
+)
 
 
 def as_given(options: oracle.Settings) -> dict:
@@ -83,8 +87,11 @@ def snapshot_is_the_oracle_s(report: etl.RunResult, after: oracle.World, options
     published = Published(
         Path(report.snapshot),
         options,
+        after,
         exported,
         oracle_training.training(after, exported, options),
+        oracle_next.interactions(after, exported, options),
+        oracle_next.next_rows(after, exported, options) if "next" in options.task else oracle_next.Made(),
         oracle.users_rows(after, options, earlier[0]),
         oracle.items_rows(after, exported, earlier[1]),
     )
@@ -109,10 +116,19 @@ class Published:
 
     snapshot: Path
     options: oracle.Settings
+    after: oracle.World
     exported: oracle.Exported
     made: oracle_training.Training
+    interactions: dict[oracle_training.Partition, list[oracle_next.Interaction]]
+    of_next: oracle_next.Made
     users: list[oracle.UserOut]
     items: list[oracle.ItemOut]
+
+    @property
+    def tables(self) -> dict[str, dict[oracle_training.Partition, list[Any]]]:
+        """The rows of the tables beside `events`."""
+        made = {"interactions": self.interactions, "triples": self.made.triples, "next": self.of_next.rows}
+        return {kind: rows for kind, rows in made.items() if kind in {"interactions", *self.options.task}}
 
     def folder(self, partition: oracle_training.Partition) -> str:
         """`[split=train/]city=New%20York`."""
@@ -143,43 +159,55 @@ def files_are_the_oracle_s(published: Published) -> None:
         assert found.columns == EVENT_SCHEMA.names
         wanted = [tuple(list(c) if isinstance(c, tuple) else c for c in astuple(event)[:-1]) for event in expected]
         assert found.rows() == wanted
-    for partition, expected in published.made.triples.items():
-        found = rows_in(published, "triples", partition)
-        assert found.columns == triple_columns(published.options.ids)
-        if published.options.ids != "index":
-            assert found.select(TRIPLE_COLUMNS).rows() == [astuple(triple) for triple in expected]
-        if published.options.ids != "string":
-            assert found.select(INDEXES).rows() == oracle.indexes(expected, published.users, published.items)
-        assert found.select(TRIPLE_COLUMNS[3:]).rows() == [astuple(triple)[3:] for triple in expected]
-    without_rows = parts_without_triples(published)
-    for partition in without_rows:
-        found = rows_in(published, "triples", partition)
-        assert (found.height, found.columns) == (0, triple_columns(published.options.ids))
-    for kind, made in (("events", published.made.events), ("triples", {*published.made.triples, *without_rows})):
-        top = published.snapshot / kind
-        assert {str(path.parent.relative_to(top)) for path in top.rglob("*.parquet")} == set(
-            map(published.folder, made)
+    vocabularies = tuple(
+        pl.Series(ids, dtype=pl.String)
+        for ids in ([row.user_id for row in published.users], [row.item_id for row in published.items])
+    )
+    for kind, rows in published.tables.items():
+        columns = table_columns(ROWS[kind], "both", history=False)
+        if kind != "interactions":
+            columns = table_columns(ROWS[kind], published.options.ids, history=published.options.history)
+        for partition, expected in rows.items():
+            found = rows_in(published, kind, partition)
+            assert found.columns == columns
+            are_rows(found, expected, vocabularies)
+        without_rows = parts_without_rows(published, rows)
+        for partition in without_rows:
+            found = rows_in(published, kind, partition)
+            assert (found.height, found.columns) == (0, columns)
+        assert folders_of(published, kind) == set(map(published.folder, [*rows, *without_rows]))
+    assert folders_of(published, "events") == set(map(published.folder, published.made.events))
+    for task in {"triples", "next"} - {*published.options.task}:
+        assert not (published.snapshot / task).exists()
+    if published.options.history:
+        for partition, history in published.of_next.history.items():
+            has_history(rows_in(published, "next", partition), history)
+        of_triples = oracle_next.history_of_triples(
+            published.after, published.exported, published.options, published.made.triples
         )
+        for partition, history in of_triples.items():
+            has_history(rows_in(published, "triples", partition), history)
 
 
-def parts_without_triples(published: Published) -> list[oracle_training.Partition]:
-    """A part of the split that has no triples has one file without rows, in the folder of the first city that has an event."""
-    rule, full = published.options.split, {split for split, _ in published.made.triples}
+ROWS = {"interactions": oracle_next.Interaction, "triples": oracle.Triple, "next": oracle_next.NextRow}
+
+
+def folders_of(published: Published, kind: str) -> set[str]:
+    top = published.snapshot / kind
+    return {str(path.parent.relative_to(top)) for path in top.rglob("*.parquet")}
+
+
+def parts_without_rows(
+    published: Published, rows: dict[oracle_training.Partition, Any]
+) -> list[oracle_training.Partition]:
+    """A part of the split without rows of a table has one file without rows, in the folder of the first city with an event."""
+    rule, full = published.options.split, {split for split, _ in rows}
     if rule == "none":
         parts = [next(iter(full), "train")]
     else:
         parts = ["train", "test"] if rule.startswith("time:") and "," not in rule else ["train", "valid", "test"]
     city = min((city for _, city in published.made.events), key=str.encode, default="")
     return [(part, city) for part in parts if part not in full]
-
-
-TRIPLE_COLUMNS = [column.name for column in fields(oracle.Triple)]
-INDEXES = ["user_idx", "pos_idx", "neg_idx"]
-
-
-def triple_columns(ids: str) -> list[str]:
-    """`--ids index` writes three indexes instead of the three strings, `both` beside them: behind, so that the first four stay."""
-    return {"string": TRIPLE_COLUMNS, "index": INDEXES + TRIPLE_COLUMNS[3:], "both": TRIPLE_COLUMNS + INDEXES}[ids]
 
 
 def rows_in(published: Published, kind: str, partition: oracle_training.Partition) -> pl.DataFrame:
@@ -211,8 +239,9 @@ def users_are_the_oracle_s(published: Published, categories: set[str]) -> None:
 def account_is_the_oracle_s(published: Published, found: dict) -> None:
     """The manifest accounts for every positive: events x selected = triples' positives + left out, by reason."""
     made = published.made
-    of_city: dict[str, Counter[str]] = {"events": Counter(), "triples": Counter()}
-    for kind, partitions in (("events", made.events), ("triples", made.triples)):
+    of_kinds = {"events": made.events, "triples": {}, **published.tables}
+    of_city: dict[str, Counter[str]] = {kind: Counter() for kind in of_kinds}
+    for kind, partitions in of_kinds.items():
         for (_, city), rows in partitions.items():
             of_city[kind][city] += len(rows)
         assert {city: rows for city, rows in found[kind].items() if rows} == of_city[kind]
@@ -222,6 +251,11 @@ def account_is_the_oracle_s(published: Published, found: dict) -> None:
     assert found["users_with_whole_catalog_seen"] == len(made.users_with_whole_catalog_seen)
     assert set(found["cities_left_out"]) == {city for city, weight in made.weights.items() if weight is None}
     assert (found["users"], found["items"]) == (len(published.users), len(published.items))
+    assert ("next" in found) == ("choices" in found) == ("next" in published.options.task)
+    if "next" in found:
+        assert found["choices"] == published.of_next.choices.total()
+        wanted = {reason: published.of_next.left_out[reason] for reason in oracle_training.REASONS}
+        assert found["choices_left_out"] == wanted
     partitions = {each["folder"]: each for each in found["partitions"]}
     assert len(partitions) == len(found["partitions"])
     assert set(partitions) == {published.folder(partition) for partition in made.events}
@@ -231,6 +265,8 @@ def account_is_the_oracle_s(published: Published, found: dict) -> None:
         assert published.options.split == "none" or each["split"] == partition[0]
         counts = len(events), made.positives[partition], len(made.triples.get(partition, []))
         assert (each["events"], each["positives"], each["triples"]) == counts
+        more = len(published.interactions.get(partition, [])), len(published.of_next.rows.get(partition, []))
+        assert (each["interactions"], each["next"], each["choices"]) == (*more, published.of_next.choices[partition])
         weight = made.weights[partition[1]]
         assert weight is None or oracle_training.float32(each["weight"]) == weight
     # A city without triples in train has no sign; whether it is named is free.

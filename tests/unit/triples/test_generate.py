@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -91,7 +91,7 @@ def rows_of(
 @pytest.mark.parametrize(("make", "number"), WORLDS)
 def test_triples_are_the_oracle_s_in_blocks_of_any_size(monkeypatch, make, number, other):
     monkeypatch.setattr(triples, "BATCH", (triples.BATCH, 30)[(number + other) % 2])
-    world, options = make(number), both_settings(number)[other]
+    world, options = make(number), replace(both_settings(number)[other], task=("triples",))
     after = oracle.after_run(world, options, MODEL)
     exported = oracle.exported(after, options)
     expected = oracle_training.training(after, exported, options)
