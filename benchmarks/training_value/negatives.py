@@ -308,12 +308,24 @@ def verdicts(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool
         gain, new = popularity["all"]["auc"], popularity["new"]["auc"]
         if world == POOLED:
             found.append(
-                (f"{world}: 0.04 above popularity", format_interval(gain), gain["mean"] >= 0.04 and gain["low"] > 0)
+                (
+                    f"{world}: 0.04 above popularity by users",
+                    format_interval(gain),
+                    gain["mean"] >= 0.04 and gain["low"] > 0,
+                )
             )
         else:
-            found.append((f"{world}: not below popularity", format_interval(gain), gain["mean"] >= 0))
-            found.append((f"{world}: within 0.01 of own history", format_interval(history), history["mean"] >= -0.01))
-        found.append((f"{world}: new items within 0.01 of popularity", format_interval(new), new["mean"] >= -0.01))
+            found.append((f"{world}: not below popularity by users", format_interval(gain), gain["mean"] >= 0))
+            found.append(
+                (
+                    f"{world}: within 0.01 of own history, popularity by users",
+                    format_interval(history),
+                    history["mean"] >= -0.01,
+                )
+            )
+        found.append(
+            (f"{world}: new items within 0.01 of popularity by users", format_interval(new), new["mean"] >= -0.01)
+        )
     return found
 
 
