@@ -79,7 +79,11 @@ def simulate(nodes: int, seed: int = 0) -> Dataset:
     users = pl.DataFrame({"user_id": [f"u{user:05}" for user in range(USERS)]}).with_row_index("user_idx")
     items = pl.DataFrame({"item_id": [f"n{node:05}" for node in range(nodes)]}).with_row_index("item_idx")
     items = items.with_columns(
-        pl.Series("category", category.astype(str)), city=pl.lit("Simulated"), status=pl.lit("approved")
+        pl.Series("category", category.astype(str)),
+        city=pl.lit("Simulated"),
+        status=pl.lit("approved"),
+        latitude=pl.lit(None, dtype=pl.Float64),
+        longitude=pl.lit(None, dtype=pl.Float64),
     )
     trips = events.group_by("trip_idx").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
     trips = trips.sort("trip_idx").select("city", "start_us", trip_id=pl.Series(trip_ids))
