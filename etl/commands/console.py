@@ -25,7 +25,7 @@ from etl.reporting.wording import (
     format_range_note,
     volumes_verdict,
 )
-from etl.settings.values import format_option
+from etl.settings.values import TASKS, format_option
 from etl.snapshots.manifest import RANKER_TEXT
 
 if TYPE_CHECKING:
@@ -143,16 +143,16 @@ def _probe_line(found: Mapping[str, Any]) -> Text:
 
 
 def _published_table(published: Mapping[str, Any], *, dry_run: bool) -> Table:
-    events, triples = published["events"], published["triples"]
+    events, tasks = published["events"], [task for task in TASKS if published.get(task)] or TASKS[:1]
     title = f"\n{'What would be published' if dry_run else 'What was published'}, by city"
-    foot = ["all", *(format_number(sum(each.values())) for each in (events, triples))]
-    table = TextTable(title, "city", ">events", ">triples", ">corr.", foot=foot)
+    foot = ["all", *(format_number(sum(each.values())) for each in (events, *(published[task] for task in tasks)))]
+    table = TextTable(title, "city", ">events", *(f">{task}" for task in tasks), ">corr.", foot=foot)
     shown = set(sorted(events, key=lambda city: -events[city])[:MAX_CITIES])
     for city, number in events.items():
         if city in shown:
             correlation = published["signs"].get(city)
-            rows = format_number(triples[city]) if city in triples else "excluded"
-            table.add_row(city, format_number(number), rows, "" if correlation is None else f"{correlation:.2f}")
+            rows = [format_number(published[task][city]) if city in published[task] else "excluded" for task in tasks]
+            table.add_row(city, format_number(number), *rows, "" if correlation is None else f"{correlation:.2f}")
     if len(events) > len(shown):
         table.add_row(f"({len(events) - len(shown):,} cities with fewer events)")
     return table

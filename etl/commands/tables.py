@@ -92,9 +92,11 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
     metrics = TextTable("\nMetrics", "metric", ">")
     for name, value in run_metrics(manifest).items():
         metrics.add_row(format_metric(name), format_number(value))
-    partitions = TextTable("\nPartitions", "city", "split", ">events", ">positives", ">triples", ">weight")
-    for each in manifest.get("published", {}).get("partitions", []):
-        numbers = (format_number(each[name]) for name in ("events", "positives", "triples"))
+    published = manifest.get("published", {})
+    columns = ["events", "positives", "triples", *(["choices", "next"] if "next" in published else [])]
+    partitions = TextTable("\nPartitions", "city", "split", *(f">{name}" for name in columns), ">weight")
+    for each in published.get("partitions", []):
+        numbers = (format_number(each[name]) for name in columns)
         partitions.add_row(each["city"], each["split"] or "", *numbers, f"{each['weight']:g}")
     lines = map(escape_control_characters, head.split("\n"))
     return Group(Text("\n".join(lines)), settings, metrics, partitions, _files(manifest["files"]))

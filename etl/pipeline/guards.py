@@ -98,6 +98,7 @@ def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result
     result.warnings.append(f"{said}.")
 
 
+_NONE = {"triples": "There are no triples", "next": "There is no choice of a next place with negatives"}
 _LEFT_OUT = {"triples": ("positives", "positives_left_out"), "next": ("choices", "choices_left_out")}
 """What the rows of a task are made of, and the manifest's key of those without a row."""
 
@@ -110,15 +111,14 @@ def check_rows(
     `rows` are those of each part of the split; of the whole, under None, where there is no split. `published` are the counts
     of the data files.
     """
-    named = {"triples": "triples", "next": "rows of next"}[task]
     empty = [part for part, number in rows.items() if not number]
     if not empty:
         return []
     if len(empty) == len(rows):
-        what = f"There are no {named}: {_why_none(task, published)}."
+        what = f"{_NONE[task]}: {_why_none(task, published)}."
     else:
         counted = ", ".join(f"{part} {number:,}" for part, number in rows.items())
-        what = f"A part of --split {split} has no {named} ({counted})."
+        what = f"A part of --split {split} has no {'triples' if task == 'triples' else 'rows of next'} ({counted})."
     if "train" in empty or None in empty:
         if not allowed:
             raise DataError(f"{what} {_NOTHING} {_remedy(task, published)}; if that is intended, set --allow-empty.")

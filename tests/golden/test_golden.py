@@ -21,6 +21,7 @@ from tests.property.in_database import Databases, written
 
 GOLDEN = Path(__file__).parent / "night.json"
 GOLDEN_DRAWN = Path(__file__).parent / "drawn.json"
+GOLDEN_NEXT = Path(__file__).parent / "next.json"
 CATEGORIES = tuple(affinity_model().raw["categories"])
 STATUSES = ("completed", "skipped", "confirmed", "proposed", "active")
 
@@ -136,4 +137,28 @@ def test_drawn_and_shuffled_triples_are_those_of_the_file(make_database, tmp_pat
     if request.config.getoption("--write-golden"):
         golden[name] = found
         GOLDEN_DRAWN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    assert found == golden[name]
+
+
+NEXT = {
+    "of the last trips, with history": {"split": "last-trip", "history": True},
+    "few, seen before": {"negatives": ["catalog:2"], "reject": "event", "shuffle": True},
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_interactions_and_choices_are_those_of_the_file(make_database, tmp_path, name, request):
+    url = Databases(make_database).holding(world())
+    given = {"database_url": url, "out": str(tmp_path / "out"), "small_catalog": "weight", "seed": 7, "task": ["next"]}
+    report = etl.run(load_settings(given | NEXT[name], {}))
+    found = {
+        path.relative_to(report.snapshot).parent.as_posix(): pl.read_parquet(path, hive_partitioning=False).rows()[:20]
+        for kind in ("interactions", "next")
+        for path in sorted((Path(report.snapshot) / kind).rglob("*.parquet"))
+    }
+    found = json.loads(json.dumps(found))
+    golden = json.loads(GOLDEN_NEXT.read_text()) if GOLDEN_NEXT.exists() else {}
+    if request.config.getoption("--write-golden"):
+        golden[name] = found
+        GOLDEN_NEXT.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
     assert found == golden[name]

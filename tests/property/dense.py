@@ -84,7 +84,7 @@ def dense_settings(number: int) -> Settings:
         catalog_alpha=r.choice(ALPHAS),
         city_weight=r.choice(((), (("New York", 2.0),), (("a/b", 0.3), ("007", 1e-3), ("Atlantis", 5.0)))),
         shuffle=r.random() < 0.3,
-        task=r.choice((("triples",), ("triples", "next"), ("triples", "next"), ("next",))),
+        task=r.choice((*[("triples",)] * 3, *[("triples", "next")] * 5, ("next",))),
         history=r.random() < 0.3,
     )
 

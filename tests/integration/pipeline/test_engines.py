@@ -46,6 +46,8 @@ OPTIONS = {
         "reject": "event",
         "split": "time:2025-03-01,2025-06-01",
     },
+    "next and its history": {"task": ("triples", "next"), "history": True, "split": "last-trip", "shuffle": True},
+    "next alone": {"task": ("next",), "negatives": ("catalog:5",), "reject": "event"},
     "shuffled, small cities left out": {"negatives": ("recommended",), "shuffle": True, "small_catalog": "exclude"},
 }
 
@@ -129,7 +131,7 @@ def dies_once(marker: str, step: Callable[..., Any], shared: Any, *arguments: An
 def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small_world_template, tmp_path, monkeypatch):
     """In one bucket and in five; a worker is killed when it has ranked one, and another does it again."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    options = {"small_catalog": "keep", "rows_per_file": 5_000}
+    options = {"small_catalog": "keep", "rows_per_file": 5_000, "task": ["triples", "next"], "history": True}
     nights = []
     for engine, buckets, url in (
         ("local", 1, small_world),

@@ -40,6 +40,7 @@ OPTIONS = {"rows_per_file": 1_500, "small_catalog": "weight"}
 KINDS = {
     "plain": OPTIONS,
     "split": OPTIONS | {"split": "last-trip", "negatives": ("catalog:4",), "shuffle": True},
+    "next": OPTIONS | {"split": "last-trip", "task": ("triples", "next")},
     "index": OPTIONS | {"split": "last-trip", "negatives": ("catalog:4",), "shuffle": True, "ids": "index"},
 }
 
@@ -125,7 +126,7 @@ def need(*modules: str) -> None:
 
 def test_every_recipe_of_the_page_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
-    assert len(RECIPES) == PAGE.count("```python") == 7
+    assert len(RECIPES) == PAGE.count("```python") == 8
     for recipe in RECIPES:
         assert f'"{recipe}"' in tested
 
@@ -197,6 +198,18 @@ def test_duckdb_reads_it_all_with_split_and_city(root):
     for split, rows in wanted.items():
         assert_same_rows(found if split is None else found.filter(split=split), rows)
     assert sum(count for _, _, count in variables["per_city"]) == sum(rows.height for rows in wanted.values())
+
+
+def test_interactions_and_choices_are_read_whole_and_judged_by_the_untrained_rule(snapshots):
+    root = snapshots["next"]
+    found = run_here("Interactions and choices", root=root)
+    manifest = json.loads((root / "manifest.json").read_text())["published"]
+    read = found["interactions"].group_by("city", "split").len().rows()
+    listed_ = [(each["city"], each["split"], each["interactions"]) for each in manifest["partitions"]]
+    assert sorted(read) == sorted(each for each in listed_ if each[2])
+    assert found["table"]("next").collect().height == sum(manifest["next"].values())
+    assert set(found["per_city"]["city"]) == {*manifest["next"]}
+    assert found["per_city"]["right"].is_between(0, 1, closed="none").all()
 
 
 TORCH_AFTER = """

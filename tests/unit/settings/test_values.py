@@ -14,6 +14,7 @@ from etl.settings.values import (
     TableName,
     parse_city_weights,
     parse_tables,
+    parse_tasks,
 )
 
 
@@ -114,6 +115,26 @@ def test_a_settings_file_says_them_too(tmp_path):
     assert (settings.split, settings.shuffle, settings.catalog_alpha) == ("time:2026-01-01", True, 1.0)
     assert (settings.fail_below, settings.city_weight) == (0.6, (("New York", 2.0),))
     assert settings.manifest_settings()["city_weight"] == [("New York", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "tasks"),
+    [
+        ("triples", ("triples",)),
+        (["next", "triples"], ("triples", "next")),
+        ("next, triples", ("triples", "next")),
+        (("next", "next"), ("next",)),
+    ],
+)
+def test_tasks_are_named_once_in_the_order_of_their_tables(value, tasks):
+    assert parse_tasks(value) == tasks
+    assert load_settings({"task": value}, {}).task == tasks
+
+
+@pytest.mark.parametrize("value", ["", [], "nxt", ["next", 3], None, 3])
+def test_what_is_no_task_is_refused(value):
+    with pytest.raises(SettingsError, match="triples, next"):
+        parse_tasks(value)
 
 
 @pytest.mark.parametrize("value", ["New York", "New York=x", "New York=inf", "New York=-1", [""]])
