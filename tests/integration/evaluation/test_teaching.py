@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -391,6 +392,17 @@ def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, mon
     assert set(part.train.users) | {user for group in part.test for user in group.users} <= set(part.sampled)
     of_whole = np.isin(whole.train.users, part.sampled)
     assert len(part.train.users) == of_whole.sum() > 0
+    seen, people = Counter(), Counter()
+    for path in Path(snapshot.folder).glob("events/split=*/**/*.parquet"):
+        if "split=test" not in str(path):
+            for user, items in pl.read_parquet(path, hive_partitioning=False)["user_id", "selected_ids"].iter_rows():
+                seen.update((user, item) for item in items)
+    people.update(item for _, item in seen)
+    events = Counter({item: sum(n for (_, each), n in seen.items() if each == item) for item in people})
+    for item, by_event, by_user in zip(
+        whole.dataset.items["item_id"], whole.counts.events, whole.counts.people, strict=True
+    ):
+        assert (events[item], people[item]) == (by_event, by_user)
     assert (part.counts.events == whole.counts.events).all()
     assert (part.counts.people == whole.counts.people).all()
     for every, some in zip(whole.test, part.test, strict=True):
