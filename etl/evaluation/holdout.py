@@ -252,7 +252,7 @@ def build_task_from(
     train, valid = triples("train"), triples("valid")
     tuning_holdout, _ = build_holdout(dataset, events, "valid", ["train"])
     tuning_train, tuned_on = train, "valid"
-    if not tuning_holdout:
+    if not tuning_holdout and len(train.users):
         tuning_train, tuning_holdout = _last_of_train(training, counts.cities)
         tuned_on = "each user's last trip in train"
     test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])

@@ -185,7 +185,7 @@ def _probe_trip(
     task: ProbeTask, default_affinity: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig]
 ) -> ProbeResult:
     n_users, tried = task.dataset.users.height, list[RankingMetrics]()
-    if len(variants) > 1 and task.tuning_holdout and len(task.tuning_train.users):
+    if len(variants) > 1 and task.tuning_holdout and len(task.train.users) and len(task.tuning_train.users):
         for number, config in enumerate(variants, 1):
             what = f"probe: variant {number} of {len(variants)}"
             ranker = _train(task.tuning_train, config, progress, what)

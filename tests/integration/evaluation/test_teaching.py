@@ -535,3 +535,23 @@ def test_a_damaged_next_table_is_named(night, tmp_path):
     pl.read_parquet(path, hive_partitioning=False).drop("pos_km").write_parquet(path)
     with pytest.raises(DataError, match=r"next/split=train/.* can't be read"):
         published.probe(load_settings({"snapshot": str(folder)}, {}))
+
+
+def test_next_alone_is_probed_without_training_on_triples(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "time:2024-10-01", "task": ["next"], "negatives": ["catalog:4"]}
+    expanded = etl.expand(load_settings({**given, "out": str(tmp_path / "out")}, {}))
+    trained = set()
+    found = published.probe(load_settings({"snapshot": expanded.snapshot}, {}), lambda what, *_: trained.add(what))
+    assert {what for what in trained if what.startswith("probe")} == {"probe: next item"}
+    assert "model" not in found.facts["rankings"]
+    assert found.facts["model_against"] == {}
+    assert found.verdicts[0] == (
+        "For the items of the next trip, no model was trained: the snapshot has no triples before the held-out part."
+    )
+    entry = manifest_of(expanded)["probe"]
+    assert entry["auc"] == found.facts["next"]["rankings"]["model"]["auc"]
+    assert entry["auc_of_popularity"] == found.facts["next"]["rankings"]["popularity_by_users"]["auc"]
+    assert "The next item, where it is new to the user" in (Path(expanded.snapshot) / "report.html").read_text()
+    with pytest.raises(DataError, match=r"AUC 0\.\d+, and --fail-below asks for 0.99"):
+        published.probe(load_settings({"snapshot": expanded.snapshot, "fail_below": 0.99}, {}))
