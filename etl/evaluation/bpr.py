@@ -33,10 +33,10 @@ Floats = npt.NDArray[np.float32]
 # Adam (Kingma & Ba 2015). The second decay is faster than theirs: training has hundreds of steps, not hundreds of thousands.
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 
-# Up to this many (user, item) pairs, the gradient through matrices of users x items is faster than the one through rows of
-# factors. Measured on one core with 64 factors: 2 against 12 ms per batch at 767 x 165, equal at about 3 million pairs. Neither
-# can replace the other: the probe would take six times as long on small worlds, or not fit into memory on large ones.
-_MAX_DENSE_PAIRS = 3_000_000
+# Up to this many (user, item) pairs per row of a batch, the gradient through matrices of users x items is faster than the one
+# through rows of factors. Measured on one core with 64 and with 4 factors: equal at 100 to 150. Neither can replace the other:
+# with 64 factors, 13,000 rows and 767 x 165 pairs take 0.6 against 15 ms, 1,000 rows and 625 x 4,800 pairs 17 against 0.9 ms.
+_DENSE_PAIRS_PER_ROW = 128
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,16 @@ def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and 
     for columns of unequal length, codes out of range, weights that are negative or not finite, and features that are not
     finite.
     """
-    triples = _Triples(users, positives, negatives, weights, (n_users, n_items), features)
+    steps = _steps(len(users), options)
+    rows = min(len(users), options.triples_per_epoch) // steps
+    triples = _Triples(users, positives, negatives, weights, (n_users, n_items), features, rows)
     if len(triples) == 0:
         zeros = np.zeros((n_users + n_items, options.factors), np.float32)
         slopes = np.zeros(triples.features.shape[1], np.float32)
         return Model(zeros[:n_users], zeros[n_users:], np.zeros(n_items, np.float32), slopes)
     rng = np.random.default_rng(options.seed)
     optimizer = _Adam(rng, n_users, n_items, triples.features.shape[1], options)
-    steps, done = _steps(len(triples), options), 0
+    done = 0
     for number, epoch in enumerate(_epochs(rng, len(triples), options), 1):
         loss = weight = 0.0
         for batch in epoch:
@@ -222,6 +224,7 @@ class _Triples:
         weights: npt.NDArray[np.floating] | None,
         shape: tuple[int, int],
         features: Floats | None = None,
+        rows_per_batch: int = 0,
     ) -> None:
         columns = [users, positives, negatives, users if weights is None else weights]
         if any(column.shape != (len(users),) for column in columns):
@@ -239,7 +242,7 @@ class _Triples:
         )
         self.shape = shape
         self.weights = None if weights is None else weights.astype(np.float32)
-        dense = shape[0] * shape[1] <= _MAX_DENSE_PAIRS
+        dense = shape[0] * shape[1] <= _DENSE_PAIRS_PER_ROW * rows_per_batch
         self.gradient = self._dense_gradient if dense else self._sparse_gradient
 
     def __len__(self) -> int:

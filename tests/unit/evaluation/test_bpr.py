@@ -91,9 +91,9 @@ def world(n_users=30, n_items=12, seed=3):
     return own, users[kept], positives[kept], negatives[kept]
 
 
-@pytest.mark.parametrize("pairs", [0, bpr._MAX_DENSE_PAIRS])
+@pytest.mark.parametrize("pairs", [0, 1_000])
 def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
-    monkeypatch.setattr(bpr, "_MAX_DENSE_PAIRS", pairs)
+    monkeypatch.setattr(bpr, "_DENSE_PAIRS_PER_ROW", pairs)
     own, users, positives, negatives = world()
     codes = (column.astype(np.uint32) for column in (users, positives, negatives))  # as users.parquet has them
     model = train(*codes, None, 30, 12, BprConfig(smallest_batch=64))
