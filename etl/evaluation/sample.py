@@ -17,7 +17,7 @@ from etl.triples.partitions import TrainingSet, count_items
 
 MAX_USERS = 5_000
 """How many users are sampled at most: their interval is narrow enough."""
-MAX_CELLS = 3_000_000
+MAX_CELLS = 5_000_000
 """How many (user, item of a city that the user visited) pairs are ranked at most."""
 MAX_ITEMS = 15_000
 """How many items the catalogues have at most: a model has parameters for each."""
