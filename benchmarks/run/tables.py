@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory(prefix="bpr-tables-", dir=os.environ.get("BPR_ETL_BENCH_DIR")) as folder,
     ):
         results = measure(url_of, given.scale, given.rounds, Path(folder))
-    head = "# What each table costs a run\n\n`python -m benchmarks tables --save`: further runs, in paired rounds."
+    head = (
+        "# What each table costs a run\n\n`python -m benchmarks tables --save`: further runs, in paired rounds. Where other "
+        "programs use the machine, the processor time says more than the seconds."
+    )
     return present("tables", results, head, markdown(results), save=given.save)
 
 

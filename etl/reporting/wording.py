@@ -19,6 +19,8 @@ _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 METRIC_TEXT = {
     "left out: positives": "excluded positives",
+    "choices": "choices of a next place",
+    "left out: choices": "excluded choices",
     "left out: trip-days": "excluded trip-days",
     "left out: events": "excluded events",
     "set aside rows": "rejected rows",

@@ -18,7 +18,7 @@ from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.snapshots import parquet
 from etl.snapshots import writer as stage
-from etl.snapshots.event_reader import _batches, id_indexes
+from etl.snapshots.event_reader import _batches, _merged, id_indexes
 from etl.snapshots.manifest import FileEntry
 from etl.snapshots.parquet import PartCopier, PartWriter, ThreadPart, file_info, open_writer, write_file, writer_pool
 from etl.snapshots.reader import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
@@ -266,3 +266,27 @@ def test_a_file_is_what_its_manifest_says_by_size_bytes_and_rows(file):
     assert not _as_listed(file, replace(entry, bytes=entry.bytes + 1))
     assert not _as_listed(file, replace(entry, sha256="0" * 64))
     assert not _as_listed(file, replace(entry, rows=11))
+
+
+def test_events_of_one_second_are_in_the_order_of_their_trips_and_those_of_a_city_in_that_of_their_file():
+    """The files have whole seconds: within a city their order says more, between cities trip, day and id have to do."""
+    events = [  # place, second, trip, day, id, city: as read, city by city
+        *(
+            (0, 5, 4, 1, "a", "Kyoto"),
+            (0, 5, 1, 1, "b", "Kyoto"),
+            (0, 6, 9, 1, "c", "Kyoto"),
+            (1, 5, 0, 1, "d", "Kyoto"),
+        ),
+        *(
+            (0, 5, 2, 1, "e", "Tokyo"),
+            (0, 5, 4, 2, "f", "Tokyo"),
+            (0, 5, 6, 1, "g", "Tokyo"),
+            (0, 7, 1, 1, "h", "Tokyo"),
+        ),
+    ]
+    names = ("place", "timestamp", "trip_idx", "day_number", "event_id", "city")
+    rows = pl.DataFrame(events, schema=names, orient="row")
+    assert "".join(_merged(rows, keep_order=True)["event_id"]) == "eabfgchd"
+    assert "".join(_merged(rows, keep_order=False)["event_id"]) == "beafgchd"
+    apart = rows.filter(city="Kyoto")
+    assert "".join(_merged(apart, keep_order=True)["event_id"]) == "abcd"
