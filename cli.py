@@ -80,8 +80,9 @@ app.register(
 app.register(
     "probe",
     publish.probe,
-    "SNAPSHOT fail_below seed",
+    "SNAPSHOT fail_below controls seed",
     "bpr-etl probe /srv/bpr",
+    "bpr-etl probe /srv/bpr --controls",
     "bpr-etl probe /srv/bpr/snapshots/20260101T030012000000Z-0123456789ab --fail-below 0.6",
     panel=LOOKING,
 )

@@ -43,6 +43,8 @@ HOUR = {
 }
 BY_NAME = {
     "training_value.negatives": "training value of every negative-sampling strategy",
+    "training_value.next_place": "what the table next/ is worth on real visits",
+    "training_value.probe_time": "time and memory of the probe in large worlds",
     "training_value.large_catalogue": "negative sampling by popularity in large catalogues, simulated",
 }
 """Benchmarks that run only when they are named: about ten minutes each."""
@@ -51,7 +53,7 @@ DESCRIPTIONS = MINUTES | HOUR | BY_NAME
 MODULES = {module.rpartition(".")[2]: module for module in DESCRIPTIONS}
 """Module of each benchmark below `benchmarks`, by its name on the command line."""
 
-WITHOUT_SERVER = ("triples", "candidates", "sampling", "expand_scale", "large_catalogue")
+WITHOUT_SERVER = ("triples", "candidates", "sampling", "expand_scale", "large_catalogue", "probe_time")
 """Benchmarks that take no --database-url."""
 
 

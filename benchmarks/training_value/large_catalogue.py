@@ -22,13 +22,18 @@ from benchmarks.harness.results import RESULTS, table_row
 from benchmarks.training_value.negatives import Row, row_entry, train
 from etl.evaluation.holdout import build_task_from, regenerate
 from etl.evaluation.metrics import RankingMetrics
-from etl.evaluation.probe import MODEL, POPULARITY
+from etl.evaluation.verdict import BY_USERS, HISTORY_BY_USERS, MODEL, POPULARITY
 from etl.settings.values import LARGE_CATALOGUE, NegativeStrategies, SplitSpec
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset
 from etl.triples.partitions import TripleOptions, build_training_set
 
 SIZES = (300, 1_000, 3_000, 5_000)
 ALPHAS = (0.0, 0.5)
+UNTRAINED = {
+    POPULARITY: "popularity by events",
+    BY_USERS: "popularity by users",
+    HISTORY_BY_USERS: "own history, popularity by users",
+}
 USERS, TRIPS, DAYS, PLACES, CATEGORIES = 1_500, 4, 5, 3, 11
 AFFINITY_WEIGHT = 2.5
 """How much a category's liking, a number from 0 to 1, counts: a place of the best-liked is chosen e**2.5 times as often."""
@@ -74,7 +79,11 @@ def simulate(nodes: int, seed: int = 0) -> Dataset:
     users = pl.DataFrame({"user_id": [f"u{user:05}" for user in range(USERS)]}).with_row_index("user_idx")
     items = pl.DataFrame({"item_id": [f"n{node:05}" for node in range(nodes)]}).with_row_index("item_idx")
     items = items.with_columns(
-        pl.Series("category", category.astype(str)), city=pl.lit("Simulated"), status=pl.lit("approved")
+        pl.Series("category", category.astype(str)),
+        city=pl.lit("Simulated"),
+        status=pl.lit("approved"),
+        latitude=pl.lit(None, dtype=pl.Float64),
+        longitude=pl.lit(None, dtype=pl.Float64),
     )
     trips = events.group_by("trip_idx").agg(pl.col("city").first(), start_us=pl.col("timestamp").min() * 1_000_000)
     trips = trips.sort("trip_idx").select("city", "start_us", trip_id=pl.Series(trip_ids))
@@ -100,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser("training_value.large_catalogue", __doc__)
     parser.add_argument("--seeds", type=int, default=2, help="how many times a model is trained")
     given = parser.parse_args(arguments)
-    head = ("items", "popularity", *(f"alpha {alpha:g}" for alpha in ALPHAS))
+    head = ("items", *UNTRAINED.values(), *(f"alpha {alpha:g}" for alpha in ALPHAS))
     lines, kept = [table_row(head), table_row("---:" for _ in head)], []
     for nodes in SIZES:
         cells = []
@@ -109,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells.append(_cell(found[MODEL, "all"]))
             kept.append({"nodes": nodes, "alpha": alpha, **_account(found)})
             print(nodes, alpha, cells[-1], file=sys.stderr, flush=True)
-        lines.append(table_row((f"{nodes:,}", _cell(found[POPULARITY, "all"]), *cells)))
+        untrained = (_cell(found[name, "all"]) for name in UNTRAINED)
+        lines.append(table_row((f"{nodes:,}", *untrained, *cells)))
     table = "\n".join(lines) + "\n"
     print(table, end="")
     if given.save:

@@ -35,7 +35,8 @@ from benchmarks.harness.results import RESULTS, describe_environment, environmen
 from benchmarks.run import realdata
 from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
-from etl.evaluation.probe import AFFINITY, MODEL, OWN_HISTORY, POPULARITY, probe
+from etl.evaluation.probe import probe
+from etl.evaluation.verdict import AFFINITY, BY_USERS, HISTORY_BY_USERS, MODEL, OWN_HISTORY, POPULARITY, RANDOM
 from etl.pipeline import database
 from etl.settings.sources import load_settings
 from etl.settings.values import SplitSpec
@@ -276,7 +277,7 @@ def row_entry(row: Row) -> dict[str, Any]:
     against: dict[str, Any] = {}
     for (name, scope), figures in row.figures.items():
         rankings.setdefault(name, {})[scope] = {each: interval(getattr(figures, each)) for each in FIGURES}
-        if name in {POPULARITY, OWN_HISTORY, AFFINITY}:
+        if name not in {MODEL, RANDOM}:
             apart = row.figures[MODEL, scope] - figures
             against.setdefault(name, {})[scope] = {each: interval(getattr(apart, each)) for each in FIGURES}
     return {
@@ -297,7 +298,7 @@ def verdicts(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool
         if each["strategy"] != "recommended":
             continue
         world, against = each["world"], each["model_against"]
-        popularity, history = against[POPULARITY], against[OWN_HISTORY]["all"]["auc"]
+        popularity, history = against[BY_USERS], against[HISTORY_BY_USERS]["all"]["auc"]
         if world == SYNTHETIC:
             auc = each["rankings"][MODEL]["all"]["auc"]
             affinity = each["rankings"][AFFINITY]["all"]["auc"]["mean"]
@@ -307,12 +308,24 @@ def verdicts(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, bool
         gain, new = popularity["all"]["auc"], popularity["new"]["auc"]
         if world == POOLED:
             found.append(
-                (f"{world}: 0.04 above popularity", format_interval(gain), gain["mean"] >= 0.04 and gain["low"] > 0)
+                (
+                    f"{world}: 0.04 above popularity by users",
+                    format_interval(gain),
+                    gain["mean"] >= 0.04 and gain["low"] > 0,
+                )
             )
         else:
-            found.append((f"{world}: not below popularity", format_interval(gain), gain["mean"] >= 0))
-            found.append((f"{world}: within 0.01 of own history", format_interval(history), history["mean"] >= -0.01))
-        found.append((f"{world}: new items within 0.01 of popularity", format_interval(new), new["mean"] >= -0.01))
+            found.append((f"{world}: not below popularity by users", format_interval(gain), gain["mean"] >= 0))
+            found.append(
+                (
+                    f"{world}: within 0.01 of own history, popularity by users",
+                    format_interval(history),
+                    history["mean"] >= -0.01,
+                )
+            )
+        found.append(
+            (f"{world}: new items within 0.01 of popularity by users", format_interval(new), new["mean"] >= -0.01)
+        )
     return found
 
 
@@ -342,8 +355,10 @@ def _table(accounts: Sequence[Mapping[str, Any]], scope: str) -> str:
     lines = [table_row(("ranking", *names)), table_row(("---", *("---:" for _ in names)))]
     first = {each["world"]: each for each in reversed(accounts)}
     for ranking, shown in (
-        (POPULARITY, "popularity"),
-        (OWN_HISTORY, "own history, popularity"),
+        (POPULARITY, "popularity by events"),
+        (BY_USERS, "popularity by users"),
+        (OWN_HISTORY, "own history, popularity by events"),
+        (HISTORY_BY_USERS, "own history, popularity by users"),
         (AFFINITY, "affinity"),
     ):
         lines.append(table_row((f"*{shown}*", *(_cell(first[name]["rankings"].get(ranking), scope) for name in names))))

@@ -15,7 +15,6 @@ from etl.errors import escape_control_characters
 from etl.reporting.history import Metric
 from etl.reporting.wording import (
     MAX_CITIES,
-    RANKER_TEXT,
     exclusions,
     format_change,
     format_count,
@@ -27,6 +26,7 @@ from etl.reporting.wording import (
     volumes_verdict,
 )
 from etl.settings.values import TASKS, format_option
+from etl.snapshots.manifest import RANKER_TEXT
 
 if TYPE_CHECKING:
     from etl.load.constraints import Finding
@@ -148,6 +148,7 @@ def _probe_line(found: Mapping[str, Any]) -> Text:
     return Text(
         f"\nProbe ({found['split']}, {found['users']:,} users): AUC {format_interval(found['auc'])}, "
         f"popularity {format_interval(found['auc_of_popularity'])}, NDCG@10 {format_interval(found['ndcg_at_10'])}"
+        + "".join(f"\n{each}" for each in found.get("verdicts", []))
     )
 
 
@@ -181,17 +182,58 @@ def _steps_table(report: RunResult, *, profile: bool) -> Table:
 
 
 def probe_tables(facts: Mapping[str, Any]) -> RenderableType:
-    """Return how the model and the untrained rankings rank the held-out items: all of them, and those new to the user."""
-    everything = f"Held out by {facts['split']}: {facts['users']:,} users, mean and 95% interval"
+    """Return how models and untrained rankings rank held-out items: a trip's, its new ones, and the next new one."""
+    sample = ""
+    if facts["users_passed_over"]:
+        sample = f" (of a random {facts['users_sampled']:,} of {facts['users_in_all']:,} users)"
+    everything = f"Held out by {facts['split']}: {facts['users']:,} users{sample}, mean and 95% interval"
     new = f"\nItems new to the user: {facts['users_with_new_places']:,} users"
-    tables = []
-    for title, scope in ((everything, "all"), (new, "new")):
-        tables.append(table := TextTable(title, "ranking", "AUC", "NDCG@10", "Recall@10"))
-        for name, text in RANKER_TEXT.items():
-            if name in facts["rankings"]:
-                found = facts["rankings"][name][scope]
-                table.add_row(text, *(format_interval(found[key]) for key in ("auc", "ndcg_at_10", "recall_at_10")))
+    trip = facts["rankings"]
+    tables = [
+        _ranking_table(title, {name: found[scope] for name, found in trip.items()})
+        for title, scope in ((everything, "all"), (new, "new"))
+    ]
+    follows = facts["next"]
+    if follows["users"]:
+        title = f"\nThe next item, where it is new: {follows['choices']:,} choices of {follows['users']:,} users"
+        tables.append(_ranking_table(title, follows["rankings"]))
+    for name, found in follows.get("controls", {}).items():
+        title = f"\nControl, {name.replace('_', ' ')}: {found['choices']:,} choices of {found['users']:,} users"
+        tables.append(_ranking_table(title, found["rankings"]))
+    if len(facts["cities"]) > 1:
+        tables.append(_probe_cities_table(facts))
     return Group(*tables)
+
+
+def _ranking_table(title: str, rankings: Mapping[str, Any]) -> Table:
+    table = TextTable(title, "ranking", "AUC", "NDCG@10", "Recall@10")
+    for name, text in RANKER_TEXT.items():
+        if found := rankings.get(name):
+            table.add_row(text, *(format_interval(found[key]) for key in ("auc", "ndcg_at_10", "recall_at_10")))
+    return table
+
+
+def _probe_cities_table(facts: Mapping[str, Any]) -> Table:
+    """Return each city's AUC / NDCG@10: of the model and of popularity by users, for a trip's items and for the next one."""
+    names = ("model", "popularity_by_users"), ("model", "popularity_by_users", "users_by_distance")
+    heads = ("trip: BPR", "by users", "next: BPR", "by users", "\N{DIVISION SIGN} distance")
+    table = TextTable("\nBy city, AUC / NDCG@10: the trip's items, and the next new one", "city", ">users", *heads)
+    for city, found in facts["cities"].items():
+        trip = {name: each["all"] for name, each in found["rankings"].items()}
+        following = facts["next"]["cities"].get(city, {}).get("rankings", {})
+        cells = [
+            _pair(rankings.get(name))
+            for rankings, shown in zip((trip, following), names, strict=True)
+            for name in shown
+        ]
+        table.add_row(city, f"{found['users']:,}", *cells)
+    return table
+
+
+def _pair(found: Mapping[str, Any] | None) -> str:
+    if not found or found["auc"]["mean"] is None:
+        return ""
+    return f"{found['auc']['mean']:.3f} / {found['ndcg_at_10']['mean']:.3f}"
 
 
 def findings_table(title: str, findings: Iterable[Finding]) -> Table:

@@ -97,14 +97,14 @@ def demo(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Train a small BPR model on a snapshot's triples, and measure whether it ranks better than popularity."""
+    """Train small models on a snapshot, and say what its data are worth compared with rankings that need no training."""
     from etl.commands.console import probe_tables
     from etl.pipeline import published
 
     with observe_step(settings, stop, "probe") as (progress, _):
         found = published.probe(settings, progress, stop)
     warnings = list(found.warnings())
-    output = [probe_tables(found.facts), "", *(f"Warning: {each}" for each in warnings)]
+    output = [probe_tables(found.facts), "", *found.verdicts, "", *(f"Warning: {each}" for each in warnings)]
     return CommandResult({**found.facts, "warnings": warnings}, output)
 
 

@@ -9,26 +9,26 @@ again with the snapshot's own settings, since the published ones contain the hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.evaluation import metrics
-from etl.evaluation.metrics import RankingMetrics
+from etl.evaluation import metrics, next_item
+from etl.evaluation.metrics import GroupMetrics, RankingMetrics
+from etl.evaluation.sample import Counts, count_selections, restrict, sample_users
 from etl.settings.values import SplitSpec
 from etl.snapshots.encoding import INDEXES
 from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
 from etl.triples.dataset import BucketedEvents, Dataset
-from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, count_items, in_train
+from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, in_train
 
 K = 10
-MAX_CELLS = 5_000_000
-"""How many users x items of a city are ranked at most. With more, every second user is evaluated, or every third, ..."""
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
@@ -60,15 +60,15 @@ class TripleArrays:
         )
 
 
-def regenerate(training: TrainingSet, part: str) -> TripleArrays:
-    """Generate the triples of a part of the split."""
-    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part))
+def regenerate(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> TripleArrays:
+    """Generate the triples of a part of the split, by default of all cities that have any."""
+    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part, cities))
 
 
-def partitions(training: TrainingSet, part: str) -> Iterator[Partition]:
-    """Yield the kept partitions of a part of the split, in the order of the cities' bytes."""
+def partitions(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> Iterator[Partition]:
+    """Yield the partitions of a part of the split, by default all that have triples, in the order of the cities' bytes."""
     for partition in training.partitions(training.events):
-        if partition.kept and partition.split == part:
+        if partition.city in (training.kept if cities is None else cities) and partition.split == part:
             yield partition
 
 
@@ -89,29 +89,30 @@ def table(partition: Partition) -> pl.DataFrame:
     )
 
 
-def _published(snapshot: Snapshot, training: TrainingSet, part: str) -> TripleArrays:
-    """Read the published triples of a part of the split, by index or by id."""
-    user, item = (pl.Enum(ids) for ids in (training.dataset.users["user_id"], training.dataset.items["item_id"]))
+def published_rows(
+    snapshot: Snapshot, dataset: Dataset, files: Iterable[Path], users: I64, more: Sequence[str] = ("weight",)
+) -> Iterator[pl.DataFrame]:
+    """Read some users' rows from files of `triples/` or `next/`, by index or by id: indexes and `more` columns."""
+    user, item = (pl.Enum(ids) for ids in (dataset.users["user_id"], dataset.items["item_id"]))
     enums = {"user_id": user, "pos_item": item, "neg_item": item}
     sizes = dict(zip(INDEXES.values(), (len(user.categories), *[len(item.categories)] * 2), strict=True))
-    frames = []
-    for split, _, path in snapshot.data_files("triples"):
-        if split == part:
-            try:
-                rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
-            except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
-                raise damaged(path, error) from None
-            if any((rows[name] >= size).any() for name, size in sizes.items()):
-                raise damaged(path, "an index is past the end of the users or items")
-            frames.append(rows)
-    return TripleArrays.of(frames)
+    own = pl.Series(users, dtype=pl.UInt32)
+    for path in files:
+        try:
+            rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
+            rows = rows.select(*INDEXES.values(), *more)
+        except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
+            raise damaged(path, error) from None
+        if any((rows[name] >= size).any() for name, size in sizes.items()):
+            raise damaged(path, "an index is past the end of the users or items")
+        yield rows.filter(pl.col("user_idx").is_in(own.implode()))
 
 
 def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
-    if "user_idx" not in rows.columns:
-        ids = rows.cast(enums)  # type: ignore[arg-type]
-        rows = ids.with_columns(ids[name].to_physical().cast(pl.UInt32).alias(idx) for name, idx in INDEXES.items())
-    return rows.select(*_COLUMNS)
+    if "user_idx" in rows.columns:
+        return rows
+    ids = rows.cast(enums)  # type: ignore[arg-type]
+    return ids.with_columns(ids[name].to_physical().cast(pl.UInt32).alias(idx) for name, idx in INDEXES.items())
 
 
 # --- held-out items --------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class HoldoutGroup:
 
     `users` are the users' indexes, one per group, ascending; `items` the indexes of the city's catalogue, ascending by id.
     `relevant` and `history` are of shape (groups, items): whether the user selected the item in the held-out part, and how
-    often in the parts before it. `skipped_users` counts users that are not evaluated because of MAX_CELLS.
+    often in the parts before it.
     """
 
     city: str
@@ -131,7 +132,6 @@ class HoldoutGroup:
     items: I64
     relevant: npt.NDArray[np.bool_]
     history: I64
-    skipped_users: int = 0
 
 
 def build_holdout(
@@ -152,11 +152,9 @@ def build_holdout(
     groups = []
     for city in held["city"].unique().sort():
         items, here = catalog.filter(pl.col("city") == city)["item"], held.filter(pl.col("city") == city)
-        every = here["user_idx"].unique().sort()
-        users = every.gather_every(max(1, -(-len(every) * len(items) // MAX_CELLS)))
+        users = here["user_idx"].unique().sort()
         relevant, history = (_counts(rows, users, items) for rows in (here, past))
-        skipped = len(every) - len(users)
-        groups.append(HoldoutGroup(city, users.to_numpy(), items.to_numpy(), relevant > 0, history, skipped))
+        groups.append(HoldoutGroup(city, users.to_numpy(), items.to_numpy(), relevant > 0, history))
     pairs, ranked = (rows.select("user_idx", "city", "item").n_unique() for rows in (of_part, held))
     return groups, pairs - ranked
 
@@ -183,9 +181,10 @@ class ProbeTask:
 
     `train` are the triples before test. Variants are trained on `tuning_train` and evaluated on `tuning_holdout`: train and
     the items that valid holds out or, without a valid part, the same one step earlier, each user's last trip in train
-    (`tuned_on` says which). `popularity` has for each item, by index, the events before test that selected it. `split` is a
-    description. `unranked` counts the held-out items of test that can't be ranked. `negatives` are the strategies of the
-    triples.
+    (`tuned_on` says which). `counts` are those of all users, before test; everything else is of the users in `sampled`.
+    `split` is a description. `unranked` counts the held-out items of test that can't be ranked. `negatives` are the strategies
+    of the triples. `selections` are `next_item.order_selections` of the cities that have triples, and `next_rows` the rows of
+    `next/` before test; None where the snapshot has none of this split. `has_next` says whether it has the table at all.
     """
 
     dataset: Dataset
@@ -194,33 +193,69 @@ class ProbeTask:
     tuning_holdout: Sequence[HoldoutGroup]
     tuned_on: str
     test: Sequence[HoldoutGroup]
-    popularity: I64
+    counts: Counts
+    sampled: I64
     split: str
     unranked: int
     negatives: tuple[str, ...]
+    kept_events: pl.DataFrame
+    selections: pl.DataFrame
+    has_next: bool = False
+    next_rows: next_item.Rows | None = None
 
 
-def build_task(snapshot: Snapshot) -> ProbeTask:
+def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
     """Return the task of a snapshot, published or staged. Raises DataError where its files can't be read."""
-    dataset, options = read_dataset(snapshot), training_options(snapshot)
-    if options.split == "none":
-        training = build_training_set(dataset, replace(options, split=SplitSpec("last-trip")))
-        return build_task_from(training, lambda part: regenerate(training, part), "last-trip, made from its events")
-    training = build_training_set(dataset, options)
-    return build_task_from(training, lambda part: _published(snapshot, training, part), options.split)
+    options = training_options(snapshot)
+    made = options.split == "none"
+    if made:
+        options = replace(options, split=SplitSpec("last-trip"))
+    whole = build_training_set(read_dataset(snapshot), options)
+    counts = count_selections(whole, seed)
+    files = {
+        kind: [(split, path) for split, city, path in snapshot.data_files(kind) if city in counts.cities]
+        for kind in ("triples", "next")
+    }
+    rows = [
+        sum(snapshot.files[path.relative_to(snapshot.folder).as_posix()].rows for _, path in each)
+        for each in files.values()
+    ]
+    users, has_next = sample_users(counts, max(rows), seed), bool(snapshot.data_files("next"))
+    training = restrict(whole, users)
+
+    def published(kind: str, *columns: str, parts: Collection[str]) -> Iterator[pl.DataFrame]:
+        paths = [path for split, path in files[kind] if split in parts]
+        return published_rows(snapshot, whole.dataset, paths, users, columns)
+
+    def triples(part: str) -> TripleArrays:
+        if made and snapshot.data_files("triples"):
+            return regenerate(training, part, counts.cities)
+        return TripleArrays.of(published("triples", "weight", parts=[part]))
+
+    task = build_task_from(training, triples, "last-trip, made from its events" if made else options.split, counts)
+    if made or not has_next:
+        return replace(task, has_next=has_next)
+    columns = "weight", "pos_km", "neg_km", "same_day", "is_new"
+    next_rows = next_item.Rows.of(published("next", *columns, parts=["train", "valid"]))
+    return replace(task, has_next=True, next_rows=next_rows)
 
 
-def build_task_from(training: TrainingSet, triples: Callable[[str], TripleArrays], split: str) -> ProbeTask:
-    """Return the task of a dataset with a split, given a function that returns the triples of a part of it."""
-    dataset, events = training.dataset, _kept_events(training)
+def build_task_from(
+    training: TrainingSet, triples: Callable[[str], TripleArrays], split: str, counts: Counts | None = None
+) -> ProbeTask:
+    """Return the task of a dataset with a split, given a function that returns the triples of a part of it.
+
+    `counts` are those of all users, where the dataset holds only some of them.
+    """
+    counts = count_selections(training) if counts is None else counts
+    dataset, events = training.dataset, _events_of(training, counts.cities)
     train, valid = triples("train"), triples("valid")
     tuning_holdout, _ = build_holdout(dataset, events, "valid", ["train"])
     tuning_train, tuned_on = train, "valid"
-    if not tuning_holdout:
-        tuning_train, tuning_holdout = _last_of_train(training)
+    if not tuning_holdout and len(train.users):
+        tuning_train, tuning_holdout = _last_of_train(training, counts.cities)
         tuned_on = "each user's last trip in train"
     test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
-    before = training.events.filter(pl.col("split") != "test")
     return ProbeTask(
         dataset,
         train + valid,
@@ -228,10 +263,13 @@ def build_task_from(training: TrainingSet, triples: Callable[[str], TripleArrays
         tuning_holdout,
         tuned_on,
         test,
-        count_items(before, "selected_idx", dataset.items.height),
+        counts,
+        events["user_idx"].unique().sort().to_numpy(),
         split,
         unranked,
         training.options.negatives,
+        events,
+        next_item.order_selections(events, dataset.trips),
     )
 
 
@@ -244,18 +282,17 @@ def training_options(snapshot: Snapshot) -> TripleOptions:
     return TripleOptions(**found)
 
 
-def _kept_events(training: TrainingSet) -> pl.DataFrame:
-    """Return the events of the cities that have triples."""
-    return training.events.filter(pl.col("city").is_in(training.kept))
+def _events_of(training: TrainingSet, cities: Collection[str]) -> pl.DataFrame:
+    return training.events.filter(pl.col("city").is_in(list(cities)))
 
 
-def _last_of_train(training: TrainingSet) -> tuple[TripleArrays, list[HoldoutGroup]]:
+def _last_of_train(training: TrainingSet, cities: Collection[str]) -> tuple[TripleArrays, list[HoldoutGroup]]:
     """Return the triples of train without each user's last trip in it, and the items of that trip as held out."""
     train = in_train(training.events).drop("split")
     earlier = replace(training.dataset, events=BucketedEvents.of(train))
     inner = build_training_set(earlier, replace(training.options, split=SplitSpec("last-trip")))
-    held, _ = build_holdout(earlier, _kept_events(inner), "test", ["train", "valid"])
-    return regenerate(inner, "train") + regenerate(inner, "valid"), held
+    held, _ = build_holdout(earlier, _events_of(inner, cities), "test", ["train", "valid"])
+    return regenerate(inner, "train", cities) + regenerate(inner, "valid", cities), held
 
 
 # --- rankers ---------------------------------------------------------------------------------------------------------
@@ -264,8 +301,8 @@ Ranker = Callable[[HoldoutGroup], Scores]
 """Returns scores of shape (groups, items), higher is better. Equal ones are ties."""
 
 
-def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: bool) -> RankingMetrics:
-    """Return AUC, NDCG@10 and Recall@10 of a ranker by user index: the mean of the user's groups.
+def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> GroupMetrics:
+    """Return AUC, NDCG@10 and Recall@10 of a ranker, one value per group.
 
     `new` ignores the items that the user had selected before.
     """
@@ -274,11 +311,8 @@ def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, users: int, *, new: b
         candidates = group.history == 0 if new else np.ones(group.relevant.shape, np.bool_)
         found.append(metrics.ranking_metrics(ranker(group), candidates, group.relevant & candidates, K))
     owners = np.concatenate([np.zeros(0, np.int64), *(group.users for group in held)])
-    columns = (
-        np.concatenate([np.zeros(0), *(getattr(each, field.name) for each in found)])
-        for field in fields(RankingMetrics)
-    )
-    return RankingMetrics(*(metrics.mean_per_user(column, owners, users) for column in columns))
+    cities = np.array([group.city for group in held for _ in group.users], np.str_)
+    return GroupMetrics(owners, cities, RankingMetrics.concat(found))
 
 
 def random_ranker(held: HoldoutGroup) -> Scores:

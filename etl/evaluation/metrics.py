@@ -9,8 +9,9 @@ as chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,32 @@ class RankingMetrics:
     def __sub__(self, other: RankingMetrics) -> RankingMetrics:
         """Return the differences, nan where either side has no value."""
         return RankingMetrics(self.auc - other.auc, self.ndcg - other.ndcg, self.recall - other.recall)
+
+    @classmethod
+    def concat(cls, parts: Iterable[RankingMetrics]) -> RankingMetrics:
+        """Join the groups of several metrics."""
+        every = [cls(*np.zeros((3, 0))), *parts]
+        return cls(*(np.concatenate([getattr(each, name) for each in every]) for name in ("auc", "ndcg", "recall")))
+
+
+@dataclass(frozen=True)
+class GroupMetrics:
+    """The metrics of groups, with the user and the city of each."""
+
+    users: npt.NDArray[np.integer]
+    cities: npt.NDArray[np.str_]
+    figures: RankingMetrics
+
+    def per_user(self, n_users: int, city: str | None = None) -> RankingMetrics:
+        """Return the mean of each user's groups, in all cities or in one, by user index; nan for users without a value."""
+        known = np.ones(len(self.users), np.bool_) if city is None else self.cities == city
+        figures = self.figures
+        return RankingMetrics(
+            *(
+                mean_per_user(column[known], self.users[known], n_users)
+                for column in (figures.auc, figures.ndcg, figures.recall)
+            )
+        )
 
 
 def ranking_metrics(
@@ -133,10 +160,18 @@ def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> 
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    rng = np.random.default_rng(seed)
-    means = np.array([known[rng.integers(len(known), size=len(known))].mean() for _ in range(n)])
+    means = _resamples(len(known), seed, n) @ known / len(known)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(known.mean()), float(low), float(high), len(known))
+
+
+@lru_cache(maxsize=2)
+def _resamples(size: int, seed: int, n: int) -> Floats:
+    """Return how often each of `size` values is in each of `n` resamples: one row per resample."""
+    # Kept for the next call: a probe asks for a hundred intervals over the same users.
+    rng = np.random.default_rng(seed)
+    drawn = (np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(n))
+    return np.array(list(drawn), np.float64)
 
 
 def select_variant(trials: Sequence[Floats], errors: float = 2.0) -> int:

@@ -1,24 +1,28 @@
-"""Measure the training value of triples: train a small BPR model on them, and evaluate its ranking of held-out items.
+"""Measure the training value of a snapshot: train small models on it, and evaluate their rankings of held-out items.
 
-The variants are trained on train and compared on valid (without one, on each user's last trip in train). The best is trained
-again on everything before test, and evaluated once on test. It is compared with rankings that need no training: a model that
-is no better than popularity has learnt nothing about users, and one that is no better than a user's own history nothing that
-a count does not know.
+Two questions are asked, of all cities together and of each. *trip*: which items does the held-out trip hold? *next*: which
+item that is new to the user comes next, given the trip so far? For *trip*, variants are trained on train and compared on valid
+(without one, on each user's last trip in train); the best is trained again on everything before test, and evaluated once on
+test. For *next* there is one model (`etl.evaluation.next_item`).
+
+Models are compared with rankings that need no training. One that is no better than popularity has learnt nothing about users,
+one that is no better than a user's own history nothing that a count does not know, and one that is no better than users over
+distance nothing that a map does not know.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from threadpoolctl import threadpool_limits
 
-from etl.evaluation import bpr, metrics
+from etl.evaluation import bpr, metrics, next_item
 from etl.evaluation.holdout import (
-    HoldoutGroup,
     ProbeTask,
     Ranker,
     TripleArrays,
@@ -28,19 +32,42 @@ from etl.evaluation.holdout import (
     popularity_ranker,
     random_ranker,
 )
-from etl.evaluation.metrics import RankingMetrics
+from etl.evaluation.metrics import GroupMetrics, RankingMetrics
+from etl.evaluation.verdict import (
+    AFFINITY,
+    BY_DISTANCE,
+    BY_USERS,
+    HISTORY_BY_USERS,
+    METRICS,
+    MODEL,
+    NO_INTERVAL,
+    OWN_HISTORY,
+    POPULARITY,
+    RANDOM,
+    difference,
+    format_difference,
+    judged,
+    next_verdict,
+    summarize,
+    verdict,
+)
 from etl.runtime.run_record import Progress
 from etl.settings.values import advice
+from etl.snapshots.manifest import RANKER_TEXT
+from etl.triples.next_choices import Coordinates
 
-MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularity", "own_history", "affinity"
 SCOPES = {"all": False, "new": True}
+MAX_CITIES = 20
+"""How many cities have figures of their own: those with the most evaluated users."""
+
+RANDOM_PREVIOUS, SHUFFLED = "random_previous", "shuffled_order"
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """The result of a probe. `facts` is the content of `probe.json`.
 
-    `figures` has the metrics of every ranking, by (ranking, scope) and user index.
+    `figures` has the metrics of every ranking of the question *trip*, by (ranking, scope) and user index.
     """
 
     facts: dict[str, Any]
@@ -49,43 +76,80 @@ class ProbeResult:
 
     def mean(self, ranking: str, scope: str = "all") -> float:
         """Return a ranking's mean AUC over users; nan where no user could be evaluated."""
-        mean = self.facts["rankings"][ranking][scope]["auc"]["mean"]
-        return math.nan if mean is None else float(mean)
+        return _mean(self.facts["rankings"], ranking, scope)
 
     @property
     def auc(self) -> tuple[float, float]:
-        """The model's mean AUC, and popularity's."""
-        return self.mean(MODEL), self.mean(POPULARITY)
+        """The model's mean AUC, and popularity's: for the trip's items, or for the next one where there are no triples."""
+        if MODEL in self.facts["rankings"]:
+            return self.mean(MODEL), self.mean(POPULARITY)
+        return _mean(self.facts["next"]["rankings"], MODEL), _mean(self.facts["next"]["rankings"], BY_USERS)
 
     @property
     def advice(self) -> str:
         """What to try where the model is not good enough."""
         return advice(self.facts.get("negatives", []))
 
+    @property
+    def verdicts(self) -> list[str]:
+        """What was found, one sentence for each question and scope."""
+        found = self.facts["next"]
+        return [*(each["text"] for each in self.facts["verdict"].values()), found["verdict"]["text"]]
+
     def manifest_entry(self) -> dict[str, Any]:
         """Return the manifest's entry."""
-        ours = self.facts["rankings"][MODEL]["all"]
+        rankings, users, popularity = self.facts["next"]["rankings"], self.facts["next"]["users"], BY_USERS
+        if MODEL in self.facts["rankings"]:
+            rankings = {name: found["all"] for name, found in self.facts["rankings"].items()}
+            users, popularity = self.facts["users"], POPULARITY
+        ours = rankings.get(MODEL, dict.fromkeys(METRICS, NO_INTERVAL))
         return {
             "split": self.facts["split"],
-            "users": self.facts["users"],
+            "users": users,
             "auc": ours["auc"],
             "ndcg_at_10": ours["ndcg_at_10"],
-            "auc_of_popularity": self.facts["rankings"][POPULARITY]["all"]["auc"],
+            "auc_of_popularity": rankings[popularity]["auc"],
+            "verdicts": self.verdicts,
         }
 
     def warnings(self) -> Iterator[str]:
-        """Yield a warning where the model is not better than popularity, with what to do."""
-        ours, theirs = self.auc
-        if ours > theirs:
-            return
+        """Yield a warning where a model is not better than popularity, or worse than another simple ranking."""
+        if MODEL in self.facts["rankings"]:
+            if not self.mean(MODEL) > self.mean(POPULARITY):
+                yield self._no_value(self.mean(MODEL), self.mean(POPULARITY))
+            elif worse := self._worse_than_a_count():
+                yield (
+                    f"A model trained on these triples ranks held-out items worse than {worse}. {self.advice} "
+                    "docs/negatives.md explains."
+                )
+        if self.facts["next"]["verdict"]["worse"]:
+            yield f"next/ has no training value. {self.facts['next']['verdict']['text']}"
+
+    def _no_value(self, ours: float, theirs: float) -> str:
         found = self.facts["model_against"][POPULARITY]["all"]["auc"]
         mean, low, high = (found[name] or 0.0 for name in ("mean", "low", "high"))
         figures = f"AUC {ours:.3f}, popularity {theirs:.3f}, difference {mean:+.3f} ({low:+.3f} to {high:+.3f})"
         what = "worse than chance" if ours < 0.5 else "no better than popularity"
-        yield (
+        return (
             f"These triples have no training value: a model trained on them ranks held-out items {what} ({figures}). "
             f"{self.advice} docs/negatives.md explains."
         )
+
+    def _worse_than_a_count(self) -> str | None:
+        """Name the ranking by counts that the model is furthest below, where the whole interval is below 0; else None."""
+        worst = None
+        for name in (POPULARITY, BY_USERS, OWN_HISTORY, HISTORY_BY_USERS):
+            for metric, text in METRICS.items():
+                found = self.facts["model_against"].get(name, {}).get("all", {}).get(metric)
+                if found and (found["high"] or 0.0) < min(0.0, worst[0] if worst else 0.0):
+                    worst = found["high"], f"{RANKER_TEXT[name]}, without training ({text} {format_difference(found)})"
+        return worst[1] if worst else None
+
+
+def _mean(rankings: Mapping[str, Any], ranking: str, scope: str | None = None) -> float:
+    found = rankings.get(ranking, {})
+    mean = (found if scope is None else found.get(scope, {})).get("auc", NO_INTERVAL)["mean"]
+    return math.nan if mean is None else float(mean)
 
 
 def probe(
@@ -94,30 +158,42 @@ def probe(
     seed: int,
     progress: Progress,
     variants: Sequence[bpr.BprConfig] = bpr.VARIANTS,
+    *,
+    controls: bool = False,
 ) -> ProbeResult:
     """Run the probe. `default_affinity` is the affinity for a category that a user has none for.
 
-    The first variant is kept unless another is better by more than chance. The same task and seed give the same result on one
-    machine. Raises ValueError where test holds nothing out.
+    The first variant is kept unless another is better by more than chance. `controls` also trains on choices whose previous
+    item is random, and on days in random order. The same task and seed give the same result on one machine. Raises ValueError
+    where test holds nothing out.
     """
     if not task.test:
         raise ValueError("No item is held out.")
     # The matrices are small: more BLAS threads only wait for each other, and change the last bits.
     with threadpool_limits(1, "blas"):
-        return _probe(task, default_affinity, seed, progress, [replace(config, seed=seed) for config in variants])
+        result = _probe_trip(
+            task, default_affinity, seed, progress, [replace(config, seed=seed) for config in variants]
+        )
+        result.facts["next"] = _probe_next(task, seed, progress, controls=controls)
+        return result
 
 
-def _probe(
+# --- which items does the trip hold? ---------------------------------------------------------------------------------
+
+
+def _probe_trip(
     task: ProbeTask, default_affinity: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig]
 ) -> ProbeResult:
-    tried: list[RankingMetrics] = []
-    if len(variants) > 1 and task.tuning_holdout and len(task.tuning_train.users):
+    n_users, tried = task.dataset.users.height, list[RankingMetrics]()
+    if len(variants) > 1 and task.tuning_holdout and len(task.train.users) and len(task.tuning_train.users):
         for number, config in enumerate(variants, 1):
             what = f"probe: variant {number} of {len(variants)}"
-            ranker = _train(task, task.tuning_train, config, progress, what)
-            tried.append(_evaluate(task, task.tuning_holdout, ranker, new=False))
+            ranker = _train(task.tuning_train, config, progress, what)
+            tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(n_users))
     best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
-    figures = _rank_test(task, _train(task, task.train, best, progress, "probe: final"), default_affinity)
+    model = _train(task.train, best, progress, "probe: final") if len(task.train.users) else None
+    ranked = _rank_test(task, model, default_affinity)
+    figures = {key: found.per_user(n_users) for key, found in ranked.items()}
     facts = {
         "split": task.split,
         "negatives": list(task.negatives),
@@ -125,74 +201,168 @@ def _probe(
         "triples": len(task.train.users),
         "tuned_on": task.tuned_on if tried else None,
         "variants": [
-            {**asdict(config), "auc_when_tuned": _intervals(found, seed)["auc"]}
+            {**asdict(config), "auc_when_tuned": summarize({MODEL: found}, seed)["rankings"][MODEL]["auc"]}
             for config, found in zip(variants, tried, strict=False)
         ],
         "options": asdict(best),
         "unranked_places": task.unranked,
-        "users_passed_over": sum(group.skipped_users for group in task.test),
-        **_summary(figures, seed),
+        "users_passed_over": task.counts.n_users - len(task.sampled),
+        "users_sampled": len(task.sampled),
+        "users_in_all": task.counts.n_users,
+        "cities_sampled": len(task.counts.cities),
+        **_trip_summary(figures, seed),
+    }
+    facts["verdict"] = {
+        scope: verdict(_of_scope(facts, scope), what)
+        for scope, what in (("all", "the items of the next trip"), ("new", "its items that are new to the user"))
+    }
+    facts["cities"] = {
+        city: _trip_summary({key: found.per_user(n_users, city) for key, found in ranked.items()}, seed)
+        for city in _largest(ranked[RANDOM, "all"])
     }
     return ProbeResult(facts, best, figures)
 
 
-def _train(task: ProbeTask, triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
-    model = bpr.train(
+def _train(triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
+    model = bpr.train_indexed(
         triples.users,
         triples.positives,
         triples.negatives,
         triples.weights,
-        n_users=task.dataset.users.height,
-        n_items=task.dataset.items.height,
         options=config,
-        after_epoch=lambda number, _loss: progress(what, number, config.epochs),
+        after_epoch=_follow(progress, what, config),
     )
-    return lambda group: model.scores(group.users)[:, group.items]
+    return lambda group: model.scores(group.users, group.items)
 
 
-def _evaluate(task: ProbeTask, held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> RankingMetrics:
-    return evaluate(held, ranker, task.dataset.users.height, new=new)
+def _follow(progress: Progress, what: str, config: bpr.BprConfig) -> Callable[[int, float], object]:
+    return lambda number, _loss: progress(what, number, config.epochs)
 
 
-def _rank_test(task: ProbeTask, model: Ranker, default_affinity: float) -> dict[tuple[str, str], RankingMetrics]:
+def _rank_test(task: ProbeTask, model: Ranker | None, default_affinity: float) -> dict[tuple[str, str], GroupMetrics]:
     """Evaluate every ranking on test, over all items and over new ones."""
     rankers: dict[str, Ranker | None] = {
         MODEL: model,
         RANDOM: random_ranker,
-        POPULARITY: popularity_ranker(task.popularity),
-        OWN_HISTORY: history_ranker(task.popularity),
+        POPULARITY: popularity_ranker(task.counts.events),
+        BY_USERS: popularity_ranker(task.counts.people),
+        OWN_HISTORY: history_ranker(task.counts.events),
+        HISTORY_BY_USERS: history_ranker(task.counts.people),
         AFFINITY: affinity_ranker(task.dataset, default_affinity),
     }
     return {
-        (name, scope): _evaluate(task, task.test, ranker, new=new)
+        (name, scope): evaluate(task.test, ranker, new=new)
         for name, ranker in rankers.items()
         if ranker is not None
         for scope, new in SCOPES.items()
     }
 
 
-def _summary(figures: Mapping[tuple[str, str], RankingMetrics], seed: int) -> dict[str, Any]:
-    """Return means with intervals over users: of every ranking, and of the model's differences to each, user by user."""
-    rankings: dict[str, dict[str, Any]] = {}
-    against: dict[str, dict[str, Any]] = {}
-    for (name, scope), found in figures.items():
-        rankings.setdefault(name, {})[scope] = _intervals(found, seed)
-        if name not in {MODEL, RANDOM}:
-            against.setdefault(name, {})[scope] = _intervals(figures[MODEL, scope] - found, seed)
+def _trip_summary(figures: Mapping[tuple[str, str], RankingMetrics], seed: int) -> dict[str, Any]:
+    """Return the summary of each scope, by ranking and then by scope."""
+    of_scope = {scope: {name: found for (name, at), found in figures.items() if at == scope} for scope in SCOPES}
+    summaries = {scope: summarize(found, seed) for scope, found in of_scope.items()}
+    turned = {
+        part: {name: {scope: summaries[scope][part][name] for scope in SCOPES} for name in summaries["all"][part]}
+        for part in ("rankings", "model_against")
+    }
+    return {"users": judged(of_scope["all"]), "users_with_new_places": judged(of_scope["new"]), **turned}
+
+
+def _of_scope(facts: Mapping[str, Any], scope: str) -> dict[str, Any]:
+    return {part: {name: found[scope] for name, found in facts[part].items()} for part in ("rankings", "model_against")}
+
+
+def _largest(groups: GroupMetrics) -> list[str]:
+    """Return the cities with the most evaluated groups, in the order of their bytes."""
+    cities, sizes = np.unique(groups.cities[~np.isnan(groups.figures.auc)], return_counts=True)
+    return sorted(cities[np.argsort(-sizes, kind="stable")[:MAX_CITIES]].tolist(), key=str.encode)
+
+
+# --- which new item comes next? --------------------------------------------------------------------------------------
+
+
+def _probe_next(task: ProbeTask, seed: int, progress: Progress, *, controls: bool) -> dict[str, Any]:
+    """Return the facts about the next item. Without a table `next/`, those of the rankings that need no training."""
+    features = next_item.ItemFeatures(task.counts.people, Coordinates.of(task.dataset.items))
+    config = replace(next_item.CONFIG, seed=seed)
+    rows = task.next_rows
+    if rows is None and task.has_next:  # the published rows contain the held-out trips
+        rows = next_item.draw_rows(_known_choices(task, task.selections, seed), features, np.random.default_rng(seed))
+    model = None
+    if rows is not None and len(rows.users):
+        model = next_item.train(
+            rows, features, _before(task.selections), config, _follow(progress, "probe: next item", config)
+        )
+    ranked = _rank_next(next_item.iter_choices(task.dataset, task.selections, ["test"], seed), features, model)
+    facts = {
+        "rows": 0 if rows is None else len(rows.users),
+        "options": asdict(config),
+        "slopes": None if model is None else dict(zip(next_item.FEATURES, map(float, model.slopes), strict=True)),
+        **_next_summary(task, ranked, seed),
+        "cities": {city: _next_summary(task, ranked, seed, city) for city in _largest(ranked[BY_USERS])},
+    }
+    known = not np.isnan(features.places.latitude + features.places.longitude).all()
+    facts["verdict"] = next_verdict(facts, has_table=task.has_next, has_coordinates=known)
+    if controls and model is not None:
+        facts["controls"] = {
+            name: _control(task, name, features, config, progress) for name in (RANDOM_PREVIOUS, SHUFFLED)
+        }
+    return facts
+
+
+def _before(selections: pl.DataFrame) -> pl.DataFrame:
+    return selections.filter(pl.col("split") != "test")
+
+
+def _known_choices(task: ProbeTask, selections: pl.DataFrame, seed: int) -> Iterator[next_item.Choices]:
+    """Yield the choices before test. Those of train know nothing of valid."""
+    for parts in (["train"], ["train", "valid"]):
+        known = selections.filter(pl.col("split").is_in(parts))
+        yield from next_item.iter_choices(task.dataset, known, parts[-1:], seed)
+
+
+def _rank_next(
+    held: Iterable[next_item.Choices], features: next_item.ItemFeatures, model: next_item.NextModel | None
+) -> dict[str, GroupMetrics]:
+    scorers: dict[str, next_item.Scorer] = {
+        BY_USERS: next_item.by_people,
+        BY_DISTANCE: next_item.by_people_and_distance,
+    }
+    if model is not None:
+        scorers[MODEL] = model.score
+    return next_item.evaluate(held, features, scorers)
+
+
+def _next_summary(
+    task: ProbeTask, ranked: Mapping[str, GroupMetrics], seed: int, city: str | None = None
+) -> dict[str, Any]:
+    figures = {name: found.per_user(task.dataset.users.height, city) for name, found in ranked.items()}
+    groups = ranked[BY_USERS]
+    here = ~np.isnan(groups.figures.auc) & ((groups.cities == city) if city is not None else True)
+    summary = summarize(figures, seed)
     return {
-        "users": int((~np.isnan(figures[MODEL, "all"].auc)).sum()),
-        "users_with_new_places": int((~np.isnan(figures[MODEL, "new"].auc)).sum()),
-        "rankings": rankings,
-        "model_against": against,
+        "users": judged(figures),
+        "choices": int(here.sum()),
+        **summary,
+        "distance_against": {BY_USERS: difference(figures[BY_DISTANCE], figures[BY_USERS], seed)},
     }
 
 
-def _intervals(figures: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
-    """Return the mean of each metric over users, with its 95% bootstrap interval; null without users."""
-    columns = {"auc": figures.auc, "ndcg_at_10": figures.ndcg, "recall_at_10": figures.recall}
-    return {name: _interval(metrics.bootstrap(values, seed)) for name, values in columns.items()}
+def _control(
+    task: ProbeTask, name: str, features: next_item.ItemFeatures, config: bpr.BprConfig, progress: Progress
+) -> dict[str, Any]:
+    """Train and evaluate on choices without what a control takes away: the previous item, or the order within a day."""
+    rng, seed = np.random.default_rng(config.seed), config.seed
+    selections = task.selections
+    if name == SHUFFLED:
+        selections = next_item.order_selections(task.kept_events, task.dataset.trips, rng)
 
+    def alter(choices: Iterable[next_item.Choices]) -> Iterable[next_item.Choices]:
+        return next_item.with_random_previous(choices, rng) if name == RANDOM_PREVIOUS else choices
 
-def _interval(found: metrics.Interval) -> dict[str, float | None]:
-    values = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
+    rows = next_item.draw_rows(alter(_known_choices(task, selections, seed)), features, rng)
+    follow = _follow(progress, f"probe: control {name.replace('_', ' ')}", config)
+    model = next_item.train(rows, features, _before(selections), config, follow)
+    held = next_item.iter_choices(task.dataset, selections, ["test"], seed)
+    return {"rows": len(rows.users), **_next_summary(task, _rank_next(alter(held), features, model), seed)}

@@ -8,6 +8,7 @@ from typing import Any
 from etl.errors import DataError, SettingsError
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, utc_now
 from etl.pipeline.publication import open_publication
+from etl.pipeline.published import probe_published
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
@@ -42,6 +43,7 @@ def expand(
             open_publication(context, result) as publication,
         ):
             publication.publish(dataset)
+    probe_published(settings, result)
     return result
 
 

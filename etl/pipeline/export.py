@@ -15,6 +15,7 @@ from etl.pipeline.guards import (
     rejected_shares,
 )
 from etl.pipeline.publication import Publication, open_publication
+from etl.pipeline.published import probe_published
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
@@ -67,6 +68,7 @@ def export(
 
             result, retries = retry_on_conflict(attempt, stop.sleep)
     result.retries = retries
+    probe_published(settings, result)
     return result
 
 

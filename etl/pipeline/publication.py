@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from etl.pipeline.guards import (
     comparison_skipped_note,
     unknown_city_warnings,
 )
-from etl.pipeline.published import run_probe
+from etl.pipeline.published import probe_afterwards, run_probe
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
 from etl.reporting.wording import format_bytes
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
-from etl.snapshots.reader import REPORT, Snapshot
+from etl.snapshots.reader import REPORT, Snapshot, open_snapshot
 from etl.snapshots.store import UnlistableError, translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
@@ -109,7 +110,7 @@ class Publication:
             )
         result.warnings += [*unknown_city_warnings(settings, summary), *bias_warnings(settings, summary)]
         self._compare()
-        if settings.probe or settings.fail_below is not None:
+        if settings.fail_below is not None:  # else the probe waits until no transaction is open: it may take a minute
             self._probe(summary)
         self._finalize(summary, dataset)
         return summary
@@ -182,10 +183,12 @@ class Publication:
     def make_latest(self, name: str | None) -> None:
         """Make the staged snapshot the newest, after the database's COMMIT. Can't be cancelled from here on."""
         settings, store, result = self.context.settings, self.context.store, self.result
-        result.stop.begin_critical()
         if settings.dry_run:
             result.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
+            if name is not None:
+                probe_afterwards(settings, result, partial(run_probe, open_snapshot(self.staged), settings))
             return
+        result.stop.begin_critical()
         if name is None:
             result.notes.append("The data are those of the newest snapshot, byte by byte: nothing was published.")
             return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from etl.errors import DataError
+from etl.errors import DataError, EtlError
 from etl.pipeline.guards import check_auc
 from etl.reporting.history import previous_runs
 from etl.reporting.page import REQUIRED_FILES, build_report
@@ -21,6 +23,7 @@ from etl.transform.personas import affinity_model
 
 if TYPE_CHECKING:
     from etl.evaluation.probe import ProbeResult
+    from etl.pipeline.context import RunResult
 
 
 def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
@@ -35,6 +38,29 @@ def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToke
         _add_report(probed, settings, progress, found.facts)
     check_auc(found, settings, "It was published all the same.")
     return found
+
+
+def probe_published(settings: Settings, result: RunResult) -> None:
+    """Probe the snapshot that a run, an export or an expansion has just published, where that was asked for."""
+    if result.snapshot is not None:
+        result.stop.end_critical()  # the run's own work is done
+        probe_afterwards(
+            settings, result, partial(probe, replace(settings, snapshot=result.snapshot), stop=result.stop)
+        )
+
+
+def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..., ProbeResult]) -> None:
+    """Probe after the run's own work, unless `fail_below` had it done before. A failure, or a signal, is a warning."""
+    if not settings.probe or settings.fail_below is not None:
+        return
+    try:
+        with result.step("probe"):
+            found = measure(progress=result.progress)
+    except EtlError as error:
+        result.warnings.append(f"The probe was not made: {error}")
+        return
+    result.counts["probe"] = found.manifest_entry()
+    result.warnings += found.warnings()
 
 
 def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:
@@ -53,18 +79,18 @@ def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> Pro
     from etl.evaluation.holdout import build_task  # noqa: PLC0415
     from etl.evaluation.probe import probe  # noqa: PLC0415 - slow to import, and most runs have no probe
 
-    task = build_task(snapshot)
+    task = build_task(snapshot, settings.seed)
     if not task.test:
         raise DataError(
             f"The split {task.split} holds no item out: no user has a trip in it that can be ranked, so the triples "
             "can't be probed. Choose another --split, or omit the probe."
         )
-    if not len(task.train.users):
+    if not len(task.train.users) and not task.has_next:
         raise DataError(
             f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Choose "
             "another --split, or omit the probe."
         )
-    return probe(task, affinity_model().default_affinity, settings.seed, progress)
+    return probe(task, affinity_model().default_affinity, settings.seed, progress, controls=settings.controls)
 
 
 def _add_report(

@@ -40,6 +40,7 @@ from etl.pipeline.guards import (
     unused_seed_warnings,
 )
 from etl.pipeline.publication import Publication, open_publication
+from etl.pipeline.published import probe_published
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
@@ -110,6 +111,7 @@ def run(
 
             result, retries = retry_on_conflict(attempt, stop.sleep)
     result.retries = retries
+    probe_published(settings, result)
     return result
 
 

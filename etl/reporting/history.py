@@ -33,7 +33,12 @@ _MIN_TOLERANCE, _MAX_TOLERANCE, _SPREADS, _DEVIATIONS = 0.05, 0.30, 12.0, 3.0
 MONITORED = ("shadow users", "trips read", "ranking events", "triples", "positives", "users", "items")
 """The metrics that `--max-change` limits. Excluded rows and AUC are not: a change from 0 to 3 has no relative size."""
 
-TRIPLE_METRICS = frozenset({"triples", "positives", "cities", "left out: positives", "AUC", "AUC of popularity"})
+TRIPLE_METRICS = frozenset(
+    {
+        *("triples", "positives", "choices", "cities", "left out: positives", "left out: choices"),
+        *("AUC", "AUC of popularity"),
+    }
+)
 """Metrics that all of TRIPLE_SETTINGS decide; ROW_SETTINGS alone decide the others."""
 
 
@@ -140,9 +145,10 @@ def run_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
         "trips read": manifest.get("source_rows", {}).get("trips"),
         "ranking events": _total(published.get("events")),
         "triples": _total(triples),
-        **{name: published.get(name) for name in ("positives", "users", "items")},
+        **{name: published.get(name) for name in ("positives", "choices", "users", "items")},
         "cities": None if triples is None else sum(rows > 0 for rows in triples.values()),
         "left out: positives": _total(published.get("positives_left_out")),
+        "left out: choices": _total(published.get("choices_left_out")),
         "left out: trip-days": _total(manifest.get("days_without_event")),
         "left out: events": _total(manifest.get("events_left_out")),
         "set aside rows": _total({f: sum(r.values()) for f, r in manifest["set_aside"].items()})

@@ -40,10 +40,10 @@ from etl.reporting.page_stats import (
     item_stats,
     user_stats,
 )
-from etl.reporting.wording import RANKER_TEXT, exclusions, format_setting
+from etl.reporting.wording import exclusions, format_setting
 from etl.runtime.resources import resource
 from etl.runtime.run_record import Progress
-from etl.snapshots.manifest import parse_probe
+from etl.snapshots.manifest import RANKER_TEXT, parse_probe
 from etl.snapshots.reader import PROBE, REPORT, read_small
 from etl.triples.dataset import Dataset
 
@@ -170,16 +170,20 @@ def _draw_data(
 
 
 def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
-    """Draw the AUC of the rankings of a probe, over all items and over new ones."""
+    """Draw the AUC of the rankings of a probe, over all items, over new ones, and over the next new one."""
     drawn: dict[str, str] = {}
     if probe is None:
         return drawn
-    for scope in ("all", "new"):
-        found = {name: probe["rankings"][name][scope]["auc"] for name in RANKER_TEXT if name in probe["rankings"]}
+    rankings = {
+        scope: {name: each[scope] for name, each in probe["rankings"].items() if scope in each}
+        for scope in ("all", "new")
+    }
+    rankings["next"] = probe.get("next", {}).get("rankings", {})
+    for scope, found in rankings.items():
         rows = [
-            (RANKER_TEXT[name], auc["mean"], auc["low"], auc["high"], name == "model")
-            for name, auc in found.items()
-            if auc["mean"] is not None
+            (text, auc["mean"], auc["low"], auc["high"], name == "model")
+            for name, text in RANKER_TEXT.items()
+            if name in found and (auc := found[name]["auc"])["mean"] is not None
         ]
         if rows:
             drawn[f"probe {scope}"] = charts.interval_plot(rows, 0.5, "AUC of each ranking")

@@ -19,6 +19,8 @@ _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 METRIC_TEXT = {
     "left out: positives": "excluded positives",
+    "choices": "choices of a next place",
+    "left out: choices": "excluded choices",
     "left out: trip-days": "excluded trip-days",
     "left out: events": "excluded events",
     "set aside rows": "rejected rows",
@@ -38,15 +40,6 @@ REASON_TEXT = {
     "not_a_finite_number": "value is not a finite JSON number",
 }
 """Texts of the reasons in a manifest."""
-
-RANKER_TEXT = {
-    "model": "BPR on these triples",
-    "popularity": "popularity",
-    "own_history": "own history, then popularity",
-    "affinity": "affinity",
-    "random": "chance",
-}
-"""Texts of the rankings of a probe."""
 
 NO_SEED = "no trip with a usable persona seed"
 

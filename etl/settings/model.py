@@ -308,7 +308,7 @@ class Settings:
         (),
         metavar="TABLE",
     )
-    probe: bool = _flag(LIMITS, "Train a small model on the triples before anything is published.")
+    probe: bool = _flag(LIMITS, "Measure what the data are worth, after publishing; with --fail-below before it.")
     fail_below: float | None = _option(
         LIMITS,
         "With the probe: exit 5 when its AUC is below this; nothing is published.",
@@ -339,6 +339,10 @@ class Settings:
 
     snapshot: str | None = _text(
         OTHER, "Look at this snapshot, or the newest of this --out folder, instead.", "FOLDER", "out", parse_location
+    )
+    controls: bool = _flag(
+        OTHER,
+        "Also train on next items whose previous item is random, and on days in random order: what is left is chance.",
     )
     format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
     all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")

@@ -43,19 +43,55 @@ class Interval(TypedDict):
     high: float | None
 
 
+RANKER_TEXT = {
+    "model": "BPR on these triples",
+    "popularity": "popularity by events",
+    "popularity_by_users": "popularity by users",
+    "own_history": "own history, popularity by events",
+    "own_history_by_users": "own history, popularity by users",
+    "users_by_distance": "users \N{DIVISION SIGN} distance",
+    "affinity": "affinity",
+    "random": "chance",
+}
+"""Texts of the rankings of a probe, in the order in which they are shown."""
+
+
 class ProbeLine(TypedDict):
     """What a probe found, in the manifest."""
 
     auc: Interval
     auc_of_popularity: Interval
+    verdicts: NotRequired[list[str]]
+
+
+class ProbeVerdict(TypedDict):
+    """Whether the data add value, in one or two sentences."""
+
+    text: str
+
+
+class ProbeNext(TypedDict):
+    """What a probe found about the next item: figures by ranking and metric."""
+
+    users: Count
+    choices: Count
+    rankings: dict[str, dict[str, Interval]]
+    verdict: ProbeVerdict
 
 
 class Probe(TypedDict):
-    """`probe.json`, as far as the report shows it: figures by ranking, scope and metric."""
+    """`probe.json`, as far as the report shows it: figures by ranking, scope and metric.
+
+    Earlier releases wrote neither verdicts nor the next item.
+    """
 
     split: str
     users: Count
     rankings: dict[str, dict[Literal["all", "new"], dict[str, Interval]]]
+    users_passed_over: NotRequired[Count]
+    users_in_all: NotRequired[Count]
+    verdict: NotRequired[dict[Literal["all", "new"], ProbeVerdict]]
+    next: NotRequired[ProbeNext]
 
 
 class Settings(TypedDict):

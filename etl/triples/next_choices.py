@@ -19,7 +19,7 @@ import polars as pl
 from etl.settings.model import Reject
 from etl.transform.arrays import I64, U64, Positions
 from etl.transform.hashing import mix64
-from etl.triples.generate import NO_NEGATIVES, U32, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
+from etl.triples.generate import I32, NO_NEGATIVES, U32, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
 from etl.triples.sampling import build_pools, sample
 from etl.triples.selections import Past, Selections
 
@@ -50,20 +50,23 @@ class Coordinates:
         latitude, longitude = (np.radians(np.where(good, each, np.nan)) for each in degrees)
         return cls(latitude, longitude, np.cos(latitude))
 
-    def km(self, here: U32, there: U32) -> npt.NDArray[np.float32]:
+    def km(self, here: npt.NDArray[Any], there: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The great-circle distance between items by haversine; NaN where one has no coordinates."""
-        (froms, from_), (tos, to) = (_compact(each, len(self.latitude)) for each in (here, there))
-        if len(froms) * len(tos) > len(here):
-            return self._km(here, there)
-        table = self._km(np.repeat(froms, len(tos)), np.tile(tos, len(froms)))
-        return table.take(from_ * len(tos) + to)
-
-    def _km(self, here: npt.NDArray[Any], there: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         up, across = (each[there] - each[here] for each in (self.latitude, self.longitude))
         squared = np.sin(up / 2) ** 2 + self.cosine[here] * self.cosine[there] * np.sin(across / 2) ** 2
         # Of antipodes, rounding may make it more than 1.
         km: F64 = 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(squared, 1.0)))
         return km.astype(np.float32)
+
+    def km_to(self, here: U32, row: I32, codes: I64, position: Positions) -> npt.NDArray[np.float32]:
+        """The distance from `here[row]` to `codes[position]`; from a table of all pairs where these are fewer."""
+        used = np.zeros(len(self.latitude), np.bool_)
+        used[here] = True
+        distinct, place = np.flatnonzero(used), (np.cumsum(used) - 1)[here]
+        if len(distinct) * len(codes) > len(row):
+            return self.km(here[row], codes[position])
+        table = self.km(np.repeat(distinct, len(codes)), np.tile(codes, len(distinct)))
+        return table.take((place * len(codes))[row] + position)
 
 
 class TripOrder:
@@ -168,7 +171,8 @@ class Choices:
             mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
         )
         choice = np.repeat(np.arange(len(chosen), dtype=np.int32), counts.sum(axis=0))
-        negative = self.codes.astype(np.uint32)[drawn.T[counts.T]]
+        position = drawn.T.ravel() if counts.all() else drawn.T[counts.T]
+        negative = self.codes.astype(np.uint32)[position]
         days, previous = self.selections.events["day_number"].to_numpy(), items[earlier]
         per_choice = {
             "event": event,
@@ -180,7 +184,7 @@ class Choices:
             "is_new": past.new[ranks],
         }
         values = {name: column[choice] for name, column in per_choice.items()}
-        values |= {"negative": negative, "neg_km": places.km(values["previous"], negative)}
+        values |= {"negative": negative, "neg_km": places.km_to(previous, choice, self.codes, position)}
         if self.history:
             users = self.selections.users[self.selections.event[chosen]]
             users, before, now = (each[choice] for each in (users, ranks, self.events.timestamps[event]))
@@ -233,13 +237,6 @@ class Choices:
         rejected = np.concatenate([self._known[1][inside], positives[added]])
         both = np.sort((groups << 32) | rejected)
         return both >> 32, (both & 0xFFFFFFFF).astype(np.int32)
-
-
-def _compact(codes: U32, nodes: int) -> tuple[I64, I64]:
-    """The distinct codes, ascending, and the place of each code among them."""
-    used = np.zeros(nodes, np.bool_)
-    used[codes] = True
-    return np.flatnonzero(used), (np.cumsum(used) - 1)[codes]
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:

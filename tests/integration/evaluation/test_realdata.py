@@ -17,6 +17,7 @@ import pytest
 
 import etl
 from benchmarks.run import realdata
+from benchmarks.training_value import next_place
 from etl.pipeline import database
 from etl.settings.model import Settings
 
@@ -118,6 +119,17 @@ def test_perths_personas_are_those_of_all_trips_but_the_latest(
         user: {c: pytest.approx(0.05 + 0.93 * (n[c] + 1) / (max(n.values()) + 1), abs=1e-6) for c in categories}
         for user, n in likes.items()
     }
+
+
+@needs_data
+def test_next_is_worth_on_real_visits_what_its_page_says(database_url: str, tmp_path: Path) -> None:
+    folder = DATA
+    assert folder is not None
+    realdata.fill(database_url, "model", realdata.read_world([folder / city for city in realdata.CITIES]))
+    found = next_place.measure(database_url, tmp_path)
+    assert [f"{goal}: {measured}" for goal, measured, met in next_place.goals(found) if not met] == []
+    assert all(facts["verdict"]["adds_value"] for facts in found.values())
+    assert "| all | 289 | 828 |" in next_place.markdown(found)
 
 
 NODES = pl.DataFrame(

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 
 import etl
 from etl.errors import ConnectError, DataError
-from etl.evaluation import holdout as heldout
+from etl.evaluation import sample
 from etl.evaluation.holdout import build_task
 from etl.pipeline import published
 from etl.pipeline.context import RunResult
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.reader import open_snapshot
@@ -28,7 +31,9 @@ from etl.triples.partitions import MIN_CORRELATION
 from tests.states import data_files, database_state, folder_state
 
 ROOT = Path(__file__).parents[3]
-RANKINGS = {"model", "random", "popularity", "own_history", "affinity"}
+RANKINGS = {
+    *("model", "random", "popularity", "popularity_by_users", "own_history", "own_history_by_users", "affinity"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +154,62 @@ def test_a_night_that_teaches_too_little_leaves_all_as_it_was(small_world, tmp_p
 
 
 def test_a_split_that_holds_nothing_out_can_t_be_probed(small_world, settings_for):
+    """With a limit nothing is committed. Without, the run's work is done when the probe begins: it is a warning."""
     before = database_state(small_world)
     with pytest.raises(DataError, match="holds no item out"):
-        etl.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
+        etl.run(settings_for(small_world, fail_below=0.1, split="time:2999-01-01"))
     assert database_state(small_world) == before
+    report = etl.run(settings_for(small_world, probe=True, split="time:2999-01-01"))
+    assert database_state(small_world) != before
+    assert "probe" not in manifest_of(report)
+    assert [
+        warning
+        for warning in report.warnings
+        if warning.startswith("The probe was not made: The split time:2999-01-01")
+    ]
+
+
+def test_the_probe_holds_no_transaction_open_unless_it_has_a_limit(small_world, settings_for):
+    """While models are trained, the database is idle and LATEST is switched; with --fail-below, neither."""
+
+    def look(seen):
+        def progress(what, _done, _of):
+            if what.startswith("probe"):
+                with psycopg.connect(small_world) as connection:
+                    (open_,) = connection.execute(
+                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
+                        "AND pid <> pg_backend_pid()"
+                    ).fetchone()
+                seen.append((open_, (Path(settings.out) / "LATEST").exists()))
+
+        return progress
+
+    settings = settings_for(small_world, probe=True)
+    after, before = [], []
+    dry = etl.run(replace(settings, dry_run=True), progress=look(after))
+    assert "probe" in dry.counts
+    assert set(after) == {(0, False)}
+    after.clear()
+    etl.run(settings, progress=look(after))
+    assert set(after) == {(0, True)}
+    other = settings_for(small_world, fail_below=0.1, out=str(Path(settings.out) / "other"))
+    settings = other
+    etl.run(other, progress=look(before))
+    assert {open_ > 0 for open_, _ in before} == {True}
+    assert {switched for _, switched in before} == {False}
+
+
+def test_a_signal_during_the_probe_leaves_what_was_published(small_world, settings_for):
+    stop = CancelToken()
+    report = etl.run(
+        settings_for(small_world, probe=True),
+        stop=stop,
+        progress=lambda what, *_: what == "probe: final" and stop.cancel(),
+    )
+    assert report.snapshot is not None
+    assert report.warnings[-1] == "The probe was not made: Stopped."
+    assert "probe" not in manifest_of(report)
+    assert [finding for finding in validate_snapshot(Path(report.snapshot)) if finding.broken] == []
 
 
 def test_a_city_s_weight_is_on_its_triples_and_a_slip_of_the_pen_is_said(night, tmp_path):
@@ -314,18 +371,73 @@ def test_validate_finds_triples_that_break_a_law(night, tmp_path, ids, change, b
     assert any(law.startswith(broken) for law in forged(snapshot, lambda triples: change(triples, *names)))
 
 
-def test_too_many_users_to_rank_everything_for_are_judged_in_part(night, monkeypatch):
-    _, _, report = night
-    whole = build_task(open_snapshot(Path(report.snapshot)))
-    monkeypatch.setattr(heldout, "MAX_CELLS", 300)
-    part = build_task(open_snapshot(Path(report.snapshot)))
+@pytest.mark.parametrize("limit", ["MAX_USERS", "MAX_CELLS", "MAX_ROWS"])
+def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, monkeypatch, tmp_path, limit):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "last-trip", "out": str(tmp_path / "out")}
+    snapshot = open_snapshot(Path(etl.expand(load_settings(given, {})).snapshot))
+    whole = build_task(snapshot)
+    users = whole.sampled
+    rows = len(whole.train.users) + len(whole.tuning_train.users)
+    assert users.tolist() == whole.counts.users.tolist()
+    monkeypatch.setattr(
+        sample, limit, {"MAX_USERS": 10, "MAX_CELLS": whole.counts.cells // 4, "MAX_ROWS": rows // 8}[limit]
+    )
+    part, same, other = (build_task(snapshot, seed) for seed in (0, 0, 1))
+    assert part.sampled.tolist() == same.sampled.tolist() != other.sampled.tolist()
+    assert set(part.sampled) < set(users)
+    assert 0 < len(part.sampled) <= len(users) // 2
+    if limit == "MAX_USERS":
+        assert len(part.sampled) == 10
+    assert set(part.train.users) | {user for group in part.test for user in group.users} <= set(part.sampled)
+    of_whole = np.isin(whole.train.users, part.sampled)
+    assert len(part.train.users) == of_whole.sum() > 0
+    seen, people = Counter(), Counter()
+    for path in Path(snapshot.folder).glob("events/split=*/**/*.parquet"):
+        if "split=test" not in str(path):
+            for user, items in pl.read_parquet(path, hive_partitioning=False)["user_id", "selected_ids"].iter_rows():
+                seen.update((user, item) for item in items)
+    people.update(item for _, item in seen)
+    events = Counter({item: sum(n for (_, each), n in seen.items() if each == item) for item in people})
+    for item, by_event, by_user in zip(
+        whole.dataset.items["item_id"], whole.counts.events, whole.counts.people, strict=True
+    ):
+        assert (events[item], people[item]) == (by_event, by_user)
+    assert (part.counts.events == whole.counts.events).all()
+    assert (part.counts.people == whole.counts.people).all()
     for every, some in zip(whole.test, part.test, strict=True):
-        assert every.skipped_users == 0
-        assert len(some.users) * len(some.items) <= 300
-        assert len(some.users) + some.skipped_users == len(every.users)
-        kept = np.isin(every.users, some.users)
+        kept = np.isin(every.users, part.sampled)
+        assert np.array_equal(every.users[kept], some.users)
         assert np.array_equal(every.relevant[kept], some.relevant)
         assert np.array_equal(every.history[kept], some.history)
+    found = published.probe(load_settings({"snapshot": str(snapshot.folder)}, {}))
+    assert found.facts["users_in_all"] == len(users)
+    assert found.facts["users_sampled"] + found.facts["users_passed_over"] == len(users)
+
+
+@pytest.mark.parametrize("split", ["none", "last-trip", "time:2024-10-01"])
+def test_of_too_many_items_some_cities_are_sampled(night, monkeypatch, tmp_path, split):
+    """The split is that of all cities, and of the chosen ones nothing is left out."""
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": split, "task": ["triples", "next"], "out": str(tmp_path / "out")}
+    snapshot = open_snapshot(Path(etl.expand(load_settings({**given, "negatives": ["catalog:4"]}, {})).snapshot))
+    whole = build_task(snapshot)
+    city_of = whole.dataset.items["city"]
+    monkeypatch.setattr(sample, "MAX_ITEMS", 1)
+    chosen = set()
+    for seed in range(8):
+        part = build_task(snapshot, seed)
+        (group,) = part.test
+        chosen.add(group.city)
+        (every,) = [each for each in whole.test if each.city == group.city]
+        assert all((getattr(group, name) == getattr(every, name)).all() for name in ("users", "relevant", "history"))
+        for ours, theirs in ((part.train, whole.train), (part.next_rows, whole.next_rows)):
+            if theirs is not None:
+                here = (city_of.gather(theirs.positives) == group.city).to_numpy()
+                assert np.array_equal(ours.positives, theirs.positives[here])
+                assert np.array_equal(ours.negatives, theirs.negatives[here])
+        assert part.counts.n_users == len(whole.sampled)
+    assert chosen == {"New York", "Mexico City"}
 
 
 def test_a_copy_of_a_snapshot_can_be_probed_where_it_lies(night, tmp_path):
@@ -353,3 +465,93 @@ def test_variants_are_tuned_before_what_is_held_out(night, tmp_path, split, tune
     found = published.probe(load_settings({"snapshot": expanded.snapshot}, {}))
     assert found.facts["tuned_on"] == tuned_on
     assert len(found.facts["variants"]) == 4
+
+
+@pytest.mark.parametrize("ids", ["string", "index"])
+def test_the_next_item_is_learned_from_the_published_rows_before_test(night, tmp_path, ids):
+    _, out, _ = night
+    given = {
+        "snapshot": str(out),
+        "split": "last-trip",
+        "task": ["triples", "next"],
+        "negatives": ["catalog:4"],
+        "ids": ids,
+    }
+    expanded = etl.expand(load_settings({**given, "out": str(tmp_path / "out"), "probe": True}, {}))
+    folder = Path(expanded.snapshot)
+    rows = pl.concat(
+        [pl.read_parquet(path, hive_partitioning=False) for path in folder.glob("next/split=*/**/*.parquet")]
+    )
+    learned = pl.concat(
+        pl.read_parquet(path, hive_partitioning=False)
+        for part in ("train", "valid")
+        for path in folder.glob(f"next/split={part}/**/*.parquet")
+    ).filter("is_new")
+    task = build_task(open_snapshot(folder))
+    assert len(task.next_rows.users) == learned.height < rows.height
+    users, items = (pl.read_parquet(folder / f"{name}s.parquet")[f"{name}_id"] for name in ("user", "item"))
+    if ids == "string":
+        columns = [column.tolist() for column in task.next_rows]
+        got = {
+            (users[u], items[p], items[n], same): (one, two)
+            for u, p, n, _, one, two, same in zip(*columns, strict=True)
+        }
+        names = "user_id", "pos_item", "neg_item", "same_day", "pos_km", "neg_km"
+        assert got == {tuple(row[:4]): tuple(row[4:]) for row in learned.select(names).iter_rows()}
+    facts = json.loads((folder / "probe.json").read_text())
+    assert facts["next"]["rows"] == learned.height
+    assert facts["next"]["users"] > 0
+    # The synthetic world's days have no geography.
+    assert not facts["next"]["verdict"]["adds_value"]
+    assert "There is nothing to learn from distance here" in facts["next"]["verdict"]["text"]
+    assert facts["next"]["verdict"]["text"] in expanded.counts["probe"]["verdicts"]
+    said = (folder / "report.html").read_text()
+    assert "There is nothing to learn from distance here" in said
+    assert "The next item, where it is new to the user" in said
+
+
+def test_controls_are_trained_where_they_are_asked_for(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "task": ["next"], "out": str(tmp_path / "out"), "negatives": ["catalog:4"]}
+    folder = etl.expand(load_settings(given, {})).snapshot  # without a split: it is made, and rows are drawn
+    plain = published.probe(load_settings({"snapshot": folder}, {}))
+    assert "controls" not in plain.facts["next"]
+    assert plain.facts["next"]["rows"] > 0
+    controlled = published.probe(load_settings({"snapshot": folder, "controls": True}, {}))
+    controls = controlled.facts["next"].pop("controls")
+    assert controlled.facts == plain.facts
+    assert set(controls) == {"random_previous", "shuffled_order"}
+    assert all({"model", "popularity_by_users"} <= set(each["rankings"]) for each in controls.values())
+    by_users = controls["random_previous"]["rankings"]["popularity_by_users"]
+    assert by_users == plain.facts["next"]["rankings"]["popularity_by_users"]  # the previous item says nothing of it
+    assert by_users != controls["shuffled_order"]["rankings"]["popularity_by_users"]
+
+
+def test_a_damaged_next_table_is_named(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "last-trip", "task": ["triples", "next"], "out": str(tmp_path / "out")}
+    folder = Path(etl.expand(load_settings({**given, "negatives": ["catalog:4"]}, {})).snapshot)
+    path = next(folder.glob("next/split=train/**/*.parquet"))
+    pl.read_parquet(path, hive_partitioning=False).drop("pos_km").write_parquet(path)
+    with pytest.raises(DataError, match=r"next/split=train/.* can't be read"):
+        published.probe(load_settings({"snapshot": str(folder)}, {}))
+
+
+def test_next_alone_is_probed_without_training_on_triples(night, tmp_path):
+    _, out, _ = night
+    given = {"snapshot": str(out), "split": "time:2024-10-01", "task": ["next"], "negatives": ["catalog:4"]}
+    expanded = etl.expand(load_settings({**given, "out": str(tmp_path / "out")}, {}))
+    trained = set()
+    found = published.probe(load_settings({"snapshot": expanded.snapshot}, {}), lambda what, *_: trained.add(what))
+    assert {what for what in trained if what.startswith("probe")} == {"probe: next item"}
+    assert "model" not in found.facts["rankings"]
+    assert found.facts["model_against"] == {}
+    assert found.verdicts[0] == (
+        "For the items of the next trip, no model was trained: the snapshot has no triples before the held-out part."
+    )
+    entry = manifest_of(expanded)["probe"]
+    assert entry["auc"] == found.facts["next"]["rankings"]["model"]["auc"]
+    assert entry["auc_of_popularity"] == found.facts["next"]["rankings"]["popularity_by_users"]["auc"]
+    assert "The next item, where it is new to the user" in (Path(expanded.snapshot) / "report.html").read_text()
+    with pytest.raises(DataError, match=r"AUC 0\.\d+, and --fail-below asks for 0.99"):
+        published.probe(load_settings({"snapshot": expanded.snapshot, "fail_below": 0.99}, {}))

@@ -190,10 +190,21 @@ def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobo
     figures = {"auc": interval(0.7), "ndcg_at_10": interval(0.2), "recall_at_10": interval(0.3)}
     nobody = dict.fromkeys(figures, interval(None))
     rankings = {"random": {"all": figures, "new": nobody}, "model": {"all": figures, "new": figures}}
+    following = {"users": 9, "choices": 1_234, "rankings": {"users_by_distance": figures}, "cities": {}}
     facts = {"split": "time:2026-01-01", "users": 1_000, "users_with_new_places": 0, "rankings": rankings}
+    facts |= {
+        "users_passed_over": 4_000,
+        "users_sampled": 5_000,
+        "users_in_all": 9_000,
+        "cities": {},
+        "next": following,
+    }
     lines = read(probe_tables(facts))
-    assert lines[0] == "Held out by time:2026-01-01: 1,000 users, mean and 95% interval"
     row = "0.700 (0.690-0.710) 0.200 (0.190-0.210) 0.300 (0.290-0.310)"
+    sampled = " (of a random 5,000 of 9,000 users)"
+    assert lines[0] == f"Held out by time:2026-01-01: 1,000 users{sampled}, mean and 95% interval"
+    assert "The next item, where it is new: 1,234 choices of 9 users" in lines
+    assert f"users \N{DIVISION SIGN} distance {row}" in lines
     assert [line for line in lines if line.startswith("BPR on these triples")] == [f"BPR on these triples {row}"] * 2
     assert [line for line in lines if line.startswith("chance")] == [f"chance {row}", "chance - - -"]
     assert "Items new to the user: 0 users" in lines

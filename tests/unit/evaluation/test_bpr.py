@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from etl.evaluation import bpr
 from etl.evaluation.bpr import VARIANTS, BprConfig, Model, Parameters, train
 
-N_USERS, N_ITEMS = 4, 5
+N_USERS, N_ITEMS, N_FEATURES = 4, 5, 2
 TRIPLES = st.lists(
     st.tuples(
         st.integers(0, N_USERS - 1),
@@ -32,45 +32,51 @@ def columns(rows):
 
 def some_parameters(seed):
     rng = np.random.default_rng(seed)
-    shapes = (N_USERS, 3), (N_ITEMS, 3), (N_ITEMS,)
+    shapes = (N_USERS, 3), (N_ITEMS, 3), (N_ITEMS,), (N_FEATURES,)
     return Parameters(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-def loss_of(parameters, rows):
+def some_features(rows, seed):
+    return np.random.default_rng(seed + 1).normal(size=(len(rows), N_FEATURES)).astype(np.float32)
+
+
+def loss_of(parameters, rows, features):
     """The sum over triples, in float64 and plain Python."""
-    users, items, biases = (part.astype(np.float64) for part in parameters)
+    users, items, biases, slopes = (part.astype(np.float64) for part in parameters)
     total = 0.0
-    for user, positive, negative, weight in rows:
-        lead = users[user] @ (items[positive] - items[negative]) + biases[positive] - biases[negative]
+    for (user, positive, negative, weight), own in zip(rows, features, strict=True):
+        lead = users[user] @ (items[positive] - items[negative]) + biases[positive] - biases[negative] + own @ slopes
         total += weight * math.log1p(math.exp(-lead))
     return total
 
 
 @given(TRIPLES, st.integers(0, 99))
 def test_both_ways_to_the_gradient_give_the_same(rows, seed):
-    triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))
+    features = some_features(rows, seed)
+    triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS), features)
     batch, parameters = np.arange(len(rows)), some_parameters(seed)
     one, other = triples._dense_gradient(parameters, batch), triples._sparse_gradient(parameters, batch)
     for a, b in zip(one.gradient, other.gradient, strict=True):
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_allclose(a, b, atol=1e-4)
-    assert one.loss == pytest.approx(other.loss, abs=1e-3) == pytest.approx(loss_of(parameters, rows), abs=1e-3)
+    expected = pytest.approx(loss_of(parameters, rows, features), abs=1e-3)
+    assert one.loss == pytest.approx(other.loss, abs=1e-3) == expected
     assert one.weight == pytest.approx(sum(row[3] for row in rows))
 
 
 @given(TRIPLES, st.integers(0, 99), st.data())
 def test_the_gradient_is_the_slope_of_the_loss(rows, seed, data):
     parameters = some_parameters(seed)
-    gradient = (
-        bpr._Triples(*columns(rows), (N_USERS, N_ITEMS))._sparse_gradient(parameters, np.arange(len(rows))).gradient
-    )
-    part = data.draw(st.sampled_from(range(3)))
+    features = some_features(rows, seed)
+    triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS), features)
+    gradient = triples._sparse_gradient(parameters, np.arange(len(rows))).gradient
+    part = data.draw(st.sampled_from(range(4)))
     cell = data.draw(st.sampled_from(range(parameters[part].size)))
     losses = []
     for by in (-1e-4, 1e-4):
         moved = [values.astype(np.float64) for values in parameters]
         moved[part].flat[cell] += by
-        losses.append(loss_of(moved, rows))
+        losses.append(loss_of(moved, rows, features))
     assert gradient[part].flat[cell] == pytest.approx((losses[1] - losses[0]) / 2e-4, abs=2e-3)
 
 
@@ -85,9 +91,9 @@ def world(n_users=30, n_items=12, seed=3):
     return own, users[kept], positives[kept], negatives[kept]
 
 
-@pytest.mark.parametrize("pairs", [0, bpr._MAX_DENSE_PAIRS])
+@pytest.mark.parametrize("pairs", [0, 1_000])
 def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
-    monkeypatch.setattr(bpr, "_MAX_DENSE_PAIRS", pairs)
+    monkeypatch.setattr(bpr, "_DENSE_PAIRS_PER_ROW", pairs)
     own, users, positives, negatives = world()
     codes = (column.astype(np.uint32) for column in (users, positives, negatives))  # as users.parquet has them
     model = train(*codes, None, 30, 12, BprConfig(smallest_batch=64))
@@ -113,6 +119,31 @@ def test_weights_of_one_are_no_weights_and_a_heavier_opinion_wins():
     pairs = np.concatenate([there, back]), np.concatenate([back, there])
     model = train(np.zeros(200, int), *pairs, np.repeat([0.0, 1.0], 100), 1, 2, BprConfig())
     assert model.scores(np.array([0]))[0, 1] > model.scores(np.array([0]))[0, 0] + 1
+
+
+def test_a_slope_is_learned_where_the_feature_decides_and_is_zero_where_it_says_nothing():
+    rng = np.random.default_rng(4)
+    users, pairs = rng.integers(30, size=4_000), rng.permuted(np.tile(np.arange(12), (4_000, 1)), axis=1)[:, :2]
+    apart = rng.normal(size=4_000)
+    swapped = rng.random(4_000) < 1 / (1 + np.exp(2 * apart))  # the item that is ahead is chosen more often
+    pairs[swapped] = pairs[swapped][:, ::-1]
+    features = np.stack([np.where(swapped, -apart, apart), rng.normal(size=4_000)], axis=1).astype(np.float32)
+    strong = BprConfig(factors=4, spread=0.1, user_penalty=300, item_penalty=300, bias_penalty=100)
+    model = train(users, *pairs.T, None, 30, 12, strong, features=features)
+    assert model.slopes[0] == pytest.approx(2, abs=0.25)
+    assert abs(model.slopes[1]) < 0.15
+
+
+def test_users_of_any_index_are_known_or_have_what_everybody_likes():
+    _, users, positives, negatives = world()
+    own = np.sort(np.random.default_rng(0).choice(10_000, 30, replace=False))
+    model = bpr.train_indexed(own[users], 7 * positives, 7 * negatives, None, options=BprConfig(epochs=2))
+    whole = train(users, positives, negatives, None, 30, 12, BprConfig(epochs=2))
+    items = np.array([3, 0, 11])
+    np.testing.assert_allclose(model.scores(own, 7 * items), whole.scores(np.arange(30), items), atol=1e-5)
+    strangers = np.setdiff1d(np.array([0, 5_000, 9_999, 20_000]), own)
+    assert (model.scores(strangers, 7 * items) == whole.biases[items]).all()
+    assert (model.scores(own, np.array([1, 78, 700])) == 0).all()
 
 
 def test_after_every_epoch_the_caller_is_told_and_the_loss_falls():
@@ -146,7 +177,8 @@ def test_without_triples_nothing_is_known():
 
 
 def test_far_leads_neither_overflow_nor_vanish():
-    far = Parameters(np.full((1, 1), 1e4, np.float32), np.array([[-1], [1]], np.float32), np.zeros(2, np.float32))
+    factors = np.full((1, 1), 1e4, np.float32), np.array([[-1], [1]], np.float32)
+    far = Parameters(*factors, np.zeros(2, np.float32), np.zeros(0, np.float32))
     triples = bpr._Triples(*columns([(0, 0, 1, 1), (0, 1, 0, 1)]), (1, 2))
     with np.errstate(all="raise", under="ignore"):
         met = triples._sparse_gradient(far, np.arange(2))
@@ -164,6 +196,8 @@ def test_far_leads_neither_overflow_nor_vanish():
         ({"weights": np.array([1.0, -1.0])}, "weight"),
         ({"weights": np.array([1.0, np.nan])}, "weight"),
         ({"weights": np.array([1.0])}, "one length"),
+        ({"features": np.ones((1, 2), np.float32)}, "Features"),
+        ({"features": np.array([[1.0], [np.inf]], np.float32)}, "Features"),
     ],
 )
 def test_triples_that_are_none_are_refused(change, match):

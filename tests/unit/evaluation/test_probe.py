@@ -21,7 +21,8 @@ def found(ours: float | None, theirs: float | None) -> ProbeResult:
     rankings = {name: {"all": {"auc": interval(mean)}} for name, mean in ((MODEL, ours), (POPULARITY, theirs))}
     difference = None if ours is None or theirs is None else ours - theirs
     against = {POPULARITY: {"all": {"auc": interval(difference)}}}
-    return ProbeResult({"rankings": rankings, "model_against": against}, bpr.BprConfig(), {})
+    follows = {"verdict": {"worse": False}}
+    return ProbeResult({"rankings": rankings, "model_against": against, "next": follows}, bpr.BprConfig(), {})
 
 
 def test_a_model_that_is_better_than_popularity_is_no_warning():

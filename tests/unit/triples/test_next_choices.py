@@ -134,11 +134,14 @@ HALF = 20_015.114  # half of the way round
 def test_distances(here, there, km):
     items = pl.DataFrame([here, there], schema={"latitude": pl.Float64, "longitude": pl.Float64}, orient="row")
     places = Coordinates.of(items)
+    pairs = [places.km(np.array([0]), np.array([1]))]
     # One pair is worked out by itself, many are looked up in a table of all pairs.
     for times in (1, 20):
-        found = places.km(np.zeros(times, np.uint32), np.ones(times, np.uint32))
+        row, position = np.zeros(times, np.int32), np.ones(times, np.int32)
+        pairs.append(places.km_to(np.zeros(1, np.uint32), row, np.array([1, 1]), position))
+    for found in pairs:
         assert found.dtype == np.float32
         if km is None:
             assert np.isnan(found).all()
         else:
-            assert found == pytest.approx(np.full(times, km), rel=1e-6, abs=1e-6)
+            assert found == pytest.approx(np.full(len(found), km), rel=1e-6, abs=1e-6)

@@ -1,0 +1,316 @@
+"""The question "which new item comes next, given the trip so far?": its choices, features, rankings and training rows.
+
+A choice is an item of a trip, from the second on, that the user had not selected before. Its candidates are the city's eligible
+items that the user has selected neither earlier in the trip nor in an earlier trip. They are ranked by distance from the
+previous item, among others. A choice in a part of the split knows nothing of later parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from etl.evaluation import bpr, metrics
+from etl.evaluation.metrics import GroupMetrics, RankingMetrics
+from etl.transform.arrays import I64
+from etl.triples.dataset import Dataset
+from etl.triples.next_choices import Coordinates
+
+MAX_CELLS = 6_000_000
+"""How many (choice, item) pairs are ranked at most: with more, the choices of a random part of the users."""
+_CHUNK_CELLS = 500_000
+"""How many of them are in memory at a time."""
+_NEAR_KM = 0.1
+"""Added to distances before the logarithm: the length of a block."""
+NEGATIVES = 16
+"""Rows drawn per choice, where a table is not read but made."""
+_NEVER = np.iinfo(np.int32).max
+
+CONFIG = bpr.BprConfig(
+    factors=4, spread=0.1, user_penalty=300, item_penalty=300, bias_penalty=100, slope_penalty=1, epochs=10
+)
+"""How the model of a next item is trained. Ids are held back: they gain little here, and features are few."""
+
+FEATURES = ("log_users", "log_km", "log_km_same_day")
+"""The features of a candidate, in the order of the model's slopes."""
+
+Features = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.floating]
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Some choices in one city, one row each.
+
+    `users` and `previous` are indexes of users and items; `chosen` is a column of `items`, the indexes of the city's catalogue.
+    `same_day` says whether the previous item is of the same day. `candidates` is of shape (choices, items).
+    """
+
+    city: str
+    items: I64
+    users: I64
+    previous: I64
+    chosen: I64
+    same_day: npt.NDArray[np.bool_]
+    candidates: npt.NDArray[np.bool_]
+
+
+def order_selections(
+    events: pl.DataFrame, trips: pl.DataFrame, shuffle: np.random.Generator | None = None
+) -> pl.DataFrame:
+    """Return one row per selected item, in each user's order, with its place in it (`seq`) and the trip's previous item.
+
+    `events` has `split`. Trips are in the order of (start, id), items of a trip in that of (day, position). `shuffle` puts the
+    items of each day in random order: the control that shows what the order within a day is worth.
+    """
+    long = (
+        events.select(
+            "user_idx", "trip_idx", "day_number", "city", pl.col("split").cast(pl.String), item="selected_idx"
+        )
+        .explode("item", empty_as_null=False)
+        .with_columns(pl.col("user_idx", "item").cast(pl.Int64))
+        .pipe(lambda rows: rows.with_columns(start=trips["start_us"].gather(rows["trip_idx"])))
+    )
+    within = np.arange(long.height) if shuffle is None else shuffle.permutation(long.height)
+    return (
+        long.with_columns(within=within)
+        .sort("user_idx", "start", "trip_idx", "day_number", "within", nulls_last=False)
+        .with_columns(
+            seq=pl.int_range(pl.len()).over("user_idx"),
+            previous=pl.col("item").shift().over("user_idx", "trip_idx"),
+            same_day=pl.col("day_number") == pl.col("day_number").shift().over("user_idx", "trip_idx"),
+        )
+    )
+
+
+def iter_choices(
+    dataset: Dataset, selections: pl.DataFrame, parts: Iterable[str], seed: int, max_cells: int = MAX_CELLS
+) -> Iterator[Choices]:
+    """Yield the choices of new items in these parts of the split, by city in the order of its bytes.
+
+    `selections` are those that the choices may know of. Where there are more than `max_cells`, users are sampled with the seed.
+    """
+    catalog = dataset.eligible_items().sort("item_id").select("city", item=pl.col("item_idx").cast(pl.Int64))
+    catalog = catalog.with_columns(column=pl.int_range(pl.len()).over("city"), size=pl.len().over("city"))
+    first = selections.group_by("user_idx", "item").agg(pl.col("seq").min().alias("first"))
+    rows = (
+        selections.filter(pl.col("split").is_in(list(parts)), pl.col("previous").is_not_null())
+        .join(catalog, on=["city", "item"], maintain_order="left")
+        .join(first, on=["user_idx", "item"], maintain_order="left")
+        .filter(pl.col("seq") == pl.col("first"))
+        .pipe(_sampled, seed, max_cells)
+    )
+    for city in sorted(rows["city"].unique(), key=str.encode):
+        items, here = catalog.filter(pl.col("city") == city)["item"].to_numpy(), rows.filter(pl.col("city") == city)
+        known = first.join(catalog.filter(pl.col("city") == city), on="item")
+        for part in here.iter_slices(max(1, _CHUNK_CELLS // len(items))):
+            users, row = np.unique(part["user_idx"].to_numpy(), return_inverse=True)
+            since = np.full((len(users), len(items)), _NEVER)
+            theirs = known.join(pl.DataFrame({"user_idx": users}).with_row_index("row"), on="user_idx")
+            since[theirs["row"].to_numpy(), theirs["column"].to_numpy()] = theirs["first"].to_numpy()
+            yield Choices(
+                city,
+                items,
+                part["user_idx"].to_numpy(),
+                part["previous"].to_numpy(),
+                part["column"].to_numpy(),
+                part["same_day"].to_numpy(),
+                since[row] >= part["seq"].to_numpy()[:, None],
+            )
+
+
+def _sampled(rows: pl.DataFrame, seed: int, max_cells: int) -> pl.DataFrame:
+    """Keep the choices of as many users, in random order, as have at most `max_cells` together; of one user at least."""
+    cost = rows.group_by("user_idx").agg(pl.col("size").sum()).sort("user_idx")
+    cost = cost[np.random.default_rng(seed).permutation(cost.height)]
+    kept = cost.filter((pl.col("size").cum_sum() <= max_cells) | (pl.int_range(pl.len()) == 0))
+    return rows.join(kept, on="user_idx", how="semi", maintain_order="left")
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What is known of items, by index: `people`, the distinct users that selected each before test, and where it is."""
+
+    people: I64
+    places: Coordinates
+
+    def log_people(self, items: I64, without: npt.NDArray[np.bool_] | int = 0) -> npt.NDArray[np.float64]:
+        """Return the logarithm of each item's users, `without` the user whose choice it is; none count as one half."""
+        found: npt.NDArray[np.float64] = np.log(np.maximum(self.people[items] - without, 0.5))
+        return found
+
+    def km(self, here: I64, there: I64) -> npt.NDArray[np.float32]:
+        """Return the distances between items, whose shapes are broadcast; nan where one is unknown."""
+        return self.places.km(here.astype(np.uint32), there.astype(np.uint32))
+
+    def of_choices(self, choices: Choices) -> Features:
+        """Return the features of every candidate: (choices, items, 3), log users, log distance, the same within a day.
+
+        An unknown distance counts as the mean of the choice's known ones: it neither helps nor harms.
+        """
+        distance = np.log(_NEAR_KM + self.km(choices.previous[:, None], choices.items))
+        known = ~np.isnan(distance) & choices.candidates
+        total = np.where(known, distance, 0).sum(axis=1, keepdims=True)
+        distance = np.where(np.isnan(distance), total / np.maximum(known.sum(axis=1, keepdims=True), 1), distance)
+        people = np.broadcast_to(self.log_people(choices.items), distance.shape)
+        return np.stack([people, distance, distance * choices.same_day[:, None]], axis=-1).astype(np.float32)
+
+
+def distance_difference(
+    pos_km: npt.NDArray[np.floating], neg_km: npt.NDArray[np.floating], same_day: npt.NDArray[np.bool_]
+) -> Features:
+    """Return the features of distance, positive minus negative: (rows, 2); 0 where either distance is nan."""
+    with np.errstate(invalid="ignore"):
+        apart = np.nan_to_num(np.log(_NEAR_KM + pos_km) - np.log(_NEAR_KM + neg_km))
+    return np.stack([apart, apart * same_day], axis=1).astype(np.float32)
+
+
+# --- training rows ---------------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """Rows to train on, as arrays of one length: indexes, weights, km from the previous item, whether it is of the same day."""
+
+    users: I64
+    positives: I64
+    negatives: I64
+    weights: npt.NDArray[np.float32]
+    pos_km: npt.NDArray[np.floating]
+    neg_km: npt.NDArray[np.floating]
+    same_day: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, frames: Iterable[pl.DataFrame]) -> Rows:
+        """Take the rows of the published table whose positive is new to the user. An unknown distance is nan."""
+        every = pl.concat(
+            [_NO_ROWS, *(each.filter("is_new").select(_NO_ROWS.columns).cast(_NO_ROWS.schema) for each in frames)]
+        )
+        return cls(*(each.to_numpy() for each in every.with_columns(pl.col("pos_km", "neg_km").fill_null(np.nan))))
+
+
+_NO_ROWS = pl.DataFrame(
+    schema={
+        "user_idx": pl.Int64,
+        "pos_idx": pl.Int64,
+        "neg_idx": pl.Int64,
+        "weight": pl.Float32,
+        "pos_km": pl.Float32,
+        "neg_km": pl.Float32,
+        "same_day": pl.Boolean,
+    }
+)
+
+
+def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random.Generator) -> Rows:
+    """Draw up to NEGATIVES candidates for each choice, evenly and without repeats."""
+    drawn = [Rows.of([])]
+    for each in choices:
+        row = np.arange(len(each.users))
+        pool = each.candidates.copy()
+        pool[row, each.chosen] = False
+        order = np.argsort(np.where(pool, rng.random(pool.shape), 2.0), axis=1)[:, :NEGATIVES]
+        row, place = np.nonzero(np.take_along_axis(pool, order, axis=1))
+        positives, negatives = each.items[each.chosen[row]], each.items[order[row, place]]
+        pos_km, neg_km = (features.km(each.previous[row], items) for items in (positives, negatives))
+        weights = np.ones(len(row), np.float32)
+        drawn.append(Rows(each.users[row], positives, negatives, weights, pos_km, neg_km, each.same_day[row]))
+    return Rows(*(np.concatenate(columns) for columns in zip(*drawn, strict=True)))
+
+
+class NextModel(NamedTuple):
+    """A trained model of the next item."""
+
+    trained: bpr.IndexedModel
+
+    @property
+    def slopes(self) -> Features:
+        """What each of FEATURES counts."""
+        return self.trained.model.slopes
+
+    def score(self, choices: Choices, features: Features) -> Scores:
+        """Score the items of the choices' city: a `Scorer`."""
+        scores: Scores = self.trained.scores(choices.users, choices.items) + features @ self.slopes
+        return scores
+
+
+def train(
+    rows: Rows,
+    features: ItemFeatures,
+    selected: pl.DataFrame,
+    config: bpr.BprConfig,
+    after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
+) -> NextModel:
+    """Train a model on rows.
+
+    `selected` has the (user, item) pairs before test, `user_idx` and `item`. A user's own selections do not count in the
+    popularity that the model sees: in a choice to come, the item is new to the user.
+    """
+    items = len(features.people)
+    own = np.unique(selected["user_idx"].to_numpy() * items + selected["item"].to_numpy())
+    positive, negative = (
+        features.log_people(codes, np.isin(rows.users * items + codes, own))
+        for codes in (rows.positives, rows.negatives)
+    )
+    apart = distance_difference(rows.pos_km, rows.neg_km, rows.same_day)
+    columns = np.column_stack([(positive - negative).astype(np.float32), apart])
+    return NextModel(
+        bpr.train_indexed(
+            rows.users,
+            rows.positives,
+            rows.negatives,
+            rows.weights,
+            options=config,
+            features=columns,
+            after_epoch=after_epoch,
+        )
+    )
+
+
+# --- rankings --------------------------------------------------------------------------------------------------------
+
+Scorer = Callable[[Choices, Features], Scores]
+"""Returns scores of shape (choices, items), higher is better."""
+
+
+def by_people(_choices: Choices, features: Features) -> Scores:
+    """Score by the number of users."""
+    return features[..., 0]
+
+
+def by_people_and_distance(_choices: Choices, features: Features) -> Scores:
+    """Score by the number of users over the distance: log(users) - log(0.1 km + distance)."""
+    return features[..., 0] - features[..., 1]
+
+
+def evaluate(
+    choices: Iterable[Choices], features: ItemFeatures, scorers: Mapping[str, Scorer]
+) -> dict[str, GroupMetrics]:
+    """Rank the candidates of every choice by each scorer. A choice with the chosen item alone has no metrics (nan)."""
+    users, cities = [np.zeros(0, np.int64)], [np.zeros(0, np.str_)]
+    found: dict[str, list[RankingMetrics]] = {name: [] for name in scorers}
+    for each in choices:
+        chosen = np.arange(len(each.items)) == each.chosen[:, None]
+        known = features.of_choices(each)
+        for name, score in scorers.items():
+            found[name].append(metrics.ranking_metrics(score(each, known), each.candidates, chosen))
+        users.append(each.users)
+        cities.append(np.repeat(each.city, len(each.users)))
+    owners, places = np.concatenate(users), np.concatenate(cities)
+    return {name: GroupMetrics(owners, places, RankingMetrics.concat(parts)) for name, parts in found.items()}
+
+
+def with_random_previous(choices: Iterable[Choices], rng: np.random.Generator) -> Iterator[Choices]:
+    """Yield the choices with a random item of the city as the previous one: the control that shows what distance is worth."""
+    for each in choices:
+        yield replace(each, previous=rng.choice(each.items, len(each.users)))
