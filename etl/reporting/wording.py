@@ -258,6 +258,8 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     unconfirmed = "not confirmed by a slot (published)"
     yield Exclusion("positives", unconfirmed, choices["positives"] - choices["confirmed"], informational=True)
     yield from by_reason("choices", published.get("choices_left_out", {}), "choices")
+    elsewhere = "in another city than their event (published)"
+    yield Exclusion("positives", elsewhere, published.get("positives_in_another_city", 0), informational=True)
     outside = "not among the event's candidates (published)"
     yield Exclusion("positives", outside, counts.get("positives_outside_candidates", 0), informational=True)
 

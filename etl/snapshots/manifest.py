@@ -156,6 +156,7 @@ class Published(TypedDict):
     triples_by_neg_source: Counts
     positives: Count
     positives_left_out: Counts
+    positives_in_another_city: NotRequired[Count]
     cities_left_out: dict[str, str]
     negatives: dict[str, Negatives]
     signs: dict[str, float | None]
@@ -250,6 +251,7 @@ class DataSummary:
     folders: dict[str, str] = field(default_factory=dict)
     partitions: list[PartitionEntry] = field(default_factory=list)
     positives_left_out: dict[str, int] = field(default_factory=no_exclusions)
+    positives_in_another_city: int = 0
     choices_left_out: dict[str, int] = field(default_factory=no_exclusions)
     exhausted_users: int = 0
     cities_left_out: dict[str, str] = field(default_factory=dict)
@@ -276,6 +278,7 @@ class DataSummary:
             "triples_by_neg_source": self.neg_sources,
             "positives": sum(entry.positives for entry in self.partitions),
             "positives_left_out": self.positives_left_out,
+            "positives_in_another_city": self.positives_in_another_city,
             "users_with_whole_catalog_seen": self.exhausted_users,
             "cities_left_out": self.cities_left_out,
             "negatives": self.negatives,

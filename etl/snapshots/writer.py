@@ -416,6 +416,7 @@ class _SnapshotWriter:
         """Add the counts of a bucket."""
         for own in stats.partitions:
             self.outputs[own.info.key].stats.add(own)
+            self.summary.positives_in_another_city += own.in_another_city
         for reason, positives in stats.left_out.items():
             self.summary.positives_left_out[reason] += positives
         for reason, choices in stats.choices_left_out.items():

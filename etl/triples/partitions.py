@@ -197,6 +197,17 @@ class TrainingSet:
             counts += count_selected(self, events)
         return counts
 
+    @cached_property
+    def city_numbers(self) -> dict[str, int]:
+        """A number for each city that has an item."""
+        return {city: number for number, city in enumerate(self.dataset.items["city"].drop_nulls().unique())}
+
+    @cached_property
+    def item_cities(self) -> I64:
+        """The number of each item's city, by index; -1 for an item that is gone."""
+        numbers = self.dataset.items["city"].replace_strict(self.city_numbers, default=-1, return_dtype=pl.Int64)
+        return numbers.fill_null(-1).to_numpy()
+
     @property
     def needs_popularity(self) -> bool:
         """Whether any city samples in proportion to popularity."""
@@ -354,6 +365,7 @@ class PartitionStats:
     """Counts of one (split, city). `positive` and `negative` count the triples of each item in `info.codes`.
 
     `events`, `interactions`, `triples` and `next` count the rows of these tables, `positives` and `choices` those with a row.
+    `in_another_city` counts the selected items whose city is not the event's.
     """
 
     info: PartitionInfo
@@ -365,6 +377,7 @@ class PartitionStats:
     triples: int = 0
     choices: int = 0
     next: int = 0
+    in_another_city: int = 0
 
     @classmethod
     def of(cls, partition: PartitionInfo) -> PartitionStats:
@@ -374,7 +387,7 @@ class PartitionStats:
 
     def add(self, other: PartitionStats) -> None:
         """Add the counts of another bucket."""
-        for name in ("events", "interactions", "positives", "triples", "choices", "next"):
+        for name in ("events", "interactions", "positives", "triples", "choices", "next", "in_another_city"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.positive += other.positive
         self.negative += other.negative
@@ -386,8 +399,7 @@ class BucketStats:
 
     `users` has one row per user with `trips`, `events` and `selections`. `items` counts, by index, the events in which an
     item is `candidate` and `selected`, the triples in which it is `positive` and `negative`, and the `users` who selected it.
-    `per_user` has the number of
-    triples by user, one frame per partition.
+    `per_user` has the number of triples by user, one frame per partition.
     """
 
     users: pl.DataFrame
@@ -436,9 +448,11 @@ class BucketExpansion:
                 for batch in makers[kind](partition, own):
                     yield own, kind, batch
 
-    @staticmethod
-    def _of_events(partition: Partition, own: PartitionStats) -> Iterator[pl.DataFrame]:
+    def _of_events(self, partition: Partition, own: PartitionStats) -> Iterator[pl.DataFrame]:
+        cities, number = self._training.item_cities, self._training.city_numbers.get(partition.city, -1)
+        of_selected = cities[partition.coded.selected.codes]
         own.events = partition.events.height
+        own.in_another_city = int(np.count_nonzero((of_selected >= 0) & (of_selected != number)))
         yield partition.events.drop("row")  # a frame object must not be shared by threads
 
     def _interactions(self, partition: Partition, own: PartitionStats) -> Iterator[EventRows]:

@@ -249,6 +249,11 @@ def account_is_the_oracle_s(published: Published, found: dict) -> None:
     assert {source: rows for source, rows in found["triples_by_neg_source"].items() if rows} == made.by_source
     assert found["positives"] == made.positives.total()
     assert found["positives_left_out"] == {reason: made.left_out[reason] for reason in oracle_training.REASONS}
+    city_of = {row.item_id: row.city for row in published.items}
+    selected = (
+        (item, city) for (_, city), events in made.events.items() for each in events for item in each.selected_ids
+    )
+    assert found["positives_in_another_city"] == sum(city_of[item] not in (None, city) for item, city in selected)
     assert found["users_with_whole_catalog_seen"] == len(made.users_with_whole_catalog_seen)
     assert set(found["cities_left_out"]) == {city for city, weight in made.weights.items() if weight is None}
     assert (found["users"], found["items"]) == (len(published.users), len(published.items))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import etl
-from etl.errors import SchemaError, SettingsError
+from etl.errors import DataError, SchemaError, SettingsError
 from etl.pipeline import database
 from etl.postgres.naming import MODELS
 from etl.settings.sources import load_settings
@@ -282,3 +282,34 @@ def test_rows_that_are_marked_as_deleted_are_pointed_out_until_a_condition_is_se
     assert not any("deletedAt" in note for note in run.notes)
     trips = pl.read_parquet(Path(str(run.snapshot)) / "trips.parquet")
     assert trips.filter(pl.col("trip_id") < "8").is_empty()
+
+
+def test_signals_that_the_backfill_moves_to_another_partition_are_updated_ones(databases, settings_for, expected):
+    url = databases.fresh()
+    with psycopg.connect(url) as connection:
+        for statement in (
+            'ALTER TABLE "BehavioralSignal" RENAME TO old',
+            'CREATE TABLE "BehavioralSignal" (LIKE old) PARTITION BY LIST ("modelVersion")',
+            """CREATE TABLE without PARTITION OF "BehavioralSignal" FOR VALUES IN (NULL)""",
+            'CREATE TABLE others PARTITION OF "BehavioralSignal" DEFAULT',
+            'INSERT INTO "BehavioralSignal" SELECT * FROM old',
+            "DROP TABLE old",
+        ):
+            connection.execute(statement)
+        pending = connection.execute("""SELECT count(*) FROM "BehavioralSignal" s JOIN "User" u ON u.id = s."userId"
+            WHERE s."modelVersion" IS NULL AND u.email LIKE 'shadow-%'""").fetchone()[0]
+    run = etl.run(settings_for(url))
+    assert run.counts["signals_backfilled"] == pending > 0
+    assert content_hash(run) == expected
+    with psycopg.connect(url) as connection:
+        connection.execute('UPDATE "BehavioralSignal" SET "modelVersion" = NULL WHERE "modelVersion" IS NOT NULL')
+        connection.execute(
+            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN DELETE FROM without WHERE id = (SELECT min(id) FROM without WHERE id <> OLD.id); RETURN NULL; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER meddle AFTER DELETE ON without FOR EACH ROW WHEN (pg_trigger_depth() = 0) "
+            "EXECUTE FUNCTION meddle()"
+        )
+    with pytest.raises(DataError):
+        etl.run(settings_for(url))
