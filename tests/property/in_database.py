@@ -41,7 +41,9 @@ class Databases:
         """The URL of a database that holds this world and nothing else."""
         legs = world.legs is not None
         if (world.categories, legs) not in self._urls:
-            self._urls[world.categories, legs] = self._fresh(world.categories, legs=legs)
+            self._urls[world.categories, legs] = self._fresh(world.categories)
+            if legs:
+                _add_legs(self._urls[world.categories, legs])
         url = self._urls[world.categories, legs]
         tables = (*TABLES, "TripLeg") if legs else TABLES
         with psycopg.connect(url) as connection:
@@ -49,17 +51,11 @@ class Databases:
             store(connection, world)
         return url
 
-    def _fresh(self, categories: tuple[str, ...], *, legs: bool) -> str:
+    def _fresh(self, categories: tuple[str, ...]) -> str:
         url = self._make()
         database.apply_schema(load_settings({"database_url": url}, {}))
         labels = ", ".join("'" + label.replace("'", "''") + "'" for label in categories)
         with psycopg.connect(url) as connection:
-            if legs:
-                connection.execute(
-                    'CREATE TABLE "TripLeg" ("id" text PRIMARY KEY, "tripId" text NOT NULL, "city" text)'
-                )
-                connection.execute('ALTER TABLE "ItinerarySlot" ADD COLUMN "tripLegId" text')
-                connection.execute('ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
             connection.execute('ALTER TABLE "ActivityNode" ALTER COLUMN "category" TYPE text')
             connection.execute('DROP TYPE "ActivityCategory"')
             connection.execute(f'CREATE TYPE "ActivityCategory" AS ENUM ({labels})')
@@ -67,6 +63,13 @@ class Databases:
                 'ALTER TABLE "ActivityNode" ALTER COLUMN "category" TYPE "ActivityCategory" USING "category"::"ActivityCategory"'
             )
         return url
+
+
+def _add_legs(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute('CREATE TABLE "TripLeg" ("id" text PRIMARY KEY, "tripId" text NOT NULL, "city" text)')
+        connection.execute('ALTER TABLE "ItinerarySlot" ADD COLUMN "tripLegId" text')
+        connection.execute('ALTER TABLE "Trip" ALTER COLUMN "city" DROP NOT NULL')
 
 
 def _quoted(name: str) -> str:
