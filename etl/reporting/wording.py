@@ -256,9 +256,9 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     gone = "named by events, but no longer in the catalogue"
     yield Exclusion("items", gone, published.get("items_gone", 0), informational=True)
     yield from by_reason("positives", published.get("positives_left_out", {}), "positives")
-    choices = counts.get("choices", {"positives": 0, "confirmed": 0})
+    logged = counts.get("confirmed_positives", {"positives": 0, "confirmed": 0})
     unconfirmed = "not confirmed by a slot (published)"
-    yield Exclusion("positives", unconfirmed, choices["positives"] - choices["confirmed"], informational=True)
+    yield Exclusion("positives", unconfirmed, logged["positives"] - logged["confirmed"], informational=True)
     outside = "not among the event's candidates (published)"
     yield Exclusion("positives", outside, counts.get("positives_outside_candidates", 0), informational=True)
 
