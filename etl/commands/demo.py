@@ -54,6 +54,6 @@ def demo_database(
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(DATABASE)} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {quote_identifier(DATABASE)}")
         url = started.url(DATABASE)
-        own = replace(settings, database_url=url, schema=None, naming="auto", environ={})
+        own = replace(settings, database_url=url, password_command=None, schema=None, naming="auto", environ={})
         database.synth(own, stop, rows)
         yield DemoDatabase(own, url, data_dir)

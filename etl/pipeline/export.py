@@ -8,7 +8,7 @@ from typing import Any
 from etl.extract.reader import CODED_SLOTS, LOGGED_EVENTS, RejectedRows, count_filtered, extract_logged
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.guards import (
-    check_choices,
+    check_confirmed,
     check_rejected_share,
     check_scope,
     count_surfaces,
@@ -25,7 +25,7 @@ from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
 from etl.transform.buckets import bucket_count, open_spill
-from etl.transform.ranking_events import MADE_ROWS, add_shown, count_choices, sort_for_files, sort_slots
+from etl.transform.ranking_events import MADE_ROWS, add_shown, count_confirmed, sort_for_files, sort_slots
 from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
 
@@ -97,14 +97,14 @@ def dataset_from_logged_events(
         builder = DatasetBuilder(encoded)
         logged = extract_logged(connection, scope, settings.audience, rejected, (events, slots), builder.encode, rows)
     result.counts |= {"set_aside": rejected.counts, "events_left_out": logged.excluded}
-    choices = []
+    confirmed = []
     with result.step("compact"):
         for bucket in range(buckets):
             of_bucket = logged.events.read_bucket(bucket)
             if of_bucket.height:
                 ordered = sort_slots(logged.slots.read_bucket(bucket))
-                choices.append(count_choices(of_bucket, ordered))
+                confirmed.append(count_confirmed(of_bucket, ordered))
                 builder.add(bucket, add_shown(sort_for_files(of_bucket), ordered))
         dataset = builder.dataset(logged.users, logged.personas, logged.nodes, earlier)
-    result.warnings += check_choices(choices, result)
+    result.warnings += check_confirmed(confirmed, result)
     return dataset, logged.rows_read

@@ -156,8 +156,8 @@ def _surfaces(connection: Connection, scope: Scope, settings: Settings) -> list[
     return connection.fetch_rows(queries.event_surfaces(scope, settings.audience))
 
 
-def check_choices(counted: Sequence[pl.DataFrame], result: RunResult) -> list[str]:
-    """Add up what `count_choices` found. Returns a warning for each model most of whose positives no slot confirms."""
+def check_confirmed(counted: Sequence[pl.DataFrame], result: RunResult) -> list[str]:
+    """Add up what `count_confirmed` found. Returns a warning for each model most of whose positives no slot confirms."""
     if not counted:
         return []
     model = ["surface", "model_name", "model_version"]
@@ -165,7 +165,12 @@ def check_choices(counted: Sequence[pl.DataFrame], result: RunResult) -> list[st
     positives, confirmed = (int(rows[name].sum()) for name in ("positives", "confirmed"))
     share = confirmed / positives if positives else None
     by_model = rows.to_dicts()
-    result.counts["choices"] = {"positives": positives, "confirmed": confirmed, "share": share, "by_model": by_model}
+    result.counts["confirmed_positives"] = {
+        "positives": positives,
+        "confirmed": confirmed,
+        "share": share,
+        "by_model": by_model,
+    }
     return [
         (
             f"Of {row['positives']:,} positives of ranking events by {row['model_name']} {row['model_version']} on the surface "

@@ -70,7 +70,8 @@ def _load_history(context: RunContext, result: RunResult) -> None:
             )
     except UnlistableError as error:
         result.warnings.append(str(error))
-        result.previous_runs = previous_runs(store, [name for name in [store.latest_name()] if name])
+        with suppress(ConnectError):
+            result.previous_runs = previous_runs(store, [name for name in [store.latest_name()] if name])
     except ConnectError:
         log.debug("Earlier runs could not be read.", exc_info=True)
 

@@ -254,9 +254,9 @@ def exclusions(counts: Mapping[str, Any]) -> Iterator[Exclusion]:
     gone = "named by events, but no longer in the catalogue"
     yield Exclusion("items", gone, published.get("items_gone", 0), informational=True)
     yield from by_reason("positives", published.get("positives_left_out", {}), "positives")
-    choices = counts.get("choices", {"positives": 0, "confirmed": 0})
+    logged = counts.get("confirmed_positives", {"positives": 0, "confirmed": 0})
     unconfirmed = "not confirmed by a slot (published)"
-    yield Exclusion("positives", unconfirmed, choices["positives"] - choices["confirmed"], informational=True)
+    yield Exclusion("positives", unconfirmed, logged["positives"] - logged["confirmed"], informational=True)
     yield from by_reason("choices", published.get("choices_left_out", {}), "choices")
     elsewhere = "in another city than their event (published)"
     yield Exclusion("positives", elsewhere, published.get("positives_in_another_city", 0), informational=True)

@@ -109,7 +109,7 @@ def add_shown(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def count_choices(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
+def count_confirmed(events: pl.DataFrame, ordered: pl.DataFrame) -> pl.DataFrame:
     """Counts the positives of logged events that a slot confirms: one that holds the node that day, in a selected status.
 
     Returns one row per (surface, model_name, model_version): `events`, `positives`, `confirmed`. `ordered` are the slots of

@@ -16,7 +16,7 @@ from etl.pipeline import database
 from etl.pipeline.context import utc_now
 from etl.runtime.cancellation import CancelToken
 from etl.snapshots.reader import open_snapshot
-from etl.transform.ranking_events import count_choices
+from etl.transform.ranking_events import count_confirmed
 
 SHADOW = """(SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""
 ONE_PER_TRIP = f"""SELECT DISTINCT ON ("tripId") * FROM "RankingEvent" WHERE "userId" IN {SHADOW} ORDER BY "tripId", "dayNumber" """
@@ -182,7 +182,7 @@ def test_selections_that_no_slot_confirms_are_counted_and_warned_of(small_world,
     etl.run(settings_for(small_world))
     log_placed(small_world)
     real = etl.export(settings_for(small_world, audience="real"))
-    choices = real.counts["choices"]
+    choices = real.counts["confirmed_positives"]
     assert (choices["positives"], choices["confirmed"], choices["share"]) == (600, 60, 0.1)
     warned = [each for each in real.warnings if "confirmed by a slot" in each]
     assert len(warned) == 1
@@ -190,7 +190,8 @@ def test_selections_that_no_slot_confirms_are_counted_and_warned_of(small_world,
     # Among shadow users' events, whose selections are confirmed by construction, they are still told apart.
     everybody = etl.export(settings_for(small_world, audience="all"))
     shares = {
-        each["model_name"]: each["confirmed"] / each["positives"] for each in everybody.counts["choices"]["by_model"]
+        each["model_name"]: each["confirmed"] / each["positives"]
+        for each in everybody.counts["confirmed_positives"]["by_model"]
     }
     assert shares == {"deterministic_scorer": 0.1, "llm_ranker": 1.0}
     assert [each for each in everybody.warnings if "confirmed by a slot" in each] == warned
@@ -199,7 +200,7 @@ def test_selections_that_no_slot_confirms_are_counted_and_warned_of(small_world,
     query(small_world, """UPDATE "RankingEvent" SET "selectedIds" = "selectedIds"[1:1] WHERE "id" LIKE 're-%'""")
     confirmed = etl.export(settings_for(small_world, audience="real"))
     for each in (shadow, confirmed):
-        assert each.counts["choices"]["share"] == 1
+        assert each.counts["confirmed_positives"]["share"] == 1
         assert not any("confirmed by a slot" in warning for warning in each.warnings)
 
 
@@ -235,7 +236,7 @@ def test_confirmed_positives_are_those_with_a_selected_slot_of_their_day(events,
         good = {n for t, d, n, s in slots if (t, d) == (trip, day) and s in {"confirmed", "active", "completed"}}
         for place, number in enumerate((1, len(nodes), len(nodes & good))):
             got[place] += number
-    found = count_choices(taken, held)
+    found = count_confirmed(taken, held)
     assert {row["surface"]: [row["events"], row["positives"], row["confirmed"]] for row in found.to_dicts()} == expected
 
 
