@@ -173,7 +173,9 @@ PLACE = st.tuples(
 @given(PLACE, PLACE)
 def test_distances_are_great_circles(one, other):
     features = features_of(dataset_of(["A", "A"], [one, other]), [1, 1])
-    assert features.km(np.array([0]), np.array([1]))[0] == pytest.approx(naive_km(one, other), rel=1e-6, abs=1e-3)
+    assert features.places.km(np.array([0]), np.array([1]))[0] == pytest.approx(
+        naive_km(one, other), rel=1e-6, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
