@@ -60,10 +60,11 @@ def bytes_of(url: str, out: Path, *options: str, threads: int) -> tuple[dict, li
 
 
 def test_buckets_change_nothing_at_the_design_s_size(make_database, tmp_path, effort):
-    """1 bucket and 64, 1 thread and 2, with everything that could see the difference: split, draws by popularity, shuffle."""
+    """1 bucket and 64, 1 thread and 2, with all that could see the difference: split, draws by popularity, shuffle, history."""
     url = make_database()
     database.synth(etl.Settings(database_url=url, scale=1.0))
     teaching = ("--negatives", "ranking,catalog:4", "--catalog-alpha", "0.5", "--split", "last-trip", "--shuffle")
+    teaching += ("--task", "triples", "--task", "next", "--history")
     for options in (teaching, ())[: effort(1, 2)]:
         one = bytes_of(url, tmp_path / "one", "--buckets", "1", *options, threads=1)
         many = bytes_of(url, tmp_path / "many", "--buckets", "64", *options, threads=2)
