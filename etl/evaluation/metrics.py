@@ -47,13 +47,17 @@ class GroupMetrics:
     cities: npt.NDArray[np.str_]
     figures: RankingMetrics
 
-    def per_user(self, n_users: int, city: str | None = None) -> RankingMetrics:
-        """Return the mean of each user's groups, in all cities or in one, by user index; nan for users without a value."""
+    def per_user(self, users: npt.NDArray[np.integer], city: str | None = None) -> RankingMetrics:
+        """Return the mean of each user's groups, in all cities or in one; nan for users without a value.
+
+        `users` are the users to return, ascending; all that have groups are among them.
+        """
         known = np.ones(len(self.users), np.bool_) if city is None else self.cities == city
+        owners = np.searchsorted(users, self.users[known])
         figures = self.figures
         return RankingMetrics(
             *(
-                mean_per_user(column[known], self.users[known], n_users)
+                mean_per_user(column[known], owners, len(users))
                 for column in (figures.auc, figures.ndcg, figures.recall)
             )
         )

@@ -150,16 +150,12 @@ class ItemFeatures:
         found: npt.NDArray[np.float64] = np.log(np.maximum(self.people[items] - without, 0.5))
         return found
 
-    def km(self, here: I64, there: I64) -> npt.NDArray[np.float32]:
-        """Return the distances between items, whose shapes are broadcast; nan where one is unknown."""
-        return self.places.km(here.astype(np.uint32), there.astype(np.uint32))
-
     def of_choices(self, choices: Choices) -> Features:
         """Return the features of every candidate: (choices, items, 3), log users, log distance, the same within a day.
 
         An unknown distance counts as the mean of the choice's known ones: it neither helps nor harms.
         """
-        distance = np.log(_NEAR_KM + self.km(choices.previous[:, None], choices.items))
+        distance = np.log(_NEAR_KM + self.places.km(choices.previous[:, None], choices.items))
         known = ~np.isnan(distance) & choices.candidates
         total = np.where(known, distance, 0).sum(axis=1, keepdims=True)
         distance = np.where(np.isnan(distance), total / np.maximum(known.sum(axis=1, keepdims=True), 1), distance)
@@ -222,7 +218,7 @@ def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random
         order = np.argsort(np.where(pool, rng.random(pool.shape), 2.0), axis=1)[:, :NEGATIVES]
         row, place = np.nonzero(np.take_along_axis(pool, order, axis=1))
         positives, negatives = each.items[each.chosen[row]], each.items[order[row, place]]
-        pos_km, neg_km = (features.km(each.previous[row], items) for items in (positives, negatives))
+        pos_km, neg_km = (features.places.km(each.previous[row], items) for items in (positives, negatives))
         weights = np.ones(len(row), np.float32)
         drawn.append(Rows(each.users[row], positives, negatives, weights, pos_km, neg_km, each.same_day[row]))
     return Rows(*(np.concatenate(columns) for columns in zip(*drawn, strict=True)))

@@ -67,7 +67,7 @@ RANDOM_PREVIOUS, SHUFFLED = "random_previous", "shuffled_order"
 class ProbeResult:
     """The result of a probe. `facts` is the content of `probe.json`.
 
-    `figures` has the metrics of every ranking of the question *trip*, by (ranking, scope) and user index.
+    `figures` has the metrics of every ranking of the question *trip*, by (ranking, scope), one value per sampled user.
     """
 
     facts: dict[str, Any]
@@ -184,16 +184,16 @@ def probe(
 def _probe_trip(
     task: ProbeTask, default_affinity: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig]
 ) -> ProbeResult:
-    n_users, tried = task.dataset.users.height, list[RankingMetrics]()
+    tried: list[RankingMetrics] = []
     if len(variants) > 1 and task.tuning_holdout and len(task.train.users) and len(task.tuning_train.users):
         for number, config in enumerate(variants, 1):
             what = f"probe: variant {number} of {len(variants)}"
             ranker = _train(task.tuning_train, config, progress, what)
-            tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(n_users))
+            tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(task.sampled))
     best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
     model = _train(task.train, best, progress, "probe: final") if len(task.train.users) else None
     ranked = _rank_test(task, model, default_affinity)
-    figures = {key: found.per_user(n_users) for key, found in ranked.items()}
+    figures = {key: found.per_user(task.sampled) for key, found in ranked.items()}
     facts = {
         "split": task.split,
         "negatives": list(task.negatives),
@@ -217,7 +217,7 @@ def _probe_trip(
         for scope, what in (("all", "the items of the next trip"), ("new", "its items that are new to the user"))
     }
     facts["cities"] = {
-        city: _trip_summary({key: found.per_user(n_users, city) for key, found in ranked.items()}, seed)
+        city: _trip_summary({key: found.per_user(task.sampled, city) for key, found in ranked.items()}, seed)
         for city in _largest(ranked[RANDOM, "all"])
     }
     return ProbeResult(facts, best, figures)
@@ -337,7 +337,7 @@ def _rank_next(
 def _next_summary(
     task: ProbeTask, ranked: Mapping[str, GroupMetrics], seed: int, city: str | None = None
 ) -> dict[str, Any]:
-    figures = {name: found.per_user(task.dataset.users.height, city) for name, found in ranked.items()}
+    figures = {name: found.per_user(task.sampled, city) for name, found in ranked.items()}
     groups = ranked[BY_USERS]
     here = ~np.isnan(groups.figures.auc) & ((groups.cities == city) if city is not None else True)
     summary = summarize(figures, seed)
