@@ -194,7 +194,9 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         assert ran.counts["shadow_users"] == plain.counts["shadow_users"]
         assert validate_database(settings).broken == []
         # By this collation, another user's id equals a shadow user's. By its bytes it does not.
-        server.admin("""INSERT INTO "User" SELECT upper("id"), 'real-2@example.test' FROM "User" WHERE "email" LIKE 'shadow-%' LIMIT 1""")
+        server.admin(
+            """INSERT INTO "User" SELECT upper("id"), 'real-2@example.test' FROM "User" WHERE "email" COLLATE "C" LIKE 'shadow-%' LIMIT 1"""
+        )
         server.admin("""INSERT INTO "BehavioralSignal" ("id", "userId", "signalType") SELECT 'hers', "id", 'view' FROM "User"
             WHERE "email" = 'real-2@example.test'""")
         for table in ("BehavioralSignal", "Trip", "RankingEvent", "PersonaDimension"):
@@ -202,7 +204,9 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         again = etl.run(settings)
         assert again.counts["ranking_events"] == ran.counts["ranking_events"]
         assert {(each["inserted"], each["deleted"]) for each in again.counts["written"].values()} == {(0, 0)}
-        assert "hers" in server.admin("""SELECT "id" FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "id" = 'hers'""")
+        assert "hers" in server.admin(
+            """SELECT "id" FROM "BehavioralSignal" WHERE "modelVersion" IS NULL AND "id" = 'hers'"""
+        )
 
 
 def test_what_the_server_says_while_rows_are_fetched(database_url):
