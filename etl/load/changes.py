@@ -155,7 +155,6 @@ class TableWriter:
     def __init__(self, connection: Connection, scope: Scope, model: str, held: BucketSpill) -> None:
         self._connection, self._scope, self._model, self._held = connection, scope, model, held
         self._name = scope.naming.table(model)
-        self._rows_of_shadow_users = f"{self._name} x WHERE {target_column(model, 'userId')} IN ({scope.shadow_ids()})"
         self._standing: _StandingRows | None = None
         self._batches = self._seen = self._deleted = 0
         self._copies = False
@@ -181,7 +180,7 @@ class TableWriter:
         empty = pl.DataFrame(schema={"hash": pl.Int64, "table": pl.Int64, "place": pl.String})
         batches = self._connection.iter_frames(
             f'SELECT {_sql_hash(self._model)} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
-            f"FROM {self._rows_of_shadow_users}"
+            f'FROM {self._name} x WHERE "userId" IN ({self._scope.shadow_ids()})'
         )
         self._standing = _StandingRows(pl.concat([empty, *batches]))
         self._copies = not len(self._standing)
@@ -255,7 +254,7 @@ class TableWriter:
         found = self._connection.fetch_rows(
             f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {_sql_hash(self._model)} END), 0)"
             f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) "
-            f"FROM {self._rows_of_shadow_users}"
+            f'FROM {self._name} x WHERE "userId" IN ({self._scope.shadow_ids()})'
         )[0]
         wanted = (self._sent.rows, str(self._sent.checksum), self.unchanged)
         if found != wanted:
