@@ -14,8 +14,10 @@ WAL and dead rows are counted after VACUUM and a checkpoint, the state of a day 
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ from etl.settings.sources import load_settings
 NOTHING, LITTLE, EVERYTHING = "nothing changed: ", "1% of the trips changed: ", "everything changed: "
 OURS, SQL, CHANGES, REPLACE = "a run", "pure SQL", "--write changes", "--write replace"
 TABLES = ("PersonaDimension", "RankingEvent")
+PROCESSOR = "processor time of the process, all of its threads"
 
 _CHANGE = f"""
 UPDATE "ItinerarySlot" s SET "status" = (CASE WHEN s."status" = 'confirmed' THEN 'skipped' ELSE 'confirmed' END)::"SlotStatus"
@@ -116,12 +119,19 @@ def measure(ours: World, sql: World, rounds: int) -> dict[str, Any]:
         world.change_trips(next(numbers[id(world)]))
 
     pure = partial(pure_sql.run, sql.url)
+    steady: list[dict[str, float]] = []
+
+    def run() -> None:
+        processor = time.process_time()
+        steps = {step.name: step.seconds for step in ours.run().steps}
+        steady.append(steps | {PROCESSOR: time.process_time() - processor})
+
     seconds: dict[str, list[float]] = {}
     pure()
     for what, prepare in ((NOTHING, lambda _: None), (LITTLE, next_trips)):
         seconds |= interleave(
             {
-                what + OURS: partial(timed, ours, partial(prepare, ours), ours.run),
+                what + OURS: partial(timed, ours, partial(prepare, ours), run),
                 what + SQL: partial(timed, sql, partial(prepare, sql), pure),
             },
             rounds,
@@ -145,6 +155,7 @@ def measure(ours: World, sql: World, rounds: int) -> dict[str, Any]:
         "rows": {table: counts["unchanged"] for table, counts in nothing.items()},
         "variants": {name: variant_entry(each) for name, each in seconds.items()},
         "targets": _targets(seconds, log, dead),
+        "steps": {name: round(statistics.median(each[name] for each in steady[:rounds]), 4) for name in steady[0]},
         "log_bytes": log,
     }
 
@@ -165,7 +176,11 @@ def _targets(seconds: dict[str, list[float]], log: dict[str, int], dead: int) ->
 def markdown(results: dict[str, Any]) -> str:
     """Format targets, variants, and the WAL written."""
     log = "".join(f"- {name}: {number:,} bytes\n" for name, number in results["log_bytes"].items())
-    return f"{targets_table(results['targets'])}\n{variants_table(results['variants'])}\nWAL written:\n\n{log}"
+    steps = "".join(f"- {name}: {seconds:.3f} s\n" for name, seconds in results["steps"].items())
+    return (
+        f"{targets_table(results['targets'])}\n{variants_table(results['variants'])}\nWAL written:\n\n{log}\n"
+        f"Steps of a run when nothing has changed, medians; some run at the same time:\n\n{steps}"
+    )
 
 
 @with_exit_codes
