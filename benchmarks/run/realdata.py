@@ -35,8 +35,8 @@ from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from etl.pipeline import database
 from etl.pipeline.context import RunResult
-from etl.postgres import schema_check as schema
 from etl.postgres.connection import connect
+from etl.postgres.schema import check as schema
 from etl.postgres.scope import Scope
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url

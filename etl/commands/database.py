@@ -61,7 +61,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
 def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
     """Print what is to be added to the application's schema, as SQL or as Prisma models; with --role the GRANTs of a role."""
     from etl.pipeline import database
-    from etl.postgres import ddl, privileges
+    from etl.postgres.schema import ddl, privileges
 
     try:
         naming, known = database.naming_to_print(settings, stop)

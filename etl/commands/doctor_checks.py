@@ -18,13 +18,13 @@ from etl.extract import queries
 from etl.load.audit import require_counted
 from etl.pipeline.context import Clock, RunResult
 from etl.pipeline.guards import KEEP_FOREIGN_ROWS, check_scope, describe_kinds, foreign_rows, multiple_domains_warning
-from etl.postgres import schema_check
 from etl.postgres.connection import OLDEST, Connection, connect
-from etl.postgres.mapping import find_naming
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
-from etl.postgres.privileges import require_privileges
+from etl.postgres.schema import check as schema_check
+from etl.postgres.schema.mapping import find_naming
+from etl.postgres.schema.privileges import require_privileges
+from etl.postgres.schema.side_effects import SIDE_EFFECTS, Finding
 from etl.postgres.scope import Scope
-from etl.postgres.side_effects import SIDE_EFFECTS, Finding
 from etl.postgres.transaction import (
     goes_through_transaction_pooler,
     lock_key,

@@ -18,8 +18,8 @@ from etl.errors import DataError
 from etl.load.audit import RowCounts
 from etl.load.copy import NULL_TEXT, OURS, copy_rows
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import COLUMNS
 from etl.postgres.naming import Naming, quote_literal
+from etl.postgres.schema.ddl import COLUMNS
 from etl.postgres.scope import Scope
 from etl.transform.buckets import BucketSpill
 from etl.transform.hashing import format_float, md5_64

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from etl.load import constraints as checks
 from etl.load.copy import require_empty
-from etl.postgres import schema_check
 from etl.postgres.connection import Connection, connect
-from etl.postgres.mapping import find_naming
 from etl.postgres.naming import Naming
-from etl.postgres.proposal import Proposal, propose
+from etl.postgres.schema import check as schema_check
+from etl.postgres.schema.mapping import find_naming
+from etl.postgres.schema.proposal import Proposal, propose
+from etl.postgres.schema.side_effects import Finding
 from etl.postgres.scope import Scope, resolve_scope
-from etl.postgres.side_effects import Finding
 from etl.postgres.transaction import advisory_lock, require_lock, transaction
 from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken

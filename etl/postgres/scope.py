@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from etl.postgres import schema_check
 from etl.postgres.connection import Connection
-from etl.postgres.mapping import find_naming
 from etl.postgres.naming import LEGS, Naming, quote_identifier, quote_literal
-from etl.postgres.privileges import require_privileges
+from etl.postgres.schema import check as schema_check
+from etl.postgres.schema.mapping import find_naming
+from etl.postgres.schema.privileges import require_privileges
 from etl.postgres.transaction import transaction
 from etl.settings.model import Audience, Settings
 

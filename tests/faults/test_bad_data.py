@@ -25,8 +25,8 @@ import pytest
 import etl
 from etl.errors import DataError, SchemaError
 from etl.pipeline import database
-from etl.postgres.ddl import schema_sql
 from etl.postgres.naming import Naming
+from etl.postgres.schema.ddl import schema_sql
 from etl.settings.sources import load_settings
 from etl.snapshots.validation import validate_snapshot
 from etl.transform.personas import read_affinities

@@ -15,10 +15,10 @@ import etl
 from etl.errors import ConnectError, DataError, SchemaError, SettingsError
 from etl.pipeline import database
 from etl.pipeline import run as pipeline
-from etl.postgres import privileges
 from etl.postgres.connection import ConflictError, connect
 from etl.postgres.naming import Naming
-from etl.postgres.privileges import required
+from etl.postgres.schema import privileges
+from etl.postgres.schema.privileges import required
 from etl.postgres.scope import Scope
 from etl.postgres.url import target_of
 from etl.settings.sources import load_settings

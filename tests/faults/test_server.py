@@ -18,8 +18,9 @@ import pytest
 import etl
 from etl.errors import ConnectError
 from etl.pipeline import database
-from etl.postgres import embedded, privileges
+from etl.postgres import embedded
 from etl.postgres.naming import Naming
+from etl.postgres.schema import privileges
 from etl.runtime.run_record import RunRecord
 from etl.settings.model import Settings
 from etl.settings.sources import load_settings

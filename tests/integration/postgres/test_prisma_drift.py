@@ -9,8 +9,8 @@ import pytest
 
 import etl
 from etl.pipeline import database
-from etl.postgres.ddl import schema_prisma, schema_sql
 from etl.postgres.naming import Naming
+from etl.postgres.schema.ddl import schema_prisma, schema_sql
 from tests.integration.postgres.prisma_engine import drift, script
 
 NAMINGS = ["model", "mapped"]

@@ -8,8 +8,8 @@ import pytest
 import etl
 from etl.errors import SchemaError
 from etl.pipeline import database
-from etl.postgres import side_effects as schema
 from etl.postgres.naming import Naming
+from etl.postgres.schema import side_effects as schema
 from tests.states import database_state
 
 

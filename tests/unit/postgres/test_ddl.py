@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import SettingsError
-from etl.postgres.ddl import COLUMNS, schema_prisma, schema_sql, schema_statements
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, Naming, quote_identifier, quote_literal
+from etl.postgres.schema.ddl import COLUMNS, schema_prisma, schema_sql, schema_statements
 from etl.runtime.resources import bundled_cli, resource
 
 MODEL, MAPPED = Naming("model"), Naming("mapped")

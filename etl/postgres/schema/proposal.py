@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from etl.postgres.catalog import READABLE, Attribute, literals, read_attributes
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import Column, columns_used
-from etl.postgres.mapping import conventions, deletion_condition, readable_types, writable_types
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, quote_identifier
+from etl.postgres.schema.catalog import READABLE, Attribute, literals, read_attributes
+from etl.postgres.schema.ddl import Column, columns_used
+from etl.postgres.schema.mapping import conventions, deletion_condition, readable_types, writable_types
 
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "userId": ("owner", "account", "traveler", "traveller", "author", "customer", "member"),

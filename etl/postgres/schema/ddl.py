@@ -21,7 +21,7 @@ StatementKind = Literal["enum", "table", "index", "foreign_key"]
 class Column:
     """A column that bpr-etl uses.
 
-    `type` is its name in `pg_type.typname`, `enum` for any enum; `etl.postgres.mapping` says which others are accepted.
+    `type` is its name in `pg_type.typname`, `enum` for any enum; `etl.postgres.schema.mapping` says which others are accepted.
     `enum` is the enum that is created, and `labels` are those of its values that bpr-etl relies on. `default` is SQL.
     `nullable` says that NULL is allowed in the column, `writes_null` that bpr-etl writes NULL to it. `longest` is the length of
     the longest text that bpr-etl writes there of its own, 0 where it copies ids.

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from etl.postgres.catalog import relations_sql
 from etl.postgres.connection import Connection
 from etl.postgres.naming import Naming, quote_identifier, quote_literal
+from etl.postgres.schema.catalog import relations_sql
 
 SIDE_EFFECTS = ("foreign_key", "trigger", "rule")
 """The kinds of findings about what else happens when a run writes."""

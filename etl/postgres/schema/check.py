@@ -1,7 +1,7 @@
 """What of a database's schema does not fit, and the creation of what is missing.
 
-Compares PostgreSQL's catalogs with `etl.postgres.ddl`. Creates, but never alters or drops: the application's tables belong to
-the Prisma project.
+Compares PostgreSQL's catalogs with `etl.postgres.schema.ddl`. Creates, but never alters or drops: the application's tables
+belong to the Prisma project.
 """
 
 from __future__ import annotations
@@ -12,18 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from etl.errors import SchemaError
-from etl.postgres.catalog import Attribute, Catalog, kind_name, read_catalog
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import Column, Statement, columns_used, schema_statements
-from etl.postgres.mapping import (
-    deletion_condition,
-    elsewhere,
-    iter_problems,
-    named_tables,
-    other_naming,
-    unambiguous,
-    with_relations,
-)
 from etl.postgres.naming import (
     LEGS,
     MODELS,
@@ -33,7 +22,18 @@ from etl.postgres.naming import (
     Naming,
     quote_identifier,
 )
-from etl.postgres.side_effects import Finding, publication_findings, side_effects
+from etl.postgres.schema.catalog import Attribute, Catalog, kind_name, read_catalog
+from etl.postgres.schema.ddl import Column, Statement, columns_used, schema_statements
+from etl.postgres.schema.mapping import (
+    deletion_condition,
+    elsewhere,
+    iter_problems,
+    named_tables,
+    other_naming,
+    unambiguous,
+    with_relations,
+)
+from etl.postgres.schema.side_effects import Finding, publication_findings, side_effects
 from etl.settings.model import Naming as Wanted
 
 _INDEXED_MODELS = ("ItinerarySlot", "PersonaDimension", "RankingEvent")

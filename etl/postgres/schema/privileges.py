@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from etl.errors import ConnectError, SchemaError
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import columns_used
 from etl.postgres.naming import LEGS, MODELS, WRITTEN_MODELS, XMIN, Naming, quote_identifier, quote_literal
-from etl.postgres.row_security import hiding_tables
+from etl.postgres.schema.ddl import columns_used
+from etl.postgres.schema.row_security import hiding_tables
 
 
 @dataclass(frozen=True)

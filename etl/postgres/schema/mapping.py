@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from etl.errors import SchemaError, SettingsError
-from etl.postgres.catalog import READABLE, Attribute, Catalog, literals, read_catalog
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import Column, columns_used
 from etl.postgres.naming import (
     LEGS,
     MODELS,
@@ -26,6 +24,8 @@ from etl.postgres.naming import (
     quote_identifier,
     quote_literal,
 )
+from etl.postgres.schema.catalog import READABLE, Attribute, Catalog, literals, read_catalog
+from etl.postgres.schema.ddl import Column, columns_used
 from etl.settings.model import Naming as Wanted
 from etl.settings.values import TableName, suggestion
 

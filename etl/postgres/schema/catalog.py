@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from etl.postgres.connection import Connection
-from etl.postgres.ddl import schema_statements
 from etl.postgres.naming import LEGS, MODELS, Naming, quote_literal
+from etl.postgres.schema.ddl import schema_statements
 
 READABLE = ("r", "p", "v", "m", "f")
 """The `pg_class.relkind` of what rows can be read from."""
