@@ -138,7 +138,8 @@ def measure(ours: World, sql: World, rounds: int) -> dict[str, Any]:
         )
     nothing = ours.run().counts["written"]
     dead = dead_rows(ours)
-    log = {OURS: written_to_log(ours, ours.run)}
+    # The log is the whole server's: autovacuum may write to it, too.
+    log = {OURS: min(written_to_log(ours, ours.run) for _ in range(3))}
     dead = dead_rows(ours) - dead
     ours.change_trips(99)
     log["1% changed"] = written_to_log(ours, ours.run)
