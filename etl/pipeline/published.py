@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import DataError, EtlError
@@ -44,9 +45,10 @@ def probe_published(settings: Settings, result: RunResult) -> None:
     """Probe the snapshot that a run, an export or an expansion has just published, where that was asked for."""
     if result.snapshot is not None:
         result.stop.end_critical()  # the run's own work is done
-        probe_afterwards(
-            settings, result, partial(probe, replace(settings, snapshot=result.snapshot), stop=result.stop)
-        )
+        # Absolute, since the name of a folder may look like a URL.
+        location = result.snapshot if "://" in result.snapshot else str(Path(result.snapshot).absolute())
+        measure = partial(probe, replace(settings, snapshot=location), stop=result.stop)
+        probe_afterwards(settings, result, measure)
 
 
 def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..., ProbeResult]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -249,7 +250,8 @@ def _user_features(path: Path) -> Iterator[pl.DataFrame]:
 
 
 def _drop_counts(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
-    return pl.DataFrame(rows).drop(USER_COUNTS, strict=False)
+    """Return the rows without the counts. A number that is NaN, which a run never publishes, is unknown."""
+    return pl.DataFrame(rows).drop(USER_COUNTS, strict=False).with_columns(cs.float().fill_nan(None))
 
 
 def _reusable_event_files(snapshot: Snapshot) -> ReusableEventFiles | None:

@@ -70,6 +70,7 @@ def test_every_file_is_inside_whatever_a_city_is_called(published, tally):
         "events",
         "triples",
         "users.parquet",
+        "interactions",
         "items.parquet",
         "trips.parquet",
         "report.html",
