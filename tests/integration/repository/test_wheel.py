@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -29,6 +32,43 @@ def unpacked(tmp_path_factory) -> Path:
     return folder / "site"
 
 
+@pytest.fixture(scope="module")
+def installed(unpacked, tmp_path_factory) -> Path:
+    """An environment that has the wheel and its command, and sees this environment's libraries but not this checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    shutil.copytree(unpacked, site, dirs_exist_ok=True)
+    (info,) = unpacked.glob("*.dist-info")
+    parser = configparser.ConfigParser(delimiters="=")
+    parser.read(info / "entry_points.txt")
+    module, _, function = parser["console_scripts"]["bpr-etl"].partition(":")
+    command = folder / "bin" / "bpr-etl"
+    # What pip makes of an entry point.
+    command.write_text(f"#!{folder}/bin/python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    command.chmod(0o755)
+    libraries = [each for each in sys.path if each.endswith("site-packages")]
+    (site / "libraries.pth").write_text("".join(f"{each}\n" for each in libraries))
+    return folder
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """A folder with another project's package `etl`, which says so when it is imported."""
+    (tmp_path / "etl").mkdir()
+    (tmp_path / "etl" / "__init__.py").write_text("print('the other etl')\n")
+    return tmp_path
+
+
+def in_environment(installed: Path, cwd: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A program of the environment's, called in a folder."""
+    env = environment(**variables)
+    if "PYTHONPATH" not in variables:
+        env.pop("PYTHONPATH", None)
+    program = [installed / "bin" / words[0], *words[1:]]
+    return subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
 def from_wheel(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`bpr-etl ARGUMENTS` of the wheel, elsewhere than in the checkout."""
     return subprocess.run(
@@ -42,10 +82,70 @@ def from_wheel(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.Complet
     )
 
 
-def test_nothing_but_the_package_is_at_its_top(unpacked):
-    top = {path.name.partition("-")[0] for path in unpacked.iterdir()}
-    assert top == {"etl", "bpr_etl"}
+def test_nothing_but_the_package_and_the_module_is_at_its_top(unpacked):
+    top = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
+    assert top == {"etl", "bpr_etl.py"}
     assert {path.name for path in (unpacked / "etl" / "_bundled").iterdir()} == {"cli.py", "data", "constraints.txt"}
+
+
+API = """
+import sys
+before = list(sys.path)
+import bpr_etl
+assert sys.path == before
+assert not {"polars", "pyarrow"} & sys.modules.keys()
+import etl.errors
+for name in ("run", "export", "expand", "Settings", "load_settings", "RunResult", "open_snapshot", "Snapshot", "EtlError"):
+    assert getattr(bpr_etl, name) is getattr(etl, name), name
+    assert name in dir(bpr_etl)
+assert bpr_etl.errors.SettingsError is etl.errors.SettingsError
+try:
+    bpr_etl.rum
+except AttributeError:
+    print(bpr_etl.__file__, etl.__file__, bpr_etl.__version__)
+"""
+
+
+@pytest.mark.parametrize("on_path", [False, True], ids=["working folder", "PYTHONPATH"])
+def test_our_package_is_imported_where_another_etl_comes_first(installed, foreign, tmp_path_factory, on_path):
+    cwd = tmp_path_factory.mktemp("elsewhere") if on_path else foreign
+    variables = {"PYTHONPATH": str(foreign)} if on_path else {}
+    plain = in_environment(installed, cwd, "python", "-c", "import etl", **variables)
+    assert plain.stdout == "the other etl\n"  # so it does come first
+
+    done = in_environment(installed, cwd, "python", "-c", API, **variables)
+    assert done.returncode == 0, done.stderr
+    ours, package, version = done.stdout.split()
+    assert (Path(ours).name, Path(package).parent) == ("bpr_etl.py", Path(ours).parent / "etl")
+    assert Path(ours).is_relative_to(installed)
+    for words in (["bpr-etl", "--version"], ["python", "-m", "bpr_etl", "--version"]):
+        said = in_environment(installed, cwd, *words, **variables)
+        assert (said.returncode, said.stdout, said.stderr) == (0, f"bpr-etl {version}\n", "")
+    doctor = in_environment(installed, cwd, "bpr-etl", "doctor", "--json", **variables)
+    assert json.loads(doctor.stdout)["exit_code"] == doctor.returncode == 2  # no database was named
+
+
+def test_an_etl_that_is_imported_already_is_named(installed, foreign):
+    done = in_environment(
+        installed,
+        foreign,
+        "python",
+        "-c",
+        "import sys, etl\nbefore = list(sys.path)\n"
+        "try:\n import bpr_etl\nexcept ImportError as error:\n print(error, sys.path == before)",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[1]
+    assert f"another etl is imported already, of {foreign / 'etl'}: import bpr_etl in a process of its own" in said
+    assert said.endswith(" True")
+
+
+def test_help_imports_no_library_of_the_work(installed, tmp_path):
+    done = in_environment(installed, tmp_path, "python", "-X", "importtime", "-m", "bpr_etl", "--help")
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"bpr_etl", "etl.commands.help"} & imported
+    assert not {"polars", "pyarrow", "numpy", "connectorx", "dataframely"} & imported
 
 
 def test_doctor_compares_the_libraries_with_those_that_were_tested(unpacked, tmp_path):
