@@ -65,7 +65,7 @@ $(call with,ray): $(READY)
 	@$(PIP_INSTALL) '.[ray]' --retries 1 || { echo "Ray can't be had."; exit 2; }
 	@touch $@
 
-demo: $(READY)
+demo: $(call with,demo)
 	$(BIN)/bpr-etl demo --out bpr-etl-demo
 
 test: $(call with,test)

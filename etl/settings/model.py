@@ -68,9 +68,9 @@ class Option:
     """The declaration of an option, without its field's name and type.
 
     `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers; a flag's
-    are the words that it takes after "=". `decides` says what a change of the option changes: which rows are read, which triples
-    are made of them, or anything else of the result. Options that decide something go into the manifest, so they must hold no
-    secret.
+    are the words that it takes after "=". `decides` says what a change of the option changes: which rows are read, which
+    triples are made of them, or anything else of the result. Options that decide something go into the manifest, so they must
+    hold no secret.
     """
 
     panel: str

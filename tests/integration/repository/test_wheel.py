@@ -16,6 +16,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.faults.calling import ROOT, environment
+from tests.unit.repository.test_dependencies import closure
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def unpacked(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(unpacked, tmp_path_factory) -> Path:
-    """An environment that has the wheel and its command, and sees this environment's libraries but not this checkout."""
+    """An environment with the wheel, its command, and links to what the wheel depends on: no extra, no other library."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python3*/site-packages")
@@ -47,8 +48,10 @@ def installed(unpacked, tmp_path_factory) -> Path:
     # What pip makes of an entry point.
     command.write_text(f"#!{folder}/bin/python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
     command.chmod(0o755)
-    libraries = [each for each in sys.path if each.endswith("site-packages")]
-    (site / "libraries.pth").write_text("".join(f"{each}\n" for each in libraries))
+    for of, _ in closure().values():
+        for name in {file.parts[0] for file in of.files or []} - {"..", "__pycache__"} if of else ():
+            if not (site / name).exists():
+                (site / name).symlink_to(of.locate_file(name))
     return folder
 
 
@@ -123,6 +126,26 @@ def test_our_package_is_imported_where_another_etl_comes_first(installed, foreig
         assert (said.returncode, said.stdout, said.stderr) == (0, f"bpr-etl {version}\n", "")
     doctor = in_environment(installed, cwd, "bpr-etl", "doctor", "--json", **variables)
     assert json.loads(doctor.stdout)["exit_code"] == doctor.returncode == 2  # no database was named
+
+
+def test_without_an_extra_a_run_works_and_the_demo_says_what_it_needs(installed, small_world, tmp_path):
+    done = in_environment(
+        installed, tmp_path, "bpr-etl", "run", "--probe", "--out", "out", "--database-url", small_world
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        ["report", "out"],
+        ["validate", "--snapshot", "out"],
+        ["doctor", "--out", "out"],
+        ["db", "stop", "--data-dir", "pg"],
+    ):
+        done = in_environment(installed, tmp_path, "bpr-etl", *words, DATABASE_URL=small_world)
+        assert done.returncode == (99 if words[0] == "db" else 0), (words, done.stdout, done.stderr)
+    for words in (["demo"], ["db", "start"]):
+        done = in_environment(installed, tmp_path, "bpr-etl", *words, "--data-dir", str(tmp_path / "pg"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is not installed: pip install 'bpr-etl[demo]'." in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "pg").exists()
 
 
 def test_an_etl_that_is_imported_already_is_named(installed, foreign):

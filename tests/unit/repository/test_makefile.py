@@ -38,7 +38,7 @@ def make(tmp_path):
 @pytest.mark.parametrize(
     ("target", "extras"),
     [
-        ("demo", []),
+        ("demo", ["demo"]),
         ("wheel", []),
         ("test", ["test"]),
         ("docs", ["docs"]),
