@@ -19,18 +19,36 @@ from tests.faults.calling import ROOT, environment
 from tests.unit.repository.test_dependencies import closure
 
 
+def build_wheel(source: Path, into: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", into]
+    subprocess.run(build, cwd=source, check=True, capture_output=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
     """A wheel of this checkout, unpacked as an installer does it."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed: `make test` adds it")
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    build_wheel(ROOT, folder)
     (wheel,) = folder.glob("*.whl")
     with ZipFile(wheel) as file:
         file.extractall(folder / "site")
     return folder / "site"
+
+
+def test_the_image_builds_the_same_wheel(unpacked, tmp_path):
+    """From the files that the Dockerfile copies, and no others."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    for name in [
+        each for line in lines if line.startswith("COPY ") and "--" not in line for each in line.split()[1:-1]
+    ]:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    build_wheel(tmp_path, tmp_path / "dist")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    there = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    assert set(ZipFile(wheel).namelist()) == {each for each in there if "__pycache__" not in each}
 
 
 @pytest.fixture(scope="module")
