@@ -10,13 +10,21 @@ import shutil
 import subprocess
 import sys
 import venv
+from email import message_from_string
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import trove_classifiers
+import yaml
+from markdown_it import MarkdownIt
 
 from tests.faults.calling import ROOT, environment
 from tests.unit.repository.test_dependencies import closure
+
+commonmark = MarkdownIt("gfm-like", {"linkify": False}).parse
 
 
 def build_wheel(source: Path, into: Path) -> None:
@@ -49,6 +57,51 @@ def test_the_image_builds_the_same_wheel(unpacked, tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     there = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert set(ZipFile(wheel).namelist()) == {each for each in there if "__pycache__" not in each}
+
+
+def metadata(unpacked: Path) -> EmailMessage:
+    (info,) = unpacked.glob("*.dist-info")
+    return message_from_string((info / "METADATA").read_text(encoding="utf-8"), policy=default)
+
+
+def test_the_readme_in_the_metadata_renders_without_the_repository(unpacked):
+    """Every link leads to an address, and none was lost: the words and files stay."""
+    assert metadata(unpacked)["Description-Content-Type"] == "text/markdown"
+    text, source = metadata(unpacked).get_content(), (ROOT / "README.md").read_text(encoding="utf-8")
+    tokens = [child for token in commonmark(text) for child in [token, *(token.children or [])]]
+    addresses = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in tokens]
+    assert [each for each in addresses if each and "://" not in each] == []
+    linked = [
+        str(child.attrs.get("href") or child.attrs.get("src")).partition("#")[0]
+        for token in commonmark(source)
+        for child in token.children or []
+        if child.type in {"link_open", "image"}
+    ]
+    assert len(linked) > 20
+    assert [each for each in linked if "://" not in each and f"`{each}`" not in text] == []
+    blocks = [[token.content for token in commonmark(each) if token.type == "code_block"] for each in (source, text)]
+    assert blocks[0] == blocks[1] != []
+
+
+def test_the_metadata_is_complete(unpacked):
+    found = metadata(unpacked)
+    assert {
+        "Name",
+        "Version",
+        "Summary",
+        "Author",
+        "License-Expression",
+        "License-File",
+        "Keywords",
+        "Requires-Python",
+    } <= {*found.keys()}
+    assert set(found.get_all("Classifier")) <= trove_classifiers.classifiers
+    pythons = {each.rpartition(" ")[2] for each in found.get_all("Classifier") if "Python :: 3." in each}
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert pythons == set(flow["jobs"]["checks"]["strategy"]["matrix"]["python"])
+    assert {"demo", "ray", "aws"} <= set(found.get_all("Provides-Extra"))
+    required = [each for each in found.get_all("Requires-Dist") if "extra ==" not in each]
+    assert not any("pgserver" in each or "[" in each for each in required)
 
 
 @pytest.fixture(scope="module")
