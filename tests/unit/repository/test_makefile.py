@@ -41,6 +41,7 @@ def make(tmp_path):
         ("demo", ["demo"]),
         ("wheel", []),
         ("test", ["test"]),
+        ("release-check", ["test"]),
         ("docs", ["docs"]),
         ("lint", ["test", "docs", "lint"]),
         ("consumers", ["consumers"]),
