@@ -5,7 +5,7 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /src
-COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE bpr_etl.py cli.py ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE bpr_etl.py bpr_etl.pyi cli.py ./
 COPY data data
 COPY etl etl
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \

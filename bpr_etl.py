@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(_FOLDER))
@@ -23,9 +23,6 @@ if _FOLDER / "etl" not in (_found := [Path(each).resolve() for each in getattr(e
     )
 
 from etl import errors  # noqa: E402, F401 - only now it is known to be ours
-
-if TYPE_CHECKING:
-    from etl import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

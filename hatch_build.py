@@ -14,13 +14,14 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 class BundleHook(BuildHookInterface):  # type: ignore[type-arg, misc]
-    """Adds to a standard wheel the module `bpr_etl`, and what `etl.runtime.resources` looks for under `etl/_bundled/`."""
+    """Adds to a standard wheel `bpr_etl` with its types, and what `etl.runtime.resources` looks for under `etl/_bundled/`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is "standard" or "editable"."""
         if version == "standard":
             bundled = {name: f"etl/_bundled/{name}" for name in ("cli.py", "data", "constraints.txt")}
-            build_data["force_include"].update(bundled, **{"bpr_etl.py": "bpr_etl.py"})
+            public = {"bpr_etl.py": "bpr_etl.py", "bpr_etl.pyi": "bpr_etl-stubs/__init__.pyi"}
+            build_data["force_include"].update(bundled | public)
 
 
 class ReadmeHook(MetadataHookInterface):  # type: ignore[misc]

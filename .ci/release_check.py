@@ -105,7 +105,7 @@ def untracked(wheel: Path, source: Path) -> Iterator[str]:
     with tarfile.open(source) as archive:
         packed = {each.partition("/")[2] for each in archive.getnames()} - {""}
     packed |= {
-        each.replace("etl/_bundled/", "")
+        each.replace("etl/_bundled/", "").replace("bpr_etl-stubs/__init__", "bpr_etl")
         for each in ZipFile(wheel).namelist()
         if not re.match(r"[^/]+\.dist-info/", each)
     }

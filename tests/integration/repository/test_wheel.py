@@ -21,6 +21,7 @@ import trove_classifiers
 import yaml
 from markdown_it import MarkdownIt
 
+import etl
 from tests.faults.calling import ROOT, environment
 from tests.unit.repository.test_dependencies import closure
 
@@ -158,7 +159,7 @@ def from_wheel(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.Complet
 
 def test_nothing_but_the_package_and_the_module_is_at_its_top(unpacked):
     top = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
-    assert top == {"etl", "bpr_etl.py"}
+    assert top == {"etl", "bpr_etl.py", "bpr_etl-stubs"}
     assert {path.name for path in (unpacked / "etl" / "_bundled").iterdir()} == {"cli.py", "data", "constraints.txt"}
 
 
@@ -217,6 +218,19 @@ def test_without_an_extra_a_run_works_and_the_demo_says_what_it_needs(installed,
         assert (done.returncode, done.stdout) == (2, "")
         assert "is not installed: pip install 'bpr-etl[demo]'." in done.stderr.splitlines()[-1]
         assert not (tmp_path / "pg").exists()
+
+
+def test_a_type_checker_knows_the_public_names(installed, tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed: `make lint` adds it")
+    names = [f"bpr_etl.{name}" for name in [*etl._MODULES, "errors.SettingsError", "__version__", "main"]]
+    (tmp_path / "use.py").write_text("\n".join(["import bpr_etl", *(f"reveal_type({each})" for each in names)]))
+    check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "bin" / "python", "use.py"]
+    done = subprocess.run(
+        check, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    revealed = [line for line in done.stdout.splitlines() if "Revealed type" in line]
+    assert len(revealed) == len(names)
+    assert (done.returncode, [line for line in revealed if '"Any"' in line]) == (0, []), done.stdout
 
 
 def test_an_etl_that_is_imported_already_is_named(installed, foreign):
