@@ -13,7 +13,7 @@ WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 ENSURE_PIP := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 
-.PHONY: setup consumers ray-extra docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel clean
+.PHONY: setup consumers ray-extra docs check-recipes screenshots demo test test-slow test-faults coverage lint format bench bench-full bench-setup bench-negatives wheel release-check clean
 .DEFAULT_GOAL := setup
 
 # One pip at a time in one environment.
@@ -65,7 +65,7 @@ $(call with,ray): $(READY)
 	@$(PIP_INSTALL) '.[ray]' --retries 1 || { echo "Ray can't be had."; exit 2; }
 	@touch $@
 
-demo: $(READY)
+demo: $(call with,demo)
 	$(BIN)/bpr-etl demo --out bpr-etl-demo
 
 test: $(call with,test)
@@ -127,6 +127,11 @@ check-recipes:
 wheel: $(READY)
 	@$(ENSURE_PIP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# What a release needs, in dist/: wheel, source distribution, bill of materials. Looks at metadata, licences and versions.
+release-check: $(call with,test)
+	$(BIN)/python -m pytest --quiet tests/integration/repository/test_wheel.py tests/unit/repository
+	PYTHONPATH=. $(BIN)/python .ci/release_check.py
 
 clean:
 	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis bpr-etl-demo

@@ -1,4 +1,4 @@
-"""`python -m etl`, and the command `bpr-etl`: finds `cli.py` where it ships and calls it."""
+"""`python -m etl`, and what `bpr_etl.py` calls for the command `bpr-etl`: finds `cli.py` where it ships and calls it."""
 
 from __future__ import annotations
 

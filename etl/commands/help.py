@@ -14,11 +14,23 @@ from typer.main import get_command
 from etl.commands.options import with_parameters
 from etl.commands.runner import CommandResult, report_error, run_command
 from etl.errors import escape_control_characters
-from etl.settings.model import PANELS
+from etl.settings.model import OPTIONS, PANELS
+from etl.settings.values import format_option
+
+_WORDED = {format_option(name): name for name, each in OPTIONS.items() if each.kind is bool and each.completion}
+"""Flags that may have a word after "=", which a flag of Typer's can't."""
 
 
 class Command(TyperCommand):
-    """A command whose help has its options by panel."""
+    """A command whose help has its options by panel, and whose flags may have words: `--skip-unchanged=ok`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of flags apart: for Typer, the flag is given without a word."""
+        pairs = [each.partition("=") if each.partition("=")[0] in _WORDED else (each, "", "") for each in args]
+        rest: list[str] = super().parse_args(ctx, [flag for flag, _, _ in pairs])
+        words = {_WORDED[flag]: word for flag, equals, word in pairs if equals}
+        ctx.params.update((name, word) for name, word in words.items() if ctx.params.get(name))
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, a section per panel."""

@@ -60,7 +60,7 @@ def _publish(name: str, action: Callable[..., RunResult], settings: Settings, st
             *console.styled(map(escape_control_characters, lines)),
             console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run),
         ],
-        NothingToDo.exit_code if nothing else 0,
+        NothingToDo.exit_code if nothing and settings.skip_unchanged != "ok" else 0,
     )
 
 

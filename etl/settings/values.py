@@ -188,6 +188,16 @@ def parse_bool(value: Any) -> bool:
     return word in TRUE
 
 
+def parse_skip(value: Any) -> bool | Literal["ok"]:
+    """True, false, or ok: true, and not worth an exit code of its own."""
+    if value == "ok":
+        return "ok"
+    try:
+        return parse_bool(value)
+    except SettingsError:
+        raise SettingsError("must be true, false or ok") from None
+
+
 @dataclass(frozen=True)
 class Choice:
     """A parser of one of several words; it keeps them for `--help` and shell completion."""

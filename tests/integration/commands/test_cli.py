@@ -68,6 +68,10 @@ def test_json_is_one_object(small_world, tmp_path):
     assert again.returncode == 99
     nothing = json.loads(again.stdout)
     assert (nothing["ok"], nothing["exit_code"], nothing["snapshot"]) == (True, 99, None)
+    fine = call("run", "--json", "--skip-unchanged=ok", "--out", str(tmp_path / "out"), "--database-url", small_world)
+    assert fine.returncode == 0
+    assert json.loads(fine.stdout) | {"ok": True, "exit_code": 0, "snapshot": None} == json.loads(fine.stdout)
+    assert len(list((tmp_path / "out" / "snapshots").iterdir())) == 1
     exported = call("export", "--json", "--out", str(tmp_path / "other"), "--database-url", small_world)
     assert exported.returncode == 0
     assert json.loads(exported.stdout)["published"] == answer["published"]

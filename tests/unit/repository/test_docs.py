@@ -130,7 +130,7 @@ def test_every_number_on_the_performance_page_was_measured():
 @pytest.mark.parametrize("name", sorted(etl._MODULES))
 def test_a_public_name_exists_and_is_documented(name):
     assert getattr(etl, name).__doc__
-    assert f":: etl.{name}" in (DOCS / "api.md").read_text(encoding="utf-8") or name == "EtlError"
+    assert f":: bpr_etl.{name}" in (DOCS / "api.md").read_text(encoding="utf-8") or name == "EtlError"
     assert name in dir(etl)
 
 

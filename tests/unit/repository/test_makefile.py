@@ -38,9 +38,10 @@ def make(tmp_path):
 @pytest.mark.parametrize(
     ("target", "extras"),
     [
-        ("demo", []),
+        ("demo", ["demo"]),
         ("wheel", []),
         ("test", ["test"]),
+        ("release-check", ["test"]),
         ("docs", ["docs"]),
         ("lint", ["test", "docs", "lint"]),
         ("consumers", ["consumers"]),

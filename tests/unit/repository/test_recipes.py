@@ -20,6 +20,7 @@ from typer.main import get_command
 from cli import app
 from etl.postgres.url import target_of
 from etl.reporting.metrics_file import METRICS
+from etl.runtime.resources import __version__
 from etl.settings.model import Settings
 from etl.settings.sources import ENVIRONMENT_PREFIX, load_settings
 
@@ -150,6 +151,45 @@ def test_the_github_workflow_loads_and_its_scripts_parse():
         subprocess.run(["bash", "-n", "-c", script], check=True)
     assert set(re.findall(r"^ +(\d[\d |]*)\)", scripts[1], re.MULTILINE)) == {"0", "99", "3 | 6"}
     assert flow["jobs"]["run"]["env"]["BPR_ETL_FAIL_ON_CHANGE"] == "true"
+
+
+def cron_job() -> tuple[dict, dict, dict]:
+    """The job, its pod and its container."""
+    job = yaml.safe_load(read("kubernetes-cronjob.yml"))["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    return job, pod, container
+
+
+def test_the_cron_job_handles_exit_codes_the_same_way():
+    job, pod, container = cron_job()
+    assert pod["restartPolicy"] == "Never"  # else there is no podFailurePolicy
+    failing, ignored = job["podFailurePolicy"]["rules"]
+    assert failing["action"] == "FailJob"
+    assert failing["onExitCodes"]["containerName"] == container["name"]
+    assert {str(code) for code in failing["onExitCodes"]["values"]} == NO_RETRY
+    assert (ignored["action"], ignored["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert job["backoffLimit"] > 0
+    environ = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    settings = load_settings({}, environ)
+    assert settings.skip_unchanged == "ok"  # of 99, Kubernetes makes a failure
+    assert (settings.negatives, settings.split, settings.fail_on_change) == (("recommended",), "last-trip", True)
+    assert container["image"].endswith(f":{__version__}")
+
+
+def test_the_image_is_what_the_cron_job_takes_it_for():
+    """The user, the folder that may be written, and the files that the wheel is built from."""
+    _, pod, container = cron_job()
+    lines = (DOCS.parent / "Dockerfile").read_text(encoding="utf-8")
+    user = f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
+    assert re.findall(r"^USER (.+)$", lines, re.MULTILINE) == [user]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert mounts == {re.search(r"BPR_ETL_OUT=(\S+)", lines)[1], "/tmp"}  # noqa: S108 - its path there
+    assert "[" not in re.search(r"pip install .*", lines)[0]  # no extra
+    copied = {each for line in re.findall(r"^COPY (?!--)(.+)$", lines, re.MULTILINE) for each in line.split()[:-1]}
+    ignored = (DOCS.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,22 @@ def test_option_environment_file_default(tmp_path):
     assert settings.rows_per_file == 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("line", "variable", "expected"),
+    [("true", "1", True), ("false", "no", False), ('"ok"', "ok", "ok")],
+)
+def test_a_flag_with_a_word_is_still_a_flag_everywhere(tmp_path, line, variable, expected):
+    file = tmp_path / "own.toml"
+    file.write_text(f"skip-unchanged = {line}")
+    for settings in (
+        load_settings({"config": str(file)}, {}),
+        load_settings({}, {"BPR_ETL_SKIP_UNCHANGED": variable}),
+        Settings(skip_unchanged=expected),
+        replace(Settings(), skip_unchanged=expected),
+    ):
+        assert settings.skip_unchanged is expected or settings.skip_unchanged == expected == "ok"
+
+
 def test_the_file_may_be_named_by_the_environment(tmp_path):
     (tmp_path / "own.toml").write_text("seed = 4")
     assert load_settings({}, {"BPR_ETL_CONFIG": str(tmp_path / "own.toml")}).seed == 4
@@ -61,6 +77,7 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"catalog_alpha": -1}, "from 0 to 10"),
         ({"password_command": "cat 'x"}, "must be a command whose quotes are closed"),
         ({"surface": ["a", ""]}, "must not be empty"),
+        ({"skip_unchanged": "fine"}, "must be true, false or ok"),
         ({"surface": 7}, "must be the names of surfaces"),
         ({"city_weight": ["New York"]}, "New York=2"),
         ({"city_weight": ["New York=0"]}, "above 0"),
