@@ -51,7 +51,7 @@ def open_snapshot(location: str | Path) -> Snapshot:
     Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged, or lists what is no file,
     SettingsError if snapshots can't be there.
     """
-    if isinstance(location, Path) or not is_url(location):
+    if isinstance(location, Path) or "://" not in location or not is_url(location):
         return open_folder(location)
     store, name, manifest = _find_in_object_store(location, process_environment())
     return Snapshot(Path(name), manifest, store.location_of(name), remote=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from etl.snapshots.torch_batches import TorchBatches
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
-REPORT = "report.html"
+REPORT, CARD = "report.html", "README.md"
 STAGING = ".staging-"
 """Name prefix of staging folders. Readers ignore them; the lock holder may delete them."""
 
