@@ -47,14 +47,14 @@ $(call with,%): $(READY)
 	fi
 	@touch $@
 
-# PyTorch and Hugging Face datasets, without which the tests of their recipes skip. By pip even where uv set up the rest:
+# PyTorch, Hugging Face datasets and implicit, without which the tests of their recipes skip. By pip even where uv set up the rest:
 # uv ignores pip's find-links, which may be where a CPU build of torch is.
 consumers: $(call with,consumers)
 
 $(call with,consumers): $(READY)
 	@$(ENSURE_PIP)
 	@$(PIP_INSTALL) '.[consumers]' --retries 1 || \
-	  { echo "PyTorch (its CPU build) or Hugging Face datasets can't be had. PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may tell pip where."; exit 2; }
+	  { echo "PyTorch (its CPU build), Hugging Face datasets or implicit can't be had. PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may tell pip where."; exit 2; }
 	@touch $@
 
 # Ray, without which the tests of --engine ray skip.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -25,13 +25,14 @@ from etl.pipeline.guards import (
     unknown_city_warnings,
 )
 from etl.pipeline.published import probe_afterwards, run_probe
+from etl.reporting.card import build_card
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
 from etl.reporting.wording import format_bytes
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
-from etl.snapshots.reader import REPORT, Snapshot, open_snapshot
+from etl.snapshots.reader import CARD, REPORT, Snapshot, open_snapshot
 from etl.snapshots.store import UnlistableError, translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
@@ -148,29 +149,37 @@ class Publication:
         now = self.context.clock()
         summary.name = snapshot_name(summary, now)
         with result.step("report"):
-            manifest = build_manifest(summary.name, result.manifest_facts(self.context.settings, now), summary)
-            page = self._build_report(manifest, dataset)
-            if page is not None:
-                summary.sidecars.append(write_sidecar(self.staged, REPORT, page.encode()))
+            facts = result.manifest_facts(self.context.settings, now)
+            for name, build in ((CARD, self._build_card), (REPORT, self._build_report)):
+                manifest = build_manifest(summary.name, facts, summary)  # the report counts the card
+                content = self._text_for_people(name, partial(build, manifest, dataset))
+                if content is not None:
+                    summary.sidecars.append(write_sidecar(self.staged, name, content.encode()))
         # Before the backfill, which locks rows that the application may want: on an object store this is the upload.
         with result.step("secure files"):
             store.persist(self.staged, summary.name)
 
-    def _build_report(self, manifest: dict[str, Any], dataset: Dataset) -> str | None:
-        """Return the report, or None with a warning: the report is for people, and a bug in it must not fail the run.
+    def _build_card(self, manifest: dict[str, Any], _: Dataset) -> str:
+        return build_card(manifest, self.staged)
 
-        Raises EtlError and OSError: a signal or a failing disk is no fault of the report.
-        """
+    def _build_report(self, manifest: dict[str, Any], dataset: Dataset) -> str:
         runs, affinity = self.result.previous_runs, affinity_model().default_affinity
+        return build_report(manifest, self.staged, dataset, runs, affinity, self.result.progress)
+
+    def _text_for_people(self, name: str, build: Callable[[], str]) -> str | None:
+        """Return the card or the report, or None with a warning: they are for people, and a bug in one must not fail the run.
+
+        Raises EtlError and OSError: a signal or a failing disk is no fault of theirs.
+        """
         try:
-            return build_report(manifest, self.staged, dataset, runs, affinity, self.result.progress)
+            return build()
         except (EtlError, OSError):
             raise
         except Exception as error:
-            log.debug("The report failed.", exc_info=error)
+            log.debug("%s failed.", name, exc_info=error)
+            again = " `bpr-etl report SNAPSHOT` tries again." if name == REPORT else ""
             self.result.warnings.append(
-                f"{REPORT} could not be made ({type(error).__name__}, a bug); all else is complete. "
-                "`bpr-etl report SNAPSHOT` tries again."
+                f"{name} could not be made ({type(error).__name__}, a bug); all else is complete.{again}"
             )
             return None
 

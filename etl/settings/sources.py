@@ -31,6 +31,11 @@ _MISTYPED = 0.75
 _URL_VARIABLES = ("BPR_ETL_DATABASE_URL", "DIRECT_URL", "DATABASE_URL")
 
 
+def process_environment() -> Mapping[str, str]:
+    """The environment of the process, for calls from Python that are given none."""
+    return os.environ
+
+
 def load_settings(
     given: Mapping[str, Any], environ: Mapping[str, str] | None = None, origin: str = "the command line"
 ) -> Settings:
@@ -40,7 +45,7 @@ def load_settings(
     Raises SettingsError for a wrong value, with its origin, and for an option or a variable that does not exist; the message
     never repeats a password.
     """
-    environ = os.environ if environ is None else environ
+    environ = process_environment() if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path := explicit_settings_file(given, environ):

@@ -7,13 +7,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from etl.errors import ConnectError, SettingsError
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import temporary_folder
+from etl.settings.sources import process_environment
 from etl.settings.values import parse_location
-from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot, open_snapshot
+from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot
+from etl.snapshots.reader import open_snapshot as open_folder
 from etl.snapshots.store import LocalStore, Store
+
+if TYPE_CHECKING:
+    from etl.snapshots.object_store import ObjectStore
 
 
 def is_url(location: str) -> bool:
@@ -36,6 +42,21 @@ def open_store(out: str, environ: Mapping[str, str] | None = None, stop: CancelT
     return LocalStore(Path(out), stop)
 
 
+def open_snapshot(location: str | Path) -> Snapshot:
+    """Open the snapshot at a local folder or a URL, or the newest of an `--out` there.
+
+    In an object store only the manifest is read now, and the data from there when they are asked for; both with the credentials
+    of the environment.
+
+    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged, or lists what is no file,
+    SettingsError if snapshots can't be there.
+    """
+    if isinstance(location, Path) or "://" not in location or not is_url(location):
+        return open_folder(location)
+    store, name, manifest = _find_in_object_store(location, process_environment())
+    return Snapshot(Path(name), manifest, store.location_of(name), remote=True)
+
+
 @contextmanager
 def local_snapshot(
     location: str,
@@ -49,18 +70,9 @@ def local_snapshot(
     if there is no snapshot, DataError if its manifest can't be read.
     """
     if not is_url(location):
-        yield open_snapshot(Path(location))
+        yield open_folder(Path(location))
         return
-    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
-
-    root, separator, name = location.rstrip("/").rpartition(f"/{SNAPSHOTS}/")
-    store = ObjectStore(root if separator else location, environ or {}, stop)
-    found = name if separator else store.latest_name()
-    if not found:
-        raise ConnectError(
-            f"{location} has no {LATEST}: nothing was published there. Give an --out, or a snapshot in it."
-        )
-    content = store.manifest(found)
+    store, found, content = _find_in_object_store(location, environ or {}, stop)
     with tempfile.TemporaryDirectory(prefix="bpr-etl-snapshot-", dir=temporary_folder()) as folder:
         (Path(folder) / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
         wanted = [
@@ -68,3 +80,19 @@ def local_snapshot(
         ]
         store.fetch(f"{SNAPSHOTS}/{found}", wanted, Path(folder))
         yield Snapshot(Path(folder), content, store.location_of(found))
+
+
+def _find_in_object_store(
+    location: str, environ: Mapping[str, str], stop: CancelToken | None = None
+) -> tuple[ObjectStore, str, dict[str, Any]]:
+    """The store at a location, the name of the snapshot there, and its manifest."""
+    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+
+    root, separator, name = location.rstrip("/").rpartition(f"/{SNAPSHOTS}/")
+    store = ObjectStore(root if separator else location, environ, stop)
+    found = name if separator else store.latest_name()
+    if not found:
+        raise ConnectError(
+            f"{location} has no {LATEST}: nothing was published there. Give an --out, or a snapshot in it."
+        )
+    return store, found, store.manifest(found)

@@ -8,26 +8,31 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.errors import ConnectError, DataError, escape_control_characters
+from etl.errors import ConnectError, DataError, SettingsError, escape_control_characters
 from etl.runtime.files import FileInfo
 from etl.runtime.resources import __version__
+from etl.snapshots.batches import Batches, Plan, numeric_columns, scan_files
 from etl.snapshots.event_reader import read_events
 from etl.snapshots.manifest import NAME_BYTES, FileEntry, file_entries, parse_manifest
 from etl.snapshots.parquet import missing_file
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles
+from etl.triples.partitions import Kind
 from etl.triples.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from etl.snapshots.torch_batches import TorchBatches
+
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
-REPORT = "report.html"
+REPORT, CARD = "report.html", "README.md"
 STAGING = ".staging-"
 """Name prefix of staging folders. Readers ignore them; the lock holder may delete them."""
 
@@ -80,11 +85,16 @@ ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative", "n_users
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published snapshot: its folder and its manifest. `url` is its location if the folder is a copy."""
+    """A published snapshot: its folder and its manifest. `url` is its location in an object store.
+
+    With a `url`, `folder` is a local copy; unless `remote` is true: then there is no copy, and only `scan`, `users`, `items`,
+    `interactions`, `batches` and `torch` read the snapshot, from where it is.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     url: str | None = None
+    remote: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,17 +107,127 @@ class Snapshot:
         return {entry.path: entry for entry in file_entries(self.manifest)}
 
     def data_files(self, kind: str) -> list[tuple[str | None, str, Path]]:
-        """The files of a partitioned table, like `events`, in the manifest's order: (split, city, path)."""
-        found = []
-        for path in self.files:
-            first, *folders = path.split("/")
-            if first == kind:
-                split = folders[0].removeprefix("split=") if folders[0].startswith("split=") else None
-                found.append((split, str(self.manifest["cities"][folders[-2]]), self.folder / path))
-        return found
+        """The files of a partitioned table, like `events`, in the manifest's order: (split, city, path).
+
+        Raises SettingsError if they are in an object store.
+        """
+        if self.remote:
+            raise SettingsError(f"{self.url} has no local files. Read it with `scan`, or copy it.")
+        return [(split, city, self.folder / entry.path) for split, city, entry in self._entries(kind)]
 
     parts = data_files
     """The name of `data_files` in earlier releases."""
+
+    def scan(self, table: Kind, split: str | None = None, cities: Sequence[str] | None = None) -> pl.LazyFrame:
+        """Scan `triples`, `next`, `interactions` or `events`: the columns of its files, and `split` and `city` (strings).
+
+        Without a split in the snapshot, the column `split` is null, and `split="train"` means all rows. Rows are in the
+        manifest's order of files. Nothing is read but the files of the chosen split and cities, when the frame is collected.
+        Errors in reading are then those of Polars.
+
+        Raises SettingsError if the snapshot has no such table, split or city.
+        """
+        entries, chosen = self._entries(table), self._chosen(table, split, cities)
+        if not chosen:  # nothing of these cities is in this split: the columns without rows
+            first_split, first_city, first = entries[0]
+            return self._scan_partition(first_split, first_city, [first]).head(0)
+        partitions: dict[tuple[str | None, str], list[FileEntry]] = {}
+        for part, city, entry in chosen:
+            partitions.setdefault((part, city), []).append(entry)
+        return pl.concat([self._scan_partition(*key, found) for key, found in partitions.items()])
+
+    @cached_property
+    def users(self) -> pl.DataFrame:
+        """The table `users`, in the order of `user_idx`."""
+        return self._read_whole("users.parquet")
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """The table `items`, in the order of `item_idx`."""
+        return self._read_whole("items.parquet")
+
+    def interactions(self, split: str | None = None, cities: Sequence[str] | None = None) -> pl.LazyFrame:
+        """Scan the table `interactions`: see `scan`."""
+        return self.scan("interactions", split, cities)
+
+    def batches(
+        self,
+        table: Kind = "triples",
+        split: str | None = "train",
+        cities: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        **plan: Unpack[Plan],
+    ) -> Batches:
+        """Iterate over a table in batches of numpy arrays, as one of several ranks: `plan` is described under `Batches`.
+
+        `columns` are by default all numbers. Ids are given as indexes (`user_idx`, `pos_idx`, `neg_idx`, `prev_idx`,
+        `item_idx`; int64), whichever the files hold. An unknown distance is NaN.
+
+        Raises SettingsError for a table, split, city or column that is not there, and a plan that can't be carried out.
+        """
+        files = [(self.source(entry.path), entry.rows) for _, _, entry in self._chosen(table, split, cities)]
+        schema = self.scan(table).drop("split", "city").collect_schema()
+        ids = self.users["user_id"], self.items["item_id"]
+        return Batches(files, numeric_columns(schema, columns, *ids), **plan)
+
+    def torch(
+        self,
+        table: Kind = "triples",
+        split: str | None = "train",
+        cities: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        **plan: Unpack[Plan],
+    ) -> TorchBatches:
+        """Iterate over a table as `batches` does, in tensors: a PyTorch `IterableDataset`, with `len` and `set_epoch`.
+
+        Give it to a `DataLoader` with `batch_size=None`. The workers of a rank share its batches, whose number stays the same.
+        Raises SettingsError also if PyTorch is not installed.
+        """
+        from etl.snapshots.torch_batches import TorchBatches  # noqa: PLC0415 - only this needs PyTorch
+
+        return TorchBatches(self.batches(table, split, cities, columns, **plan))
+
+    def _chosen(
+        self, table: Kind, split: str | None, cities: Sequence[str] | None
+    ) -> list[tuple[str | None, str, FileEntry]]:
+        """The files of a table in a split and some cities, by default all, as (split, city, entry). Raises as `scan`."""
+        entries = self._entries(table)
+        if not entries:
+            there = [kind for kind in get_args(Kind) if self._entries(kind)]
+            raise SettingsError(f"This snapshot has no table {table!r}, but {', '.join(there)}.")
+        splits = {part for part, _, _ in entries}
+        if splits == {None} and split == "train":
+            split = None
+        if split is not None and split not in splits:
+            names = ", ".join(sorted(part for part in splits if part)) or "none: it was published without --split"
+            raise SettingsError(f"This snapshot has no split {split!r}. It has {names}.")
+        unknown = sorted({*(cities or ())} - {*self.manifest["cities"].values()})
+        if unknown:
+            raise SettingsError(
+                f"This snapshot has no city {escape_control_characters(unknown[0])!r}. The manifest's `cities` lists them."
+            )
+        return [each for each in entries if split in {None, each[0]} and (cities is None or each[1] in cities)]
+
+    def source(self, path: str) -> str:
+        """Where Polars reads a file of the snapshot: its absolute path or its URL."""
+        return f"{self.url}/{path}" if self.remote else str((self.folder / path).absolute())
+
+    def _entries(self, kind: str) -> list[tuple[str | None, str, FileEntry]]:
+        """The files of a partitioned table in the manifest's order: (split, city, entry)."""
+        found = []
+        for path, entry in self.files.items():
+            first, *folders = path.split("/")
+            if first == kind:
+                split = folders[0].removeprefix("split=") if folders[0].startswith("split=") else None
+                found.append((split, str(self.manifest["cities"][folders[-2]]), entry))
+        return found
+
+    def _scan_partition(self, split: str | None, city: str, files: Sequence[FileEntry]) -> pl.LazyFrame:
+        rows = scan_files([self.source(entry.path) for entry in files])
+        return rows.with_columns(split=pl.lit(split, pl.String), city=pl.lit(city, pl.String))
+
+    def _read_whole(self, name: str) -> pl.DataFrame:
+        return scan_files([self.source(name)]).collect() if self.remote else read_file(self.folder, name)
 
 
 def find_snapshot(path: Path) -> Path:

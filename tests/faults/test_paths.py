@@ -69,11 +69,12 @@ def test_every_file_is_inside_whatever_a_city_is_called(published, tally):
     assert kinds == {
         "events",
         "triples",
-        "users.parquet",
         "interactions",
+        "users.parquet",
         "items.parquet",
         "trips.parquet",
         "report.html",
+        "README.md",
         "manifest.json",
     }
     listed = {entry["path"] for entry in published.manifest["files"]} | {"manifest.json"}

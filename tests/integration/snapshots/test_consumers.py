@@ -15,7 +15,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
 import polars as pl
 import psycopg
 import pyarrow.parquet as pq
@@ -126,7 +128,7 @@ def need(*modules: str) -> None:
 
 def test_every_recipe_of_the_page_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
-    assert len(RECIPES) == PAGE.count("```python") == 8
+    assert len(RECIPES) == PAGE.count("```python") == 11
     for recipe in RECIPES:
         assert f'"{recipe}"' in tested
 
@@ -207,27 +209,28 @@ def test_interactions_and_choices_are_read_whole_and_judged_by_the_untrained_rul
     read = found["interactions"].group_by("city", "split").len().rows()
     listed_ = [(each["city"], each["split"], each["interactions"]) for each in manifest["partitions"]]
     assert sorted(read) == sorted(each for each in listed_ if each[2])
-    assert found["table"]("next").collect().height == sum(manifest["next"].values())
+    assert found["snapshot"].scan("next").collect().height == sum(manifest["next"].values())
     assert set(found["per_city"]["city"]) == {*manifest["next"]}
     assert found["per_city"]["right"].is_between(0, 1, closed="none").all()
 
 
 TORCH_AFTER = """
+import polars as pl
+
 if __name__ == "__main__":
 
     def write(loader, number, name):
-        loader.dataset.epoch.fill_(number)
-        batches = [pa.table({key: value.numpy() for key, value in batch.items()}) for batch in loader]
-        if loader.num_workers == 0:
-            assert {len(batch) for batch in batches[:-1]} <= {loader.dataset.batch_size}
-        pq.write_table(pa.concat_tables(batches), f"{folder}/{name}.parquet")
+        loader.dataset.set_epoch(number)
+        batches = [pl.DataFrame({key: value.numpy() for key, value in batch.items()}) for batch in loader]
+        assert len(batches) == len(loader.dataset)
+        pl.concat(batches).write_parquet(f"{folder}/{name}.parquet")
 
     for name, number in (("first", 0), ("second", 1), ("again", 0)):
         write(loader, number, name)  # by the recipe's own workers, which have been through its epochs already
-    small = Triples(root, split, batch_size=100, buffer_rows=1_000)  # a buffer that is filled many times
+    small = snapshot.torch("triples", split, columns=columns, batch_size=100, buffer_rows=1_000)  # filled many times
     write(DataLoader(small, batch_size=None), 0, "alone")
     for name in others:
-        write(DataLoader(Triples(root, name), batch_size=None), 0, name)
+        write(DataLoader(snapshot.torch("triples", name, columns=columns), batch_size=None), 0, name)
 """
 
 
@@ -247,7 +250,7 @@ def test_pytorch_workers_share_out_every_row_once(kind, snapshots, tmp_path):
     assert not read["second"].equals(read["first"])
     # In the files of `plain` one positive fills row after row.
     for name in ("first", "alone"):
-        assert (read[name]["pos"] == read[name]["pos"].shift(1)).mean() < 0.2
+        assert (read[name]["pos_idx"] == read[name]["pos_idx"].shift(1)).mean() < 0.2
 
 
 def numbered(root: Path) -> dict[str | None, pl.DataFrame]:
@@ -260,13 +263,70 @@ def numbered(root: Path) -> dict[str | None, pl.DataFrame]:
         split: frame.select(
             *(
                 (pl.col(column).replace_strict(by_text, return_dtype=pl.Int32) if texts else pl.col(column)).alias(name)
-                for column, name in zip(ids, ("user", "pos", "neg"), strict=True)
+                for column, name in zip(ids, ("user_idx", "pos_idx", "neg_idx"), strict=True)
             ),
-            "timestamp",
             "weight",
         )
-        for split, frame in expected(root, [*ids, "timestamp", "weight"]).items()
+        for split, frame in expected(root, [*ids, "weight"]).items()
     }
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\| [\w-]+ \| `(\w+\..*\(.*)` \|$", PAGE, re.MULTILINE))
+def test_each_line_at_the_top_reads_what_is_to_be_trained_on(line, snapshots):
+    root = snapshots["split"]
+    read = eval(line, {"etl": etl, "pl": pl, "pd": pd, "duckdb": duckdb, "root": root})  # noqa: S307 - it is our page
+    if isinstance(read, pl.LazyFrame):
+        found = read.collect()
+    else:
+        found = pl.from_pandas(read) if isinstance(read, pd.DataFrame) else read.pl()
+    assert_same_rows(found.select(FOUR), expected(root, FOUR)["train"])
+
+
+def test_there_is_a_line_for_each_reader():
+    assert len(re.findall(r"^\| (bpr-etl|polars|pandas|DuckDB) \| `", PAGE, re.MULTILINE)) == 4
+
+
+@pytest.fixture(scope="module")
+def judged(small_world_template, make_database, tmp_path_factory) -> dict[str, object]:
+    """The variables of the recipe of held-out figures, on a world whose places have their own names."""
+    given = {"database_url": make_database(small_world_template), "out": str(tmp_path_factory.mktemp("judged") / "out")}
+    options = {"split": "last-trip", "negatives": ("recommended",), "small_catalog": "keep"}
+    root = Path(etl.run(load_settings(given | options, {})).snapshot)
+    return run_here("Held-out figures", root=root)
+
+
+def test_held_out_figures_are_those_of_the_definition(judged):
+    """AUC and NDCG@10 by loops over pairs and ranks."""
+    snapshot, n_users = judged["snapshot"], judged["n_users"]
+    rows = snapshot.interactions("test").collect()
+    of_user: dict[int, list[tuple[float, float]]] = {}
+    for (city, user), chosen in rows.group_by("city", "user_idx"):
+        positives = set(chosen["item_idx"])
+        own = snapshot.items.filter(city=city)["item_idx"].to_list()
+        pairs = [(n_users[p], n_users[n]) for p in own if p in positives for n in own if n not in positives]
+        auc = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs)
+        ranked = sorted(own, key=lambda item: (-n_users[item], item))[:10]
+        gain = sum(1 / np.log2(2 + place) for place, item in enumerate(ranked) if item in positives)
+        best = sum(1 / np.log2(2 + place) for place in range(min(10, len(positives))))
+        of_user.setdefault(user, []).append((auc, gain / best))
+    means = np.mean([np.mean(figures, axis=0) for figures in of_user.values()], axis=0)
+    assert np.allclose(judged["popularity"], means)
+    assert judged["history"] != judged["popularity"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "modules"), [("BPR with early stopping", ()), ("Interactions with implicit", ("implicit",))]
+)
+def test_what_is_trained_ranks_held_out_items_better_than_popularity(recipe, modules, judged, capsys, monkeypatch):
+    need(*modules)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    found = run_here(recipe, **judged)
+    assert found["model"][0] > judged["popularity"][0]
+    assert found["model"][1] > judged["popularity"][1]
+    assert "NDCG@10" in capsys.readouterr().out
+    if "best_epoch" in found:
+        assert 0 < found["best_epoch"] < 99
+        assert found["best"] < np.log(2)
 
 
 DATASETS_BEFORE = """
