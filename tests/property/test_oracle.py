@@ -322,9 +322,27 @@ def test_positives_outside_the_candidates_are_counted():
         "user_without_persona": 0,
         "city_without_nodes": 0,
         "date_out_of_range": 0,
+        "day_without_city": 0,
         "positives": 3,
         "positives_outside_candidates": 2,
+        "days_in_several_cities": 0,
     }
+
+
+def test_the_city_of_a_day_is_that_of_its_first_slot_with_a_leg_that_has_one():
+    legs = (oracle.Leg("l1", "t", None), oracle.Leg("l2", "t", "Rome"), oracle.Leg("l3", "t", "Tokyo"))
+    trip = oracle.Trip("t", "u", "Oslo", datetime(2024, 5, 1), datetime(2024, 1, 1), oracle.NO_SEED)  # noqa: DTZ001
+    slots = (
+        replace(slot("s1", None, 0), trip_id="t"),
+        replace(slot("s2", None, 1), trip_id="t", leg_id="l1"),
+        replace(slot("s4", None, 2), trip_id="t", leg_id="l3"),
+        replace(slot("s3", None, 2), trip_id="t", leg_id="l2"),
+        replace(slot("s5", None, 0, day=2), trip_id="t", leg_id="l1"),
+    )
+    world = World(trips=(trip,), slots=slots, legs=legs)
+    assert [oracle.day_city(world, trip, day) for day in (1, 2, 3)] == ["Rome", "Oslo", "Oslo"]
+    assert oracle.day_city(world, replace(trip, city=None), 2) is None
+    assert oracle.leg_cities(world, "t", 1) == ["Rome", "Tokyo"]
 
 
 def test_twenty_of_equals_are_chosen_by_their_ties():
@@ -432,7 +450,7 @@ def test_the_compact_form_has_plain_lists_and_what_was_shown():
     assert (found.event_id, found.timestamp, found.model_name) == ("e", -1, "bpr")
     assert (found.candidate_ids, found.ranked_ids, found.selected_ids) == (("d", "w", "gone", "b"), (), ("b", "x"))
     assert found.shown_ids == ("w", "far", "d")
-    assert exported.counts == {"events": 1, "trip_gone": 1, "date_out_of_range": 1}
+    assert exported.counts == {"events": 1, "trip_gone": 1, "date_out_of_range": 1, "day_without_city": 0}
 
 
 def test_the_audience_is_whose_events_are_exported():
