@@ -128,7 +128,7 @@ def need(*modules: str) -> None:
 
 def test_every_recipe_of_the_page_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
-    assert len(RECIPES) == PAGE.count("```python") == 11
+    assert len(RECIPES) == PAGE.count("```python") == 12
     for recipe in RECIPES:
         assert f'"{recipe}"' in tested
 
@@ -327,6 +327,28 @@ def test_what_is_trained_ranks_held_out_items_better_than_popularity(recipe, mod
     if "best_epoch" in found:
         assert 0 < found["best_epoch"] < 99
         assert found["best"] < np.log(2)
+
+
+def test_the_next_item_model_is_judged_by_the_rows_of_the_held_out_part(snapshots, tmp_path):
+    need("torch")
+    root = snapshots["next"]
+    after = "\nimport json\nfrom pathlib import Path\nPath(folder, 'found.json').write_text(json.dumps([figures, best_epoch]))"
+    run_as_script("A next-item model in PyTorch", tmp_path, root, None, "", after)
+    figures, best_epoch = json.loads((tmp_path / "found.json").read_text())
+    opened = etl.open_snapshot(root)
+    rows = opened.scan("next", "test").filter(pl.col("is_new")).collect()
+    n_users = dict(opened.items.select("item_id", "n_users").iter_rows())
+    rows = rows.with_columns(
+        pl.col(f"{side}_item").replace_strict(n_users).log1p().alias(f"{side}_users") for side in ("pos", "neg")
+    )
+    popular = pl.col("pos_users") - pl.col("neg_users")
+    near = (0.1 + pl.col("neg_km")).log() - (0.1 + pl.col("pos_km")).log()
+    for name, difference in (("popularity by users", popular), ("users / distance", popular + near)):
+        share = rows.select(0.5 + difference.sign().mean() / 2).item()
+        assert abs(figures[name] - share) < 1e-3
+    assert rows.height > 500
+    assert figures["model"] > 0.52  # of chance it is 0.5
+    assert best_epoch > 0
 
 
 DATASETS_BEFORE = """
