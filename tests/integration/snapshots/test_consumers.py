@@ -274,7 +274,7 @@ def numbered(root: Path) -> dict[str | None, pl.DataFrame]:
 @pytest.mark.parametrize("line", re.findall(r"^\| [\w-]+ \| `(\w+\..*\(.*)` \|$", PAGE, re.MULTILINE))
 def test_each_line_at_the_top_reads_what_is_to_be_trained_on(line, snapshots):
     root = snapshots["split"]
-    read = eval(line, {"etl": etl, "pl": pl, "pd": pd, "duckdb": duckdb, "root": root})  # noqa: S307 - it is our page
+    read = eval(line, {"bpr_etl": etl, "pl": pl, "pd": pd, "duckdb": duckdb, "root": root})  # noqa: S307 - it is our page
     if isinstance(read, pl.LazyFrame):
         found = read.collect()
     else:

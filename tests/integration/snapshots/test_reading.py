@@ -268,7 +268,7 @@ def test_the_page_s_example_reads_it(snapshot):
     where = snapshot.url if snapshot.remote else snapshot.folder
     seen: list[int] = []
     code = code.replace("s3://bucket/nightly", str(where)).replace('["Rome", "São Paulo"]', str(NAMES[:2]))
-    names = {"etl": etl, "step": lambda user, *_: seen.append(len(user))}
+    names = {"bpr_etl": etl, "step": lambda user, *_: seen.append(len(user))}
     exec(compile(code, "docs/api.md", "exec"), names)  # noqa: S102 - it is our page
     assert sum(seen) == snapshot.scan("triples", "train").collect().height
     assert 0 < names["train"].collect().height < sum(seen)
