@@ -289,7 +289,7 @@ def test_a_settings_file_may_name_the_command(server, command, tmp_path, home):
     env = {"HOME": str(home), "DATABASE_URL": server.url(password=None)}
     done = call("doctor", "--config", str(file), "--out", str(tmp_path / "out"), env=env)
     assert done.returncode == 0, said(done)
-    shown = call("config", "show", "--config", str(file), env=env)
+    shown = call("config", "show", "--json", "--config", str(file), env=env)
     assert "give it.sh" in shown.stdout
     assert PASSWORD not in said(shown)
 
