@@ -147,7 +147,8 @@ def test_a_night_on_ray_is_the_same_night(ray, small_world, make_database, small
             {"database_url": url, "out": str(out), "engine": engine, "buckets": buckets, **options}, {}
         )
         done = etl.run(settings)
-        counts = {name: value for name, value in done.counts.items() if name != "signals_backfilled"}
+        of_the_database = {"signals_backfilled", "written"}  # they depend on what stood there before
+        counts = {name: value for name, value in done.counts.items() if name not in of_the_database}
         nights.append((data_files(str(done.snapshot)), database_state(url), counts))
         assert not list(out.glob(".staging-*"))
     assert (tmp_path / "killed").exists()
