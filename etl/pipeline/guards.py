@@ -14,8 +14,8 @@ from etl.postgres.connection import Connection
 from etl.postgres.scope import Scope
 from etl.reporting.history import Compared, Metric
 from etl.reporting.wording import by_reason, describe_kind
-from etl.settings.model import ROW_SETTINGS, Settings, Task
-from etl.settings.values import advice, format_option, suggestion
+from etl.settings.model import ROW_SETTINGS, Settings
+from etl.settings.values import Task, advice, format_option, suggestion
 from etl.snapshots.manifest import DataSummary
 from etl.transform.personas import SEED_LABELS
 from etl.triples.partitions import MIN_CORRELATION, SMALL_CATALOG

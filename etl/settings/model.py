@@ -22,6 +22,7 @@ from etl.settings.values import (
     NegativeStrategies,
     SplitSpec,
     TableName,
+    Task,
     format_option,
     parse_bool,
     parse_city_weights,
@@ -56,7 +57,6 @@ Naming = Literal["auto", "model", "mapped"]
 Audience = Literal["shadow", "real", "all"]
 Reject = Literal["seen", "event"]
 SmallCatalog = Literal["exclude", "weight", "keep"]
-Task = Literal["triples", "next"]
 Ids = Literal["string", "index", "both"]
 SchemaFormat = Literal["sql", "prisma"]
 Write = Literal["changes", "replace"]

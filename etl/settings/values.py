@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from etl.errors import SettingsError
 
@@ -33,7 +33,8 @@ SCHEMES = ("s3", "gs", "az")
 SPLITS = ("train", "valid", "test")
 """The parts of a split, earliest first: a later part informs none before it."""
 
-TASKS = ("triples", "next")
+Task = Literal["triples", "next"]
+TASKS: tuple[Task, ...] = get_args(Task)
 """The tables of training examples, in the order in which they are published."""
 
 RECOMMENDED = "recommended"
@@ -348,10 +349,7 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         """Parse a value. Raises SettingsError."""
         if isinstance(value, cls):
             return value
-        given = [value] if isinstance(value, str) else value
-        if not isinstance(given, list | tuple):
-            raise SettingsError("must be a list of strategies")
-        words = [each.strip() if isinstance(each, str) else each for text in given for each in _split_commas(text)]
+        words = _split_words(value, "must be a list of strategies")
         samples = [size for word in dict.fromkeys(map(_strategy, words)) if (size := _sample_size(word))]
         if len(samples) > 1:
             raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
@@ -368,8 +366,13 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         return NegativeSampling("ranking" in self, "shown" in self, self.samples, alpha or 0.0)
 
 
-def _split_commas(text: Any) -> list[Any]:
-    return text.split(",") if isinstance(text, str) else [text]
+def _split_words(value: Any, otherwise: str) -> list[Any]:
+    """The words of a list, or of a text that separates them by commas. Raises SettingsError(otherwise) for others."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        raise SettingsError(otherwise)
+    pieces = (piece for each in given for piece in (each.split(",") if isinstance(each, str) else [each]))
+    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]
 
 
 def _strategy(word: Any) -> str:
@@ -400,12 +403,12 @@ def advice(negatives: Iterable[str]) -> str:
     return f"The negatives are the {RECOMMENDED} ones: see whether there are enough users, trips and selected items."
 
 
-def parse_tasks(value: Any) -> tuple[str, ...]:
+def parse_tasks(value: Any) -> tuple[Task, ...]:
     """Names of TASKS, each once, in their order: a list of them, or a text that separates them by commas."""
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple) or not words:
-        raise SettingsError(f"must name at least one of {', '.join(TASKS)}")
-    names = {Choice(TASKS)(each.strip() if isinstance(each, str) else each) for w in words for each in _split_commas(w)}
+    message = f"must name at least one of {', '.join(TASKS)}"
+    names = set(map(Choice(TASKS), _split_words(value, message)))
+    if not names:
+        raise SettingsError(message)
     return tuple(task for task in TASKS if task in names)
 
 
@@ -485,24 +488,26 @@ def _spellings(part: str | None) -> tuple[str, ...]:
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
 
 
+def _texts(value: Any, what: str) -> Iterable[str]:
+    """A text, or those of a list. Raises SettingsError for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise SettingsError(f"must be the names of {what}")
+    return texts
+
+
 def parse_names(what: str) -> Callable[[Any], tuple[str, ...]]:
     """A parser of texts that are not blank, each once: a list of them, or one text."""
 
     def parse(value: Any) -> tuple[str, ...]:
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise SettingsError(f"must be the names of {what}")
-        return tuple(dict.fromkeys(map(parse_filled, words)))
+        return tuple(dict.fromkeys(map(parse_filled, _texts(value, what))))
 
     return parse
 
 
 def parse_tables(value: Any) -> tuple[TableName, ...]:
     """Names of tables, each once: a list of them, or a text that separates them by commas."""
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        raise SettingsError("must be the names of tables")
-    names = (TableName(name.strip()) for word in words for name in _COMMA.split(word))
+    names = (TableName(name.strip()) for word in _texts(value, "tables") for name in _COMMA.split(word))
     return tuple(dict.fromkeys(names))
 
 

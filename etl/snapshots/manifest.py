@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args
 import msgspec
 
 from etl.errors import DataError, escape_control_characters
-from etl.settings.model import Task
+from etl.settings.values import Task
 from etl.triples.dataset import GONE, Dataset
 from etl.triples.partitions import Kind, no_exclusions
 

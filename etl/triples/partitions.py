@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from etl.settings.model import OPTIONS, Reject, SmallCatalog, Task
-from etl.settings.values import RECOMMENDED_SAMPLES, SPLITS, NegativeSampling, NegativeStrategies, SplitSpec
+from etl.settings.model import OPTIONS, Reject, SmallCatalog
+from etl.settings.values import RECOMMENDED_SAMPLES, SPLITS, NegativeSampling, NegativeStrategies, SplitSpec, Task
 from etl.transform.arrays import I64
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents, Dataset, no_events
 from etl.triples.generate import (

@@ -22,7 +22,7 @@ from etl.postgres.schema.privileges import required
 from etl.postgres.scope import Scope
 from etl.postgres.url import target_of
 from etl.settings.sources import load_settings
-from tests.states import database_state, folder_state
+from tests.states import TABLES, database_state, folder_state
 
 EMAILS = (
     *(
@@ -658,30 +658,18 @@ def test_a_schema_that_may_not_be_used_is_named(role, small_world, settings_for)
         etl.run(settings_for(url))
 
 
-OURS = (
-    "User",
-    "Trip",
-    "ItinerarySlot",
-    "ActivityNode",
-    "BehavioralSignal",
-    "PersonaDimension",
-    "RankingEvent",
-    "ModelRegistry",
-)
-
-
 def secure(url: str, name: str, *statements: str) -> None:
     """The role's privileges, row security on all tables, and more."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(privileges.grants(Naming("model", "public"), name))
-        for table in OURS:
+        for table in TABLES:
             connection.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
         for statement in statements:
             connection.execute(statement.replace("ROLE_", name))
 
 
 def policies(clauses: str) -> list[str]:
-    return [f'CREATE POLICY "p {table}" ON "{table}" {clauses}' for table in OURS]
+    return [f'CREATE POLICY "p {table}" ON "{table}" {clauses}' for table in TABLES]
 
 
 def test_row_security_that_shows_everything_is_no_obstacle(role, small_world, settings_for):
