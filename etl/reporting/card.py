@@ -166,9 +166,9 @@ percent-encoded name; `cities` in manifest.json has the full names. Train on `tr
 
 ```python
 # bpr-etl: real names of cities, only the files that are asked for; `batches` and `torch` for training
-import etl
+import bpr_etl
 
-rows = etl.open_snapshot(path).scan("{main}", split="train").collect()
+rows = bpr_etl.open_snapshot(path).scan("{main}", split="train").collect()
 ```
 
 ```python
