@@ -1,4 +1,4 @@
-"""Measures what the tables beside the triples cost a steady run: `interactions`, `--task next`, `--history`.
+"""Measures what the tables other than the triples cost a steady run: `interactions`, `--task next`, `--history`.
 
 Further runs (nothing to backfill) at the design's size, in paired rounds. "Without interactions" is the same run with that
 table taken out. `next` is compared with triples of `catalog:16`, which draw as many negatives: per row, above a run that

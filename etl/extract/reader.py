@@ -216,9 +216,8 @@ def extract_logged(
             on_rows(batch.height)
             good = rejected.filter(Slots, "slots", batch)
             nodes = good.with_columns(encode(good["node_id"]))
-            named = nodes.join(
-                trips, on="trip_id"
-            )  # an event may refer to another user's trip: then its slots are in two buckets
+            # An event may refer to another user's trip: then its slots are in two buckets.
+            named = nodes.join(trips, on="trip_id")
             slots.append(named.drop("bucket"), named["bucket"])
         personas = read_personas(connection, scope, audience, rejected)
         rejected.count_unread(

@@ -100,9 +100,8 @@ def _end_sessions(address: ConnectionTarget, name: str) -> None:
 
 
 def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
-    with connect(
-        connection.address
-    ):  # fails at once if no connection is available; connectorx would retry for half a minute
+    # Fails at once if no connection is available; connectorx would retry for half a minute.
+    with connect(connection.address):
         pass
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 

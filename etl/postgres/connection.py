@@ -444,9 +444,8 @@ def _map_error(error: Exception, address: ConnectionTarget, table: str | None = 
     first = address.redact(details.get("PG_DIAG_MESSAGE_PRIMARY") or _primary_message(str(error)))
     unknown = "08001" if isinstance(error, adbc_errors.Error) else "XX000"
     sqlstate = getattr(error, "sqlstate", None)
-    if (
-        _RECOVERY_CONFLICT in first
-    ):  # with 40001 or, where the session was ended or rows were being sent, without SQLSTATE
+    # With 40001 or, where the session was ended or rows were being sent, without SQLSTATE.
+    if _RECOVERY_CONFLICT in first:
         return ConflictError(_STANDBY_CANCELLED.format(first=first))
     state = _match(_POOLER_STATES, first) or sqlstate or _match(_STATES, first) or unknown
     if state in {"40001", "40P01"}:

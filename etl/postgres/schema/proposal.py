@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from operator import itemgetter
 
 from etl.postgres.connection import Connection
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, quote_identifier
@@ -122,11 +123,8 @@ def _relations(connection: Connection) -> list[_Candidate]:
 
 def _best(relations: Sequence[_Candidate], model: str, schema: str) -> _Candidate | None:
     """Return the relation that most likely holds a model's rows: by its name, then by how many of the columns it has."""
-    return max(
-        (each for each in relations if _score(each, model, schema)),
-        key=lambda each: _score(each, model, schema),
-        default=None,
-    )
+    scored = ((_score(each, model, schema), each) for each in relations)
+    return max((each for each in scored if each[0]), key=itemgetter(0), default=((), None))[1]
 
 
 def _score(relation: _Candidate, model: str, schema: str) -> tuple[float, ...]:
