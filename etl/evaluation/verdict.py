@@ -89,14 +89,13 @@ def verdict(summary: Mapping[str, Any], what: str) -> dict[str, Any]:
         return none(what, "no user could be evaluated")
     worse = any(found["high"] < 0 for found in apart.values())
     rules = " and ".join(dict.fromkeys(RANKER_TEXT[name] for name in best.values()))
-    one = len(set(best.values())) == 1
+    ranks = "ranks" if len(set(best.values())) == 1 else "rank"
     better = is_better(apart)
     if better:
         said = f"the data add value: a model trained on them ranks better than {rules}, the best without training"
     elif worse:
-        said = f"the data add no value: {rules}, without training, {'ranks' if one else 'rank'} better"
+        said = f"the data add no value: {rules}, without training, {ranks} better"
     else:
-        ranks = "ranks" if one else "rank"
         said = f"the data add no value that can be told from chance: {rules}, without training, {ranks} as well"
     text = f"For {what}, {said} ({format_gain(apart)})."
     return {"adds_value": better, "worse": worse, "best_untrained": best, "text": text}

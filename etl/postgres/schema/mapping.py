@@ -84,6 +84,9 @@ _EXACT = {"text": ("text", "varchar"), "enum": ("enum",)}
 _MODEL_KEYS = ("table", "where")
 """The keys of `[map.Model]` that are not columns."""
 
+_CITY_OF_LEGS = ("Trip", "city")
+"""The column that a database with legs may lack: each leg has its own."""
+
 _DELETED = re.compile(r"(?:is_?)?(?:soft_?)?(?:deleted|removed|trashed)(?:_?at)?", re.IGNORECASE)
 
 _NAME = re.compile(r'[^\W\d][\w$]*|"(?:[^"]|"")+"')
@@ -125,10 +128,7 @@ def find_naming(
                 f"those of --naming {wanted}. Say --naming {other}, or drop the option: the naming is detected."
             )
         return with_relations(connection, Naming(wanted, schema, map=given))
-    if not models or not any(found.values()):
-        found = (
-            (named_tables(connection, schema, WRITTEN_MODELS) or found) if len(models) < len(SOURCE_MODELS) else found
-        )
+    if not any(found.values()):
         if len(models) == len(SOURCE_MODELS):
             raise SchemaError(
                 f"Schema {quote_identifier(schema)} holds none of the source tables, neither by model "
@@ -136,6 +136,7 @@ def find_naming(
                 f"{elsewhere(connection, schema) or 'Say --schema, create them with `bpr-etl schema apply`, or map others'}"
                 " (`bpr-etl schema map`)."
             )
+        found = named_tables(connection, schema, WRITTEN_MODELS) or found
     return with_relations(connection, replace(unambiguous(found, schema), map=given))
 
 
@@ -197,7 +198,7 @@ def _resolved(catalog: Catalog, naming: Naming, model: str, *, legs: bool) -> Re
         found = map_column(catalog, naming, model, column)
         if isinstance(found, MappedColumn):
             columns[column.name] = found
-        elif legs and (model, column.name) == ("Trip", "city"):
+        elif legs and (model, column.name) == _CITY_OF_LEGS:
             columns[column.name] = MappedColumn(None, "NULL::pg_catalog.text")
     where = naming.map.get(model, {}).get("where", "")
     return replace(
@@ -214,7 +215,8 @@ def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> 
     text = naming.map.get(model, {}).get(column.name)
     if text is not None and not _NAME.fullmatch(text):
         return MappedColumn(None, text if column.type == "enum" else f"({text}\n)::{_sql_type(column)}")
-    spellings = _spellings(text) if text is not None else conventions(column.name)
+    # In quotes a name is looked for as it stands, else also in lower case.
+    spellings = TableName(text).table if text is not None else conventions(column.name)
     names = [name for name in spellings if (model, name) in catalog.attributes]
     table = naming.table(model)
     if not names:
@@ -267,11 +269,6 @@ def _sql_type(column: Column) -> str:
 def conventions(name: str) -> tuple[str, ...]:
     """Return a column's name by model and by `@map` in snake case."""
     return tuple(dict.fromkeys((name, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())))
-
-
-def _spellings(text: str) -> tuple[str, ...]:
-    """Return the spellings of a name that the settings give: in quotes as it stands, else also in lower case."""
-    return TableName(text).table
 
 
 def type_name(name: str) -> str:
@@ -341,5 +338,5 @@ def iter_problems(catalog: Catalog, naming: Naming, model: str) -> Iterator[Colu
     """Yield why columns of a model can't be used."""
     for column in columns_used(model, legs=naming.has_legs):
         found = map_column(catalog, naming, model, column)
-        if isinstance(found, ColumnProblem) and not (naming.has_legs and (model, column.name) == ("Trip", "city")):
+        if isinstance(found, ColumnProblem) and not (naming.has_legs and (model, column.name) == _CITY_OF_LEGS):
             yield found
