@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from etl.settings.model import Settings as Settings
     from etl.settings.sources import load_settings as load_settings
     from etl.snapshots.locations import open_snapshot as open_snapshot
-    from etl.snapshots.reader import Snapshot as Snapshot
+    from etl.snapshots.reading.snapshot import Snapshot as Snapshot
 
 _MODULES = {
     "EtlError": "etl.errors",
     "RunResult": "etl.pipeline.context",
     "Settings": "etl.settings.model",
-    "Snapshot": "etl.snapshots.reader",
+    "Snapshot": "etl.snapshots.reading.snapshot",
     "expand": "etl.pipeline.expand",
     "export": "etl.pipeline.export",
     "load_settings": "etl.settings.sources",

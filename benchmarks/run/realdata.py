@@ -42,7 +42,7 @@ from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.settings.model import Settings
 from etl.settings.sources import load_settings
-from etl.snapshots.reader import MANIFEST
+from etl.snapshots.reading.snapshot import MANIFEST
 from etl.synthetic.tables import SCHEMAS
 from etl.synthetic.world import WorldChunk, copy_world
 from etl.transform.personas import affinity_model

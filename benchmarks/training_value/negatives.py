@@ -40,7 +40,7 @@ from etl.evaluation.verdict import AFFINITY, BY_USERS, HISTORY_BY_USERS, MODEL, 
 from etl.pipeline import database
 from etl.settings.sources import load_settings
 from etl.settings.values import SplitSpec
-from etl.snapshots.reader import open_snapshot, read_dataset
+from etl.snapshots.reading.snapshot import open_snapshot, read_dataset
 from etl.synthetic.world import generate
 from etl.transform.personas import affinity_model
 from etl.triples.dataset import Dataset

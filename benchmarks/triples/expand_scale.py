@@ -29,7 +29,7 @@ from etl.pipeline.context import new_result, open_context, utc_now
 from etl.pipeline.publication import open_publication
 from etl.runtime.cancellation import CancelToken
 from etl.settings.sources import load_settings
-from etl.snapshots.reader import LATEST, find_snapshot
+from etl.snapshots.reading.snapshot import LATEST, find_snapshot
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill
 from etl.transform.ranking_events import sort_for_files
 from etl.transform.schemas import DIMENSIONS

@@ -30,7 +30,7 @@ from etl.settings.model import Settings
 from etl.settings.sources import env_variable_for
 from etl.snapshots.locations import is_url, open_store
 from etl.snapshots.lock import LEASE, LOCK, folder_lock
-from etl.snapshots.reader import SNAPSHOTS, STAGING
+from etl.snapshots.reading.snapshot import SNAPSHOTS, STAGING
 from etl.snapshots.store import LocalStore, Store, UnlistableError, require_publishable
 
 _NAME = "bpr-etl"

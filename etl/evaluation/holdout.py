@@ -23,7 +23,7 @@ from etl.evaluation.metrics import GroupMetrics, RankingMetrics
 from etl.evaluation.sample import Counts, count_selections, restrict, sample_users
 from etl.settings.values import SplitSpec
 from etl.snapshots.encoding import INDEXES
-from etl.snapshots.reader import Snapshot, damaged, read_dataset, read_file
+from etl.snapshots.reading.snapshot import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
 from etl.triples.dataset import BucketedEvents, Dataset
 from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, in_train

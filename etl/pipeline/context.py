@@ -21,7 +21,7 @@ from etl.settings.model import Settings
 from etl.settings.sources import with_options
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import locked_store
-from etl.snapshots.reader import read_vocabulary
+from etl.snapshots.reading.snapshot import read_vocabulary
 from etl.snapshots.store import Store
 from etl.triples.vocabulary import Vocabulary
 

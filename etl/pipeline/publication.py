@@ -32,7 +32,7 @@ from etl.reporting.wording import format_bytes
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
-from etl.snapshots.reader import CARD, REPORT, Snapshot, open_snapshot
+from etl.snapshots.reading.snapshot import CARD, REPORT, Snapshot, open_snapshot
 from etl.snapshots.store import UnlistableError, translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model

@@ -18,7 +18,7 @@ from etl.runtime.run_record import Progress, no_progress
 from etl.settings.model import Settings
 from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location
-from etl.snapshots.reader import REPORT, Snapshot, read_dataset
+from etl.snapshots.reading.snapshot import REPORT, Snapshot, read_dataset
 from etl.snapshots.store import UnlistableError
 from etl.transform.personas import affinity_model
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from etl.errors import DataError
 from etl.reporting.history import Change, changes, run_metrics
-from etl.snapshots.reader import Snapshot
+from etl.snapshots.reading.snapshot import Snapshot
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import GONE
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from etl.errors import ConnectError, DataError
 from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS, Settings
-from etl.snapshots.reader import STAGING
+from etl.snapshots.reading.snapshot import STAGING
 from etl.snapshots.store import LocalStore, Store
 
 HISTORY_LENGTH = 29

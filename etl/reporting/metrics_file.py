@@ -21,7 +21,7 @@ from etl.errors import NothingToDo, SettingsError
 from etl.reporting.history import run_metrics
 from etl.reporting.wording import exclusions
 from etl.runtime.files import put
-from etl.snapshots.reader import SNAPSHOTS
+from etl.snapshots.reading.snapshot import SNAPSHOTS
 
 MAX_CITIES = 100
 """With more cities, triples are not split by city: each would be a time series of its own."""

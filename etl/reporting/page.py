@@ -44,7 +44,7 @@ from etl.reporting.wording import exclusions, format_setting
 from etl.runtime.resources import resource
 from etl.runtime.run_record import Progress
 from etl.snapshots.manifest import RANKER_TEXT, parse_probe
-from etl.snapshots.reader import PROBE, REPORT, read_small
+from etl.snapshots.reading.snapshot import PROBE, REPORT, read_small
 from etl.triples.dataset import Dataset
 
 REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")

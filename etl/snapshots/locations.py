@@ -14,8 +14,8 @@ from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import temporary_folder
 from etl.settings.sources import process_environment
 from etl.settings.values import parse_location
-from etl.snapshots.reader import LATEST, MANIFEST, SNAPSHOTS, Snapshot
-from etl.snapshots.reader import open_snapshot as open_folder
+from etl.snapshots.reading.snapshot import LATEST, MANIFEST, SNAPSHOTS, Snapshot
+from etl.snapshots.reading.snapshot import open_snapshot as open_folder
 from etl.snapshots.store import LocalStore, Store
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from etl.errors import DataError, SettingsError
 from etl.runtime.cancellation import CancelToken
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, FileEntry, build_manifest, to_json
-from etl.snapshots.reader import LATEST, MANIFEST, PROBE, SNAPSHOTS, Snapshot
+from etl.snapshots.reading.snapshot import LATEST, MANIFEST, PROBE, SNAPSHOTS, Snapshot
 from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
 
 

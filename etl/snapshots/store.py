@@ -24,7 +24,7 @@ from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import put
 from etl.snapshots.lock import folder_lock, locked_error
 from etl.snapshots.manifest import parse_manifest
-from etl.snapshots.reader import (
+from etl.snapshots.reading.snapshot import (
     LATEST,
     MANIFEST,
     SNAPSHOTS,

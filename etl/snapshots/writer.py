@@ -48,7 +48,7 @@ from etl.snapshots.parquet import (
     write_file,
     writer_pool,
 )
-from etl.snapshots.reader import ITEM_COUNTS, USER_COUNTS, folded
+from etl.snapshots.reading.snapshot import ITEM_COUNTS, USER_COUNTS, folded
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset, ReusableEventFiles
 from etl.triples.generate import SOURCES, EventRows

@@ -119,7 +119,7 @@ def at_latest(act: Callable[[], None]) -> None:
     """Act when LATEST is about to be written."""
     from etl.snapshots import object_store as objects
     from etl.snapshots import store
-    from etl.snapshots.reader import LATEST
+    from etl.snapshots.reading.snapshot import LATEST
 
     def watched(original: Callable[..., None]) -> Callable[..., None]:
         def write(self: Any, path: str, content: bytes) -> None:

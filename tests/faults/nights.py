@@ -17,7 +17,7 @@ import psycopg
 import etl
 from etl.errors import EtlError
 from etl.settings.sources import load_settings
-from etl.snapshots.reader import LATEST
+from etl.snapshots.reading.snapshot import LATEST
 from tests.states import data_files, database_state
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from etl.commands.doctor_checks import database_checks
 from etl.pipeline import database
 from etl.pipeline.context import utc_now
 from etl.runtime.cancellation import CancelToken
-from etl.snapshots.reader import open_snapshot
+from etl.snapshots.reading.snapshot import open_snapshot
 from etl.transform.ranking_events import count_confirmed
 
 SHADOW = """(SELECT "id" FROM "User" WHERE starts_with("email", 'shadow-'))"""

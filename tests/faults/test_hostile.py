@@ -27,7 +27,7 @@ from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import parse_manifest
-from etl.snapshots.reader import MANIFEST
+from etl.snapshots.reading.snapshot import MANIFEST
 from tests.states import database_state
 
 # What is put in a manifest's place; those in RAW are JSON that Python would not write.

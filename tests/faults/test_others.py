@@ -17,7 +17,7 @@ from etl.postgres.connection import ConflictError, connect
 from etl.postgres.transaction import advisory_lock
 from etl.postgres.url import target_of
 from etl.runtime.cancellation import CancelledError, CancelToken
-from etl.snapshots.reader import LATEST
+from etl.snapshots.reading.snapshot import LATEST
 from etl.snapshots.validation import validate_snapshot
 from tests.faults.application import Application
 from tests.faults.nights import keep_newest

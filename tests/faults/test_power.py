@@ -18,7 +18,7 @@ from etl.postgres.connection import connect
 from etl.postgres.transaction import transaction
 from etl.postgres.url import target_of
 from etl.settings.sources import load_settings
-from etl.snapshots.reader import LATEST
+from etl.snapshots.reading.snapshot import LATEST
 from tests.faults.test_server import cut_power
 from tests.states import database_state
 

@@ -17,7 +17,7 @@ from etl.pipeline.context import RunResult
 from etl.reporting.compare import MOVED_MUCH, compare_snapshots
 from etl.settings.sources import load_settings
 from etl.snapshots.publish import locked_store
-from etl.snapshots.reader import Snapshot, open_snapshot
+from etl.snapshots.reading.snapshot import Snapshot, open_snapshot
 from tests.states import database_state, folder_state
 
 

@@ -25,7 +25,7 @@ from etl.pipeline.context import RunResult
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
-from etl.snapshots.reader import open_snapshot
+from etl.snapshots.reading.snapshot import open_snapshot
 from etl.snapshots.validation import validate_snapshot
 from etl.triples.partitions import MIN_CORRELATION
 from tests.states import data_files, database_state, folder_state

@@ -15,7 +15,7 @@ from etl.pipeline import run as pipeline
 from etl.pipeline.context import RunResult
 from etl.postgres.connection import ConflictError
 from etl.runtime import cancellation as stopping
-from etl.snapshots.reader import STAGING
+from etl.snapshots.reading.snapshot import STAGING
 from tests.states import database_state, folder_state
 
 STEPS = [

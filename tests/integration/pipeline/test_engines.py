@@ -30,7 +30,7 @@ from etl.runtime.run_record import no_progress
 from etl.settings.sources import load_settings
 from etl.snapshots import writer
 from etl.snapshots.manifest import DataSummary
-from etl.snapshots.reader import Snapshot, open_snapshot, read_dataset
+from etl.snapshots.reading.snapshot import Snapshot, open_snapshot, read_dataset
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.triples.partitions import TripleOptions
 from tests.states import data_files, database_state, folder_state

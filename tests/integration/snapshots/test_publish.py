@@ -32,7 +32,7 @@ from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.lock import LOCK, Lease, owner
 from etl.snapshots.object_store import ObjectStore
 from etl.snapshots.publish import locked_store
-from etl.snapshots.reader import MANIFEST
+from etl.snapshots.reading.snapshot import MANIFEST
 from etl.snapshots.store import LocalStore
 from etl.snapshots.validation import validate_snapshot
 from tests.object_store import Bucket, Flaky, Forgetful

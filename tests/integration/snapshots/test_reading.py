@@ -168,7 +168,7 @@ def as_frame(batches: list[dict[str, np.ndarray]]) -> pl.DataFrame:
 @pytest.mark.parametrize("table", ["triples", "next", "interactions"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_out_every_row_in_the_same_number_of_batches(table, world_size, snapshot, monkeypatch):
-    monkeypatch.setattr("etl.snapshots.batches.ROW_GROUP", 700)  # chunks that are not the files' row groups
+    monkeypatch.setattr("etl.snapshots.reading.batches.ROW_GROUP", 700)  # chunks that are not the files' row groups
     ranks = [
         snapshot.batches(table, batch_size=97, rank=rank, world_size=world_size, buffer_rows=1_000)
         for rank in range(world_size)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.snapshots.reader import folded
+from etl.snapshots.reading.snapshot import folded
 from etl.snapshots.writer import city_folder, city_folders
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=120)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from etl.errors import ConnectError, DataError, SettingsError, escape_control_characters
 from etl.runtime.files import FileInfo
 from etl.runtime.resources import __version__
-from etl.snapshots.batches import Batches, Plan, numeric_columns, scan_files
-from etl.snapshots.event_reader import read_events
 from etl.snapshots.manifest import NAME_BYTES, FileEntry, file_entries, parse_manifest
 from etl.snapshots.parquet import missing_file
+from etl.snapshots.reading.batches import Batches, Plan, numeric_columns, scan_files
+from etl.snapshots.reading.events import read_events
 from etl.transform.buckets import bucket_count
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import LISTS, BucketedEvents, Dataset, ReusableEventFiles
@@ -29,7 +29,7 @@ from etl.triples.partitions import Kind
 from etl.triples.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from etl.snapshots.torch_batches import TorchBatches
+    from etl.snapshots.reading.torch_batches import TorchBatches
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
 REPORT, CARD = "report.html", "README.md"
@@ -183,7 +183,7 @@ class Snapshot:
         Give it to a `DataLoader` with `batch_size=None`. The workers of a rank share its batches, whose number stays the same.
         Raises SettingsError also if PyTorch is not installed.
         """
-        from etl.snapshots.torch_batches import TorchBatches  # noqa: PLC0415 - only this needs PyTorch
+        from etl.snapshots.reading.torch_batches import TorchBatches  # noqa: PLC0415 - only this needs PyTorch
 
         return TorchBatches(self.batches(table, split, cities, columns, **plan))
 

@@ -14,7 +14,7 @@ except ImportError:
         "`torch` needs PyTorch: pip install 'bpr-etl[consumers]'. `batches` gives numpy arrays."
     ) from None
 
-from etl.snapshots.batches import Batches
+from etl.snapshots.reading.batches import Batches
 
 
 class TorchBatches(IterableDataset[dict[str, torch.Tensor]]):  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Reading snapshots: their files, their rows in batches, events for `expand`."""
