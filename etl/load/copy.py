@@ -212,7 +212,8 @@ def backfill(connection: Connection, scope: Scope, pending: PendingSignals) -> i
     if not before[0]:
         return 0
     updated = connection.execute(
-        f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{column} IS NULL"
+        f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} "
+        f"AND {_half(f'x.{column} IS NULL')}"
     )
     after = _fingerprint(connection, scope, columns, f"x.{column} = {version} AND x.{OURS}")
     if not before[0] == updated == after[0]:
@@ -250,8 +251,17 @@ def _fingerprint(connection: Connection, scope: Scope, columns: list[str], where
     )
     return connection.fetch_rows(
         f"SELECT count(*), {sums} FROM {scope.naming.table('BehavioralSignal')} x "
-        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {where}"
+        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {_half(where)}"
     )[0]
+
+
+def _half(condition: str) -> str:
+    """Return SQL of the same condition, of which the server assumes that half of the rows fulfil it.
+
+    Its statistics may be of a state in which no signal has the version, or none lacks it. Expecting one row, it would read
+    all users again for each signal.
+    """
+    return f"COALESCE({condition}, false)"
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:
