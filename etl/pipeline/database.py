@@ -61,7 +61,7 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
 
 
 def propose_map(settings: Settings, stop: CancelToken | None = None) -> Proposal:
-    """Propose a mapping for a database: where its tables, views and columns are that do not have the contract's names."""
+    """Propose a mapping for a database: its tables, views and columns whose names are not the contract's."""
     target = target_of(settings)
     with connect(target, stop) as connection, transaction(connection, read_only=True):
         return propose(connection, schema_of(settings, target))

@@ -1,4 +1,4 @@
-"""`bpr-etl expand`: a new snapshot's triples from the events of an old one."""
+"""`bpr-etl expand`: publish other triples from the events of an older snapshot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.snapshots.reading.snapshot import Snapshot, read_dataset
 
 _REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
 _INHERITED_SETTINGS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
-"""What decided the old snapshot's events, and so can't be chosen again."""
+"""Settings that decided the old snapshot's events: taken from its manifest, not from the options."""
 
 
 def expand(

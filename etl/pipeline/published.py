@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
     """Train a small model on a published snapshot's triples, and write the result into the snapshot and its report.
 
-    Raises ConnectError or DataError where the snapshot can't be read; DataError where nothing is held out, or, after
-    the result was written, where the AUC is below `fail_below`.
+    Raises ConnectError or DataError if the snapshot can't be read; DataError if nothing is held out, or, after the
+    result was written, if the AUC is below `fail_below`.
     """
     with local_snapshot(settings.snapshot or settings.out, settings.environ, stop=stop or CancelToken()) as snapshot:
         found = run_probe(snapshot, settings, progress)
@@ -42,7 +42,7 @@ def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToke
 
 
 def probe_published(settings: Settings, result: RunResult) -> None:
-    """Probe the snapshot that a run, an export or an expansion has just published, where that was asked for."""
+    """Probe the snapshot that a run, an export or an expansion has just published, if that was requested."""
     if result.snapshot is not None:
         result.stop.end_critical()  # the run's own work is done
         # Absolute, since the name of a folder may look like a URL.
@@ -52,7 +52,7 @@ def probe_published(settings: Settings, result: RunResult) -> None:
 
 
 def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..., ProbeResult]) -> None:
-    """Probe after the run's own work, unless `fail_below` had it done before. A failure, or a signal, is a warning."""
+    """Probe after the run's own work, unless `fail_below` already did. A failure or a signal becomes a warning."""
     if not settings.probe or settings.fail_below is not None:
         return
     try:
