@@ -75,7 +75,7 @@ class ProbeResult:
     figures: Mapping[tuple[str, str], RankingMetrics]
 
     def mean(self, ranking: str, scope: str = "all") -> float:
-        """Return a ranking's mean AUC over users; nan where no user could be evaluated."""
+        """Return a ranking's mean AUC over users; nan if no user could be evaluated."""
         return _mean(self.facts["rankings"], ranking, scope)
 
     @property
@@ -113,7 +113,7 @@ class ProbeResult:
         }
 
     def warnings(self) -> Iterator[str]:
-        """Yield a warning where a model is not better than popularity, or worse than another simple ranking."""
+        """Yield a warning if a model is not better than popularity, or worse than another simple ranking."""
         if MODEL in self.facts["rankings"]:
             if not self.mean(MODEL) > self.mean(POPULARITY):
                 yield self._no_value(self.mean(MODEL), self.mean(POPULARITY))

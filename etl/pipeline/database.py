@@ -38,7 +38,7 @@ def synth(
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction. Creates missing tables. Returns the rows by model.
 
-    `on_rows` is called with the number of rows of each chunk that was written. Raises SettingsError where the tables hold
+    `on_rows` is called with the number of rows of each chunk that was written. Raises SettingsError if the tables hold
     rows and `into_existing` is not set.
     """
     from etl.synthetic.world import copy_world, generate  # noqa: PLC0415 - no other command needs it

@@ -29,7 +29,7 @@ def expand(
 ) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options. Needs no database.
 
-    Arguments as in `run`. Raises an `EtlError`: ConnectError or DataError where the old snapshot can't be read.
+    Arguments as in `run`. Raises an `EtlError`: ConnectError or DataError if the old snapshot can't be read.
     """
     settings, stop = prepare(settings, options, stop)
     result = new_result(clock, stop, progress)
@@ -48,7 +48,7 @@ def expand(
 
 
 def _inherit_settings(settings: Settings, old: Snapshot) -> Settings:
-    """Returns the settings with those that decided the snapshot's events. Raises DataError where these are invalid."""
+    """Returns the settings with those that decided the snapshot's events. Raises DataError if these are invalid."""
     inherited = {name: old.settings[name] for name in _INHERITED_SETTINGS if name in old.settings}
     try:
         return replace(settings, **inherited)

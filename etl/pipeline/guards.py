@@ -80,7 +80,7 @@ def check_scope(connection: Connection, scope: Scope, settings: Settings, result
 
 
 def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result: RunResult) -> None:
-    """Raise DataError, since the prefix or the database is probably the wrong one; add a warning where the settings allow it.
+    """Raise DataError, since the prefix or the database is probably the wrong one; add a warning if the settings allow it.
 
     After a run with shadow users, --allow-empty is not enough: an empty snapshot would replace one with data as the
     newest.
@@ -135,7 +135,7 @@ def describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
 def count_surfaces(connection: Connection, scope: Scope, settings: Settings, result: RunResult) -> int:
     """Count the audience's ranking events by surface, exported or not. Returns how many are exported.
 
-    Adds a warning where --surface names one that no event has.
+    Adds a warning if --surface names a surface that no event has.
     """
     rows = [(str(surface), int(all_), int(taken)) for surface, all_, taken in _surfaces(connection, scope, settings)]
     result.counts["surfaces"] = {surface: taken for surface, _, taken in rows if taken}
@@ -264,7 +264,7 @@ def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
 
 
 def clipped_affinities_warning(clipped: int, affinities: int) -> list[str]:
-    """Returns a warning where most affinities of seeds are outside of 0 to 1: they may be on another scale."""
+    """Returns a warning if most affinities of seeds are outside 0 to 1: they may be on another scale."""
     if clipped <= affinities / 2:
         return []
     return [
@@ -276,7 +276,7 @@ def clipped_affinities_warning(clipped: int, affinities: int) -> list[str]:
 
 
 def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
-    """Returns a warning where the shadow users' addresses have more than one domain. `domains` are (domain, users)."""
+    """Returns a warning if the shadow users' addresses have more than one domain. `domains` are (domain, users)."""
     if len(domains) < 2:
         return None
     shown = ", ".join(f"{domain or '(none)'} {users:,}" for domain, users in domains[:5])

@@ -68,7 +68,7 @@ def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..
 def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:
     """Rebuild the report of a published snapshot, compared with earlier runs as they are now. Returns its location.
 
-    Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its location.
+    Raises ConnectError or DataError if the snapshot can't be read, LockedError if a run writes to its location.
     """
     stop = stop or CancelToken()
     with local_snapshot(settings.snapshot or settings.out, settings.environ, REQUIRED_FILES, stop) as snapshot:
@@ -77,7 +77,7 @@ def report(settings: Settings, progress: Progress = no_progress, stop: CancelTok
 
 
 def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> ProbeResult:
-    """Train and measure on a snapshot. Raises DataError where its split holds nothing out, or has nothing to train on."""
+    """Train and measure on a snapshot. Raises DataError if its split holds nothing out, or has nothing to train on."""
     from etl.evaluation.holdout import build_task  # noqa: PLC0415
     from etl.evaluation.probe import probe  # noqa: PLC0415 - slow to import, and most runs have no probe
 

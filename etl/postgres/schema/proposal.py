@@ -195,7 +195,7 @@ def _alternative(
 
 
 def _sql(name: str) -> str:
-    """Return a name as SQL, in quotes where it needs them."""
+    """Return a name as SQL, in quotes if it needs them."""
     return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else quote_identifier(name)
 
 
