@@ -1,7 +1,7 @@
 """`next`: which place comes next, given the trip so far: one row per (choice, negative) (docs/contract.md, "next").
 
-A trip's choices are its selected items in (day, position) order, from the second on. Everything is worked out for each part of
-the split from what that part knows (`etl.triples.selections`), so no later part informs an earlier one.
+A trip's choices are its selected items in (day, position) order, from the second on. Everything is computed for each
+part of the split from what that part may know (`etl.triples.selections`), so no later part informs an earlier one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Coordinates:
 class TripOrder:
     """A bucket's selections by trip: users one after the other, by (start, trip, day, position); ties in file order.
 
-    A trip is a (user, trip): events of another user on the same trip are that user's trip of the same name.
+    A trip is a (user, trip): if another user has events on the same trip, these count as another trip.
     """
 
     def __init__(self, selections: Selections, start_us: pl.Series) -> None:
@@ -89,7 +89,7 @@ class TripOrder:
         self._parts: dict[int, TripsOfPart] = {}
 
     def of_part(self, part: int) -> TripsOfPart:
-        """What a part of the split knows."""
+        """The selections that a part of the split may know, by trip."""
         if part not in self._parts:
             known = self._order[self._selections.parts[self._order] <= part]
             event = self._selections.event[known]
@@ -101,7 +101,7 @@ class TripOrder:
 
 @dataclass(frozen=True)
 class TripsOfPart:
-    """The selections that a part of the split knows, by trip. By rank: where the trip and the user begin."""
+    """The selections that a part of the split may know, by trip. Per rank: the first rank of its trip and of its user."""
 
     past: Past
     trip_starts: I64
@@ -126,8 +126,8 @@ class ChoiceBatch:
 class Choices:
     """The choices of one partition, in file order, then in visiting order.
 
-    `rows` are the bucket's rows of `events`, `codes` the city's eligible items, ascending by id. `history` asks for
-    point-in-time columns.
+    `rows` are the bucket's rows of `events`, `codes` the city's eligible items, ascending by id. `history` adds the
+    columns of `--history`.
     """
 
     selections: Selections
@@ -198,14 +198,14 @@ class Choices:
 
     @cached_property
     def _offered(self) -> Positions:
-        """The position of each item in the city's catalogue, -1 where it has none."""
+        """The position of each item in the city's catalogue, -1 for items that are not in it."""
         offered = np.full(self.selections.nodes, -1, np.int32)
         offered[self.codes] = np.arange(len(self.codes), dtype=np.int32)
         return offered
 
     @cached_property
     def _known(self) -> tuple[I64, Positions]:
-        """What may be rejected, ascending: ranks of first selections, or elements (`--reject event`), and their positions."""
+        """What may be rejected: ranks of first selections, or elements (`--reject event`), ascending; their positions."""
         firsts = None if self.reject == "event" else self.trips.firsts
         elements = self.selections.items if firsts is None else self.selections.items[self.trips.past.order[firsts]]
         positions = self._offered[elements]
@@ -214,7 +214,7 @@ class Choices:
 
     @cached_property
     def _rejected_before(self) -> tuple[I64, I64]:
-        """The range in `_known` that each choice rejects: of its user, or of its event, before it."""
+        """The range of `_known` that each choice rejects: what its user, or its event, selected before it."""
         if self.reject == "event":
             start, now = self.selections.lists.ends[self.selections.event[self.elements]], self.elements
         else:
@@ -223,12 +223,12 @@ class Choices:
         return np.searchsorted(self._known[0], start), np.searchsorted(self._known[0], now)
 
     def _rejected(self, which: slice) -> tuple[I64, Positions]:
-        """What some choices reject, as `build_pools` takes it: the choice, and the position in the catalogue."""
+        """What some choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
         low, high = (each[which] for each in self._rejected_before)
         lengths = high - low
         inside = np.repeat(low - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         chosen = self.elements[which]
-        # The positive is in that range unless it is new, or only its own event counts.
+        # The positive is in that range already, unless it is new or `--reject event` is set.
         positives = self._offered[self.selections.items[chosen]]
         added = positives >= 0
         if self.reject == "seen":
@@ -240,7 +240,7 @@ class Choices:
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:
-    """Number the distinct rows of some columns in this order, which sorts them."""
+    """Number the distinct rows of some columns; `order` sorts them."""
     changed = np.zeros(len(order), np.bool_)
     for column in columns:
         changed |= np.diff(column[order], prepend=column[order[:1]]) != 0
