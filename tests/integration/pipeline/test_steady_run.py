@@ -12,8 +12,9 @@ TABLES = ("PersonaDimension", "RankingEvent", "BehavioralSignal", "ModelRegistry
 
 
 def counters(url: str) -> dict[str, tuple[int, ...]]:
-    """Rows inserted, updated and deleted since the database was made, by the server's statistics: each makes a dead row or a new
-    one. Dead rows themselves may be removed by autovacuum meanwhile.
+    """Rows inserted, updated and deleted since the database was made, by the server's statistics.
+
+    Dead rows, which come from the latter two, are not counted: autovacuum may remove them meanwhile.
     """
     with psycopg.connect(url) as connection:
         connection.execute("SELECT pg_stat_clear_snapshot()")
