@@ -21,7 +21,7 @@ import pyarrow as pa
 from etl.settings.values import NegativeSampling
 from etl.transform.arrays import I64, U64, Flags, to_arrow
 from etl.transform.hashing import SEPARATOR, hash64, mix64
-from etl.triples.sampling import SamplingPools, sample
+from etl.triples.sampling import AliasTable, SamplingPools, sample
 
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -169,14 +169,14 @@ class EventRows:
 class Catalogue:
     """What each event of a partition may sample from its city's catalogue.
 
-    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of `even`,
-    and of `weighted` if sampling is in proportion to popularity.
+    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of `pools`.
+    `popularity` samples in proportion to it, if that is wanted.
     """
 
     codes: I64
     groups: I64
-    even: SamplingPools
-    weighted: SamplingPools | None = None
+    pools: SamplingPools
+    popularity: AliasTable | None = None
 
 
 @dataclass(frozen=True)
@@ -353,8 +353,8 @@ class _Generator:
             mix64(self.to_sample[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
-            self.catalogue.even,
-            self.catalogue.weighted,
+            self.catalogue.pools,
+            self.catalogue.popularity,
         )
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
         code = self.catalogue.codes.astype(np.uint32)[positions.T[counts.T]]
@@ -368,7 +368,7 @@ class _Generator:
         """Whether the pool of each event is empty although its city has eligible items."""
         if not (self.negatives.catalog and len(self.catalogue.codes)):
             return np.zeros(len(events), np.bool_)
-        return self.catalogue.even.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
+        return self.catalogue.pools.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
 
 
 def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> _Negatives:

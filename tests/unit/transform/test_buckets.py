@@ -152,9 +152,7 @@ def rows_of(blocks):
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
     negatives = NegativeStrategies(words).for_catalog(6, None)
-    catalogue = Catalogue(
-        np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL)
-    )
+    catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), build_pools(6, *EMPTY_POOL))
     whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triples, "BATCH", 1)

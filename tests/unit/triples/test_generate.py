@@ -132,8 +132,8 @@ def catalogue(events: EventArrays, rejected: dict[int, list[int]]) -> Catalogue:
     """All nodes for all, but for what each event rejects."""
     pairs = [(event, place) for event, places in sorted(rejected.items()) for place in sorted(places)]
     by_group = np.array([e for e, _ in pairs], np.int64), np.array([p for _, p in pairs], np.int32)
-    even = build_pools(np.ones(NODES, np.uint64), *by_group, len(events))
-    return Catalogue(np.arange(NODES), np.arange(len(events)), even)
+    pools = build_pools(NODES, *by_group, len(events))
+    return Catalogue(np.arange(NODES), np.arange(len(events)), pools)
 
 
 TYPES = {
@@ -230,7 +230,7 @@ def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without
 
 def test_nothing_to_draw_from_is_not_a_catalogue_seen():
     events = coded(([1], [1], []))
-    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(np.zeros(0, np.uint64), *NOBODY))
+    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(0, *NOBODY))
     (block,) = generate_triples(events, NegativeSampling(catalog=2), none, keys())
     assert block.left_out == {"no_negatives": 1, "whole_catalog_seen": 0}
 
