@@ -46,7 +46,11 @@ _OPTIONS = {
     # Readers can't skip by minimum and maximum of ids that are spread over all files, and computing them took a third of the
     # time.
     "write_statistics": ["timestamp", "day_number"],
+    # One page for each column of a row group: by default a page ends after 20,000 rows, which makes writing slower by a fifth.
+    "max_rows_per_page": ROW_GROUP,
 }
+_WITHOUT_DICTIONARY = frozenset({"timestamp", "day_number", "weight"})
+"""Numbers in long runs: zstd makes them as small as a dictionary does, in a third of the time."""
 
 
 class RowGroups:
@@ -93,7 +97,17 @@ def encode_group(encode: Encoder, group: RowGroup) -> pa.Table:
 
 def open_writer(sink: Path | io.IOBase, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a Parquet file for writing; the caller closes it. Each table that is written must be one row group."""
-    return pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS)
+    return pq.ParquetWriter(
+        sink.absolute() if isinstance(sink, Path) else sink,
+        schema,
+        use_dictionary=[_leaf(column) for column in schema if column.name not in _WITHOUT_DICTIONARY],
+        **_OPTIONS,
+    )
+
+
+def _leaf(column: pa.Field) -> str:
+    """The path of a column's values in the file."""
+    return f"{column.name}.list.element" if pa.types.is_list(column.type) else column.name
 
 
 class WriterPool:

@@ -8,7 +8,7 @@ how popular an item is, and the counts in the vocabularies come from the same pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -515,7 +515,7 @@ class BucketExpansion:
         before = past.ranks[selections.lists.ends[rows]]  # the event's first selection
         stamps = partition.coded.timestamps[batch.event]
         history = past.history(selections.users[rows], before, stamps, batch.positive, batch.negative)
-        return EventRows(batch.events, {**batch.rows.values, **history})
+        return replace(batch.rows, values={**batch.rows.values, **history})
 
 
 class VocabularyCounts:
