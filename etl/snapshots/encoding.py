@@ -108,7 +108,7 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A schema whose columns have no nulls, unless they may be unknown: to write these takes a quarter less time."""
+    """A schema whose columns have no nulls, unless they may be unknown: these are written faster."""
     return pa.schema([pa.field(name, kind, nullable=name.endswith(_UNKNOWN)) for name, kind in columns.items()])
 
 
@@ -151,7 +151,7 @@ def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: p
 
     def event_ids() -> pa.DictionaryArray:
         ids = pa.concat_arrays(batch.events.ids.take(pa.array(own)) for batch, own in zip(batches, used, strict=True))
-        return pa.DictionaryArray.from_arrays(pa.array(per_event(np.arange(len(ids), dtype=np.int32))), ids)
+        return _indexed(per_event(np.arange(len(ids), dtype=np.int32)), ids)
 
     ids_of = vocabulary.arrow
     made: dict[str, Callable[[], pa.Array]] = {
@@ -170,6 +170,9 @@ def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: p
         made[f"{name}_idx"] = partial(plain, values)
     return pa.Table.from_arrays([made.get(name, partial(plain, name))() for name in schema.names], schema=schema)
 
+
+_SPARSE = 16
+"""How many ids there are for each that is looked up, beyond which sorting is faster than a table of all."""
 
 _ITEMS = {"item": "item", "prev": "previous", "pos": "positive", "neg": "negative"}
 """The beginning of an item's columns, and its name in `EventRows`."""
@@ -212,13 +215,16 @@ def _as_it_is(values: Codes) -> Codes:
 
 def _dictionary_by_code(codes: Codes, vocabulary: pa.StringArray, spread: Spread = _as_it_is) -> pa.DictionaryArray:
     """Decode indexes, with a dictionary in index order. `spread` makes the rows of them."""
-    if len(vocabulary) > len(codes):  # a table of all indexes would be larger than what is sorted
+    positions: Codes
+    if codes.min() == codes.max():
+        used, positions = codes[:1], np.zeros(len(codes), np.int32)
+    elif len(vocabulary) > _SPARSE * len(codes):
         used, positions = np.unique(codes, return_inverse=True)
     else:
-        table = np.zeros(len(vocabulary), np.bool_)
-        table[codes] = True
-        used, positions = np.flatnonzero(table), (np.cumsum(table) - 1)[codes]
-    return _dictionary(spread(positions.astype(np.int32)), used, vocabulary)
+        table, index = np.zeros(len(vocabulary), np.bool_), codes.astype(np.int64)
+        table[index] = True
+        used, positions = np.flatnonzero(table), (np.cumsum(table, dtype=np.int32) - 1).take(index)
+    return _dictionary(spread(positions.astype(np.int32, copy=False)), used, vocabulary)
 
 
 def _dictionary_by_first_use(
@@ -240,7 +246,12 @@ def _dictionary_by_first_use(
 
 
 def _dictionary(positions: I32, codes: Codes, vocabulary: pa.StringArray) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int32()), vocabulary.take(pa.array(codes)))
+    return _indexed(positions, vocabulary.take(pa.array(codes)))
+
+
+def _indexed(positions: I32, ids: pa.StringArray) -> pa.DictionaryArray:
+    # Unless `safe`, the positions are not compared with the length, which would read them once more.
+    return pa.DictionaryArray.from_arrays(pa.array(positions), ids, safe=False)
 
 
 def _lists(lists: pl.Series, vocabulary: pa.StringArray) -> pa.ListArray:
