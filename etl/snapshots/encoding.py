@@ -27,6 +27,15 @@ Codes = npt.NDArray[Any]
 Spread = Callable[[Codes], Codes]
 """Makes an array with one value per row of one with a value per event or per run of rows."""
 
+_UNKNOWN = ("_km", "_days_since")
+"""How the names end of columns that may be null."""
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """A schema whose columns have no nulls, unless they may be unknown: these are written faster."""
+    return pa.schema([pa.field(name, kind, nullable=name.endswith(_UNKNOWN)) for name, kind in columns.items()])
+
+
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 """The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
 
@@ -64,9 +73,6 @@ HISTORY = {
 }
 """The columns that `--history` adds to triples and next."""
 
-_UNKNOWN = ("_km", "_days_since")
-"""How the names end of columns that may be null."""
-
 EVENT_SCHEMA = pa.schema(
     {
         "event_id": pa.string(),
@@ -82,7 +88,7 @@ EVENT_SCHEMA = pa.schema(
 )
 """The columns of `events`."""
 
-INTERACTION_SCHEMA = pa.schema(
+INTERACTION_SCHEMA = _schema(
     {
         **dict.fromkeys(("user_id", "item_id"), _ID),
         "timestamp": pa.int64(),
@@ -105,11 +111,6 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
         "triples": _schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
         "next": _schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
     }
-
-
-def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A schema whose columns have no nulls, unless they may be unknown: these are written faster."""
-    return pa.schema([pa.field(name, kind, nullable=name.endswith(_UNKNOWN)) for name, kind in columns.items()])
 
 
 def _with_ids(columns: Mapping[str, pa.DataType], indexes: Mapping[str, str], ids: Ids) -> dict[str, pa.DataType]:
