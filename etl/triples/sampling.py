@@ -220,7 +220,7 @@ def _weighted(keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: 
         if 2 * np.count_nonzero(full) >= len(rows):  # continue with the incomplete samples
             done[:, rows[full]] = taken[:-1, full]
             rows, keys, groups, first, have = (each[~full] for each in (rows, keys, groups, first, have))
-            taken = taken[:, ~full]
+            taken = taken.compress(~full, axis=1)
         if not len(rows):
             return done
     at_a_time = max(1, (1 << 22) // pools.items)
