@@ -29,7 +29,7 @@ from benchmarks.harness.results import (
     variants_table,
 )
 from etl.transform.arrays import I64, U64, Flags, Positions
-from etl.triples.sampling import SamplingPools, build_pools, integer_weights, sample
+from etl.triples.sampling import AliasTable, SamplingPools, build_pools, integer_weights, sample
 
 WANTED, SEEN, PER_USER = 16, 30, 60
 CHECKED = 200
@@ -47,13 +47,13 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class Case:
-    """Input of a case: a key and a group per sample; the pools, and pools with weights if popularity counts."""
+    """Input of a case: a key and a group per sample; the pools, and a table of weights if popularity counts."""
 
     keys: U64
     groups: I64
     seen: Positions
-    even: SamplingPools
-    weighted: SamplingPools | None
+    pools: SamplingPools
+    table: AliasTable | None
 
     @classmethod
     def drawn(cls, draws: int, items: int, alpha: float | None) -> Case:
@@ -61,28 +61,27 @@ class Case:
         rng = np.random.default_rng(0)
         users = -(-draws // PER_USER)
         seen = np.sort(rng.permuted(np.tile(np.arange(items, dtype=np.int32), (users, 1)), axis=1)[:, :SEEN], axis=1)
-        by_group = (np.arange(users).repeat(SEEN), seen.ravel(), users)
         # Popularity as Zipf has it, in no order.
         counts = (10_000 / (rng.permutation(items) + 10)).astype(np.int64)
         return cls(
             keys=rng.integers(0, 2**64, draws, dtype=np.uint64),
             groups=np.arange(draws) // PER_USER,
             seen=seen,
-            even=build_pools(np.ones(items, np.uint64), *by_group),
-            weighted=None if alpha is None else build_pools(integer_weights(counts, alpha), *by_group),
+            pools=build_pools(items, np.arange(users).repeat(SEEN), seen.ravel(), users),
+            table=None if alpha is None else AliasTable.of(integer_weights(counts, alpha)),
         )
 
     def run(self) -> tuple[Positions, Flags]:
         """Run all samples."""
-        return sample(self.keys, self.groups, WANTED, self.even, self.weighted)
+        return sample(self.keys, self.groups, WANTED, self.pools, self.table)
 
 
-def number(key: int, attempt: int) -> int:
-    """Return the attempt-th number of a key: the upper half of splitmix64's."""
-    z = (key + (attempt + 1) * 0x9E3779B97F4A7C15) & _MASK
+def number(key: int, place: int) -> int:
+    """Return the given number of splitmix64 of a key."""
+    z = (key + (place + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
-    return (z ^ (z >> 31)) >> 32
+    return z ^ (z >> 31)
 
 
 def sample_uniform(key: int, pool: list[int]) -> list[int]:
@@ -90,38 +89,31 @@ def sample_uniform(key: int, pool: list[int]) -> list[int]:
     taken: list[int] = []
     for attempt in range(WANTED):
         last = len(pool) - WANTED + attempt
-        place = number(key, attempt) * (last + 1) >> 32
+        place = (number(key, attempt) >> 32) * (last + 1) >> 32
         taken.append(last if place in taken else place)
     return [pool[place] for place in taken]
 
 
-def sample_weighted(key: int, pool: list[int], weights: list[int]) -> list[int]:
-    """Sample once in proportion to the weights; a taken item is sampled again."""
-    total, taken, attempt = sum(weights[place] for place in pool), list[int](), 0
-    while len(taken) < WANTED:
-        left = number(key, attempt) * total >> 32
-        for place in pool:
-            if left < weights[place]:
-                break
-            left -= weights[place]
-        taken += [place] if place not in taken else []
-        attempt += 1
+def sample_weighted(key: int, pool: list[int], table: AliasTable) -> list[int]:
+    """Sample once from an alias table: what is not in the pool, or taken, is sampled again. Only as many as attempts find."""
+    taken: list[int] = []
+    for attempt in range(8 * WANTED):
+        drawn = number(key, attempt // 2)
+        slot, within = divmod((drawn % 2**32 if attempt % 2 else drawn >> 32) * len(table.weights), 2**32)
+        item = slot if within << 32 < int(table.thresholds[slot]) else int(table.aliases[slot])
+        taken += [item] if item in pool and item not in taken and len(taken) < WANTED else []
     return taken
 
 
 def check_samples(case: Case) -> None:
     """Raise RuntimeError if a sample is wrong."""
     positions, counts = case.run()
-    every = np.arange(len(case.even.weights))
+    every = np.arange(case.pools.items)
     for row in range(CHECKED):
         pool = np.setdiff1d(every, case.seen[case.groups[row]]).tolist()
         key = int(case.keys[row])
-        wanted = (
-            sample_uniform(key, pool)
-            if case.weighted is None
-            else sample_weighted(key, pool, case.weighted.weights.tolist())
-        )
-        if positions[:, row].tolist() != wanted:
+        wanted = sample_uniform(key, pool) if case.table is None else sample_weighted(key, pool, case.table)
+        if positions[: len(wanted), row].tolist() != wanted:
             raise RuntimeError("A draw is not that of the algorithm in plain Python.")
     ordered = np.sort(positions, axis=0)
     seen = np.zeros((len(case.seen), len(every)), np.bool_)

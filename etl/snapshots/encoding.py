@@ -24,6 +24,17 @@ from etl.triples.partitions import Kind
 from etl.triples.vocabulary import Vocabulary
 
 Codes = npt.NDArray[Any]
+Spread = Callable[[Codes], Codes]
+"""Makes an array with one value per row of one with a value per event or per run of rows."""
+
+_UNKNOWN = ("_km", "_days_since")
+"""How the names end of columns that may be null."""
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """A schema whose columns have no nulls, unless they may be unknown: these are written faster."""
+    return pa.schema([pa.field(name, kind, nullable=name.endswith(_UNKNOWN)) for name, kind in columns.items()])
+
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 """The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
@@ -77,7 +88,7 @@ EVENT_SCHEMA = pa.schema(
 )
 """The columns of `events`."""
 
-INTERACTION_SCHEMA = pa.schema(
+INTERACTION_SCHEMA = _schema(
     {
         **dict.fromkeys(("user_id", "item_id"), _ID),
         "timestamp": pa.int64(),
@@ -97,8 +108,8 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
     return {
         "events": EVENT_SCHEMA,
         "interactions": INTERACTION_SCHEMA,
-        "triples": pa.schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
-        "next": pa.schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
+        "triples": _schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
+        "next": _schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
     }
 
 
@@ -117,44 +128,52 @@ def encoder_of(kind: Kind, vocabulary: Vocabulary, schema: pa.Schema, weight: fl
 
 
 def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: pa.Schema, weight: float) -> pa.Table:
-    used, local = zip(*map(_events_of, batches), strict=True)
-    starts = np.cumsum([0, *(len(each) for each in used)])
-    row = np.concatenate([each + start for each, start in zip(local, starts[:-1], strict=True)])
+    used, per_event = _events_of(batches)
+    has_runs, lengths = bool(batches[0].runs), np.concatenate([batch.lengths for batch in batches])
+
+    def per_run(values: Codes) -> Codes:
+        return np.repeat(values, lengths)
 
     def of_events(name: str) -> Codes:
         return np.concatenate([getattr(batch.events, name)[own] for batch, own in zip(batches, used, strict=True)])
 
-    def of_rows(name: str) -> Codes:
-        return np.concatenate([batch.values[name] for batch in batches])
+    def of_rows(name: str) -> tuple[Codes, Spread]:
+        if has_runs and name in batches[0].runs:
+            return np.concatenate([batch.runs[name] for batch in batches]), per_run
+        return np.concatenate([batch.values[name] for batch in batches]), _as_it_is
+
+    def plain(name: str) -> pa.Array:
+        values, spread = of_rows(name)
+        return pa.array(spread(values), from_pandas=True)  # NaN is null
 
     def item(name: str) -> pa.DictionaryArray:
-        return _dictionary_by_code(of_rows(name), ids_of["items"])
+        codes, spread = of_rows(name)
+        return _dictionary_by_code(codes, ids_of["items"], spread)
 
     def event_ids() -> pa.DictionaryArray:
         ids = pa.concat_arrays(batch.events.ids.take(pa.array(own)) for batch, own in zip(batches, used, strict=True))
-        return pa.DictionaryArray.from_arrays(pa.array(row.astype(np.int32)), ids)
+        return _indexed(per_event(np.arange(len(ids), dtype=np.int32)), ids)
 
-    ids_of, users = vocabulary.arrow, of_events("users")
+    ids_of = vocabulary.arrow
     made: dict[str, Callable[[], pa.Array]] = {
-        "user_id": lambda: _dictionary_by_code(users, ids_of["users"], row),
-        "timestamp": lambda: pa.array(of_events("timestamps")[row]),
+        "user_id": lambda: _dictionary_by_code(of_events("users"), ids_of["users"], per_event),
+        "timestamp": lambda: pa.array(per_event(of_events("timestamps"))),
         "event_id": event_ids,
-        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), ids_of["trips"], row),
-        "day_number": lambda: pa.array(of_events("days")[row]),
-        "neg_source": lambda: _dictionary_by_code(of_rows("source"), pa.array(SOURCES)),
-        "pos_in_candidates": lambda: pa.array(of_rows("in_candidates")),
-        "weight": lambda: pa.array(np.full(len(row), weight, np.float32)),
-        "user_idx": lambda: pa.array(users[row]),
+        "trip_id": lambda: _dictionary_by_first_use(of_events("trips"), ids_of["trips"], per_event),
+        "day_number": lambda: pa.array(per_event(of_events("days"))),
+        "neg_source": lambda: _dictionary_by_code(of_rows("source")[0], pa.array(SOURCES)),
+        "pos_in_candidates": lambda: plain("in_candidates"),
+        "weight": lambda: pa.array(np.full(sum(map(len, batches)), weight, np.float32)),
+        "user_idx": lambda: pa.array(per_event(of_events("users"))),
     }
     for name, values in _ITEMS.items():
         made[f"{name}_item"] = made[f"{name}_id"] = partial(item, values)
-        made[f"{name}_idx"] = lambda values=values: pa.array(of_rows(values))  # type: ignore[misc]
+        made[f"{name}_idx"] = partial(plain, values)
+    return pa.Table.from_arrays([made.get(name, partial(plain, name))() for name in schema.names], schema=schema)
 
-    def column(name: str) -> pa.Array:
-        return made[name]() if name in made else pa.array(of_rows(name), from_pandas=True)  # NaN is null
 
-    return pa.Table.from_arrays([column(name) for name in schema.names], schema=schema)
-
+_SPARSE = 16
+"""How many ids there are for each that is looked up, beyond which sorting is faster than a table of all."""
 
 _ITEMS = {"item": "item", "prev": "previous", "pos": "positive", "neg": "negative"}
 """Prefix of an item's columns: its name in `EventRows`."""
@@ -172,26 +191,48 @@ def _encode_events(batches: Sequence[pl.DataFrame], vocabulary: Vocabulary) -> p
     return pa.Table.from_arrays(columns, schema=EVENT_SCHEMA)
 
 
-def _events_of(batch: EventRows) -> tuple[Codes, Codes]:
-    """The rows of the events that a batch names, ascending, and for each of its rows the position among them."""
-    event = batch.values["event"]
-    if "order" in batch.values:
-        return np.unique(event, return_inverse=True)
-    starts = np.flatnonzero(np.diff(event, prepend=-1))  # unless shuffled, the rows of an event are adjacent
-    return event[starts], np.repeat(np.arange(len(starts)), np.diff(starts, append=len(event)))
+def _events_of(batches: Sequence[EventRows]) -> tuple[list[Codes], Spread]:
+    """The rows of the events that each batch names, and what gives each row of the batches the value of its event."""
+    events = [batch.runs["event"] if batch.runs else batch.values["event"] for batch in batches]
+    if "order" in batches[0].values:
+        used, inverse = zip(*(np.unique(event, return_inverse=True) for event in events), strict=True)
+        starts = np.cumsum([0, *map(len, used)])
+        row = np.concatenate([each + start for each, start in zip(inverse, starts[:-1], strict=True)])
+        return list(used), lambda values: values[row]
+    # Unless shuffled, the rows of an event are adjacent.
+    starts_ = [np.flatnonzero(np.diff(event, prepend=-1)) for event in events]
+    counts = [
+        np.add.reduceat(batch.lengths, start) if batch.runs else np.diff(start, append=len(batch))
+        for batch, start in zip(batches, starts_, strict=True)
+    ]
+    per_event = np.concatenate(counts)
+    used_ = [event[start] for event, start in zip(events, starts_, strict=True)]
+    return used_, lambda values: np.repeat(values, per_event)
 
 
-def _dictionary_by_code(codes: Codes, vocabulary: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
-    """Decode indexes, with a dictionary in index order. `row` has the position in `codes` of each row, by default its own."""
-    used = np.zeros(len(vocabulary), np.bool_)
-    used[codes] = True
-    positions = (np.cumsum(used, dtype=np.int32) - 1)[codes]
-    return _dictionary(positions if row is None else positions[row], np.flatnonzero(used), vocabulary)
+def _as_it_is(values: Codes) -> Codes:
+    return values
 
 
-def _dictionary_by_first_use(codes: Codes, vocabulary: pa.StringArray, row: Codes | None = None) -> pa.DictionaryArray:
+def _dictionary_by_code(codes: Codes, vocabulary: pa.StringArray, spread: Spread = _as_it_is) -> pa.DictionaryArray:
+    """Decode indexes, with a dictionary in index order. `spread` makes the rows of them."""
+    positions: Codes
+    if codes.min() == codes.max():
+        used, positions = codes[:1], np.zeros(len(codes), np.int32)
+    elif len(vocabulary) > _SPARSE * len(codes):
+        used, positions = np.unique(codes, return_inverse=True)
+    else:
+        table, index = np.zeros(len(vocabulary), np.bool_), codes.astype(np.int64)
+        table[index] = True
+        used, positions = np.flatnonzero(table), (np.cumsum(table, dtype=np.int32) - 1).take(index)
+    return _dictionary(spread(positions.astype(np.int32, copy=False)), used, vocabulary)
+
+
+def _dictionary_by_first_use(
+    codes: Codes, vocabulary: pa.StringArray, spread: Spread = _as_it_is
+) -> pa.DictionaryArray:
     """Decode indexes as `_dictionary_by_code`, with a dictionary in the order of first occurrence."""
-    if len(vocabulary) > len(codes):  # a table of all indexes would be larger than what is sorted
+    if len(vocabulary) > len(codes):
         distinct, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     else:
         every = np.full(len(vocabulary), -1, np.int64)
@@ -202,12 +243,16 @@ def _dictionary_by_first_use(codes: Codes, vocabulary: pa.StringArray, row: Code
     order = np.argsort(first)
     position = np.empty(len(order), np.int32)
     position[order] = np.arange(len(order), dtype=np.int32)
-    positions = position[inverse]
-    return _dictionary(positions if row is None else positions[row], distinct[order], vocabulary)
+    return _dictionary(spread(position[inverse]), distinct[order], vocabulary)
 
 
 def _dictionary(positions: I32, codes: Codes, vocabulary: pa.StringArray) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(positions, pa.int32()), vocabulary.take(pa.array(codes)))
+    return _indexed(positions, vocabulary.take(pa.array(codes)))
+
+
+def _indexed(positions: I32, ids: pa.StringArray) -> pa.DictionaryArray:
+    # Unless `safe`, the positions are not compared with the length, which would read them once more.
+    return pa.DictionaryArray.from_arrays(pa.array(positions), ids, safe=False)
 
 
 def _lists(lists: pl.Series, vocabulary: pa.StringArray) -> pa.ListArray:

@@ -38,15 +38,20 @@ RowGroup = list[tuple[Any, slice]]
 Encoder = Callable[[Sequence[Any]], pa.Table]
 """Encodes the batches of one row group as an Arrow table."""
 
-_OPTIONS = {
+OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
     # Without Arrow's own schema in the footer, readers see a dictionary as the strings that it stands for.
     "store_schema": False,
-    # Readers can't skip by minimum and maximum of ids that are spread over all files, and computing them took a third of the
-    # time.
+    # Readers can't skip by minimum and maximum of ids that are spread over all files.
     "write_statistics": ["timestamp", "day_number"],
+    # One page for each column of a row group.
+    "max_rows_per_page": ROW_GROUP,
 }
+"""How all files are written. `python -m benchmarks triples` measures what each of these saves."""
+
+_RUNS = frozenset({"timestamp", "day_number", "weight"})
+"""Numbers in long runs: written as they are, they compress as well as with a dictionary."""
 
 
 class RowGroups:
@@ -93,7 +98,18 @@ def encode_group(encode: Encoder, group: RowGroup) -> pa.Table:
 
 def open_writer(sink: Path | io.IOBase, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a Parquet file for writing; the caller closes it. Each table that is written must be one row group."""
-    return pq.ParquetWriter(sink.absolute() if isinstance(sink, Path) else sink, schema, **_OPTIONS)
+    return pq.ParquetWriter(
+        sink.absolute() if isinstance(sink, Path) else sink,
+        schema,
+        use_dictionary=with_dictionary(schema),
+        **OPTIONS,
+    )
+
+
+def with_dictionary(schema: pa.Schema) -> list[str]:
+    """The paths of the columns that are written with a dictionary."""
+    names = (f"{column.name}.list.element" if pa.types.is_list(column.type) else column.name for column in schema)
+    return [name for name in names if name not in _RUNS]
 
 
 class WriterPool:

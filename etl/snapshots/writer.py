@@ -431,7 +431,9 @@ class _SnapshotWriter:
         for output in outputs:
             for parts in output.parts.values():
                 parts.end()
-        written = [file for output in outputs for parts in output.parts.values() for file in parts.written()]
+        # While the last parts are being written.
+        written = [write_file(self.folder / f"{name}.parquet", frames) for name, frames in self._vocabularies().items()]
+        written += [file for output in outputs for parts in output.parts.values() for file in parts.written()]
         summary = self.summary
         splits = self.options.training.split.parts or (None,)
         for kind in self.kinds[1:]:
@@ -442,9 +444,6 @@ class _SnapshotWriter:
         summary.neg_sources = {name: int(n) for name, n in zip(SOURCES, self.sources, strict=True) if n}
         for output in outputs:
             self._summarize_city(output.stats)
-        written += [
-            write_file(self.folder / f"{name}.parquet", frames) for name, frames in self._vocabularies().items()
-        ]
         summary.files = sorted((_entry(self.folder, file) for file in written), key=lambda entry: entry.path)
         return summary
 

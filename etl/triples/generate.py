@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 from etl.settings.values import NegativeSampling
 from etl.transform.arrays import I64, U64, Flags, to_arrow
 from etl.transform.hashing import SEPARATOR, hash64, mix64
-from etl.triples.sampling import SamplingPools, sample
+from etl.triples.sampling import AliasTable, SamplingPools, sample
 
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
@@ -66,9 +67,6 @@ class ListColumn:
         rows = np.repeat(np.arange(end - first, dtype=np.int32), np.diff(self.ends[first : end + 1]))
         return FlatPairs(rows, self.codes[self.ends[first] : self.ends[end]])
 
-
-ROW_COLUMNS = ("event", "positive", "negative", "source", "in_candidates", "order")
-"""The fields of `TripleBatch` with a value per row."""
 
 NO_LISTS = ListColumn(np.zeros(1, np.int64), np.zeros(0, np.uint32))
 """The lists of events that are only written, and not expanded."""
@@ -144,39 +142,65 @@ class EventArrays:
 class EventRows:
     """Rows of a published table that come from events of a partition: one array per column.
 
-    `values["event"]` is the row of `events` that each row comes from. Rows of an event are adjacent, unless `values`
-    has an `order`, the sort key of a shuffled file.
+    `values` has one value per row, `runs` one per run of rows that share it, and `lengths` counts the rows of each run. The
+    column `event` is a row of `events`; the rows of an event are adjacent, unless there is an `order`: the sort key of a
+    shuffled file, which has no runs.
     """
 
     events: EventArrays
     values: Mapping[str, npt.NDArray[Any]]
+    runs: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    lengths: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.values["event"])
+        return len(next(iter(self.values.values())))
 
-    def __getitem__(self, which: slice | I64) -> EventRows:
-        return EventRows(self.events, {name: column[which] for name, column in self.values.items()})
+    def __getitem__(self, which: slice) -> EventRows:
+        values = {name: column[which] for name, column in self.values.items()}
+        if not self.runs:
+            return EventRows(self.events, values)
+        start, stop, _ = which.indices(len(self))
+        ends = np.clip(self._ends, start, stop) - start
+        lengths = np.diff(ends, prepend=0)
+        used = slice(int(np.count_nonzero(ends == 0)), int(np.searchsorted(ends, ends[-1])) + 1)
+        runs = {name: column[used] for name, column in self.runs.items()}
+        return EventRows(self.events, values, runs, lengths[used])
+
+    @cached_property
+    def _ends(self) -> I64:
+        """Where each run ends."""
+        return np.cumsum(self.lengths)
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """All columns with one value per row."""
+        return {name: np.repeat(column, self.lengths) for name, column in self.runs.items()} | dict(self.values)
 
     @classmethod
     def concat(cls, batches: Sequence[EventRows]) -> EventRows:
-        """Join batches of the same events; there must be at least one batch."""
-        names = batches[0].values
-        joined = {name: np.concatenate([batch.values[name] for batch in batches]) for name in names}
-        return cls(batches[0].events.without_lists(), joined)
+        """Join rows of the same events, of which there must be one."""
+        values, runs = (
+            {
+                name: np.concatenate([getattr(batch, kind)[name] for batch in batches])
+                for name in getattr(batches[0], kind)
+            }
+            for kind in ("values", "runs")
+        )
+        return cls(batches[0].events.without_lists(), values, runs, np.concatenate([b.lengths for b in batches]))
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """What each event of a partition may sample from its city's catalogue.
 
-    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of
-    `even`, and also of `weighted` if sampling is in proportion to popularity.
+    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of `pools`.
+    `popularity` samples in proportion to it, if that is wanted.
     """
 
     codes: I64
     groups: I64
-    even: SamplingPools
-    weighted: SamplingPools | None = None
+    pools: SamplingPools
+    popularity: AliasTable | None = None
 
 
 @dataclass(frozen=True)
@@ -202,38 +226,54 @@ class HashKeys:
 
 @dataclass(frozen=True)
 class TripleBatch:
-    """Triples of some events of a partition, one row each, with counts of the positives that they come from.
+    """Triples of some events of a partition, with counts of the positives that they come from.
 
-    `event` is a row of `events`, `positive` and `negative` are item indexes, `source` indexes SOURCES. `in_candidates` says
-    whether the positive is a candidate of its event. `order` is the sort key of a shuffled file, None without `shuffle`. Rows
-    are in the order of the events, then of the positives in `selected`, then of the negatives: candidates, shown, sampled.
+    `pairs` are all (event, positive), also those without a triple: rows of `events`, and item indexes. `known` says whether the
+    positive is a candidate of its event, `per_pair` counts the triples of the pair. By triple: `negative` is an item index,
+    `source` indexes SOURCES, `order` is the sort key of a shuffled file, None without `shuffle`. They are in the order of the
+    pairs, then of the negatives: candidates, shown, sampled.
 
-    `pairs` are all (event, positive), also those without a row, and `per_pair` counts the rows of each. Events x selected =
-    `positives` + `left_out`, by reason. `exhausted_users` are the users of positives that were excluded because the user had
-    selected the whole catalogue.
+    Events x selected = `positives` + `left_out`, by reason. `exhausted_users` are the users of positives that were excluded
+    because the user had selected the whole catalogue.
     """
 
     events: EventArrays
-    event: I32
-    positive: U32
+    pairs: FlatPairs
+    known: Flags
+    per_pair: I64
     negative: U32
     source: npt.NDArray[np.int8]
-    in_candidates: Flags
-    order: U64 | None = None
-    pairs: FlatPairs = field(default_factory=lambda: NOTHING)
-    per_pair: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    positives: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    exhausted_users: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
+    order: U64 | None
+    positives: int
+    left_out: dict[str, int]
+    exhausted_users: U32
 
     def __len__(self) -> int:
-        return len(self.event)
+        return len(self.negative)
 
     @property
     def rows(self) -> EventRows:
-        """The rows without the counts."""
-        values = {name: getattr(self, name) for name in ROW_COLUMNS}
-        return EventRows(self.events, {name: column for name, column in values.items() if column is not None})
+        """The triples without the counts; those of a shuffled file have no runs."""
+        some = np.flatnonzero(self.per_pair)
+        of_pairs = {"event": self.pairs.event, "positive": self.pairs.code, "in_candidates": self.known}
+        runs = {name: column[some] for name, column in of_pairs.items()}
+        rows = EventRows(self.events, {"negative": self.negative, "source": self.source}, runs, self.per_pair[some])
+        return rows if self.order is None else EventRows(self.events, rows.columns | {"order": self.order})
+
+    @property
+    def event(self) -> I32:
+        """The row of the event of each triple."""
+        return np.repeat(self.pairs.event, self.per_pair)
+
+    @property
+    def positive(self) -> U32:
+        """The index of the positive of each triple."""
+        return np.repeat(self.pairs.code, self.per_pair)
+
+    @property
+    def in_candidates(self) -> Flags:
+        """Whether the positive of each triple is a candidate of its event."""
+        return np.repeat(self.known, self.per_pair)
 
 
 def generate_triples(
@@ -306,28 +346,26 @@ class _Generator:
         pairs = self.events.selected.long(first, end)
         candidates = self.events.candidates.long(first, end)
         named = self._named(pairs, candidates, self.events.shown.long(first, end))
-        rows = _of_all_positives(pairs, named, end - first)
+        negative, source, per_pair = _of_all_positives(pairs, named, end - first)
         if self.to_sample is not None:
-            rows = self._with_sampled(first, pairs, named, rows)
-        pair = rows.event
+            pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
+            rows = self._with_sampled(first, pairs, named, _Negatives(pair, negative, source))
+            negative, source, per_pair = rows.code, rows.source, np.bincount(rows.event, minlength=len(per_pair))
         order = None
         if self.to_shuffle is not None:
             of_pairs = mix64(self.to_shuffle[first + pairs.event] ^ self.nodes[pairs.code])
-            order = mix64(of_pairs[pair] ^ self.nodes[rows.code])
-        per_pair = np.bincount(pair, minlength=len(pairs.event))
+            order = mix64(np.repeat(of_pairs, per_pair) ^ self.nodes[negative])
         event = (first + pairs.event).astype(np.int32)
         without = event[per_pair == 0]
         exhausted = without[self._catalog_exhausted(without)]
         return TripleBatch(
             self.events,
-            event[pair],
-            pairs.code[pair],
-            rows.code,
-            rows.source,
-            self.marks.among(pairs, candidates)[pair],
-            order,
             FlatPairs(event, pairs.code),
+            self.marks.among(pairs, candidates),
             per_pair,
+            negative,
+            source,
+            order,
             len(pairs.event) - len(without),
             {NO_NEGATIVES: len(without) - len(exhausted), WHOLE_CATALOGUE_SEEN: len(exhausted)},
             np.unique(self.events.users[exhausted]),
@@ -353,8 +391,8 @@ class _Generator:
             mix64(self.to_sample[event] ^ self.nodes[pairs.code]),
             self.catalogue.groups[event],
             self.negatives.catalog,
-            self.catalogue.even,
-            self.catalogue.weighted,
+            self.catalogue.pools,
+            self.catalogue.popularity,
         )
         pair = np.repeat(np.arange(len(event), dtype=np.int32), counts.sum(axis=0))
         code = self.catalogue.codes.astype(np.uint32)[positions.T[counts.T]]
@@ -368,15 +406,15 @@ class _Generator:
         """Whether the pool of each event is empty although its city has eligible items."""
         if not (self.negatives.catalog and len(self.catalogue.codes)):
             return np.zeros(len(events), np.bool_)
-        return self.catalogue.even.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
+        return self.catalogue.pools.sizes[self.catalogue.groups[events]] == 0  # type: ignore[no-any-return]
 
 
-def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> _Negatives:
-    """Every pair with every negative that its event names."""
+def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> tuple[U32, npt.NDArray[np.int8], I64]:
+    """Every pair with every negative that its event names: the negatives, their sources, and how many each pair has."""
     per_event = np.bincount(named.event, minlength=events)
     per_pair = per_event[pairs.event]
-    pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
-    # The offset from the first row of each pair to the first negative of its event.
+    # How far the run of rows of each pair lies from the run of its event's negatives.
     shift = (np.cumsum(per_event) - per_event)[pairs.event] - (np.cumsum(per_pair) - per_pair)
-    row = np.arange(len(pair)) + np.repeat(shift, per_pair)
-    return _Negatives(pair, named.code[row], named.source[row])
+    row = np.repeat(shift, per_pair)
+    row += np.arange(len(row))
+    return named.code.take(row), named.source.take(row), per_pair

@@ -166,7 +166,7 @@ class Choices:
         event = np.searchsorted(self.rows, self.selections.event[chosen]).astype(np.int32)
         positive, earlier = items[chosen], past.order[ranks - 1]
         groups, rejected = self._rejected(which)
-        pools = build_pools(np.ones(len(self.codes), np.uint64), groups, rejected, len(chosen))
+        pools = build_pools(len(self.codes), groups, rejected, len(chosen))
         drawn, counts = sample(
             mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
         )

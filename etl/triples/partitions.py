@@ -8,7 +8,7 @@ how popular an item is, and the counts in the vocabularies come from the same pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -32,7 +32,7 @@ from etl.triples.generate import (
 )
 from etl.triples.interactions import interactions
 from etl.triples.next_choices import Choices, Coordinates, TripOrder
-from etl.triples.sampling import build_pools, integer_weights
+from etl.triples.sampling import AliasTable, build_pools, integer_weights
 from etl.triples.selections import Selections
 from etl.triples.splits import assign
 
@@ -310,22 +310,17 @@ class _SamplingContext:
         """Build the city's catalogue with the pool that each event of the partition samples from."""
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
-            return Catalogue(
-                codes, np.zeros(events.height, np.int64), build_pools(np.ones(len(codes), np.uint64), *_NONE)
-            )
+            return Catalogue(codes, np.zeros(events.height, np.int64), build_pools(len(codes), *_NONE))
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
         positions = rejected.join(offered, on="node").sort("group", "position")
-        by_group = (
+        pools = build_pools(
+            len(codes),
             positions["group"].to_numpy(),
             positions["position"].cast(pl.Int32).to_numpy(),
             int(groups.max(initial=-1)) + 1,
         )
-        even = build_pools(np.ones(len(codes), np.uint64), *by_group)
-        if not negatives.alpha:
-            return Catalogue(codes, groups, even)
-        return Catalogue(
-            codes, groups, even, build_pools(integer_weights(self.popular()[codes], negatives.alpha), *by_group)
-        )
+        weights = integer_weights(self.popular()[codes], negatives.alpha) if negatives.alpha else None
+        return Catalogue(codes, groups, pools, None if weights is None else AliasTable.of(weights))
 
     def _seen(self, split: str, events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
         """One pool per user, without what the user selected in this part of the split or an earlier one."""
@@ -520,7 +515,7 @@ class BucketExpansion:
         before = past.ranks[selections.lists.ends[rows]]  # the event's first selection
         stamps = partition.coded.timestamps[batch.event]
         history = past.history(selections.users[rows], before, stamps, batch.positive, batch.negative)
-        return EventRows(batch.events, {**batch.rows.values, **history})
+        return replace(batch.rows, values={**batch.rows.values, **history})
 
 
 class VocabularyCounts:

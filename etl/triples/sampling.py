@@ -23,84 +23,99 @@ from etl.transform.arrays import I64, U64, Flags, Positions
 from etl.transform.hashing import mix64
 
 _GAMMA = 0x9E3779B97F4A7C15
+_UPPER, _LOWER = np.uint64(32), np.uint64(2**32 - 1)
 _BLOCK = 1 << 14  # samples at a time: one column of them fits into the cache
-_MATERIALIZE_RATIO = 4  # maximum number of positions of materialized pools per sampled item
-_ATTEMPTS_PER_ITEM = 4  # attempts per item, before weighted sampling materializes the rest
+_CELLS = 1 << 26  # the most (sample, item) cells of a block: one byte each
+_MATERIALIZE_RATIO = 16  # the most positions of materialized pools per sampled item
+_NUMBERS_PER_ITEM = 4  # two attempts each, before weighted sampling materializes the rest
 
 
 @dataclass(frozen=True)
 class SamplingPools:
-    """The pools of all groups over one catalogue: positions 0..n-1 with integer weights, and what each group rejects.
+    """The pools of all groups over one catalogue: positions 0..`items`-1, without what each group rejects.
 
-    A pool is an interval from 0 to `total[group]`, in which every item has a segment as long as its weight, in catalogue order.
-    `cumulative_weight` has the running sums of the weights, None if all are 1. The positions that group g rejects are
-    `rejected[offsets[g] : offsets[g + 1]]`, ascending.
+    The positions that group g rejects are `rejected[offsets[g] : offsets[g + 1]]`, ascending.
     """
 
-    weights: U64
-    cumulative_weight: U64 | None
+    items: int
     rejected: Positions
     offsets: I64
 
     @property
     def sizes(self) -> I64:
         """The number of items in each group's pool."""
-        return len(self.weights) - np.diff(self.offsets)
+        return self.items - np.diff(self.offsets)
 
     @cached_property
-    def total(self) -> U64:
-        """The weight of each group's pool."""
-        if self.cumulative_weight is None:
-            return self.sizes.astype(np.uint64)
-        removed = self._removed[self.offsets[1:]] - self._removed[self.offsets[:-1]]
-        return (self.cumulative_weight[-1:] if len(self.weights) else np.zeros(1, np.uint64)) - removed
+    def outside(self) -> Flags:
+        """Whether a group rejects an item, of shape (groups, items)."""
+        cells = np.zeros((len(self.sizes), self.items), np.bool_)
+        cells[self._owners, self.rejected] = True
+        return cells
 
     @cached_property
-    def _removed(self) -> U64:
-        """The rejected weight of all groups before each rejected position, and of all."""
-        taken = self.weights[self.rejected] if len(self.rejected) else np.zeros(0, np.uint64)
-        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(taken, dtype=np.uint64)])
+    def _owners(self) -> I64:
+        """The group of each rejected position."""
+        return np.repeat(np.arange(len(self.sizes)), np.diff(self.offsets))
 
     @cached_property
-    def _searched(self) -> tuple[U64, U64]:
-        """By rejected position: where its segment would begin in the pool, and the rejected weight up to its end.
-
-        The first has the group in the upper 32 bits, so that one search covers all groups. The second counts only the
-        position's own group.
-        """
-        groups = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        gone = self._removed[1:] - self._removed[self.offsets[groups]]
-        ends = self.cumulative_weight
-        cut = ((self.rejected + 1).astype(np.uint64) if ends is None else ends[self.rejected]) - gone
-        return (groups.astype(np.uint64) << np.uint64(32)) | cut, gone
+    def _boundaries(self) -> U64:
+        """How many items of the pool are before each rejected position; the group in the upper 32 bits."""
+        before = self.rejected - np.arange(len(self.rejected)) + self.offsets[self._owners]
+        return ((self._owners << 32) | before).astype(np.uint64)
 
     def of(self, groups: I64) -> tuple[SamplingPools, I64]:
         """Return the pools of the range that these groups span, and the groups numbered from its start."""
         first, end = int(groups.min()), int(groups.max()) + 1
         low, high = self.offsets[first], self.offsets[end]
-        offsets = self.offsets[first : end + 1] - low
-        return SamplingPools(self.weights, self.cumulative_weight, self.rejected[low:high], offsets), groups - first
+        return SamplingPools(self.items, self.rejected[low:high], self.offsets[first : end + 1] - low), groups - first
 
-    def item_at(self, groups: I64, measure: U64) -> Positions:
-        """The position whose segment of its group's pool contains this point."""
-        boundaries, removed = self._searched
-        last = np.searchsorted(boundaries, (groups.astype(np.uint64) << np.uint64(32)) | measure, side="right") - 1
-        behind = last >= self.offsets[groups]
-        point = measure + np.where(behind, removed[last], np.uint64(0)) if len(removed) else measure
-        where = (
-            point if self.cumulative_weight is None else np.searchsorted(self.cumulative_weight, point, side="right")
-        )
-        return where.astype(np.int32)
+    def item_at(self, groups: I64, rank: Positions) -> Positions:
+        """The item that has this many others of its group's pool before it."""
+        wanted = (groups.astype(np.uint64) << np.uint64(32)) | rank.astype(np.uint64)
+        skipped = np.searchsorted(self._boundaries, wanted, side="right") - self.offsets[groups]
+        return (rank + skipped).astype(np.int32)
 
 
-def build_pools(weights: U64, groups: I64, rejected: Positions, count: int) -> SamplingPools:
-    """Build the pools of `count` groups. `rejected` are positions, ascending within each of the ascending `groups`.
+def build_pools(items: int, groups: I64, rejected: Positions, count: int) -> SamplingPools:
+    """Build the pools of `count` groups. `rejected` are positions, ascending within each of the ascending `groups`."""
+    return SamplingPools(items, rejected, np.searchsorted(groups, np.arange(count + 1)).astype(np.int64))
 
-    The weights' sum must be below 2**32.
+
+@dataclass(frozen=True)
+class AliasTable:
+    """Samples the items of a catalogue in proportion to integer weights, each by one number (Walker 1977, Vose 1991).
+
+    Every item has a slot of equal size. The part of it below `thresholds`, in 64 bits, is the item's own, the rest its alias's.
     """
-    offsets = np.searchsorted(groups, np.arange(count + 1)).astype(np.int64)
-    ends = None if (weights == 1).all() else np.cumsum(weights, dtype=np.uint64)
-    return SamplingPools(weights, ends, rejected, offsets)
+
+    weights: U64
+    thresholds: U64
+    aliases: Positions
+
+    @classmethod
+    def of(cls, weights: U64) -> AliasTable:
+        """Build the table with integers alone, so that it is the same on any machine. The weights' sum is below 2**32."""
+        shares, aliases = [weight * len(weights) for weight in weights.tolist()], list(range(len(weights)))
+        slot = sum(weights.tolist())
+        low = [item for item, share in enumerate(shares) if share < slot]
+        high = [item for item, share in enumerate(shares) if share >= slot]
+        while low:
+            item, giver = low.pop(), high[-1]
+            aliases[item] = giver
+            shares[giver] -= slot - shares[item]
+            if shares[giver] < slot:
+                low.append(high.pop())
+        # A slot that is all its item's has the item as its alias too.
+        own = [min((share << 32) // slot, 2**32 - 1) << 32 for share in shares]
+        return cls(weights, np.array(own, np.uint64), np.array(aliases, np.int32))
+
+    def items_at(self, numbers: U64) -> Positions:
+        """The item that each number below 2**32 stands for."""
+        point = numbers * np.uint64(len(self.weights))
+        slot = (point >> np.uint64(32)).astype(np.int64)
+        point <<= np.uint64(32)
+        return np.where(point < self.thresholds.take(slot), slot, self.aliases.take(slot)).astype(np.int32)
 
 
 def integer_weights(counts: Iterable[int], alpha: float) -> U64:
@@ -112,18 +127,18 @@ def integer_weights(counts: Iterable[int], alpha: float) -> U64:
 
 
 def sample(
-    keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None = None
+    keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: AliasTable | None = None
 ) -> tuple[Positions, Flags]:
     """Sample up to `wanted` distinct items per key. Returns (positions, which of them count), both of shape (wanted, keys).
 
     A pool of at most `wanted` items is returned whole, ascending. Otherwise items are sampled uniformly by Floyd's algorithm
-    (Bentley and Floyd 1987, "A sample of brilliance"), or, with `weighted`, the same pools, one after the other in proportion
-    to the weights.
+    (Bentley and Floyd 1987, "A sample of brilliance"), or, with a `table`, one after the other in proportion to its weights.
     """
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(keys), _BLOCK)]
+    size = _BLOCK if table is None else max(1, min(_BLOCK, _CELLS // max(1, pools.items)))
+    blocks = [slice(start, start + size) for start in range(0, len(keys), size)]
 
     def one(block: slice) -> tuple[Positions, Flags]:
-        return _sample_block(keys[block], groups[block], wanted, even, weighted)
+        return _sample_block(keys[block], groups[block], wanted, pools, table)
 
     with ThreadPoolExecutor(_threads()) as threads:
         done = list(threads.map(one, blocks))
@@ -138,41 +153,41 @@ def _threads() -> int:
 
 
 def _sample_block(
-    keys: U64, groups: I64, wanted: int, even: SamplingPools, weighted: SamplingPools | None
+    keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: AliasTable | None
 ) -> tuple[Positions, Flags]:
     """One block of `sample`."""
-    even, near = even.of(groups)
-    sizes = even.sizes[near]
+    pools, groups = pools.of(groups)
+    sizes = pools.sizes[groups]
     column = np.arange(wanted, dtype=np.int32)[:, None]
-    counts = column < sizes
-    many = np.flatnonzero(sizes > wanted)
-    if weighted is None and len(many) == len(keys):  # the usual case, without a copy
-        return _items_at(even, near, _floyd(keys, sizes, wanted)), counts
-    taken = np.where(counts, column, 0)
-    if weighted is None and len(many):
-        taken[:, many] = _floyd(keys[many], sizes[many], wanted)
-    places = _items_at(even, near, taken)
-    if weighted is not None and len(many):
-        places[:, many] = _weighted(keys[many], groups[many], wanted, weighted)
+    counts, many = column < sizes, sizes > wanted
+    if many.all():  # the usual case, without a copy
+        return _drawn(keys, groups, wanted, pools, table), counts
+    places = _items_at(pools, groups, np.where(counts, column, 0))
+    if many.any():
+        places[:, many] = _drawn(keys[many], groups[many], wanted, pools, table)
     return places, counts
 
 
-def _items_at(even: SamplingPools, groups: I64, positions: Positions) -> Positions:
-    """The items at these positions of their pools. Pools are materialized unless they are much larger than the samples."""
-    if len(even.sizes) * len(even.weights) > _MATERIALIZE_RATIO * positions.size:
-        return np.stack([even.item_at(groups, row.astype(np.uint64)) for row in positions])
-    inside = np.ones((len(even.sizes), len(even.weights)), np.bool_)
-    inside[np.repeat(np.arange(len(even.sizes)), np.diff(even.offsets)), even.rejected] = False
-    # An empty pool has no entry: the value read for it is not used.
-    laid_out = np.append(np.flatnonzero(inside), 0)
-    begins, first = (np.cumsum(even.sizes) - even.sizes)[groups], groups * len(even.weights)
+def _drawn(keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: AliasTable | None) -> Positions:
+    """Sample from pools of more than `wanted` items."""
+    if table is None:
+        return _items_at(pools, groups, _floyd(keys, pools.sizes[groups], wanted))
+    return _weighted(keys, groups, wanted, pools, table)
+
+
+def _items_at(pools: SamplingPools, groups: I64, positions: Positions) -> Positions:
+    """The items at these positions of their pools, which are materialized unless that is much more than is sampled."""
+    if len(pools.sizes) * pools.items > _MATERIALIZE_RATIO * positions.size:
+        return np.stack([pools.item_at(groups, row) for row in positions])
+    # An empty pool has no entry: what is read for it doesn't count.
+    laid_out = np.append(np.flatnonzero(~pools.outside), 0)
+    begins, first = (np.cumsum(pools.sizes) - pools.sizes)[groups], groups * pools.items
     return np.stack([(laid_out.take(begins + row) - first).astype(np.int32) for row in positions])
 
 
-def _random_u32(keys: U64, attempt: int) -> U64:
-    """The upper 32 bits of the attempt-th number of splitmix64 of each key."""
-    step = np.uint64((attempt + 1) * _GAMMA % 2**64)
-    return mix64(keys + step) >> np.uint64(32)
+def _random_u64(keys: U64, number: int) -> U64:
+    """The given number of splitmix64 of each key."""
+    return mix64(keys + np.uint64((number + 1) * _GAMMA % 2**64))
 
 
 def _floyd(keys: U64, sizes: I64, wanted: int) -> Positions:
@@ -180,65 +195,62 @@ def _floyd(keys: U64, sizes: I64, wanted: int) -> Positions:
     taken = np.empty((wanted, len(keys)), np.int32)
     for attempt in range(wanted):
         last = sizes - wanted + attempt
-        drawn = (_random_u32(keys, attempt) * (last + 1).astype(np.uint64) >> np.uint64(32)).astype(np.int32)
+        number = _random_u64(keys, attempt) >> _UPPER
+        drawn = (number * (last + 1).astype(np.uint64) >> _UPPER).astype(np.int32)
         taken[attempt] = np.where(_contains(drawn, taken[:attempt]), last, drawn)
     return taken
 
 
-def _weighted(keys: U64, groups: I64, wanted: int, pool: SamplingPools) -> Positions:
-    """Sample one item after the other, each in proportion to the weights of the rest. Needs pools of more than `wanted`."""
-    # An attempt that hits a taken item is repeated, which has the same distribution as sampling from the rest. If a few items
-    # hold nearly all the weight, that could take long: after some attempts the rest is materialized instead.
-    pool, groups = pool.of(groups)
+def _weighted(keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: AliasTable) -> Positions:
+    """Sample one item after the other, each in proportion to the weights of those not taken yet. Needs pools > wanted."""
+    # An attempt that hits a rejected or a taken item is repeated, which has the same distribution as sampling from the rest.
+    # If these hold nearly all the weight, that could take long: after some attempts the rest is materialized instead.
     done = np.empty((wanted, len(keys)), np.int32)
-    rows, taken = np.arange(len(keys)), np.full((wanted, len(keys)), -1, np.int32)
-    have, open_ = np.zeros(len(keys), np.int64), np.ones(len(keys), np.bool_)
-    for attempt in range(_ATTEMPTS_PER_ITEM * wanted):
-        measure = _random_u32(keys, attempt) * pool.total[groups] >> np.uint64(32)
-        place = pool.item_at(groups, measure)
-        fresh = np.flatnonzero(open_ & ~_contains(place, taken[:attempt]))
-        taken[have[fresh], fresh] = place[fresh]
-        have[fresh] += 1
-        open_ = have < wanted
-        left = int(open_.sum())
-        if left < len(rows) / 2:  # continue with the incomplete samples
-            done[:, rows[~open_]] = taken[:, ~open_]
-            rows, keys, groups, taken, have = rows[open_], keys[open_], groups[open_], taken[:, open_], have[open_]
-            open_ = np.ones(left, np.bool_)
-        if not left:
+    rows, first, have = np.arange(len(keys)), groups * pools.items, np.zeros(len(keys), np.int64)
+    # What is drawn goes behind the items that a sample has, and counts among them if it is new. The last row is never read.
+    taken = np.full((wanted + 1, len(keys)), -1, np.int32)
+    for number in range(_NUMBERS_PER_ITEM * wanted):
+        numbers, column = _random_u64(keys, number), np.arange(len(rows))
+        for half in (numbers >> _UPPER, numbers & _LOWER):
+            item = table.items_at(half)
+            known = pools.outside.take(first + item)
+            known |= _contains(item, taken[: min(wanted, 2 * number + 1)])
+            taken.put(have * len(rows) + column, item)
+            have += ~known & (have < wanted)
+        full = have == wanted
+        if 2 * np.count_nonzero(full) >= len(rows):  # continue with the incomplete samples
+            done[:, rows[full]] = taken[:-1, full]
+            rows, keys, groups, first, have = (each[~full] for each in (rows, keys, groups, first, have))
+            taken = taken.compress(~full, axis=1)
+        if not len(rows):
             return done
-    at_a_time = max(1, (1 << 22) // len(pool.weights))
-    behind = np.flatnonzero(open_)
-    for start in range(0, len(behind), at_a_time):
-        some = behind[start : start + at_a_time]
-        taken[:, some] = _weighted_remaining(keys[some], groups[some], taken[:, some], have[some], pool)
-    done[:, rows] = taken
+    at_a_time = max(1, (1 << 22) // pools.items)
+    for start in range(0, len(rows), at_a_time):
+        some = slice(start, start + at_a_time)
+        done[:, rows[some]] = _complete(keys[some], pools.outside[groups[some]], taken[:-1, some], have[some], table)
     return done
 
 
 def _contains(place: Positions, taken: Positions) -> Flags:
-    """Whether each sample has taken this position already; `taken` has one column per sample."""
+    """Whether each sample has drawn this position already; `taken` has one column per sample."""
     there = np.zeros(len(place), np.bool_)
     for earlier in taken:
         there |= earlier == place
     return there
 
 
-def _weighted_remaining(keys: U64, groups: I64, taken: Positions, have: I64, pool: SamplingPools) -> Positions:
-    """Complete samples from materialized pools without the taken items, so that every attempt takes one."""
-    wanted = len(taken)
-    rest = np.tile(pool.weights, (len(keys), 1))
-    for row, group in enumerate(groups):
-        rest[row, pool.rejected[pool.offsets[group] : pool.offsets[group + 1]]] = 0
-        rest[row, taken[: have[row], row]] = 0
-    attempt, open_ = _ATTEMPTS_PER_ITEM * wanted, np.arange(len(keys))
+def _complete(keys: U64, outside: Flags, taken: Positions, have: I64, table: AliasTable) -> Positions:
+    """Complete samples from materialized pools without the taken items, so that every number takes one."""
+    column, row = np.nonzero(np.arange(len(taken))[:, None] < have)
+    outside[row, taken[column, row]] = True
+    number, open_ = _NUMBERS_PER_ITEM * len(taken), np.flatnonzero(have < len(taken))
     while len(open_):
-        ends = np.cumsum(rest[open_], axis=1, dtype=np.uint64)
-        measure = _random_u32(keys[open_], attempt) * ends[:, -1] >> np.uint64(32)
+        ends = np.cumsum(np.where(outside[open_], np.uint64(0), table.weights), axis=1)
+        measure = (_random_u64(keys[open_], number) >> _UPPER) * ends[:, -1] >> _UPPER
         place = (ends <= measure[:, None]).sum(axis=1)
         taken[have[open_], open_] = place
-        rest[open_, place] = 0
+        outside[open_, place] = True
         have[open_] += 1
-        open_ = open_[have[open_] < wanted]
-        attempt += 1
+        open_ = open_[have[open_] < len(taken)]
+        number += 1
     return taken

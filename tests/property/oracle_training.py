@@ -199,23 +199,56 @@ def integer_weights(times: dict[str, int], alpha: float) -> dict[str, int]:
     return {node_id: math.floor(each * scale) + 1 for node_id, each in x.items()}
 
 
-def weighted_draw(pool: tuple[str, ...], count: int, key: int, weights: dict[str, int]) -> tuple[str, ...]:
-    """N nodes of the pool without repeats (all, where there are fewer), in proportion to these weights.
+def alias_table(weights: dict[str, int]) -> list[tuple[str, int, str]]:
+    """A slot per node of the city's whole catalogue, ascending: (node, the part of the slot that is its own, its alias).
 
-    For i = 0 .. 4N-1, until N are taken: W = sum of w over the pool; r = u(i) * W >> 32; take the pool node at which the
-    cumulative weight (pool order) first exceeds r, unless taken already.
-    If fewer than N are taken after these: for i = 4N, 4N+1, ...: the same over the pool minus the taken ones.
+    A node has the share w * n, a slot takes the sum of all w. Nodes with less wait on one stack, the others on another, in
+    catalogue order. While the first has any: its top leaves it, and gets what it lacks from the top of the other, its alias.
+    If that has less than a slot then, it moves to the first stack. Own part: floor(share * 2**32 / slot), the whole 2**32 at most.
+    """
+    slot = sum(weights.values())
+    share = {node_id: w * len(weights) for node_id, w in weights.items()}
+    alias = {node_id: node_id for node_id in weights}
+    needy = [node_id for node_id in weights if share[node_id] < slot]
+    rich = [node_id for node_id in weights if share[node_id] >= slot]
+    while needy:
+        poor = needy.pop()
+        alias[poor] = rich[-1]
+        share[rich[-1]] -= slot - share[poor]
+        if share[rich[-1]] < slot:
+            needy.append(rich.pop())
+    return [(node_id, share[node_id] * 2**32 // slot, alias[node_id]) for node_id in weights]
+
+
+def half(key: int, attempt: int) -> int:
+    """Two attempts share a number of splitmix64: the upper 32 bits, then the lower."""
+    number = mix64((key + (attempt // 2 + 1) * _GOLDEN) % 2**64)
+    return number % 2**32 if attempt % 2 else number >> 32
+
+
+def weighted_draw(pool: tuple[str, ...], count: int, key: int, weights: dict[str, int]) -> tuple[str, ...]:
+    """N nodes of the pool without repeats (all, where there are fewer), in proportion to the weights (of the whole catalogue).
+
+    For the attempts 0 .. 8N-1, until N are taken: t = half(attempt) * n; slot t >> 32 gives its own node if t mod 2**32 is
+    below its part, else its alias. It is taken if it is in the pool and not taken yet.
+    If fewer than N are taken after these: for i = 4N, 4N+1, ...: W = sum of w over the pool without the taken ones;
+    r = u(i) * W >> 32; take the node of those at which the cumulative weight (pool order) first exceeds r.
     """
     if len(pool) <= count:
         return pool
     taken: list[str] = []
-    i = 0
-    while len(taken) < count:
-        among = pool if i < 4 * count else tuple(node_id for node_id in pool if node_id not in taken)
-        r = (u(key, i) * sum(weights[node_id] for node_id in among)) >> 32
-        drawn = _at_weight(among, weights, r)
-        if drawn not in taken:
+    table = alias_table(weights)
+    for attempt in range(8 * count):
+        slot, within = divmod(half(key, attempt) * len(table), 2**32)
+        own, part, alias = table[slot]
+        drawn = own if within < part else alias
+        if drawn in pool and drawn not in taken and len(taken) < count:
             taken.append(drawn)
+    i = 4 * count
+    while len(taken) < count:
+        rest = tuple(node_id for node_id in pool if node_id not in taken)
+        r = (u(key, i) * sum(weights[node_id] for node_id in rest)) >> 32
+        taken.append(_at_weight(rest, weights, r))
         i += 1
     return tuple(taken)
 

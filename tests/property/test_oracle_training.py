@@ -255,18 +255,40 @@ def test_weights_are_as_another_language_computes_them(alpha, weights):
 @pytest.mark.parametrize(
     ("key", "alpha", "drawn"),
     [
-        # The sevens need more than their 28 tries: what is left is drawn among what is left.
-        (KEYS[0], 0.5, {1: "f", 3: "fji", 7: "fjcdghe", 10: "abcdefghij"}),
-        (KEYS[1], 0.5, {1: "j", 3: "jfi", 7: "jfihgbc"}),
-        (KEYS[0], 1, {1: "j", 3: "jfa", 7: "jfhcebi"}),
-        (KEYS[1], 1, {1: "j", 3: "jfd", 7: "jfcdihb"}),
-        (KEYS[0], 2.5, {1: "j", 3: "jfc", 7: "jfchdia"}),
-        (KEYS[1], 2.5, {1: "j", 3: "jfc", 7: "jfcihde"}),
+        # Those with a star need more than their 8 attempts a node: the rest is drawn from what is left.
+        (KEYS[0], 0.5, {1: "c", 3: "cjf", 7: "cjfhbig*", 10: "abcdefghij"}),
+        (KEYS[1], 0.5, {1: "h", 3: "hjc", 7: "hjcfigd"}),
+        (KEYS[0], 1, {1: "j", 3: "jfh", 7: "jfhcgde*"}),
+        (KEYS[1], 1, {1: "j", 3: "jfh*", 7: "jfcdihb*"}),
+        (KEYS[0], 2.5, {1: "j", 3: "jfc*", 7: "jfchdia*"}),
+        (KEYS[1], 2.5, {1: "j", 3: "jfc*", 7: "jfcihde*"}),
     ],
 )
 def test_weighted_draws_are_as_another_language_computes_them(key, alpha, drawn):
     weights = oracle_training.integer_weights(TIMES, alpha)
-    assert {count: "".join(oracle_training.weighted_draw(POOL, count, key, weights)) for count in drawn} == drawn
+    found = {count: "".join(oracle_training.weighted_draw(POOL, count, key, weights)) for count in drawn}
+    assert found == {count: each.rstrip("*") for count, each in drawn.items()}
+
+
+def test_the_alias_table_is_as_another_language_computes_it():
+    table = oracle_training.alias_table(oracle_training.integer_weights(TIMES, 0.5))
+    parts = [*(821465411, 821465411, 2012171093, 1161727521, 821465411, 4294967296, 821465411), 1422819822]
+    assert [part for _, part, _ in table] == [*parts, 821465411, 3807811313]
+    assert "".join(alias for _, _, alias in table) == "fjjjjfjjjf"
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.integers(0, 10**6), min_size=1, max_size=60), st.sampled_from((0.5, 1, 3))
+)
+def test_the_slots_of_an_alias_table_hold_the_weights(times, alpha):
+    """Own parts and what aliases give, over all slots, are each node's share; each slot rounds down once, by 2**-32 of it."""
+    weights = oracle_training.integer_weights(times, alpha)
+    held = Counter()
+    for own, part, alias in oracle_training.alias_table(weights):
+        held[own] += part
+        held[alias] += 2**32 - part
+    for node_id, weight in weights.items():
+        assert abs(held[node_id] - weight * len(weights) * 2**32 / sum(weights.values())) <= len(weights)
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 2**64 - 1), st.none() | st.floats(0.01, 10), st.data())

@@ -18,7 +18,7 @@ from etl.snapshots.parquet import PartWriter, ThreadPart, writer_pool
 from etl.transform.buckets import bucket_count, bucket_expr, open_spill, partition_by_bucket
 from etl.triples import generate as triples
 from etl.triples import shuffle
-from etl.triples.generate import Catalogue, EventArrays, HashKeys, TripleBatch, generate_triples
+from etl.triples.generate import Catalogue, EventArrays, EventRows, HashKeys, generate_triples
 from etl.triples.sampling import build_pools
 from etl.triples.shuffle import ExternalShuffle
 
@@ -152,9 +152,7 @@ def rows_of(blocks):
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
     negatives = NegativeStrategies(words).for_catalog(6, None)
-    catalogue = Catalogue(
-        np.arange(6), np.zeros(len(coded_), np.int64), build_pools(np.ones(6, np.uint64), *EMPTY_POOL)
-    )
+    catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), build_pools(6, *EMPTY_POOL))
     whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triples, "BATCH", 1)
@@ -199,8 +197,8 @@ def test_a_shuffle_laid_down_is_the_shuffle_in_memory(tmp_path_factory, order, h
             part = slice(start, start + 7)
             zeros = np.zeros(len(place[part]), np.int32)
             keys = np.array(order[part], np.uint64)
-            plain = (place[part], place[part], zeros.astype(np.int8), zeros.astype(bool))
-            shuffled.add(TripleBatch(events, zeros, *plain, keys).rows)
+            values = {"event": zeros, "positive": place[part], "order": keys}
+            shuffled.add(EventRows(events, values))
         found.append([n for piece in shuffled.batches() for n in piece.values["positive"].tolist()])
         assert list(folder.iterdir()) == []
     assert found[0] == found[1] == [n for _, n in sorted((key, n) for n, key in enumerate(order))]

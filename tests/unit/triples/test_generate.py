@@ -19,6 +19,7 @@ from etl.triples.generate import (
     SOURCES,
     Catalogue,
     EventArrays,
+    EventRows,
     FlatPairs,
     HashKeys,
     ListColumn,
@@ -132,8 +133,8 @@ def catalogue(events: EventArrays, rejected: dict[int, list[int]]) -> Catalogue:
     """All nodes for all, but for what each event rejects."""
     pairs = [(event, place) for event, places in sorted(rejected.items()) for place in sorted(places)]
     by_group = np.array([e for e, _ in pairs], np.int64), np.array([p for _, p in pairs], np.int32)
-    even = build_pools(np.ones(NODES, np.uint64), *by_group, len(events))
-    return Catalogue(np.arange(NODES), np.arange(len(events)), even)
+    pools = build_pools(NODES, *by_group, len(events))
+    return Catalogue(np.arange(NODES), np.arange(len(events)), pools)
 
 
 TYPES = {
@@ -203,18 +204,28 @@ def test_an_event_s_candidates_come_before_what_it_showed_however_many_events_th
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
-def test_some_rows_of_a_block_are_those_rows():
-    events = coded(([1, 2, 3], [2, 4], [5]), ([6, 7], [6], []))
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_some_rows_of_a_block_are_those_rows(shuffle):
+    """Cut within a run, on its ends and across events without rows; then put together again."""
+    events = coded(([1, 2, 3], [2, 4], [5]), ([1], [1], []), ([6, 7], [6], []), ([8], [8], []))
     (block,) = generate_triples(
-        events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=True
+        events, NegativeSampling(ranking=True, shown=True), catalogue(events, {}), keys(), shuffle=shuffle
     )
-    which = np.array([3, 0, 6])
-    names = ("event", "positive", "negative", "source", "in_candidates", "order")
-    some = block.rows[which]
-    assert len(some) == 3
-    assert set(some.values) == set(names)
-    for name in names:
-        assert some.values[name].tolist() == getattr(block, name)[which].tolist()
+    rows, total = block.rows, len(block)
+    names = {"event", "positive", "negative", "source", "in_candidates"} | ({"order"} if shuffle else set())
+    assert (len(rows), total, set(rows.columns)) == (7, 7, names)
+    assert (rows.lengths.tolist(), bool(rows.runs)) == (([], False) if shuffle else ([3, 3, 1], True))
+    for first in range(total):
+        for end in range(first + 1, total + 1):
+            some = rows[first:end]
+            assert len(some) == end - first
+            assert (some.lengths > 0).all()
+            for name in names:
+                assert some.columns[name].tolist() == getattr(block, name)[first:end].tolist()
+            both = EventRows.concat([rows[:end], rows[first:]]).columns
+            assert {name: column.tolist() for name, column in both.items()} == {
+                name: [*getattr(block, name)[:end].tolist(), *getattr(block, name)[first:].tolist()] for name in names
+            }
 
 
 def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without_negatives_are_not():
@@ -230,7 +241,7 @@ def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without
 
 def test_nothing_to_draw_from_is_not_a_catalogue_seen():
     events = coded(([1], [1], []))
-    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(np.zeros(0, np.uint64), *NOBODY))
+    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(0, *NOBODY))
     (block,) = generate_triples(events, NegativeSampling(catalog=2), none, keys())
     assert block.left_out == {"no_negatives": 1, "whole_catalog_seen": 0}
 
