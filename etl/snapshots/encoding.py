@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from etl.settings.model import Ids
+from etl.snapshots.descriptions import described_schema
 from etl.snapshots.parquet import Encoder
 from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS
@@ -62,7 +63,8 @@ HISTORY = {
 }
 """The columns that `--history` adds to triples and next."""
 
-EVENT_SCHEMA = pa.schema(
+EVENT_SCHEMA = described_schema(
+    "events",
     {
         "event_id": pa.string(),
         "user_id": _ID,
@@ -73,11 +75,12 @@ EVENT_SCHEMA = pa.schema(
         "model_name": pa.string(),
         "model_version": pa.string(),
         **dict.fromkeys(LISTS, pa.list_(_ID)),
-    }
+    },
 )
 """The columns of `events`."""
 
-INTERACTION_SCHEMA = pa.schema(
+INTERACTION_SCHEMA = described_schema(
+    "interactions",
     {
         **dict.fromkeys(("user_id", "item_id"), _ID),
         "timestamp": pa.int64(),
@@ -86,7 +89,7 @@ INTERACTION_SCHEMA = pa.schema(
         "is_new": pa.bool_(),
         "weight": pa.float32(),
         **dict.fromkeys(("user_idx", "item_idx"), pa.uint32()),
-    }
+    },
 )
 """The columns of `interactions`."""
 
@@ -97,8 +100,8 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
     return {
         "events": EVENT_SCHEMA,
         "interactions": INTERACTION_SCHEMA,
-        "triples": pa.schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
-        "next": pa.schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
+        "triples": described_schema("triples", _with_ids(_TRIPLES, INDEXES, ids) | more),
+        "next": described_schema("next", _with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
     }
 
 
