@@ -258,8 +258,8 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, bool]], mark: f
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     margin = max(0.02, (high - low) * 0.08)
     x_range = min(low, mark) - margin, max(high, mark) + margin
-    chart = Chart(60 + 30 * len(rows), (188, 28, 56, 22), x_range, (len(rows) - 0.4, -0.6))
-    chart.rows((label for label, *_ in rows), 29)
+    chart = Chart(60 + 30 * len(rows), (216, 28, 56, 22), x_range, (len(rows) - 0.4, -0.6))
+    chart.rows((label for label, *_ in rows), 34)
     chart.x_axis(_ticks(*x_range, 4, "{:.2f}".format), grid=True)
     chart.path([(mark, end) for end in chart.y_range], _line(_MUTED, 1) + _DOTTED)
     chart.not_from_zero(x_range[0])
