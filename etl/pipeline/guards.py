@@ -257,8 +257,8 @@ def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
     keys = ", ".join((*SEED_LABELS.values(), "cuisine_openness", "category_affinities"))
     return [
         (
-            f"Nearly all of {users:,} users have no usable value for {', '.join(unused)} in Trip.personaSeed, so defaults were "
-            f"used. The keys that are read are {keys}: check whether the application writes these."
+            f"Check whether the application writes the keys {keys} in Trip.personaSeed. Nearly all of {users:,} users have no "
+            f"usable value for {', '.join(unused)}, so defaults were used."
         )
     ]
 
@@ -298,7 +298,7 @@ def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list
     see = "Check whether the source lost or gained rows (a restore, a purge, another database, another --shadow-prefix)"
     if stops and not all(each.stays for each in compared.moved):
         raise DataError(f"{what} {_NOTHING} {see}; if that is correct, run once with --no-fail-on-change.")
-    return [f"{what} {see}; `bpr-etl diff` shows what else changed. If that is correct, nothing need be done."]
+    return [f"{see}; if that is correct, nothing need be done. {what} `bpr-etl diff` shows what else changed."]
 
 
 def comparison_skipped_note(compared: Compared) -> list[str]:
@@ -367,8 +367,8 @@ def bias_warnings(settings: Settings, summary: DataSummary) -> Iterator[str]:
     if low:
         named = ", ".join(f"{city} {value:.2f}" for city, value in low.items())
         yield (
+            f"{advice(settings.negatives)} "
             "These triples may train a model that ranks popular items too low: frequently selected items are not positives "
             f"more often than negatives (popularity correlation {named}, expected at least {MIN_CORRELATION}). "
-            f"{advice(settings.negatives)} "
             "`bpr-etl probe` measures it; docs/negatives.md explains."
         )

@@ -25,14 +25,14 @@ from etl.pipeline.guards import (
     unknown_city_warnings,
 )
 from etl.pipeline.published import probe_afterwards, run_probe
-from etl.reporting.card import build_card
+from etl.reporting.card import build_card, build_croissant
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
 from etl.reporting.wording import format_bytes
 from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
-from etl.snapshots.reading.snapshot import CARD, REPORT, Snapshot, open_snapshot
+from etl.snapshots.reading.snapshot import CARD, CROISSANT, REPORT, Snapshot, open_snapshot
 from etl.snapshots.store import UnlistableError, translate_os_errors
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
@@ -150,24 +150,25 @@ class Publication:
         summary.name = snapshot_name(summary, now)
         with result.step("report"):
             facts = result.manifest_facts(self.context.settings, now)
-            for name, build in ((CARD, self._build_card), (REPORT, self._build_report)):
-                manifest = build_manifest(summary.name, facts, summary)  # the report counts the card
-                content = self._text_for_people(name, partial(build, manifest, dataset))
+            for name, build in (
+                (CARD, lambda manifest: build_card(manifest, self.staged)),
+                (CROISSANT, lambda manifest: build_croissant(manifest, self.staged)),
+                (REPORT, lambda manifest: self._build_report(manifest, dataset)),
+            ):
+                manifest = build_manifest(summary.name, facts, summary)  # the report counts the cards
+                content = self._description(name, partial(build, manifest))
                 if content is not None:
                     summary.sidecars.append(write_sidecar(self.staged, name, content.encode()))
         # Before the backfill, which locks rows that the application may want: on an object store this is the upload.
         with result.step("secure files"):
             store.persist(self.staged, summary.name)
 
-    def _build_card(self, manifest: dict[str, Any], _: Dataset) -> str:
-        return build_card(manifest, self.staged)
-
     def _build_report(self, manifest: dict[str, Any], dataset: Dataset) -> str:
         runs, affinity = self.result.previous_runs, affinity_model().default_affinity
         return build_report(manifest, self.staged, dataset, runs, affinity, self.result.progress)
 
-    def _text_for_people(self, name: str, build: Callable[[], str]) -> str | None:
-        """Return the card or the report, or None with a warning: they are for people, and a bug in one must not fail the run.
+    def _description(self, name: str, build: Callable[[], str]) -> str | None:
+        """Return a card or the report, or None with a warning: a bug in one must not fail the run.
 
         Raises EtlError and OSError: a signal or a failing disk is not a bug in them.
         """

@@ -1,99 +1,120 @@
-"""README.md: a snapshot's dataset card, for people and for Hugging Face `datasets`, which reads its header.
+"""A snapshot's dataset card: README.md for people and for Hugging Face `datasets`, croissant.json for other programs.
 
-It depends on the manifest and the columns of the files alone.
+Both depend on the manifest and the columns of the files alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-TABLES = {
-    "triples": "One row per (event, positive, negative): the user preferred the positive.",
-    "next": "One row per (choice of the next place, negative), with the place before and distances.",
-    "interactions": "One row per selected item of an event, in visiting order.",
-    "events": "One row per ranking event, with its lists of items.",
-    "users": "One row per user, in the order of `user_idx`, with persona features and counts in train.",
-    "items": "One row per item, in the order of `item_idx`, with counts in train.",
-    "trips": "One row per trip that has a published event.",
-}
-"""The tables in the order of the card, and their rows."""
-
-_HISTORY = {
-    "n_before": "how often the user selected it before",
-    "days_since": "days since the user last selected it; null if never",
-}
-COLUMNS = {
-    **dict.fromkeys(("user_id", "item_id", "event_id", "trip_id"), "id in the source database"),
-    **dict.fromkeys(("user_idx",), "row number in users.parquet"),
-    **dict.fromkeys(("item_idx", "prev_idx", "pos_idx", "neg_idx"), "row number in items.parquet"),
-    "pos_item": "item that was selected",
-    "neg_item": "item that was not selected",
-    "prev_item": "item selected before it in the trip",
-    "timestamp": "time of the event, seconds since 1970, UTC",
-    "day_number": "day of the trip",
-    "neg_source": "where the negative comes from: ranking, shown or catalog",
-    "pos_in_candidates": "whether the positive was one of the event's candidates",
-    "weight": "weight of the row in the loss",
-    "step": "number of the choice in its trip, from 1",
-    "same_day": "whether `prev_item` is of the same day",
-    "pos_km": "distance from `prev_item` to the positive in km; null if unknown",
-    "neg_km": "distance from `prev_item` to the negative in km; null if unknown",
-    "is_new": "whether the user selects the item for the first time",
-    "position": "place among the day's selected items, from 1",
-    **{f"pos_{name}": f"positive: {text}" for name, text in _HISTORY.items()},
-    **{f"neg_{name}": f"negative: {text}" for name, text in _HISTORY.items()},
-    "surface": "where in the application the ranking was made",
-    "model_name": "model that made the ranking",
-    "model_version": "version of that model",
-    "candidate_ids": "items that could be ranked",
-    "ranked_ids": "items in the order of the ranking",
-    "selected_ids": "items that were selected, in visiting order",
-    "shown_ids": "other items of the day, in visiting order",
-    "city": "city",
-    "category": "category",
-    "name": "name",
-    "latitude": "degrees north",
-    "longitude": "degrees east",
-    "status": "state of the row in the source database, or `gone`",
-    "start_us": "start of the trip, microseconds since 1970; null if out of range",
-    "n_trips": "trips in train",
-    "n_events": "events in train",
-    "n_selected": "selections in train",
-    "n_triples": "triples in train",
-    "n_candidate": "events in train that had it as a candidate",
-    "n_positive": "triples in train that have it as the positive",
-    "n_negative": "triples in train that have it as the negative",
-    "n_users": "users who selected it in train",
-}
-"""The meaning of each column. Persona features are described by `describe`."""
-
-
-def describe(column: str) -> str:
-    """The meaning of a column; of one of the persona features if it is no other."""
-    if column in COLUMNS:
-        return COLUMNS[column]
-    for end, text in (("_confidence", "confidence in the value, 0 to 1"), ("_source", "where the value comes from")):
-        if column.endswith(end):
-            return f"`{column.removesuffix(end)}`: {text}"
-    return "affinity to the category" if column.startswith("affinity_") else "persona dimension"
+from etl.reporting.history import run_metrics
+from etl.snapshots.descriptions import TABLES, describe_column
 
 
 def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Build the card of a staged snapshot from its manifest and the footers of one file per table in `folder`."""
+    """Build README.md of a staged snapshot from its manifest and the footers of one file per table in `folder`."""
     counts = _counts(manifest)
     parts = list(_header(counts)) + list(_body(manifest, counts))
-    for table in counts:
-        schema = pq.read_schema(
-            next(folder / each["path"] for each in manifest["files"] if _table(each["path"]) == table).absolute()
-        )
+    for table, schema in _schemas(manifest, counts, folder):
         parts += [f"\n### {table}\n", TABLES[table], "", "| column | type | meaning |", "|---|---|---|"]
-        parts += [f"| `{field.name}` | {_type(field)} | {describe(field.name)} |" for field in schema]
+        parts += [f"| `{field.name}` | {_type(field)} | {describe_column(field.name)} |" for field in schema]
     return "\n".join(parts) + "\n"
+
+
+def build_croissant(manifest: Mapping[str, Any], folder: Path) -> str:
+    """Build croissant.json of a staged snapshot, as `build_card`: its files, and the columns of each table."""
+    counts = _counts(manifest)
+    files, tables = [], []
+    for table, schema in _schemas(manifest, counts, folder):
+        file = {"@id": f"{table}-files", "encodingFormat": "application/x-parquet"}
+        path = f"{table}.parquet"
+        if path in (hashes := {each["path"]: each["sha256"] for each in manifest["files"]}):
+            file |= {"@type": "cr:FileObject", "name": path, "contentUrl": path, "sha256": hashes[path]}
+            source = {"fileObject": {"@id": file["@id"]}}
+        else:
+            file |= {"@type": "cr:FileSet", "name": table, "includes": f"{table}/**/*.parquet"}
+            source = {"fileSet": {"@id": file["@id"]}}
+        files.append(file)
+        columns = [_croissant_field(table, source, field) for field in schema]
+        tables.append(
+            {"@type": "cr:RecordSet", "@id": table, "name": table, "description": TABLES[table], "field": columns}
+        )
+    text = {
+        "@context": _CROISSANT_CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": manifest["snapshot"],
+        "description": f"{_WHAT.format(**manifest['tool'])} README.md describes it.",
+        "datePublished": manifest["started_at"][:10],
+        "version": "1.0.0",  # a snapshot never changes
+        "citeAs": citation(manifest),
+        "distribution": files,
+        "recordSet": tables,
+    }
+    return json.dumps(text, indent=1, ensure_ascii=False) + "\n"
+
+
+def _croissant_field(table: str, source: Mapping[str, Any], field: pa.Field) -> dict[str, Any]:
+    of_list = pa.types.is_list(field.type)
+    kind = field.type.value_type if of_list else field.type
+    return {
+        "@type": "cr:Field",
+        "@id": f"{table}/{field.name}",
+        "name": field.name,
+        "description": describe_column(field.name),
+        "dataType": next(name for name, fits in _CROISSANT_TYPES.items() if fits(kind)),
+        **({"repeated": True} if of_list else {}),
+        "source": {**source, "extract": {"column": field.name}},
+    }
+
+
+_CROISSANT_TYPES = {
+    "sc:Text": pa.types.is_string,
+    "sc:Integer": pa.types.is_integer,
+    "sc:Float": pa.types.is_floating,
+    "sc:Boolean": pa.types.is_boolean,
+}
+_CROISSANT_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "citeAs": "cr:citeAs",
+    "conformsTo": "dct:conformsTo",
+    "column": "cr:column",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet",
+    "includes": "cr:includes",
+    "recordSet": "cr:recordSet",
+    "repeated": "cr:repeated",
+    "source": "cr:source",
+}
+_WHAT = (
+    "Training data for ranking places by preference (Bayesian Personalized Ranking), made from a trip planner's database by "
+    "{name} {version}."
+)
+
+
+def citation(manifest: Mapping[str, Any]) -> str:
+    """How to cite a snapshot: its content hash tells it apart from all others."""
+    tool, year = manifest["tool"], manifest["started_at"][:4]
+    return f"Snapshot {manifest['snapshot']} ({year}), content {manifest['content_sha256']}, {tool['name']} {tool['version']}."
+
+
+def _schemas(manifest: Mapping[str, Any], tables: Iterable[str], folder: Path) -> Iterator[tuple[str, pa.Schema]]:
+    for table in tables:
+        path = next(folder / each["path"] for each in manifest["files"] if _table(each["path"]) == table)
+        yield table, pq.read_schema(path.absolute())
 
 
 def _table(path: str) -> str:
@@ -141,13 +162,14 @@ def _pattern(table: str, part: str) -> str:
 
 
 def _body(manifest: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    tool, main = manifest["tool"], next(iter(counts))
+    main, cities = next(iter(counts)), int(run_metrics(manifest)["cities"])
     yield f"""
 # {manifest["snapshot"]}
 
-Training data for ranking places by preference (Bayesian Personalized Ranking), made from a trip planner's database by
-{tool["name"]} {tool["version"]}. Content hash `{manifest["content_sha256"]}`. The data of the tables never change; the
-manifest lists every file with its rows and SHA-256.
+{_WHAT.format(**manifest["tool"])}
+
+The data of the tables never change; the manifest lists every file with its rows and SHA-256. Each Parquet
+file describes its table and columns, too, and `croissant.json` all of them.
 
 ## Tables and splits
 
@@ -157,7 +179,7 @@ manifest lists every file with its rows and SHA-256.
         for part, rows in parts.items():
             yield f"| {table} | {part or 'all rows'} | {rows:,} |"
     yield f"""
-{len(manifest["cities"]):,} cities. Files are partitioned by `split` (if there is one) and `city`. A city's folder is its
+{cities:,} cities have rows to train on. Files are partitioned by `split` (if there is one) and `city`. A city's folder is its
 percent-encoded name; `cities` in manifest.json has the full names. Train on `train` only.
 
 ## How to load it
@@ -204,9 +226,13 @@ Settings that decide the data:
 {json.dumps(manifest["settings"], indent=2, ensure_ascii=False, sort_keys=True)}
 ```
 
+## How to cite
+
+> {citation(manifest)}
+
 ## Licence and personal data
 
 Licence: to be stated by the owner of the data. Ids are those of the source database: the rows say where each user went and
-when. Name the snapshot and its content hash to cite it.
+when.
 
 ## Columns"""

@@ -21,7 +21,7 @@ WIDTH = 440
 _NARROW = 300
 """Width of a chart in a row of three."""
 
-_INK, _MUTED, _RULE, _BAD = "--ink", "--muted", "--rule", "--bad"
+_INK, _MUTED, _RULE, _BAD, _BAND = "--ink", "--muted", "--rule", "--bad", "--band"
 SERIES = ("--series-1", "--series-2", "--series-3", "--series-4")
 """Colours are CSS variables of the page, which have a light and a dark value."""
 
@@ -91,6 +91,11 @@ class Chart:
         x, y = self.x(point[0]), self.y(point[1])
         self._parts.append(f'<circle cx="{_short(x)}" cy="{_short(y)}" r="{radius}" style="{style}"/>')
 
+    def dots(self, points: Iterable[Point], style: str) -> None:
+        """Draw dots, as wide as the stroke: lines without length that have round ends, in one element."""
+        if steps := "".join(f"M{_short(self.x(x))} {_short(self.y(y))}h0" for x, y in points):
+            self._parts.append(f'<path d="{steps}" style="{style}"/>')
+
     def text(self, x: float, y: float, text: str, anchor: str = "middle", colour: str = _MUTED) -> None:
         """Write a text at a position of the SVG."""
         where = f'x="{_short(x)}" y="{_short(y)}" text-anchor="{anchor}"'
@@ -110,6 +115,11 @@ class Chart:
         for value, label in ticks.items():
             self.text(self.left - 5, self.y(value) + 4.5, label, "end")
             self.path([(end, value) for end in self.x_range], _line(_RULE, 0.8))
+
+    def not_from_zero(self, start: float) -> None:
+        """Say where the axis of the values starts, unless it has 0."""
+        if start > 0:
+            self.text(self.left, 12, f"axis starts at {format_si(start)}, not at 0", "start")
 
     def rows(self, labels: Iterable[str], width: int) -> None:
         """Label the rows of a chart whose y values are row numbers."""
@@ -221,15 +231,38 @@ def column_chart(values: Sequence[int], labels: Mapping[int, str], alt_text: str
     return chart.svg(alt_text)
 
 
+def item_map(side: float, places: Sequence[Point], times: I64, alt_text: str) -> str:
+    """Draw items as dots on a square of `side` km, with a scale; `places` are km from its middle.
+
+    The area of a dot is about in proportion to `times`: each of four sizes has four times the area of the one before it.
+    """
+    chart = Chart(_NARROW, (0, 0, 0, 0), (-side / 2, side / 2), (-side / 2, side / 2), _NARROW)
+    with np.errstate(divide="ignore"):
+        steps = np.ceil(np.log(times / max(1, int(times.max()))) / math.log(4)).clip(-4, 0)
+    steps[(times > 0) & (steps < -3)] = -3
+    for step in range(-4, 1):  # the largest last, on top
+        colour, width = (_MUTED, 2) if step == -4 else (SERIES[0], 16 * 2.0**step)
+        style = f"{_line(colour, width)};stroke-opacity:.6;stroke-linecap:round"
+        chart.dots([places[row] for row in np.flatnonzero(steps == step).tolist()], style)
+    length = max(_ticks(0, side / 3, 2))
+    start, bottom = side * -0.47, side * -0.47
+    chart.path([(start, bottom), (start + length, bottom)], _line(_INK, 1.5))
+    chart.text(
+        chart.x(start), chart.y(bottom) - 6, f"{length:g} km" if length >= 1 else f"{length * 1000:g} m", "start", _INK
+    )
+    return chart.svg(alt_text)
+
+
 def interval_plot(rows: Sequence[tuple[str, float, float, float, bool]], mark: float, alt_text: str) -> str:
     """Draw means with intervals, and a line at `mark`. Rows are (label, mean, low, high, highlighted)."""
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     margin = max(0.02, (high - low) * 0.08)
     x_range = min(low, mark) - margin, max(high, mark) + margin
-    chart = Chart(44 + 30 * len(rows), (188, 28, 56, 6), x_range, (len(rows) - 0.4, -0.6))
-    chart.rows((label for label, *_ in rows), 29)
+    chart = Chart(60 + 30 * len(rows), (216, 28, 56, 22), x_range, (len(rows) - 0.4, -0.6))
+    chart.rows((label for label, *_ in rows), 34)
     chart.x_axis(_ticks(*x_range, 4, "{:.2f}".format), grid=True)
     chart.path([(mark, end) for end in chart.y_range], _line(_MUTED, 1) + _DOTTED)
+    chart.not_from_zero(x_range[0])
     for row, (_, mean, least, most, highlighted) in enumerate(rows):
         colour = SERIES[0] if highlighted else _MUTED
         chart.path([(least, row), (most, row)], _line(colour, 2.4))
@@ -251,15 +284,17 @@ def trend(
     `ends` are the labels of the first and the last run. `reference` is a grey line.
     """
     known = [value for value in (*values, *reference) if value is not None and math.isfinite(value)]
-    last, y_range = max(1, len(values) - 1), _padded(min(known), max(known))
-    chart = Chart(160, (48, 26, 8, 12), (-0.6, last + 0.6), y_range, _NARROW)
+    ends_of_bands = [min(max(0.0, end), 1.5 * max(known)) for bounds in expected if bounds for end in bounds]
+    last, y_range = max(1, len(values) - 1), _padded(min(known + ends_of_bands), max(known + ends_of_bands))
+    chart = Chart(172, (48, 26, 8, 24), (-0.6, last + 0.6), y_range, _NARROW)
+    chart.not_from_zero(y_range[0])
     chart.y_axis(_ticks(*y_range, 3, whole=all(float(value).is_integer() for value in known)))
     for has_range, group in groupby(enumerate(expected), key=lambda each: each[1] is not None):
         if has_range:
             band = [(run, bounds) for run, bounds in group if bounds is not None]
             clipped = [(run, *(min(max(end, y_range[0]), y_range[1]) for end in bounds)) for run, bounds in band]
             upper = [(run, high) for run, _, high in reversed(clipped)]
-            chart.path([*((run, low) for run, low, _ in clipped), *upper], _area(SERIES[0], 0.13))
+            chart.path([*((run, low) for run, low, _ in clipped), *upper], _area(_BAND))
     for line, style in ((reference, _line(_MUTED, 1.2)), (values, _line(SERIES[0]))):
         chart.path((None if value is None else (run, value) for run, value in enumerate(line)), style)
     for run, (value, odd) in enumerate(zip(values, outside, strict=True)):
@@ -275,9 +310,9 @@ def trend(
 
 
 def _padded(low: float, high: float) -> Point:
-    """Return the range of an axis with a margin; a constant is in the middle."""
+    """Return the range of an axis with a margin; a constant is in the middle. It has 0 where that takes half of it at most."""
     room = (high - low) * 0.2 or abs(high) * 0.05 or 1
-    return low - room if low - room > 0 or low < 0 else -room * 0.2, high + room
+    return low - room if low < 0 or low - room > high / 2 else -room * 0.2, high + room
 
 
 # --- events over time ------------------------------------------------------------------------------------------------

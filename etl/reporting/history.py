@@ -135,7 +135,8 @@ def published_at(name: str) -> datetime | None:
 def run_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics that a manifest, or a run's counts, has, by name, in the order in which they are shown.
 
-    `ranking events`, `users`, `items` and `cities` are those published (cities: those with triples). The names are published
+    `ranking events`, `users`, `items` and `cities` are those published (cities: those with rows to train on). The names are
+    published
     (`list --json`, the metrics file); `etl.reporting.wording.format_metric` has the labels for people.
     """
     published, probe = manifest.get("published", {}), manifest.get("probe", {})
@@ -146,7 +147,7 @@ def run_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
         "ranking events": _total(published.get("events")),
         "triples": _total(triples),
         **{name: published.get(name) for name in ("positives", "choices", "users", "items")},
-        "cities": None if triples is None else sum(rows > 0 for rows in triples.values()),
+        "cities": None if triples is None else _cities_with_rows(triples, published.get("next", {})),
         "left out: positives": _total(published.get("positives_left_out")),
         "left out: choices": _total(published.get("choices_left_out")),
         "left out: trip-days": _total(manifest.get("days_without_event")),
@@ -158,6 +159,10 @@ def run_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
         "AUC of popularity": probe.get("auc_of_popularity", {}).get("mean"),
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _cities_with_rows(*tables: Mapping[str, int]) -> int:
+    return len({city for rows in tables for city, number in rows.items() if number})
 
 
 def _total(parts: Mapping[str, float] | None) -> float | None:

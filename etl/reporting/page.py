@@ -19,6 +19,7 @@ from etl.reporting import charts, wording
 from etl.reporting.history import PreviousRun, published_at
 from etl.reporting.page_data import (
     KEY_METRICS,
+    KEY_METRICS_OF_NEXT,
     City,
     Manifest,
     changed_settings,
@@ -27,6 +28,7 @@ from etl.reporting.page_data import (
     headlines,
     metrics_of,
     split_of,
+    tables_of,
     trends,
 )
 from etl.reporting.page_stats import (
@@ -58,7 +60,6 @@ MAX_RUNS = 30
 
 _CHARTED_CITIES, _AFFINITY_BINS = 15, 25
 _NAMELESS = "(no name)"
-_TRENDS = ("triples", "ranking events", "positives", "users", "left out: positives", "set aside rows", "AUC")
 _REFERENCE = "AUC of popularity"
 
 
@@ -111,10 +112,14 @@ def render(
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
     runs = list(runs)[-(MAX_RUNS - 1) :]
     cities, metrics = cities_of(manifest, stats), metrics_of(manifest, runs)
-    items, users = item_stats(folder, stats), user_stats(folder)
+    with_rows = [city.name for city in cities if city.all_rows or city.choices]
+    items, users = item_stats(folder, stats, with_rows), user_stats(folder)
+    outside = [each for each in metrics if each.out_of_range]
+    names = KEY_METRICS if "triples" in tables_of(manifest) else KEY_METRICS_OF_NEXT
+    key = [*outside, *(each for name in names for each in metrics if each.name == name and each not in outside)]
     affinities, days = _affinities(stats), charts.bin_by_time(stats.days)
     drawn = _draw_data(split_of(manifest), cities, items, affinities, days)
-    drawn |= _draw_probe(probe) | _draw_trends(manifest, runs)
+    drawn |= _draw_probe(probe) | _draw_trends(manifest, runs, [each.name for each in key])
     return _fill_template(
         manifest,
         drawn,
@@ -127,7 +132,8 @@ def render(
         probe=probe,
         runs=runs,
         metrics=metrics,
-        key=[each for name in KEY_METRICS for each in metrics if each.name == name],
+        key=key,
+        with_rows=len(with_rows),
         headlines=headlines(manifest, metrics),
         funnel=funnel(manifest, stats, trips, users.users),
         changed=changed_settings(manifest, runs),
@@ -156,9 +162,9 @@ def _draw_data(
 ) -> dict[str, str]:
     """Draw the snapshot's data: SVG by name, without those that would be empty."""
     drawn = {}
-    rows = [(_display_name(city.name), city.triples) for city in cities if city.all_triples][:_CHARTED_CITIES]
+    rows = [(_display_name(city.name), city.rows) for city in cities if city.all_rows][:_CHARTED_CITIES]
     if rows:
-        drawn["cities"] = charts.stacked_bars(rows, split, "Triples per city and part of the split")
+        drawn["cities"] = charts.stacked_bars(rows, split, "Rows per city and part of the split")
     if any(map(len, items.counts.values())):
         drawn["ranks"] = charts.rank_frequency(list(items.counts.values()), "Counts of items by rank")
     if affinities:
@@ -166,6 +172,9 @@ def _draw_data(
         drawn["affinity"] = charts.distributions(series, "Affinity of candidates and of selected items")
     if days:
         drawn["days"] = charts.column_chart(days.values, days.labels, f"Ranking events per {days.unit}")
+    for each in items.maps:
+        alt_text = f"Map of {len(each.places)} items"
+        drawn[f"map {each.city}"] = charts.item_map(each.side, each.places, each.selected, alt_text)
     return drawn
 
 
@@ -190,8 +199,8 @@ def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     return drawn
 
 
-def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> dict[str, str]:
-    """Draw the metrics over the runs; nothing without an earlier run."""
+def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun], names: Sequence[str]) -> dict[str, str]:
+    """Draw metrics of these names over the runs; nothing without an earlier run."""
     if not runs:
         return {}
     found = {trend.name: trend for trend in trends(manifest, runs)}
@@ -209,8 +218,8 @@ def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> dict[str, s
             f"{wording.format_metric(name)} over {len(runs) + 1} runs",
             found[_REFERENCE].values if name == "AUC" and _REFERENCE in found else (),
         )
-        for name in _TRENDS
-        if name in found and any(found[name].values)
+        for name in names
+        if any(found[name].values)
     }
 
 
@@ -228,16 +237,14 @@ def _fill_template(manifest: Manifest, drawn: Mapping[str, str], cities: list[Ci
             manifest=manifest,
             exclusions=[each for each in exclusions(manifest) if each.rows],
             splits=split,
-            of_splits={part: sum(city.triples.get(part, 0) for city in cities) for part in split},
-            with_triples=sum(city.all_triples > 0 for city in cities),
+            tables={name: sum(manifest["published"][name].values()) for name in tables_of(manifest)},
+            of_splits={part: sum(city.rows.get(part, 0) for city in cities) for part in split},
             cities=cities[:MAX_ROWS],
             more_cities=cities[MAX_ROWS:],
-            outside=sorted(cities, key=lambda city: (-city.stats.outside, city.name.encode()))[:MAX_ROWS],
             settings={name: format_setting(value) for name, value in manifest["settings"].items()},
             files=_files(manifest),
             started=datetime.fromisoformat(manifest["started_at"]),
             published_at=_published_at(manifest),
-            trends=[name for name in _TRENDS if f"trend {name}" in drawn],
             rankings=RANKER_TEXT,
             max_rows=MAX_ROWS,
             charts={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - labels are escaped
@@ -251,19 +258,16 @@ def _display_name(name: str | None) -> str:
     return escape_control_characters(name or "") or _NAMELESS
 
 
-def _files(manifest: Manifest) -> dict[str, Any]:
-    """Return the snapshot's largest files, and sums by kind. The page itself is not counted."""
-    files = sorted(
-        (each for each in manifest["files"] if each["path"] != REPORT),
-        key=lambda each: (-each["bytes"], each["path"]),
-    )
+def _files(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Return the number of the snapshot's files, their rows and bytes by kind, the largest first. The page is not counted."""
     kinds: dict[str, dict[str, int]] = {}
-    for each in files:
-        kind = kinds.setdefault(each["path"].split("/")[0], {"files": 0, "rows": 0, "bytes": 0})
-        kind["files"] += 1
-        kind["rows"] += each["rows"]
-        kind["bytes"] += each["bytes"]
-    return {"largest": files[:MAX_ROWS], "more": len(files[MAX_ROWS:]), "kinds": kinds, "number": len(files)}
+    for each in manifest["files"]:
+        if each["path"] != REPORT:
+            kind = kinds.setdefault(each["path"].split("/")[0], {"files": 0, "rows": 0, "bytes": 0})
+            kind["files"] += 1
+            kind["rows"] += each["rows"]
+            kind["bytes"] += each["bytes"]
+    return dict(sorted(kinds.items(), key=lambda kind: -kind[1]["bytes"]))
 
 
 def load_template() -> Any:

@@ -23,13 +23,14 @@ from etl.reporting.wording import (
     rejected,
     volumes_verdict,
 )
-from etl.settings.values import SPLITS
+from etl.settings.values import SPLITS, TASKS
 
 NO_SPLIT = "all"
 """The one part of a snapshot that was not split."""
 
-KEY_METRICS = ("triples", "ranking events", "positives", "users", "items", "cities")
-"""The metrics at the top of the page."""
+KEY_METRICS = ("triples", "choices", "ranking events", "positives", "users", "AUC")
+KEY_METRICS_OF_NEXT = ("choices", "ranking events", "users", "AUC")
+"""The metrics at the top of the page, besides those out of their expected range; of a snapshot without triples."""
 
 _LISTED = 3
 """How many sentences a headline has of one kind."""
@@ -72,30 +73,38 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class City:
-    """Counts of a city. `excluded` says why it has no triples; `popularity_correlation`: `etl.triples.partitions`."""
+    """Counts of a city. `excluded` says why it has no triples; `popularity_correlation`: `etl.triples.partitions`.
+
+    `rows` counts those of the first of `tables_of` by part of the split, `choices` those of a next place that have rows.
+    """
 
     name: str
-    triples: dict[str, int]
+    rows: dict[str, int]
     positives: int
+    choices: int
     stats: CityStats
     weight: float
     popularity_correlation: float | None
     excluded: str | None
 
     @property
-    def all_triples(self) -> int:
-        """The triples of all parts of the split."""
-        return sum(self.triples.values())
+    def all_rows(self) -> int:
+        """The rows of all parts of the split."""
+        return sum(self.rows.values())
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A block at the top of the page: its title, the verdict in a few words, and further sentences."""
+    """A block at the top of the page: its title, the verdict in a few words, further sentences, and a link.
+
+    `link` is the id of the part of the page that has more, and its text.
+    """
 
     title: str
     verdict: Verdict
     short: str
     more: list[str]
+    link: tuple[str, str]
 
 
 # --- earlier runs ----------------------------------------------------------------------------------------------------
@@ -159,13 +168,24 @@ def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> lis
     unused = list(by_reason("positives", published.get("positives_left_out", {})))
     no_trip = [Exclusion("trips", "none of its days has a ranking event", all_trips - trips)]
     no_selection = [Exclusion("ranking events", "nothing was selected on that day", without)]
-    return [
+    steps = [
         FunnelStep.of("users", all_users, active, no_event, "have a ranking event"),
         FunnelStep.of("trips", all_trips, trips, no_trip, "have a ranking event"),
         FunnelStep.of(what, events + sum(each.rows for each in days), events, days, how),
         FunnelStep.of("ranking events", events, events - without, no_selection, "have a selected item"),
-        FunnelStep.of("positives", selected, published["positives"], unused, "are in the triples"),
     ]
+    if "triples" in tables_of(manifest):
+        steps.append(FunnelStep.of("positives", selected, published["positives"], unused, "are in the triples"))
+    if (choices := published.get("choices")) is not None:
+        unused = list(by_reason("choices", published["choices_left_out"]))
+        all_choices = choices + sum(each.rows for each in unused)
+        steps.append(FunnelStep.of("choices", all_choices, choices, unused, "of a next place are in next"))
+    return steps
+
+
+def tables_of(manifest: Manifest) -> list[str]:
+    """Return the tables to train on, triples first. The first one's rows are counted by city and part of the split."""
+    return [task for task in TASKS if task in manifest["settings"].get("task", TASKS[:1])]
 
 
 def split_of(manifest: Manifest) -> list[str]:
@@ -175,16 +195,17 @@ def split_of(manifest: Manifest) -> list[str]:
 
 
 def cities_of(manifest: Manifest, stats: EventStats) -> list[City]:
-    """Return every city that has an event, those with most triples first."""
-    published = manifest["published"]
+    """Return every city that has an event, those with most rows of the first table first."""
+    published, table = manifest["published"], tables_of(manifest)[0]
     partitions: dict[str, list[Mapping[str, Any]]] = {}
     for entry in published["partitions"]:
         partitions.setdefault(entry["city"], []).append(entry)
     cities = [
         City(
             name,
-            {entry["split"] or NO_SPLIT: entry["triples"] for entry in entries},
+            {entry["split"] or NO_SPLIT: entry[table] for entry in entries},
             sum(entry["positives"] for entry in entries),
+            sum(entry.get("choices", 0) for entry in entries),
             stats.cities.get(name, CityStats()),
             max(entry["weight"] for entry in entries),
             published["signs"].get(name),
@@ -192,7 +213,7 @@ def cities_of(manifest: Manifest, stats: EventStats) -> list[City]:
         )
         for name, entries in partitions.items()
     ]
-    return sorted(cities, key=lambda city: (-city.all_triples, -city.stats.events, city.name.encode()))
+    return sorted(cities, key=lambda city: (-city.all_rows, -city.stats.events, city.name.encode()))
 
 
 # --- headlines -------------------------------------------------------------------------------------------------------
@@ -204,7 +225,8 @@ def headlines(manifest: Manifest, metrics: Sequence[Metric]) -> list[Headline]:
 
 
 def _status(manifest: Manifest) -> Headline:
-    triples = sum(manifest["published"]["triples"].values())
+    table = tables_of(manifest)[0]
+    rows = sum(manifest["published"][table].values())
     files = sum(entry["path"].endswith(".parquet") for entry in manifest["files"])
     more = [f"{format_number(files)} data files were written and checked; the manifest has their SHA-256."]
     if found := manifest.get("probe"):
@@ -212,11 +234,16 @@ def _status(manifest: Manifest) -> Headline:
         more.append(f"A model trained on them has AUC {format_number(ours)}, popularity {format_number(theirs)}.")
     else:
         more.append("Training value was not measured.")
-    warnings = len(manifest.get("warnings", []))
-    short = "Done, but there are no triples" if not triples else "Done"
-    if triples and warnings:
-        short = f"Done, with {'a warning' if warnings == 1 else f'{warnings} warnings'}"
-    return Headline("Status", "good" if short == "Done" else "odd", short, more)
+    warnings = manifest.get("warnings", [])
+    short = "Done" if rows else f"Done, but there are no {'triples' if table == 'triples' else 'choices'}"
+    if rows and warnings:
+        short = f"Done, with {'a warning' if len(warnings) == 1 else f'{len(warnings)} warnings'}"
+    verdict: Verdict = "good" if short == "Done" else "odd"
+    if warnings:  # the first sentence of a warning says what to do
+        more = [f"{each.partition('. ')[0].rstrip('.')}." for each in warnings[:_LISTED]]
+        link = ("warnings", "Read the warning" if len(warnings) == 1 else "Read the warnings")
+        return Headline("Status", verdict, short, more, link)
+    return Headline("Status", verdict, short, more, ("probe", "Training value"))
 
 
 def _volumes(metrics: Sequence[Metric]) -> Headline:
@@ -238,7 +265,8 @@ def _volumes(metrics: Sequence[Metric]) -> Headline:
         more = [f"Compared with {runs} runs.", *since]
     else:
         more = [*since, f"There is an expected range from {MIN_RUNS} earlier runs on."]
-    return Headline("Volumes compared with earlier runs", verdict, short[:1].upper() + short[1:], more)
+    link = ("trend", "Figures over the last runs" if runs else "Figures of this run")
+    return Headline("Volumes compared with earlier runs", verdict, short[:1].upper() + short[1:], more, link)
 
 
 def _out_of_range(metric: Metric) -> str:
@@ -252,18 +280,19 @@ def _label(metric: Metric) -> str:
 
 
 def _excluded(manifest: Manifest) -> Headline:
-    title, published = "Excluded rows", manifest["published"]
+    title, published, link = "Excluded rows", manifest["published"], ("excluded", "All excluded rows and notes")
     found = sorted(
         (each for each in exclusions(manifest) if each.rows and not each.informational), key=lambda each: -each.rows
     )
     if not found:
-        return Headline(title, "good", "None", [])
-    excluded = sum(published["positives_left_out"].values())
-    share = format_percent(excluded, excluded + published["positives"])
+        return Headline(title, "good", "None", [], link)
+    what = "positives" if "triples" in tables_of(manifest) else "choices"
+    excluded = sum(published[f"{what}_left_out"].values())
+    share = format_percent(excluded, excluded + published[what])
     more = [f"{format_number(each.rows)} {each.what}: {each.why}." for each in found[:_LISTED]]
     if others := len(found[_LISTED:]):
-        more.append(f"And {'one more reason' if others == 1 else f'{others} more reasons'}, below.")
+        more.append(f"And {'one more reason' if others == 1 else f'{others} more reasons'}.")
     if cities := list(published["cities_left_out"]):
         of = cities[0] if len(cities) == 1 else f"{format_number(len(cities))} cities"
         more.append(f"No triples of {of}: the catalogue is too small.")
-    return Headline(title, "plain", f"{share} of the positives" if excluded else "No positives", more)
+    return Headline(title, "plain", f"{share} of the {what}" if excluded else f"None of the {what}", more, link)

@@ -6,7 +6,7 @@ No event is kept in memory. For each user the affinity for each category is, two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ MAX_LABELS = 12
 MAX_UNUSED, MAX_TOP = 50, 10
 """How many of the items that were never shown, and of those selected most often, are listed."""
 
+MAX_MAPS, MAX_POINTS = 6, 1_000
+"""How many cities have a map, and how many of their items are on it."""
+
+_COORDINATES = {"latitude": 90, "longitude": 180}
+_KM_PER_DEGREE, _MIDDLE = 111.195, (0.02, 0.98)
 _COLUMNS = ("candidate_idx", "selected_idx")
 _PREFIX, _SECONDS_PER_DAY = "affinity_", 86_400
 _ITEM = ("name", "city", "category", "status")
@@ -174,7 +179,7 @@ def _in_candidates(
 
 @dataclass(frozen=True)
 class ItemStats:
-    """Counts of items by role (candidate, selected, positive, negative).
+    """Counts of items by role (candidate, selected, positive, negative), among the cities with triples if there are any.
 
     `counts` has for each role the counts of all items that have it, highest first. `tenth` is the share that the tenth of the
     eligible items with the highest counts has. `offered` items are eligible; `never_offered` of these were neither candidate
@@ -187,6 +192,21 @@ class ItemStats:
     never_offered: int
     never_listed: list[dict[str, Any]]
     top: list[dict[str, Any]]
+    maps: list[ItemMap]
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """The items of a city on a map of `side` km: km east and north of its middle, and how often each was selected.
+
+    `others` counts the city's items that are not there: without coordinates, far from the others, or beyond MAX_POINTS.
+    """
+
+    city: str
+    side: float
+    places: list[tuple[float, float]]
+    selected: I64
+    others: int
 
 
 @dataclass(frozen=True)
@@ -212,15 +232,20 @@ class UserStats:
     affinities: list[tuple[str, float]]
 
 
-def item_stats(folder: Path, stats: EventStats) -> ItemStats:
-    """Count the items of a snapshot. Positives and negatives are those of train; the other roles are of all events."""
-    columns = ["item_id", *_ITEM, "n_positive", "n_negative"]
+def item_stats(folder: Path, stats: EventStats, cities: Sequence[str]) -> ItemStats:
+    """Count the items of a snapshot, in these cities if there are any; the first of them have a map.
+
+    Positives and negatives are those of train; the other roles are of all events.
+    """
+    columns = ["item_id", *_ITEM, "n_positive", "n_negative", *_COORDINATES]
     there = pl.read_parquet_schema(_file(folder, "items"))
     items = pl.read_parquet(_file(folder, "items"), columns=[name for name in columns if name in there], glob=False)
     zeros = [pl.lit(0, pl.Int64).alias(name) for name in columns if name not in there]  # a snapshot of release 0.1
     items = items.with_columns(
         *zeros, pl.Series("n_candidate", stats.candidate), pl.Series("n_selected", stats.selected)
     )
+    if cities:
+        items = items.filter(pl.col("city").is_in(cities))
     offered = items.filter(~pl.col("status").is_in([ARCHIVED, GONE]))
     counts = {role: np.sort(items[column].to_numpy())[::-1] for role, column in _ROLES.items()}
     never = offered.filter(n_candidate=0, n_selected=0).sort("city", "name", "item_id", nulls_last=True)
@@ -232,7 +257,30 @@ def item_stats(folder: Path, stats: EventStats) -> ItemStats:
         never.height,
         never.head(MAX_UNUSED).select(*_ITEM).to_dicts(),
         most.head(MAX_TOP).select(*_ITEM, *_ROLES.values()).to_dicts(),
+        [found for city in cities[:MAX_MAPS] if (found := _item_map(city, items.filter(city=city)))],
     )
+
+
+def _item_map(city: str, items: pl.DataFrame) -> ItemMap | None:
+    """Return the map of a city's items, those selected most often first; None where fewer than two have coordinates."""
+    usable = [pl.col(name).is_between(-end, end) for name, end in _COORDINATES.items()]
+    there = items.filter(*usable).sort("n_selected", "item_id", descending=[True, False])
+    if there.height < 2:
+        return None
+    latitude, longitude = there["latitude"].to_numpy(), there["longitude"].to_numpy()
+    middle = float(np.median(latitude))
+    north = (latitude - middle) * _KM_PER_DEGREE
+    # The mean of directions: also right where 180 degrees east is within the city.
+    meridian = np.degrees(np.angle(np.exp(1j * np.radians(longitude)).mean()))
+    east = (longitude - meridian + 180) % 360 - 180
+    east *= _KM_PER_DEGREE * np.cos(np.radians(middle))
+    low, high = np.quantile([east, north], _MIDDLE, axis=1)
+    side = float(max((high - low).max() * 1.3, 0.2))
+    east, north = east - (low + high)[0] / 2, north - (low + high)[1] / 2
+    inside = np.flatnonzero(np.maximum(abs(east), abs(north)) <= side / 2)[:MAX_POINTS]
+    selected = there["n_selected"].to_numpy()[inside]
+    places = list(zip(east[inside].tolist(), north[inside].tolist(), strict=True))
+    return ItemMap(city, side, places, selected, items.height - len(inside))
 
 
 def _top_decile_share(counts: I64, items: int) -> float:

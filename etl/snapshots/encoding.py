@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from etl.settings.model import Ids
+from etl.snapshots.descriptions import described_schema
 from etl.snapshots.parquet import Encoder
 from etl.transform.arrays import to_arrow
 from etl.triples.dataset import LISTS
@@ -31,9 +32,10 @@ _UNKNOWN = ("_km", "_days_since")
 """How the names end of columns that may be null."""
 
 
-def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A schema whose columns have no nulls, unless they may be unknown: these are written faster."""
-    return pa.schema([pa.field(name, kind, nullable=name.endswith(_UNKNOWN)) for name, kind in columns.items()])
+def _required_schema(table: str, columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Return a schema whose columns have no nulls, unless they may be unknown: these are written faster."""
+    schema = described_schema(table, columns)
+    return pa.schema([each.with_nullable(each.name.endswith(_UNKNOWN)) for each in schema], metadata=schema.metadata)
 
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
@@ -73,7 +75,8 @@ HISTORY = {
 }
 """The columns that `--history` adds to triples and next."""
 
-EVENT_SCHEMA = pa.schema(
+EVENT_SCHEMA = described_schema(
+    "events",
     {
         "event_id": pa.string(),
         "user_id": _ID,
@@ -84,11 +87,12 @@ EVENT_SCHEMA = pa.schema(
         "model_name": pa.string(),
         "model_version": pa.string(),
         **dict.fromkeys(LISTS, pa.list_(_ID)),
-    }
+    },
 )
 """The columns of `events`."""
 
-INTERACTION_SCHEMA = _schema(
+INTERACTION_SCHEMA = _required_schema(
+    "interactions",
     {
         **dict.fromkeys(("user_id", "item_id"), _ID),
         "timestamp": pa.int64(),
@@ -97,7 +101,7 @@ INTERACTION_SCHEMA = _schema(
         "is_new": pa.bool_(),
         "weight": pa.float32(),
         **dict.fromkeys(("user_idx", "item_idx"), pa.uint32()),
-    }
+    },
 )
 """The columns of `interactions`."""
 
@@ -108,8 +112,8 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
     return {
         "events": EVENT_SCHEMA,
         "interactions": INTERACTION_SCHEMA,
-        "triples": _schema(_with_ids(_TRIPLES, INDEXES, ids) | more),
-        "next": _schema(_with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
+        "triples": _required_schema("triples", _with_ids(_TRIPLES, INDEXES, ids) | more),
+        "next": _required_schema("next", _with_ids(_NEXT, _NEXT_INDEXES, ids) | more),
     }
 
 

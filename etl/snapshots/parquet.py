@@ -7,7 +7,9 @@ in batches of any size, and several files are written at a time: neither affects
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 
 from etl.errors import ConnectError, DataError
 from etl.runtime.files import FileInfo, file_sha256
+from etl.snapshots.descriptions import described_schema
 from etl.transform.arrays import ARROW_TYPES, to_arrow
 
 ROW_GROUP = 131_072
@@ -98,18 +101,39 @@ def encode_group(encode: Encoder, group: RowGroup) -> pa.Table:
 
 def open_writer(sink: Path | io.IOBase, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a Parquet file for writing; the caller closes it. Each table that is written must be one row group."""
-    return pq.ParquetWriter(
+    writer = pq.ParquetWriter(
         sink.absolute() if isinstance(sink, Path) else sink,
         schema,
         use_dictionary=with_dictionary(schema),
         **OPTIONS,
     )
+    writer.add_key_value_metadata(_descriptions(schema))
+    return writer
 
 
 def with_dictionary(schema: pa.Schema) -> list[str]:
-    """The paths of the columns that are written with a dictionary."""
+    """Return the paths of the columns that are written with a dictionary."""
     names = (f"{column.name}.list.element" if pa.types.is_list(column.type) else column.name for column in schema)
     return [name for name in names if name not in _RUNS]
+
+
+def _descriptions(schema: pa.Schema) -> dict[str, str]:
+    """Return the descriptions of a schema as key-value metadata: the table's, the columns' as JSON, and both for Arrow."""
+    texts = {field.name: field.metadata[b"description"].decode() for field in schema if field.metadata}
+    plain = pa.schema([field.with_type(_plain(field.type)) for field in schema], metadata=schema.metadata)
+    return {
+        "description": (schema.metadata or {}).get(b"description", b"").decode(),
+        "columns": json.dumps(texts, ensure_ascii=False),
+        # What Arrow itself would store has dictionaries: readers would return them.
+        "ARROW:schema": base64.b64encode(plain.serialize()).decode(),
+    }
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return a type without its dictionaries."""
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 class WriterPool:
@@ -310,7 +334,7 @@ def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> FileInfo:
     """Write frames of strings and numbers, one after the other, as one file. There must be at least one frame."""
     following = iter(frames)
     first = next(following)
-    schema = pa.schema([pa.field(name, ARROW_TYPES[dtype]) for name, dtype in first.schema.items()])
+    schema = described_schema(path.stem, {name: ARROW_TYPES[dtype] for name, dtype in first.schema.items()})
     groups, rows = RowGroups(), 0
 
     def encode(parts: Sequence[pl.DataFrame]) -> pa.Table:

@@ -75,6 +75,7 @@ def test_every_file_is_inside_whatever_a_city_is_called(published, tally):
         "trips.parquet",
         "report.html",
         "README.md",
+        "croissant.json",
         "manifest.json",
     }
     listed = {entry["path"] for entry in published.manifest["files"]} | {"manifest.json"}

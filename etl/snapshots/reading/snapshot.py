@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from etl.snapshots.reading.torch_batches import TorchBatches
 
 MANIFEST, LATEST, SNAPSHOTS, PROBE = "manifest.json", "LATEST", "snapshots", "probe.json"
-REPORT, CARD = "report.html", "README.md"
+REPORT, CARD, CROISSANT = "report.html", "README.md", "croissant.json"
 STAGING = ".staging-"
 """Name prefix of staging folders. Readers ignore them; the lock holder may delete them."""
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import psycopg
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 import etl
 from etl.reporting import card
 from etl.settings.sources import load_settings
+from etl.snapshots import descriptions
 from etl.snapshots.validation import validate_snapshot
 from tests.integration.snapshots.test_consumers import CITIES, need
 
@@ -83,7 +85,21 @@ def test_only_persona_features_are_described_by_their_name_alone(folder):
     """A new column of another table needs its own text."""
     for path in folder.rglob("*.parquet"):
         if path.name != "users.parquet":
-            assert set(pq.read_schema(path).names) <= card.COLUMNS.keys()
+            assert set(pq.read_schema(path).names) <= descriptions.COLUMNS.keys()
+
+
+def test_every_parquet_file_describes_its_table_and_columns_as_the_card_does(folder):
+    card_text = (folder / "README.md").read_text(encoding="utf-8")
+    for path in folder.rglob("*.parquet"):
+        table = path.relative_to(folder).parts[0].removesuffix(".parquet")
+        schema, section = pq.read_schema(path), card_text.split(f"\n### {table}\n")[1].split("\n### ")[0]
+        texts = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", section, re.MULTILINE))
+        assert {field.name: field.metadata[b"description"].decode() for field in schema} == texts
+        assert not [field for field in schema if "dictionary" in str(field.type)]
+        query = f"SELECT decode(key), decode(value) FROM parquet_kv_metadata('{path}')"
+        found = dict(duckdb.sql(query).fetchall())
+        assert found["description"] == schema.metadata[b"description"].decode() == section.strip().splitlines()[0]
+        assert json.loads(found["columns"]) == texts
 
 
 def test_the_card_is_a_listed_file_that_does_not_change_the_content_hash(folder, tmp_path):
@@ -119,6 +135,39 @@ def test_the_card_s_own_lines_read_the_table(folder):
         if wanted is not None:
             assert len(read) == wanted
             assert "0042" in read["city"].to_list()
+
+
+def test_croissant_describes_the_files_and_their_columns(folder):
+    found = json.loads((folder / "croissant.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {each["name"] for each in found["recordSet"]} == counted(folder).keys()
+    files = {each["@id"]: each.get("includes", each.get("contentUrl")) for each in found["distribution"]}
+    for table in found["recordSet"]:
+        source = table["field"][0]["source"]
+        pattern = files[source.get("fileSet", source.get("fileObject"))["@id"]]
+        schema = pq.read_schema(next(folder.glob(pattern)))
+        assert [(each["name"], each["description"]) for each in table["field"]] == [
+            (field.name, field.metadata[b"description"].decode()) for field in schema
+        ]
+        assert [each["name"] for each in table["field"] if each.get("repeated")] == [
+            field.name for field in schema if "list" in str(field.type)
+        ]
+    hashes = {each["path"]: each["sha256"] for each in manifest["files"]}
+    assert {each["contentUrl"]: each["sha256"] for each in found["distribution"] if "sha256" in each} == {
+        f"{table}.parquet": hashes[f"{table}.parquet"] for table in ("users", "items", "trips")
+    }
+    assert "croissant.json" in hashes
+    assert card.citation(manifest) in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_mlcroissant_finds_no_error_and_reads_every_row(folder):
+    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed: `pip install mlcroissant`")
+    dataset = mlcroissant.Dataset(jsonld=folder / "croissant.json")
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors
+    assert all("license" in each for each in issues.warnings)  # the owner of the data has to state it
+    for table, parts in counted(folder).items():
+        assert sum(1 for _ in dataset.records(table)) == sum(parts.values())
 
 
 def test_a_card_that_cannot_be_made_is_a_warning(small_world, settings_for, monkeypatch):

@@ -35,6 +35,7 @@ from etl.reporting.page_stats import (
     user_stats,
 )
 from etl.reporting.wording import exclusions
+from etl.runtime.resources import resource
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import build_manifest
 from etl.snapshots.publish import snapshot_name
@@ -138,27 +139,29 @@ def test_every_step_of_the_funnel_adds_up_and_the_cities_are_the_manifest_s(tmp_
     for step in steps:
         assert step.retained + sum(loss.rows for loss in step.excluded) == step.incoming, step
         assert all(loss.rows > 0 for loss in step.excluded), step
-    assert [step.what for step in steps] == ["users", "trips", "events", "ranking events", "positives"]
-    assert steps[-1].incoming == sum(len(event.selected_ids) for _, event in events)
-    assert steps[-2].retained == sum(bool(event.selected_ids) for _, event in events)
+    found = {step.what: step for step in steps}
+    choices = ["choices"] if "choices" in manifest["published"] else []
+    assert list(found) == ["users", "trips", "events", "ranking events", "positives", *choices]
+    assert found["positives"].incoming == sum(len(event.selected_ids) for _, event in events)
+    assert found["ranking events"].retained == sum(bool(event.selected_ids) for _, event in events)
     cities = cities_of(manifest, tally)
-    assert {city.name: city.all_triples for city in cities if city.all_triples} == {
+    assert {city.name: city.all_rows for city in cities if city.all_rows} == {
         name: number for name, number in manifest["published"]["triples"].items() if number
     }
-    assert [city.all_triples for city in cities] == sorted((city.all_triples for city in cities), reverse=True)
+    assert [city.all_rows for city in cities] == sorted((city.all_rows for city in cities), reverse=True)
 
 
 @pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
 def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
     dataset, events, tally, out, _ = staged(tmp_path, make, number)
-    nodes, people = item_stats(out, tally), user_stats(out)
+    nodes, people = item_stats(out, tally, []), user_stats(out)
     offered = set(dataset.eligible_items()["item_id"])
     named = {node for _, event in events for node in (*event.candidate_ids, *event.selected_ids)}
     assert (nodes.offered, nodes.never_offered) == (len(offered), len(offered - named))
     assert len(nodes.never_listed) == min(50, nodes.never_offered)
     chosen = {node for _, event in events for node in event.selected_ids}
     unoffered = replace(tally, candidate=np.zeros_like(tally.candidate))
-    assert item_stats(out, unoffered).never_offered == len(offered - chosen)
+    assert item_stats(out, unoffered, []).never_offered == len(offered - chosen)
     triples = pl.read_parquet(out / "items.parquet")
     for role in ("positive", "negative"):
         assert nodes.counts[role].tolist() == sorted((n for n in triples[f"n_{role}"] if n), reverse=True)
@@ -170,6 +173,38 @@ def test_nodes_and_people_are_those_of_the_files(tmp_path, make, number):
         if dimension.name in ("pace_preference", "social_mode"):
             assert dict(dimension.values) == Counter(users[dimension.name].drop_nulls())
             assert dimension.without == users[dimension.name].null_count()
+
+
+@pytest.mark.parametrize(("make", "number"), WORLDS[1::5])
+def test_items_are_ranked_among_those_of_the_given_cities_alone(tmp_path, make, number):
+    _, events, tally, out, _ = staged(tmp_path, make, number)
+    items = pl.read_parquet(out / "items.parquet")
+    cities = items["city"].drop_nulls().unique().sort().to_list()[:1]
+    there = set(items.filter(pl.col("city").is_in(cities))["item_id"])
+    chosen = Counter(node for _, event in events for node in event.selected_ids if node in there)
+    found = item_stats(out, tally, cities)
+    assert found.counts["selected"].tolist() == sorted(chosen.values(), reverse=True)
+    assert {item["city"] for item in found.top} <= set(cities)
+    assert [item["n_selected"] for item in found.top] == sorted(chosen.values(), reverse=True)[: len(found.top)]
+
+
+def test_a_map_has_the_items_with_coordinates_at_their_distances_and_counts_the_others(tmp_path):
+    _, _, tally, out, _ = staged(tmp_path, *WORLDS[1])
+    items = pl.read_parquet(out / "items.parquet")
+    number = np.arange(items.height)
+    longitude = np.where(number % 2, 179.99, -179.99)  # a city on both sides of the 180th meridian: 2.2 km apart
+    latitude = np.where(number == 3, 91.0, 0.0)
+    placed = items.with_columns(city=pl.lit("Suva"), latitude=pl.Series(latitude), longitude=pl.Series(longitude))
+    placed.with_columns(longitude=pl.when(pl.Series(number != 4)).then("longitude")).write_parquet(
+        out / "items.parquet"
+    )
+    (found,) = item_stats(out, tally, ["Suva", "Without items"]).maps
+    assert (found.city, found.others, len(found.places)) == ("Suva", 2, items.height - 2)
+    assert {round(east, 2) for east, _ in found.places} == {-1.11, 1.11}
+    assert sorted(found.selected.tolist()) == sorted(np.delete(tally.selected, [3, 4]).tolist())
+    svg = charts.item_map(found.side, found.places, found.selected, "Map")
+    assert svg.count("h0") == len(found.places)
+    assert "0 km" in svg or "00 m" in svg or " km" in svg
 
 
 def nights_of(manifest: dict, number: int) -> list[PreviousRun]:
@@ -197,16 +232,15 @@ def test_a_page_is_the_same_bytes_again_asks_nobody_and_has_each_id_once(tmp_pat
     assert named <= set(read.ids)
     assert len(page.encode()) < 400_000
     for section in (
-        "published",
+        "trend",
+        "probe",
         "funnel",
         "cities",
         "items",
         "affinity",
-        "outside",
         "days",
         "people",
-        "probe",
-        "trend",
+        "published",
     ):
         assert read.ids[section] == 1
     assert ("first snapshot of this output location" in page) == (nights == 0)
@@ -290,6 +324,37 @@ def test_a_label_from_data_is_escaped_in_a_chart():
     assert "東京🗼</text>" in svg
     assert 'aria-label="a&quot;&lt;"' in svg
     assert "<b>" not in svg
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a colour, as WCAG 2 defines it."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_charts_and_bands_stand_out_from_the_page(scheme):
+    block = re.findall(r":root \{(.*?)\}", resource("report").joinpath("style.css").read_text(), re.DOTALL)[scheme]
+    light = {name: luminance(colour) for name, colour in re.findall(r"--([\w-]+): (#\w{6})", block)}
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((light[one], light[other]))
+        return (high + 0.05) / (low + 0.05)
+
+    for back in ("paper", "raised"):
+        assert all(contrast(text, back) >= 4.5 for text in ("ink", "muted", "good", "odd", "bad", "series-2"))
+        assert all(contrast(f"series-{number}", back) >= 3 for number in (1, 2, 3, 4))
+    assert contrast("band", "paper") > 1.25
+    assert contrast("series-1", "band") >= 3
+
+
+def test_an_axis_that_does_not_start_at_0_says_so():
+    for values, said in (([100.0, 101.0], True), ([0.0, 101.0], False), ([10.0, 101.0], False)):
+        svg = charts.trend(values, [None, None], [False, False], ("1 Jan", "2 Jan"), "trend")
+        assert ("axis starts at" in svg) == said
+        assert said or ">0</text>" in svg
+    assert "axis starts at" in charts.interval_plot([("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
 
 
 def test_numbers_in_the_text_of_a_chart_are_not_shortened():
@@ -397,6 +462,41 @@ def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
     assert found["triples"].out_of_range
     assert found["triples"].change == 2.0
     assert not found["ranking events"].out_of_range
+
+
+def test_every_figure_that_left_its_range_has_a_chart_directly_under_the_three_questions(tmp_path):
+    dataset, _, tally, out, manifest = staged(tmp_path, *WORLDS[1])
+    manifest["warnings"] = ["Do this. It is why."]
+    nights = nights_of(manifest, 7)
+    page = render(manifest, out, tally, dataset.trips.height, nights)
+    assert (
+        page.index('class="answers"')
+        < page.index('id="trend"')
+        < page.index('id="warnings"')
+        < page.index('id="probe"')
+    )
+    assert "<p>Do this.</p>" in page
+    assert "items over 8 runs" not in page
+    for night in nights:
+        night.metrics["items"] *= 100
+    odd = render(manifest, out, tally, dataset.trips.height, nights)
+    assert "items over 8 runs" in odd
+    assert odd.index("items over 8 runs") < odd.index("triples over 8 runs")
+    assert "below expected range" in odd
+
+
+@pytest.mark.parametrize("tasks", [["next"], ["triples", "next"]])
+def test_the_figures_of_next_are_shown(tmp_path, tasks):
+    dataset, _, tally, out, manifest = staged(tmp_path, *WORLDS[6])
+    manifest["settings"]["task"] = tasks
+    published = manifest["published"]
+    rows, choices = sum(published["next"].values()), published["choices"]
+    read = " ".join(Page(render(manifest, out, tally, dataset.trips.height, [])).text.split())
+    assert rows > 0
+    assert f"{rows} rows of next from" in read
+    assert f"{choices} of {choices + sum(published['choices_left_out'].values())} of a next place are in next" in read
+    assert f"next {rows} rows, {rows / choices:.1f} for each choice" in read
+    assert ("are in the triples" in read) == (tasks != ["next"])
 
 
 def test_what_is_usual_is_so_among_nights_of_the_same_settings():
