@@ -11,7 +11,7 @@ import polars as pl
 import polars.selectors as cs
 
 from etl.errors import DataError, SettingsError
-from etl.snapshots.reading.snapshot import Snapshot, read_file
+from etl.snapshots.reading.snapshot import Snapshot, damaged, read_file
 from etl.snapshots.store import translate_os_errors
 
 REQUIRED_FILES = ("interactions/", "users.parquet", "items.parquet")
@@ -54,16 +54,23 @@ def to_recbole(snapshot: Snapshot, folder: Path, check: Callable[[], None]) -> d
 
 
 def _write_atomic_files(snapshot: Snapshot, stem: Path, check: Callable[[], None]) -> dict[str, int]:
-    rows: dict[str, int] = {}
-    for kind in ("user", "item"):
-        features = read_file(snapshot.folder, f"{kind}s.parquet")
-        _require_readable(features[f"{kind}_id"])
-        _append(features.drop(f"{kind}_idx"), Path(f"{stem}.{kind}"), rows)
+    files: list[tuple[str, Path, list[str] | None]] = [
+        (kind, snapshot.folder / f"{kind}s.parquet", None) for kind in ("user", "item")
+    ]
     for split, _, path in snapshot.data_files("interactions"):
+        files.append((f"{split}.inter" if split else "inter", path, _INTERACTIONS))
+    counts: dict[str, int] = {}
+    for kind, path, columns in files:
         check()
-        part = read_file(path.parent, path.name, _INTERACTIONS)
-        _append(part, Path(f"{stem}.{split}.inter" if split else f"{stem}.inter"), rows)
-    return rows
+        rows = read_file(path.parent, path.name, columns)
+        try:
+            if columns is None:
+                _require_readable(rows[f"{kind}_id"])
+                rows = rows.drop(f"{kind}_idx")
+            _append(rows, Path(f"{stem}.{kind}"), counts)
+        except pl.exceptions.PolarsError as error:  # a column that is not there, or a list
+            raise damaged(path, error) from None
+    return counts
 
 
 def _require_readable(ids: pl.Series) -> None:
