@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(found), end="")
     if given.save:
         head = (
-            "# The next item, where it is new to the user\n\n`python -m benchmarks.training_value.next_place --save`: five "
+            "# The next item, where it is new to the user\n\n`python -m benchmarks.next_place --save`: five "
             "cities of the Flickr User-POI Visits (Lim et al., IJCAI 2015; Melbourne: Wang et al., CIKM 2016) in one database, "
             "`run --task next --small-catalog keep`, then `probe --controls`. AUC / NDCG@10, means over users; differences "
             "user by user with their 95% interval."
