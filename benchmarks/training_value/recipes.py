@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     libraries = {name: version(name) for name in ("implicit", "lenskit", "cornac", "torch") if installed(name)}
     used = ", ".join(f"{name} {number}" for name, number in libraries.items())
     head = (
-        "# What the models of docs/consumers.md are worth\n\n`python -m benchmarks.training_value.recipes --save`: the recipes "
+        "# What the models of docs/consumers.md are worth\n\n`python -m benchmarks recipes --save`: the recipes "
         "as they stand there, on the five cities of the Flickr User-POI Visits (Lim et al., IJCAI 2015; Melbourne: Wang et "
         "al., CIKM 2016) and on the synthetic world at the design's size, published with `--split last-trip --negatives "
         f"recommended --small-catalog keep --task triples --task next`. {used}."
