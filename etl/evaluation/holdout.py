@@ -1,7 +1,7 @@
 """The task of a probe: a snapshot's triples as a trainer reads them, the items that its split holds out, and their evaluation.
 
-There is one group per (user, city); its list is the city's catalogue. It is evaluated over all items, and over those new to
-the user: in most real cities, all that a model gains over popularity is that people come back (docs/negatives.md).
+There is one group per (user, city); its list is the city's catalogue. It is evaluated over all items and over items new
+to the user: in most real cities, a model gains over popularity only because people come back (docs/negatives.md).
 
 A snapshot without a split gets a `last-trip` split made from its events. The triples of train and valid are then generated
 again with the snapshot's own settings, since the published ones contain the held-out trips.
@@ -139,7 +139,7 @@ def build_holdout(
 ) -> tuple[list[HoldoutGroup], int]:
     """Return the held-out items of a part of the split, by city in the order of its bytes, and how many can't be ranked.
 
-    `events` has `split`. A (user, item) pair can't be ranked where the item is not in the catalogue of its trip's city.
+    `events` has `split`. A (user, item) pair can't be ranked if the item is not in the catalogue of its trip's city.
     """
     long = (
         events.select("user_idx", "city", pl.col("split").cast(pl.String), item="selected_idx")
@@ -184,7 +184,7 @@ class ProbeTask:
     (`tuned_on` says which). `counts` are those of all users, before test; everything else is of the users in `sampled`.
     `split` is a description. `unranked` counts the held-out items of test that can't be ranked. `negatives` are the strategies
     of the triples. `selections` are `next_item.order_selections` of the cities that have triples, and `next_rows` the rows of
-    `next/` before test; None where the snapshot has none of this split. `has_next` says whether it has the table at all.
+    `next/` before test; None if the snapshot has none of this split. `has_next` says whether it has the table at all.
     """
 
     dataset: Dataset
@@ -205,7 +205,7 @@ class ProbeTask:
 
 
 def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
-    """Return the task of a snapshot, published or staged. Raises DataError where its files can't be read."""
+    """Return the task of a snapshot, published or staged. Raises DataError if its files can't be read."""
     options = training_options(snapshot)
     made = options.split == "none"
     if made:
@@ -245,7 +245,7 @@ def build_task_from(
 ) -> ProbeTask:
     """Return the task of a dataset with a split, given a function that returns the triples of a part of it.
 
-    `counts` are those of all users, where the dataset holds only some of them.
+    `counts` are those of all users, even if the dataset holds only some of them.
     """
     counts = count_selections(training) if counts is None else counts
     dataset, events = training.dataset, _events_of(training, counts.cities)

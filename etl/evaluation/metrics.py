@@ -181,7 +181,7 @@ def _resamples(size: int, seed: int, n: int) -> Floats:
 def select_variant(trials: Sequence[Floats], errors: float = 2.0) -> int:
     """Return the number of the best trial: 0, unless another is better by more than chance explains.
 
-    Every trial has one value per user, in the same order, higher is better, nan where a user has none. Another trial is
+    Every trial has one value per user, in the same order, higher is better, nan if a user has none. Another trial is
     better when the mean of its differences to number 0 exceeds `errors` standard errors of that mean; of these the one with
     the highest mean is returned, the first of equals.
     """

@@ -22,19 +22,19 @@ from etl.triples.dataset import Dataset
 from etl.triples.next_choices import Coordinates
 
 MAX_CELLS = 6_000_000
-"""How many (choice, item) pairs are ranked at most: with more, the choices of a random part of the users."""
+"""Maximum number of ranked (choice, item) pairs; if there are more, only a random sample of users is ranked."""
 _CHUNK_CELLS = 500_000
-"""How many of them are in memory at a time."""
+"""Maximum number of them in memory at a time."""
 _NEAR_KM = 0.1
 """Added to distances before the logarithm: the length of a block."""
 NEGATIVES = 16
-"""Rows drawn per choice, where a table is not read but made."""
+"""Negatives sampled per choice if rows are generated here, not read from `next/`."""
 _NEVER = np.iinfo(np.int32).max
 
 CONFIG = bpr.BprConfig(
     factors=4, spread=0.1, user_penalty=300, item_penalty=300, bias_penalty=100, slope_penalty=1, epochs=10
 )
-"""How the model of a next item is trained. Ids are held back: they gain little here, and features are few."""
+"""How the model of a next item is trained. Penalties on ids are high: they gain little here."""
 
 FEATURES = ("log_users", "log_km", "log_km_same_day")
 """The features of a candidate, in the order of the model's slopes."""
@@ -96,7 +96,8 @@ def iter_choices(
 ) -> Iterator[Choices]:
     """Yield the choices of new items in these parts of the split, by city in the order of its bytes.
 
-    `selections` are those that the choices may know of. Where there are more than `max_cells`, users are sampled with the seed.
+    `selections` are those that the choices may know of. If there are more than `max_cells`, users are sampled with the
+    seed.
     """
     catalog = dataset.eligible_items().sort("item_id").select("city", item=pl.col("item_idx").cast(pl.Int64))
     catalog = catalog.with_columns(column=pl.int_range(pl.len()).over("city"), size=pl.len().over("city"))
@@ -128,7 +129,7 @@ def iter_choices(
 
 
 def _sampled(rows: pl.DataFrame, seed: int, max_cells: int) -> pl.DataFrame:
-    """Keep the choices of as many users, in random order, as have at most `max_cells` together; of one user at least."""
+    """Keep the choices of users, in random order, up to `max_cells` cells in all; of one user at least."""
     cost = rows.group_by("user_idx").agg(pl.col("size").sum()).sort("user_idx")
     cost = cost[np.random.default_rng(seed).permutation(cost.height)]
     kept = cost.filter((pl.col("size").cum_sum() <= max_cells) | (pl.int_range(pl.len()) == 0))
@@ -146,7 +147,7 @@ class ItemFeatures:
     places: Coordinates
 
     def log_people(self, items: I64, without: npt.NDArray[np.bool_] | int = 0) -> npt.NDArray[np.float64]:
-        """Return the logarithm of each item's users, `without` the user whose choice it is; none count as one half."""
+        """Return the logarithm of each item's users, `without` the user whose choice it is; 0 users count as 0.5."""
         found: npt.NDArray[np.float64] = np.log(np.maximum(self.people[items] - without, 0.5))
         return found
 
@@ -209,7 +210,7 @@ _NO_ROWS = pl.DataFrame(
 
 
 def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random.Generator) -> Rows:
-    """Draw up to NEGATIVES candidates for each choice, evenly and without repeats."""
+    """Sample up to NEGATIVES candidates for each choice, uniformly without replacement."""
     drawn = [Rows.of([])]
     for each in choices:
         row = np.arange(len(each.users))
@@ -231,7 +232,7 @@ class NextModel(NamedTuple):
 
     @property
     def slopes(self) -> Features:
-        """What each of FEATURES counts."""
+        """The weight of each of FEATURES."""
         return self.trained.model.slopes
 
     def score(self, choices: Choices, features: Features) -> Scores:

@@ -5,9 +5,9 @@ item that is new to the user comes next, given the trip so far? For *trip*, vari
 (without one, on each user's last trip in train); the best is trained again on everything before test, and evaluated once on
 test. For *next* there is one model (`etl.evaluation.next_item`).
 
-Models are compared with rankings that need no training. One that is no better than popularity has learnt nothing about users,
-one that is no better than a user's own history nothing that a count does not know, and one that is no better than users over
-distance nothing that a map does not know.
+Models are compared with rankings that need no training. A model that is no better than popularity has learned nothing
+about users. A model that is no better than a user's own history has learned nothing that a count does not show. A model
+that is no better than users over distance has learned nothing that a map does not show.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from etl.triples.next_choices import Coordinates
 
 SCOPES = {"all": False, "new": True}
 MAX_CITIES = 20
-"""How many cities have figures of their own: those with the most evaluated users."""
+"""Maximum number of cities with figures of their own: those with the most evaluated users."""
 
 RANDOM_PREVIOUS, SHUFFLED = "random_previous", "shuffled_order"
 
@@ -75,19 +75,19 @@ class ProbeResult:
     figures: Mapping[tuple[str, str], RankingMetrics]
 
     def mean(self, ranking: str, scope: str = "all") -> float:
-        """Return a ranking's mean AUC over users; nan where no user could be evaluated."""
+        """Return a ranking's mean AUC over users; nan if no user could be evaluated."""
         return _mean(self.facts["rankings"], ranking, scope)
 
     @property
     def auc(self) -> tuple[float, float]:
-        """The model's mean AUC, and popularity's: for the trip's items, or for the next one where there are no triples."""
+        """Mean AUC of (the model, popularity): for the trip's items, or without triples for the next item."""
         if MODEL in self.facts["rankings"]:
             return self.mean(MODEL), self.mean(POPULARITY)
         return _mean(self.facts["next"]["rankings"], MODEL), _mean(self.facts["next"]["rankings"], BY_USERS)
 
     @property
     def advice(self) -> str:
-        """What to try where the model is not good enough."""
+        """What to try if the model is not good enough."""
         return advice(self.facts.get("negatives", []))
 
     @property
@@ -113,7 +113,7 @@ class ProbeResult:
         }
 
     def warnings(self) -> Iterator[str]:
-        """Yield a warning where a model is not better than popularity, or worse than another simple ranking."""
+        """Yield a warning if a model is not better than popularity, or worse than another simple ranking."""
         if MODEL in self.facts["rankings"]:
             if not self.mean(MODEL) > self.mean(POPULARITY):
                 yield self._no_value(self.mean(MODEL), self.mean(POPULARITY))
@@ -136,7 +136,7 @@ class ProbeResult:
         )
 
     def _worse_than_a_count(self) -> str | None:
-        """Name the ranking by counts that the model is furthest below, where the whole interval is below 0; else None."""
+        """Name the ranking by counts that the model is furthest below, if the whole interval is below 0; else None."""
         worst = None
         for name in (POPULARITY, BY_USERS, OWN_HISTORY, HISTORY_BY_USERS):
             for metric, text in METRICS.items():
@@ -164,8 +164,8 @@ def probe(
     """Run the probe. `default_affinity` is the affinity for a category that a user has none for.
 
     The first variant is kept unless another is better by more than chance. `controls` also trains on choices whose previous
-    item is random, and on days in random order. The same task and seed give the same result on one machine. Raises ValueError
-    where test holds nothing out.
+    item is random, and on days in random order. The same task and seed give the same result on one machine. Raises
+    ValueError if test holds nothing out.
     """
     if not task.test:
         raise ValueError("No item is held out.")
@@ -352,7 +352,7 @@ def _next_summary(
 def _control(
     task: ProbeTask, name: str, features: next_item.ItemFeatures, config: bpr.BprConfig, progress: Progress
 ) -> dict[str, Any]:
-    """Train and evaluate on choices without what a control takes away: the previous item, or the order within a day."""
+    """Train and evaluate a control: choices with a random previous item, or with days in random order."""
     rng, seed = np.random.default_rng(config.seed), config.seed
     selections = task.selections
     if name == SHUFFLED:

@@ -1,7 +1,7 @@
-"""What a probe counts over all events, and the users that it trains on and evaluates: at any size, as many as fit in a minute.
+"""The counts of a probe over all events, and its sample of users: at any size, as many as take about a minute.
 
-Popularity is counted over all users. All else is done for a random sample of users, so that intervals widen and nothing is
-biased. The sample depends on the seed and the users' order alone.
+Popularity is counted over all users. Everything else uses a random sample of users, which widens the intervals but adds
+no bias. The sample depends only on the seed and the users' order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents
 from etl.triples.partitions import TrainingSet, count_items
 
 MAX_USERS = 5_000
-"""How many users are sampled at most: their interval is narrow enough."""
+"""Maximum number of sampled users: enough for a narrow interval."""
 MAX_CELLS = 5_000_000
-"""How many (user, item of a city that the user visited) pairs are ranked at most."""
+"""Maximum number of ranked pairs: (user, item of a city that the user visited)."""
 MAX_ITEMS = 15_000
-"""How many items the catalogues have at most: a model has parameters for each."""
+"""Maximum number of items in the catalogues: a model has parameters for each."""
 MAX_ROWS = 1_000_000
-"""How many rows of the triples, or of `next/`, a model is trained on at most, roughly: users differ in their number."""
+"""Approximate maximum of training rows, of triples or of `next/`: users have different numbers of them."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Counts:
     """Counts of a dataset's events before test, and its users.
 
     `events` and `people` have for each item, by index, the events and the distinct users that selected it. `n_users` counts the
-    users with events in cities that have triples. `cities` are those that are looked at, `users` the indexes of the users with
-    events in them, ascending, and `cells` sums the catalogues of these users' cities.
+    users with events in cities that have triples. `cities` are those that are evaluated. `users` are the indexes of the
+    users with events in them, ascending. `cells` is the number of (user, item of a city with events of the user) pairs.
     """
 
     events: I64
@@ -70,7 +70,7 @@ def _sample_cities(training: TrainingSet, seed: int) -> list[str]:
 
 
 def sample_users(counts: Counts, rows: int, seed: int) -> I64:
-    """Return the sampled users, ascending: all of them where that is not too many. `rows` are those of the cities."""
+    """Return the sampled users, ascending; all users if there are few enough. `rows` are those of the cities."""
     n = max(len(counts.users), 1)
     share = min(1.0, MAX_USERS / n, MAX_CELLS / max(counts.cells, 1), MAX_ROWS / max(rows, 1))
     sampled: I64 = np.random.default_rng(seed).permutation(counts.users)[: max(1, int(n * share))]

@@ -1,7 +1,7 @@
-"""What a probe comes to: means with intervals over users, and in plain words whether the data add value.
+"""The result of a probe: means with intervals over users, and in plain words whether the data add value.
 
-Data add value where the model trained on them ranks better than the best ranking that needs no training: the interval of the
-difference, user by user, is above 0 for AUC or NDCG@10, and below 0 for neither.
+Data add value if the model trained on them ranks better than the best ranking that needs no training: the interval of
+the difference, user by user, is above 0 for AUC or NDCG@10, and below 0 for neither.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def is_better(apart: Mapping[str, Mapping[str, float | None]]) -> bool:
 def verdict(summary: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return whether the data add value for `what`, and a sentence with the figures that say so.
 
-    The model is compared with the ranking that is best without training, which may be another one for each metric. It is
-    `worse` where it is below that one for a metric, with the whole interval.
+    The model is compared with the best untrained ranking of each metric, so with different ones if they differ. It is
+    `worse` if it is below that ranking for a metric, with the whole interval.
     """
     if MODEL not in summary["rankings"]:
         return none(what, "no model was trained: the snapshot has no triples before the held-out part")
@@ -102,7 +102,7 @@ def verdict(summary: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def none(what: str, why: str) -> dict[str, Any]:
-    """Return the verdict where there is nothing to compare."""
+    """Return the verdict if there is nothing to compare."""
     return {"adds_value": False, "worse": False, "best_untrained": None, "text": f"For {what}, {why}."}
 
 

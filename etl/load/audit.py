@@ -47,7 +47,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class _TableWrites:
-    """What the transaction did to a table: rows written, and `more`, which no count of rows shows."""
+    """What the transaction did to a table: rows written, and `more`: effects that counts of rows do not show."""
 
     name: str
     written: RowCounts = RowCounts()
@@ -61,10 +61,10 @@ class _TableWrites:
 
 
 class WriteAudit:
-    """Compares what the open transaction has written, by PostgreSQL's own counters, with what it was meant to write.
+    """Compares what the open transaction has written, by PostgreSQL's own counters, with the intended writes.
 
-    The locks that the transaction holds tell which tables it may have written to, and the server's counters how many rows, so
-    no row is read. Rows written by triggers, rules and cascades are included, in subtransactions too. Rows of a subtransaction
+    The transaction's locks show which tables it may have written to; the server's counters show how many rows. No row
+    is read. Rows written by triggers, rules and cascades are included, in subtransactions too. Rows of a subtransaction
     that was rolled back are not, unless the table was written to outside of it as well.
 
     `allowed` are tables that may be written to by side effects, as the user names them. Raises SchemaError if the server does
@@ -130,7 +130,7 @@ class WriteAudit:
         ]
 
     def _settled(self) -> dict[int, _TableWrites]:
-        """Fire all deferred triggers, which would else fire in COMMIT, and return what was written by table.
+        """Fire all deferred triggers, which would otherwise fire in COMMIT, and return what was written by table.
 
         A trigger may defer others again. Raises DataError if they do not stop writing.
         """

@@ -1,8 +1,8 @@
 """Writes the shadow users' rows of a table: what changed, or all of them. Verified within the transaction (docs/contract.md).
 
-A row is known by a hash of its columns, its id among them. The server computes the hashes of the rows that stand there. A row
-with the hash of one that is to be there stays, untouched; the others are deleted before anything is inserted, because an id or
-another unique key may move from one row to another.
+A row is identified by a hash of its columns, including its id. The server computes the hashes of the existing rows. An
+existing row with the hash of a row to write is kept as it is. All others are deleted before anything is inserted,
+because an id or another unique key may move from one row to another.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from etl.transform.buckets import BucketSpill
 from etl.transform.hashing import format_float, md5_64
 
 MOSTLY_NEW, FEW = 0.9, 20_000
-"""Where more than this share of more than so many rows does not stand there, all that are left are replaced.
+"""If more than this share of more than FEW rows are new, all remaining rows are replaced.
 
-Holding them back until the end would cost more than copying some that stand there.
+Holding new rows back until the end would then cost more than copying some equal rows again.
 """
 
 _TIDS_PER_DELETE = 10_000
@@ -96,7 +96,7 @@ def held_rows(model: str) -> pl.DataFrame:
 
 
 class _StandingRows:
-    """The rows that stood in the table under the transaction's snapshot: 8 bytes of hash, and about 20 of the row's place."""
+    """The rows of the table in the transaction's snapshot: per row 8 bytes of hash and about 20 of location."""
 
     def __init__(self, rows: pl.DataFrame) -> None:
         rows = rows.sort("hash")
@@ -113,7 +113,7 @@ class _StandingRows:
         return int(self._kept.sum())
 
     def keep(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Keep the rows with these hashes. Returns for each hash whether such a row stands there."""
+        """Keep the rows with these hashes. Returns for each hash whether the table has such a row."""
         if not len(self):
             return np.zeros(len(hashes), np.bool_)
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
@@ -122,7 +122,7 @@ class _StandingRows:
         return found
 
     def places_to_delete(self) -> list[str]:
-        """Return SQL conditions on the system columns, each true for some of the rows that do not stay."""
+        """Return SQL conditions on the system columns, each true for some of the rows that are not kept."""
         gone = self._places.filter(~pl.Series(self._kept)).with_columns(literal=pl.format('"{}"', "place"))
         return [
             f"x.tableoid OPERATOR(pg_catalog.=) {oid} AND "
@@ -143,11 +143,11 @@ class _Sent:
 
 
 class TableWriter:
-    """Writes the shadow users' rows of a table, and checks what the table holds then.
+    """Writes the shadow users' rows of a table, and checks what the table holds afterwards.
 
-    Call `compare` to leave rows that stand there already alone, or `delete` to replace all; then `add` for the rows, in
-    batches; `delete`, `copy_held` and `check`. Rows that do not stand there are held in `held`, because all that is to go must
-    be deleted before the first of them is inserted. After `delete`, they are copied at once.
+    Call `compare` to keep equal rows, or `delete` to replace all. Then call `add` for each batch of rows, and finally
+    `delete`, `copy_held` and `check`. New rows are collected in `held`, because all rows that must go are deleted
+    before the first new one is inserted. After `delete`, rows are copied at once.
 
     Raises SchemaError if a column's type does not match what is sent, DataError if the server refuses a row or if the table
     does not hold what it should.
@@ -168,16 +168,16 @@ class TableWriter:
 
     @property
     def unchanged(self) -> int:
-        """The rows that stand there already and stay."""
+        """The number of existing rows that are kept."""
         return 0 if self._standing is None else self._standing.kept
 
     @property
     def is_mostly_new(self) -> bool:
-        """Whether nearly none of the rows added so far stand there, so that all should be replaced (call `delete`)."""
+        """Whether nearly all rows added so far are new, so that all should be replaced (call `delete`)."""
         return not self._copies and self._seen > FEW and self._seen - self.unchanged > MOSTLY_NEW * self._seen
 
     def compare(self) -> int:
-        """Read the hashes of the rows that stand there. Returns their number."""
+        """Read the hashes of the existing rows. Returns their number."""
         empty = pl.DataFrame(schema={"hash": pl.Int64, "table": pl.Int64, "place": pl.String})
         batches = self._connection.iter_frames(
             f'SELECT {self._hash} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
@@ -188,9 +188,9 @@ class TableWriter:
         return len(self._standing)
 
     def delete(self) -> int:
-        """Delete the rows that do not stay; all without `compare`. Returns their number. Later calls do nothing.
+        """Delete the rows that are not kept; without `compare`, all. Returns their number. Later calls do nothing.
 
-        They are counted before, because the server's count of a DELETE includes what a rule deletes instead.
+        They are counted before the DELETE, whose own count includes what a rule deletes instead.
         """
         if self._copies:
             return 0
@@ -207,7 +207,7 @@ class TableWriter:
         return self._deleted
 
     def _require_gone(self, places: str) -> None:
-        """Raise DataError if one of the rows is still there. Else it could stand in for one that was to stay."""
+        """Raise DataError if one of the rows is still there. It could otherwise be counted as a row to keep."""
         if left := self._connection.fetch_int(f"SELECT count(*) FROM {self._name} x WHERE {places}"):
             raise DataError(
                 f"{left:,} rows of {self._name} were to be deleted and are still there. Nothing was kept. A trigger or a rule "
@@ -215,7 +215,7 @@ class TableWriter:
             )
 
     def add(self, rows: pl.DataFrame) -> int:
-        """Add a batch of rows. Returns how many were copied: all after `delete`, else none."""
+        """Add a batch of rows. Returns how many were copied: after `delete` all, before it none."""
         rows = rows.select(*columns_of(self._model))
         if self._copies:
             return self._copy(rows)
@@ -248,9 +248,10 @@ class TableWriter:
     def check(self) -> None:
         """Compare the table's rows with those that should be there. Raises DataError.
 
-        Rows that this transaction wrote must be as many as were sent, with the same checksum over all columns. All others must
-        be as many as were to stay: these are versions of rows that were compared, and a version never changes. Rows that were
-        to go can't stand in for them (`_require_gone`), nor can an old row for a new one.
+        The rows that this transaction wrote must have the number and the checksum (over all columns) of the rows that
+        were sent. The number of all others must be that of the rows to keep: these are row versions that were compared,
+        and a version never changes. A row that was to be deleted can't be counted among them (`_require_gone`), and an
+        old row can't replace a new one.
         """
         found = self._connection.fetch_rows(
             f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {self._hash} END), 0)"

@@ -36,10 +36,10 @@ _TEMPORARY = "bpr_etl_rows"
 BACKFILL_VERSION = f"{MODEL_NAME}:{MODEL_VERSION}"
 
 NULL_TEXT = "\x02"
-"""What stands for a null in the text of a row that is hashed."""
+"""Represents a null in the text of a row that is hashed."""
 
 OURS = "xmin = (SELECT pg_current_xact_id_if_assigned()::xid)"
-"""SQL that is true for a row that a statement of the open transaction wrote, except triggers in subtransactions."""
+"""SQL: true for rows that the open transaction wrote, except those that triggers wrote in a subtransaction."""
 
 # COPY stores a value of a wrong type and the right width without an error (docs/pitfalls.md, 1). These pairs are right.
 _ARROW_OF = {
@@ -94,8 +94,8 @@ def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
 def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFrame) -> None:
     """COPY a frame into the model's columns. Raises SchemaError if a column's type does not match.
 
-    Where a column has not the contract's own type, and under row security, which COPY can't do, the rows are copied into a
-    temporary table and inserted from there.
+    If a column has another type than the contract's, or the table is under row security, which COPY does not support,
+    the rows are copied into a temporary table and inserted from there.
     """
     if not rows.height:
         return
@@ -120,7 +120,7 @@ def copy_rows(connection: Connection, scope: Scope, model: str, rows: pl.DataFra
 def insert_through_temporary(
     connection: Connection, table: str, rows: pl.DataFrame, names: Mapping[str, tuple[str, str]]
 ) -> int:
-    """Insert rows from a temporary table. Returns how many. `names` has each field's column, and SQL of its value."""
+    """Insert rows from a temporary table. Returns their number. `names` maps fields to (column, SQL of the value)."""
     connection.copy_temporary(_TEMPORARY, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
     columns, values = (", ".join(each) for each in zip(*(names[name] for name in rows.columns), strict=True))
     inserted = connection.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM pg_temp.{_TEMPORARY}")
@@ -194,7 +194,7 @@ class PendingSignals:
 
 
 def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
-    """Look up the shadow users' signals that the backfill is to change. Locks none."""
+    """Look up the shadow users' signals that the backfill is to change. Locks no rows."""
     columns = _kept_columns(connection, scope)
     version = scope.naming.column("BehavioralSignal", "modelVersion")
     return PendingSignals(columns, _fingerprint(connection, scope, columns, f"x.{version} IS NULL"))
@@ -212,7 +212,8 @@ def backfill(connection: Connection, scope: Scope, pending: PendingSignals) -> i
     if not before[0]:
         return 0
     updated = connection.execute(
-        f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{column} IS NULL"
+        f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} "
+        f"AND {_half(f'x.{column} IS NULL')}"
     )
     after = _fingerprint(connection, scope, columns, f"x.{column} = {version} AND x.{OURS}")
     if not before[0] == updated == after[0]:
@@ -250,8 +251,17 @@ def _fingerprint(connection: Connection, scope: Scope, columns: list[str], where
     )
     return connection.fetch_rows(
         f"SELECT count(*), {sums} FROM {scope.naming.table('BehavioralSignal')} x "
-        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {where}"
+        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {_half(where)}"
     )[0]
+
+
+def _half(condition: str) -> str:
+    """Return SQL of the same condition, of which the server assumes that half of the rows fulfil it.
+
+    Its statistics may be of a state in which no signal has the version, or none lacks it. Expecting one row, it would read
+    all users again for each signal.
+    """
+    return f"COALESCE({condition}, false)"
 
 
 def _column_types(connection: Connection, scope: Scope, model: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def utc_now() -> datetime:
 def prepare(
     settings: Settings | None, options: Mapping[str, Any], stop: CancelToken | None
 ) -> tuple[Settings, CancelToken]:
-    """Resolve what a run is called with. Raises SettingsError, and ConnectError if the process may open too few files."""
+    """Resolve the settings of a run. Raises SettingsError, and ConnectError if the process may open too few files."""
     resolved = with_options(settings, options)
     require_open_files()
     return resolved, stop or CancelToken()
@@ -46,11 +46,11 @@ def prepare(
 class RunResult(RunRecord):
     """What a run did: seconds and rows per step, counts, notes, warnings, and where the snapshot is.
 
-    `snapshot` is None where nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
+    `snapshot` is None if nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
     `committed` says whether the database was written. `counts` are those of the manifest. `previous_runs` are the last
     snapshots before this one in the same --out, oldest first; `metrics` are this run's figures compared with theirs.
 
-    Steps stand in the order in which they began. Some go on at the same time (the server takes the COPY while files are
+    Steps are in the order in which they began. Some run at the same time (the server receives the COPY while files are
     written), so their seconds add up to more than the `seconds` of the run.
     """
 
@@ -61,7 +61,7 @@ class RunResult(RunRecord):
 def new_result(
     clock: Clock, stop: CancelToken, progress: Progress | RunObserver | None, notes: Sequence[str] = ()
 ) -> RunResult:
-    """Begin a run, or a new attempt of one: a result with an id of its own. `progress` may be a function or an observer."""
+    """Begin a run, or a new attempt of one. Returns a result with a new id. `progress` may be a function or an observer."""
     if not isinstance(progress, RunObserver):
         progress = RunObserver() if progress is None else ProgressObserver(progress)
     return RunResult(uuid.uuid4().hex, clock(), notes=list(notes), stop=stop, observer=progress)
@@ -97,7 +97,7 @@ def _open_output(settings: Settings, stop: CancelToken) -> Iterator[Store]:
 
 
 def previous_vocabulary(settings: Settings) -> Vocabulary:
-    """Returns the vocabulary whose indexes `vocab_from` keeps; an empty one where `out` itself has no snapshot yet."""
+    """Returns the vocabulary whose indexes are kept; empty without `vocab_from`, or if that is an `out` without snapshots."""
     if settings.vocab_from is None:
         return Vocabulary()
     own = Path(settings.vocab_from) == Path(settings.out)

@@ -38,7 +38,7 @@ def synth(
 ) -> dict[str, int]:
     """Fill a database with the synthetic world, in one transaction. Creates missing tables. Returns the rows by model.
 
-    `on_rows` is called with the number of rows of each chunk that was written. Raises SettingsError where the tables hold
+    `on_rows` is called with the number of rows of each chunk that was written. Raises SettingsError if the tables hold
     rows and `into_existing` is not set.
     """
     from etl.synthetic.world import copy_world, generate  # noqa: PLC0415 - no other command needs it
@@ -61,7 +61,7 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
 
 
 def propose_map(settings: Settings, stop: CancelToken | None = None) -> Proposal:
-    """Propose a mapping for a database: where its tables, views and columns are that do not have the contract's names."""
+    """Propose a mapping for a database: its tables, views and columns whose names are not the contract's."""
     target = target_of(settings)
     with connect(target, stop) as connection, transaction(connection, read_only=True):
         return propose(connection, schema_of(settings, target))

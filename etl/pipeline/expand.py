@@ -1,4 +1,4 @@
-"""`bpr-etl expand`: a new snapshot's triples from the events of an old one."""
+"""`bpr-etl expand`: publish other triples from the events of an older snapshot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.snapshots.reading.snapshot import Snapshot, read_dataset
 
 _REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
 _INHERITED_SETTINGS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")
-"""What decided the old snapshot's events, and so can't be chosen again."""
+"""Settings that decided the old snapshot's events: taken from its manifest, not from the options."""
 
 
 def expand(
@@ -29,7 +29,7 @@ def expand(
 ) -> RunResult:
     """Publish other triples of an old snapshot's events, with other options. Needs no database.
 
-    Arguments as in `run`. Raises an `EtlError`: ConnectError or DataError where the old snapshot can't be read.
+    Arguments as in `run`. Raises an `EtlError`: ConnectError or DataError if the old snapshot can't be read.
     """
     settings, stop = prepare(settings, options, stop)
     result = new_result(clock, stop, progress)
@@ -48,7 +48,7 @@ def expand(
 
 
 def _inherit_settings(settings: Settings, old: Snapshot) -> Settings:
-    """Returns the settings with those that decided the snapshot's events. Raises DataError where these are invalid."""
+    """Returns the settings with those that decided the snapshot's events. Raises DataError if these are invalid."""
     inherited = {name: old.settings[name] for name in _INHERITED_SETTINGS if name in old.settings}
     try:
         return replace(settings, **inherited)

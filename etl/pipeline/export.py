@@ -82,7 +82,7 @@ def dataset_from_logged_events(
     *,
     step: str,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Read the ranking events of the audience, those that others logged among them, in a step of the name given.
+    """Read the audience's ranking events, including those that other programs logged. `step` names the step.
 
     Returns the dataset, and the rows read by table. The dataset reads from files that `spills` deletes when it closes.
     """

@@ -1,4 +1,4 @@
-"""Guards: the limits that stop a run before anything is committed or published, and the warnings that it goes on with."""
+"""Guards: limits that stop a run before anything is committed or published, and warnings that do not stop it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _NOTHING = "Nothing was committed or published."
 
 
 def check_user_count(settings: Settings, shadow: int, users: int | None) -> None:
-    """Raise DataError where the shadow users are not as many as expected, or too large a share of all users.
+    """Raise DataError if the number of shadow users is not as expected, or too large a share of all users.
 
-    `users` counts all users; it may be None where `max_shadow_share` is.
+    `users` counts all users; it may be None if `max_shadow_share` is None.
     """
     expected = settings.expect_users
     if expected is not None and not expected.accepts(shadow):
@@ -49,7 +49,7 @@ def check_user_count(settings: Settings, shadow: int, users: int | None) -> None
 
 
 def check_rejected_share(settings: Settings, rejected: Mapping[str, tuple[int, int]]) -> None:
-    """Raise DataError where more than `max_bad` of some kind of row was rejected: {kind: (rejected, of)}."""
+    """Raise DataError if a larger share than `max_bad` of any kind of row was rejected: {kind: (rejected, all)}."""
     if settings.max_bad is None:
         return
     over = [
@@ -65,9 +65,9 @@ def check_rejected_share(settings: Settings, rejected: Mapping[str, tuple[int, i
 
 
 def check_scope(connection: Connection, scope: Scope, settings: Settings, result: RunResult) -> None:
-    """Raise DataError where the database has more shadow users than allowed, not those expected, or none by mistake.
+    """Raise DataError if there are too many shadow users, another number than expected, or none by mistake.
 
-    Adds a warning where their addresses have several domains, or where there are none on purpose.
+    Adds a warning if their addresses have several domains, or if there are intentionally no shadow users.
     """
     domains = [(str(domain), int(users)) for domain, users in connection.fetch_rows(queries.shadow_domains(scope))]
     shadow = sum(users for _, users in domains)
@@ -80,9 +80,10 @@ def check_scope(connection: Connection, scope: Scope, settings: Settings, result
 
 
 def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result: RunResult) -> None:
-    """Raise DataError, since the prefix or the database is probably the wrong one; add a warning where the settings allow it.
+    """Raise DataError, since the prefix or the database is probably the wrong one; add a warning if the settings allow it.
 
-    After a run with shadow users, --allow-empty is not enough: an empty snapshot would follow one that is not.
+    After a run with shadow users, --allow-empty is not enough: an empty snapshot would replace one with data as the
+    newest.
     """
     where = f" and ends with @{scope.domain}" if scope.domain else ""
     said = (
@@ -102,7 +103,7 @@ def _handle_no_shadow_users(users: int, scope: Scope, settings: Settings, result
 
 
 def count_foreign_rows(connection: Connection, scope: Scope, result: RunResult) -> None:
-    """Count the shadow users' rows that a run does not make, by kind, and say what becomes of them."""
+    """Count the shadow users' rows that a run does not make, by kind, and report whether they are kept."""
     kinds = foreign_rows(connection, scope)
     result.counts["foreign_rows"] = {"kept": scope.keep_foreign_rows, "kinds": kinds}
     if kinds and scope.keep_foreign_rows:
@@ -125,7 +126,7 @@ def foreign_rows(connection: Connection, scope: Scope) -> list[dict[str, Any]]:
 
 
 def describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the kinds of `foreign_rows` as one phrase, the first few of them one by one."""
+    """Returns the kinds of `foreign_rows` as one phrase: the first few one by one, the others as a sum."""
     shown = [f"{kind['rows']:,} of {kind['model']} ({describe_kind(kind)})" for kind in kinds[:_KINDS]]
     rest = sum(kind["rows"] for kind in kinds[_KINDS:])
     return ", ".join([*shown, *([f"{rest:,} of {len(kinds) - _KINDS} more kinds"] if rest else [])])
@@ -134,7 +135,7 @@ def describe_kinds(kinds: Sequence[Mapping[str, Any]]) -> str:
 def count_surfaces(connection: Connection, scope: Scope, settings: Settings, result: RunResult) -> int:
     """Count the audience's ranking events by surface, exported or not. Returns how many are exported.
 
-    Adds a warning where --surface names one that no event has.
+    Adds a warning if --surface names a surface that no event has.
     """
     rows = [(str(surface), int(all_), int(taken)) for surface, all_, taken in _surfaces(connection, scope, settings)]
     result.counts["surfaces"] = {surface: taken for surface, _, taken in rows if taken}
@@ -157,7 +158,7 @@ def _surfaces(connection: Connection, scope: Scope, settings: Settings) -> list[
 
 
 def check_confirmed(counted: Sequence[pl.DataFrame], result: RunResult) -> list[str]:
-    """Add up what `count_confirmed` found. Returns a warning for each model most of whose positives no slot confirms."""
+    """Sum up the results of `count_confirmed`. Returns a warning for each model with less than half confirmed."""
     if not counted:
         return []
     model = ["surface", "model_name", "model_version"]
@@ -185,16 +186,16 @@ def check_confirmed(counted: Sequence[pl.DataFrame], result: RunResult) -> list[
 
 _NONE = {"triples": "There are no triples", "next": "There is no choice of a next place with negatives"}
 _LEFT_OUT = {"triples": ("positives", "positives_left_out"), "next": ("choices", "choices_left_out")}
-"""What the rows of a task are made of, and the manifest's key of those without a row."""
+"""By task: what its rows are made from, and the manifest's key of those that have no row."""
 
 
 def check_rows(
     task: Task, rows: Mapping[str | None, int], split: str, published: Mapping[str, Any], *, allowed: bool
 ) -> list[str]:
-    """Raise DataError where a task has no rows, or none in train, unless that is allowed. Returns the warnings.
+    """Raise DataError if a task has no rows, or none in train, unless that is allowed. Returns the warnings.
 
-    `rows` are those of each part of the split; of the whole, under None, where there is no split. `published` are the counts
-    of the data files.
+    `rows` has the number of rows by part of the split; without a split, one number under None. `published` are the
+    counts of the data files.
     """
     empty = [part for part, number in rows.items() if not number]
     if not empty:
@@ -234,7 +235,7 @@ def _remedy(task: Task, published: Mapping[str, Any]) -> str:
 
 
 def check_auc(found: ProbeResult, settings: Settings, after: str) -> None:
-    """Raise DataError where the model's AUC is below `fail_below`; `after` is a sentence on what became of the snapshot."""
+    """Raise DataError if the model's AUC is below `fail_below`. `after` is the message's sentence about the snapshot."""
     ours, popularity = found.auc
     if settings.fail_below is not None and not ours >= settings.fail_below:
         raise DataError(
@@ -244,7 +245,7 @@ def check_auc(found: ProbeResult, settings: Settings, after: str) -> None:
 
 
 def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
-    """Returns a warning where nearly all users have the default of a dimension: seeds may have other keys than are read.
+    """Returns a warning if nearly all users have the default of a dimension: seeds may have other keys than expected.
 
     `personas` has one row per (user, dimension), with `source`.
     """
@@ -263,7 +264,7 @@ def unused_seed_warnings(personas: pl.DataFrame) -> list[str]:
 
 
 def clipped_affinities_warning(clipped: int, affinities: int) -> list[str]:
-    """Returns a warning where most affinities of seeds are outside of 0 to 1: they may be on another scale."""
+    """Returns a warning if most affinities of seeds are outside 0 to 1: they may be on another scale."""
     if clipped <= affinities / 2:
         return []
     return [
@@ -275,7 +276,7 @@ def clipped_affinities_warning(clipped: int, affinities: int) -> list[str]:
 
 
 def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
-    """Returns a warning where the shadow users' addresses have more than one domain. `domains` are (domain, users)."""
+    """Returns a warning if the shadow users' addresses have more than one domain. `domains` are (domain, users)."""
     if len(domains) < 2:
         return None
     shown = ", ".join(f"{domain or '(none)'} {users:,}" for domain, users in domains[:5])
@@ -287,7 +288,7 @@ def multiple_domains_warning(domains: Sequence[tuple[str, int]]) -> str | None:
 
 
 def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list[str]:
-    """Returns a warning that names the metrics which moved too far since the previous runs, and says what to do.
+    """Returns a warning that names the metrics which changed too much since earlier runs, and says what to do.
 
     With `stops`, raises DataError instead, unless the previous run already showed the same change.
     """
@@ -301,7 +302,7 @@ def check_max_change(compared: Compared, allowed: float, *, stops: bool) -> list
 
 
 def comparison_skipped_note(compared: Compared) -> list[str]:
-    """Returns a note where all previous runs had other settings, so that their metrics can't be compared with this run's."""
+    """Returns a note if all previous runs had other settings, so that this run's metrics can't be compared with theirs."""
     if not compared.changed_settings:
         return []
     options = ", ".join(map(format_option, compared.changed_settings))
@@ -310,7 +311,7 @@ def comparison_skipped_note(compared: Compared) -> list[str]:
 
 
 def _moved(moved: Sequence[Metric], allowed: float) -> Iterator[str]:
-    """Yields a sentence on the metrics with an expected range, and one for each snapshot that the others moved since."""
+    """Yields a sentence for the metrics with an expected range, and one per snapshot that others are compared with."""
     if ranged := [each for each in moved if each.expected]:
         said = ", ".join(f"{_describe_move(each)}, expected {_range(each)}" for each in ranged)
         yield f"Outside of the expected range of {max(each.runs for each in ranged)} earlier runs (--max-change): {said}."

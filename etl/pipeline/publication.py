@@ -1,6 +1,6 @@
 """One attempt to publish a snapshot: data files staged and checked, probed if asked for, named, and made the newest.
 
-What run, export and expand have in common. The database's transaction ends between `write_manifest` and `make_latest`.
+Used by run, export and expand. The database's transaction ends between `write_manifest` and `make_latest`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 def open_publication(context: RunContext, result: RunResult) -> Iterator[Publication]:
     """Yields a publication with folders for staged and for temporary files, which are deleted after the block."""
     with translate_os_errors(context.settings.out), context.store.staging(result.run_id) as (staged, scratch):
-        # The template is compiled while the server is read from. A failure is the report's, which reports it.
+        # The template is compiled while the database is read. If that fails, making the report fails and reports it.
         threading.Thread(target=_load_template, daemon=True, name="template").start()
         _load_history(context, result)
         yield Publication(context, result, staged, scratch)
@@ -60,7 +60,7 @@ def _load_template() -> None:
 def _load_history(context: RunContext, result: RunResult) -> None:
     """Add the previous runs to the result, and a warning of snapshots with a date in the future."""
     settings, store, now = context.settings, context.store, context.clock()
-    try:  # no failure is a reason not to publish: if the store can't be written either, publishing says so
+    try:  # a failure here does not stop the run: if the store can't be written either, publishing fails
         if settings.dry_run:  # its own store is an empty folder
             store = open_store(settings.out, settings.environ)
         result.previous_runs = previous_runs(store, published(store, now))
@@ -79,7 +79,7 @@ def _load_history(context: RunContext, result: RunResult) -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """One snapshot in the making. Data files go to `staged`, temporary ones to `scratch`."""
+    """One snapshot that is being published. Data files go to `staged`, temporary ones to `scratch`."""
 
     context: RunContext
     result: RunResult
@@ -87,14 +87,14 @@ class Publication:
     scratch: Path
 
     def publish(self, dataset: Dataset) -> None:
-        """Stage the snapshot and make it the newest, where no transaction has to end in between."""
+        """Stage the snapshot and make it the newest: for commands without a transaction to commit in between."""
         self.make_latest(self.write_manifest(self.stage(dataset)))
 
     def stage(self, dataset: Dataset) -> DataSummary:
         """Write and check the snapshot's data files and its report. Adds their counts and warnings to the result.
 
-        Raises DataError where a footer does not count the rows that were written, where there are no triples to train on,
-        where a metric moved too far, or where the probe's AUC is below `fail_below`.
+        Raises DataError if a footer does not count the rows that were written, if there are no triples to train on, if
+        a metric changed too much (`fail_on_change`), or if the probe's AUC is below `fail_below`.
         """
         settings, result = self.context.settings, self.result
         triple_options = TripleOptions(**{each.name: getattr(settings, each.name) for each in fields(TripleOptions)})
@@ -118,7 +118,7 @@ class Publication:
         return summary
 
     def _compare(self) -> None:
-        """Compare the metrics with those of previous runs. Raises DataError where one moved too far and that is to fail."""
+        """Compare the metrics with previous runs. Raises DataError if one changed too much and `fail_on_change` is set."""
         settings, result = self.context.settings, self.result
         used = settings.manifest_settings()
         result.metrics = compare_with_history(
@@ -141,7 +141,7 @@ class Publication:
         self.result.warnings += found.warnings()
 
     def _finalize(self, summary: DataSummary, dataset: Dataset) -> None:
-        """Name the snapshot, make its report, and persist its files. Leaves it without a name where nothing has changed."""
+        """Name the snapshot, make its card and report, and persist its files. Its name stays None if nothing has changed."""
         store, result = self.context.store, self.result
         latest = store.latest() if self.context.settings.skip_unchanged else None
         if latest and latest.get("content_sha256") == summary.content_sha256:
@@ -169,7 +169,7 @@ class Publication:
     def _text_for_people(self, name: str, build: Callable[[], str]) -> str | None:
         """Return the card or the report, or None with a warning: they are for people, and a bug in one must not fail the run.
 
-        Raises EtlError and OSError: a signal or a failing disk is no fault of theirs.
+        Raises EtlError and OSError: a signal or a failing disk is not a bug in them.
         """
         try:
             return build()
@@ -184,14 +184,14 @@ class Publication:
             return None
 
     def write_manifest(self, summary: DataSummary) -> str | None:
-        """Write the manifest, the last file. Returns the snapshot's name, None where nothing has changed."""
+        """Write the manifest, the last file. Returns the snapshot's name, None if nothing has changed."""
         if summary.name is not None:
             facts = self.result.manifest_facts(self.context.settings, self.context.clock())
             write_manifest(self.staged, summary.name, facts, summary)
         return summary.name
 
     def make_latest(self, name: str | None) -> None:
-        """Make the staged snapshot the newest, after the database's COMMIT. Can't be cancelled from here on."""
+        """Make the staged snapshot the newest, after the database's COMMIT. From here on, a run can't be cancelled."""
         settings, store, result = self.context.settings, self.context.store, self.result
         if settings.dry_run:
             result.notes.append("Dry run: all of it was done and rolled back; nothing was published.")

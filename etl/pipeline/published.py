@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> ProbeResult:
     """Train a small model on a published snapshot's triples, and write the result into the snapshot and its report.
 
-    Raises ConnectError or DataError where the snapshot can't be read; DataError where nothing is held out, or, after
-    the result was written, where the AUC is below `fail_below`.
+    Raises ConnectError or DataError if the snapshot can't be read; DataError if nothing is held out, or, after the
+    result was written, if the AUC is below `fail_below`.
     """
     with local_snapshot(settings.snapshot or settings.out, settings.environ, stop=stop or CancelToken()) as snapshot:
         found = run_probe(snapshot, settings, progress)
@@ -42,7 +42,7 @@ def probe(settings: Settings, progress: Progress = no_progress, stop: CancelToke
 
 
 def probe_published(settings: Settings, result: RunResult) -> None:
-    """Probe the snapshot that a run, an export or an expansion has just published, where that was asked for."""
+    """Probe the snapshot that a run, an export or an expansion has just published, if that was requested."""
     if result.snapshot is not None:
         result.stop.end_critical()  # the run's own work is done
         # Absolute, since the name of a folder may look like a URL.
@@ -52,7 +52,7 @@ def probe_published(settings: Settings, result: RunResult) -> None:
 
 
 def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..., ProbeResult]) -> None:
-    """Probe after the run's own work, unless `fail_below` had it done before. A failure, or a signal, is a warning."""
+    """Probe after the run's own work, unless `fail_below` already did. A failure or a signal becomes a warning."""
     if not settings.probe or settings.fail_below is not None:
         return
     try:
@@ -68,7 +68,7 @@ def probe_afterwards(settings: Settings, result: RunResult, measure: Callable[..
 def report(settings: Settings, progress: Progress = no_progress, stop: CancelToken | None = None) -> str:
     """Rebuild the report of a published snapshot, compared with earlier runs as they are now. Returns its location.
 
-    Raises ConnectError or DataError where the snapshot can't be read, LockedError where a run writes to its location.
+    Raises ConnectError or DataError if the snapshot can't be read, LockedError if a run writes to its location.
     """
     stop = stop or CancelToken()
     with local_snapshot(settings.snapshot or settings.out, settings.environ, REQUIRED_FILES, stop) as snapshot:
@@ -77,7 +77,7 @@ def report(settings: Settings, progress: Progress = no_progress, stop: CancelTok
 
 
 def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> ProbeResult:
-    """Train and measure on a snapshot. Raises DataError where its split holds nothing out, or has nothing to train on."""
+    """Train and measure on a snapshot. Raises DataError if its split holds nothing out, or has nothing to train on."""
     from etl.evaluation.holdout import build_task  # noqa: PLC0415
     from etl.evaluation.probe import probe  # noqa: PLC0415 - slow to import, and most runs have no probe
 

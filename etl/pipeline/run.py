@@ -1,4 +1,4 @@
-"""`bpr-etl run`: the nightly job, in one transaction. The steps in their order; what they do is in the packages below.
+"""`bpr-etl run`: the nightly job, in one transaction. This module orders the steps; the packages below implement them.
 
 read ─► personas ─► write ─► read back ─► rankings ─┬─► write, check ─┬─► backfill ─► COMMIT ─► switch LATEST
                                                     └─► stage, check ─┘
@@ -68,7 +68,7 @@ from etl.triples.vocabulary import Vocabulary
 T = TypeVar("T")
 
 EVENTS_PER_TRIP = 6
-"""Days that a trip has, roughly: how many events will come is needed before they are there."""
+"""Assumed days per trip: estimates the number of events before they are computed."""
 
 USERS_PER_BATCH = 20_000
 """Users whose personas are built at a time."""
@@ -81,13 +81,13 @@ def run(
     stop: CancelToken | None = None,
     **options: Any,
 ) -> RunResult:
-    """Run the nightly job: write personas and ranking events, and publish a snapshot. All of it, or nothing.
+    """Run the nightly job: write personas and ranking events, and publish a snapshot, all or nothing.
 
-    `options` are settings by name. Without `settings`, the environment decides what they do not. `progress` is called with
-    (step, pieces done, pieces in all), by several threads. With `skip_unchanged` and the newest snapshot's data, nothing is
-    published: the result's `snapshot` is None.
+    `options` are settings by name. Without `settings`, the environment decides the others. `progress` is called with
+    (step, done, total), by several threads. If `skip_unchanged` is set and the data equal those of the newest snapshot,
+    nothing is published, and the result's `snapshot` is None.
 
-    Raises an `EtlError`; one with exit code 130 where `stop` was cancelled in time.
+    Raises an `EtlError`; one with exit code 130 if `stop` was cancelled before COMMIT.
     """
     settings, stop = prepare(settings, options, stop)
     earlier, target = previous_vocabulary(settings), target_of(settings)
@@ -118,7 +118,7 @@ def run(
 def _run_in_transaction(
     connection: Connection, scope: Scope, earlier: Vocabulary, publication: Publication
 ) -> str | None:
-    """Do all that happens inside the transaction. Returns the staged snapshot's name, None where nothing has changed."""
+    """Run the steps inside the transaction. Returns the staged snapshot's name, None if nothing has changed."""
     settings, result = publication.context.settings, publication.result
     rejected = RejectedRows()
     check_scope(connection, scope, settings, result)
@@ -170,7 +170,7 @@ def _run_in_transaction(
 def _read(
     connection: Connection, scope: Scope, publication: Publication, rejected: RejectedRows, stack: ExitStack
 ) -> SourceData:
-    """Read the source tables, the slots into files by user bucket, which `stack` deletes."""
+    """Read the source tables. Slots are spilled by user bucket into files that `stack` deletes."""
     trips = connection.fetch_int(queries.trip_count(scope))
     buckets = publication.context.settings.buckets or bucket_count(EVENTS_PER_TRIP * trips)
     slots = stack.enter_context(open_spill(publication.scratch, buckets, source_schemas(scope)[1].create_empty()))
@@ -227,15 +227,15 @@ def _backfill_and_verify(
 
 @dataclass(frozen=True)
 class _Writes:
-    """Work for the server, done on one thread in the order given, each as a step of the run."""
+    """Work on the server: done by one thread in the order submitted, each piece as a step of the run."""
 
     result: RunResult
     worker: OrderedWorker
     replaces: bool
 
     def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
-        """Have `work` done; it is called with what counts the step's rows."""
-        self.result.get_step(step)  # steps stand in the order in which they were asked for
+        """Schedule `work`. It is called with a function that counts the step's rows."""
+        self.result.get_step(step)  # steps are listed in the order in which they were submitted
 
         def timed() -> T:
             with self.result.step(step) as rows:
@@ -244,7 +244,7 @@ class _Writes:
         return self.worker.submit(timed)
 
     def begin(self, table: TableWriter) -> None:
-        """Look up the rows that stand in a table, or delete them where all are to be replaced."""
+        """Read the hashes of a table's rows, or delete the rows if all are to be replaced."""
         if not self.replaces:
             self.submit("compare", lambda rows: rows(table.compare()))
             self.result.get_step("delete")
@@ -254,7 +254,7 @@ class _Writes:
     def add(
         self, step: str, table: TableWriter, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame
     ) -> Future[None]:
-        """Write a frame, as the table's rows. The frame object belongs to the server's thread from now on."""
+        """Write a frame as the table's rows. The caller must not use the frame object afterwards."""
 
         def work(rows: Callable[[int], None]) -> None:
             rows(table.add(to_rows(frame)))
@@ -282,7 +282,7 @@ class _Writes:
 def _write_personas(
     source: SourceData, rejected: RejectedRows, seed: int, writes: _Writes, table: TableWriter
 ) -> PersonaStats:
-    """Build and write the persona rows; the server takes one batch of users while the next is worked out."""
+    """Build and write the persona rows. The server receives one batch of users while the next is computed."""
     writes.begin(table)
     stats, affinities, clipped = PersonaStats(), 0, 0
     for seeds in source.seeds.iter_slices(USERS_PER_BATCH):
@@ -307,9 +307,9 @@ def _write_events(
     table: TableWriter,
     builder: DatasetBuilder | None,
 ) -> RankingStats:
-    """Build and write the ranking events, bucket by bucket; the server takes one bucket while the next is worked out.
+    """Build and write the ranking events by bucket. The server receives one bucket while the next is computed.
 
-    What is to be published goes into `builder`, too.
+    The events are also added to `builder`, unless it is None.
     """
     result, executor = publication.result, publication.context.executor
     writes.begin(table)

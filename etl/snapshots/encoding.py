@@ -103,14 +103,14 @@ def table_schemas(ids: Ids, *, history: bool) -> dict[Kind, pa.Schema]:
 
 
 def _with_ids(columns: Mapping[str, pa.DataType], indexes: Mapping[str, str], ids: Ids) -> dict[str, pa.DataType]:
-    """Columns with ids as strings, with indexes in their places, or with indexes behind all of them."""
+    """Columns with ids as strings, with indexes instead of these, or with indexes after all columns."""
     if ids == "index":
         return {indexes.get(name, name): pa.uint32() if name in indexes else kind for name, kind in columns.items()}
     return dict(columns) | (dict.fromkeys(indexes.values(), pa.uint32()) if ids == "both" else {})
 
 
 def encoder_of(kind: Kind, vocabulary: Vocabulary, schema: pa.Schema, weight: float) -> Encoder:
-    """Return the encoder of a partition's rows of a table, which all have the same weight."""
+    """Return the encoder for a table's rows of one partition. All these rows have the same weight."""
     if kind == "events":
         return partial(_encode_events, vocabulary=vocabulary)
     return partial(_encode_rows, vocabulary=vocabulary, schema=schema, weight=weight)
@@ -157,7 +157,7 @@ def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: p
 
 
 _ITEMS = {"item": "item", "prev": "previous", "pos": "positive", "neg": "negative"}
-"""The beginning of an item's columns, and its name in `EventRows`."""
+"""Prefix of an item's columns: its name in `EventRows`."""
 
 
 def _encode_events(batches: Sequence[pl.DataFrame], vocabulary: Vocabulary) -> pa.Table:

@@ -45,11 +45,11 @@ def open_store(out: str, environ: Mapping[str, str] | None = None, stop: CancelT
 def open_snapshot(location: str | Path) -> Snapshot:
     """Open the snapshot at a local folder or a URL, or the newest of an `--out` there.
 
-    In an object store only the manifest is read now, and the data from there when they are asked for; both with the credentials
-    of the environment.
+    From an object store, only the manifest is read now, and the data when they are used. Credentials come from the
+    environment.
 
-    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged, or lists what is no file,
-    SettingsError if snapshots can't be there.
+    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged or lists something
+    that is not a file, SettingsError if snapshots can't be there.
     """
     if isinstance(location, Path) or "://" not in location or not is_url(location):
         return open_folder(location)

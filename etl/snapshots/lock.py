@@ -1,8 +1,9 @@
 """Locks that let one run at a time write to an output location: `flock` on a folder, and a lease in an object store.
 
 An object store has no lock that ends with its holder. The holder of a lease renews it every RENEW seconds; a lease that has
-not been renewed for LEASE seconds, by the store's own clock, is free. It is taken by a conditional write (`If-None-Match: *`),
-so of two runs that begin at once one gets it. A run that has lost its lease notices before it publishes.
+not been renewed for LEASE seconds, by the store's own clock, is free. It is taken by a conditional write
+(`If-None-Match: *`), so only one of two simultaneous runs gets it. A run that has lost its lease notices before it
+publishes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RENEW, LEASE = 20.0, 120.0
 
 @contextmanager
 def folder_lock(folder: Path, flags: int = 0, place: Path | None = None) -> Iterator[Callable[[], bool]]:
-    """Open a folder and yield what tries to lock it. The lock ends with the block or the process, and leaves no file behind.
+    """Open a folder and yield a function that tries to lock it. The lock ends with the block or process, without a file.
 
     `flags` are further flags of `os.open`; messages name `place`, by default the folder.
     """
@@ -133,7 +134,7 @@ class Lease:
         return json.dumps({**self._owner, "renewed": self._count}).encode()
 
     def _expired(self) -> ObjectVersion | None:
-        """The version of a lease whose owner is dead: it was not renewed in time, or it is this machine's own staging folder's.
+        """The version of a lease whose owner is dead: it was not renewed in time, or it has this run's staging folder.
 
         This run holds that folder, so the process that took the lease has ended.
         """

@@ -95,7 +95,7 @@ class Probe(TypedDict):
 
 
 class Settings(TypedDict):
-    """What decided the data. Settings that a later release adds are not in an older manifest."""
+    """The settings that decided the data. An older manifest lacks those that a later release added."""
 
     negatives: list[str]
     split: str
@@ -337,7 +337,7 @@ def file_entries(manifest: Mapping[str, Any]) -> list[FileEntry]:
 
 
 def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """Parse and check a manifest, `where` it was read. Raises DataError where it is none that can be relied on."""
+    """Parse and check a manifest. `where` is its location in messages. Raises DataError if it is not valid."""
     manifest: dict[str, Any] = _parse(content, Manifest, where, "manifest")
     problem = _path_problem(entry["path"] for entry in manifest["files"]) or _city_problem(manifest)
     if problem:
@@ -348,7 +348,7 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_probe(content: bytes, where: str) -> dict[str, Any]:
-    """Parse and check a `probe.json`. Raises DataError where it is none."""
+    """Parse and check a `probe.json`. Raises DataError if it is not valid."""
     return _parse(content, Probe, where, "probe's result")
 
 
@@ -369,7 +369,7 @@ def _parse(content: bytes, shape: Any, where: str, what: str) -> dict[str, Any]:
 
 
 def _path_problem(paths: Iterable[str]) -> str | None:
-    """What is wrong with the first path that is not one of a file inside the snapshot's folder."""
+    """Describe the first path that is not of a file inside the snapshot's folder; None if there is none."""
     seen: set[str] = set()
     for path in paths:
         parts = PurePosixPath(path).parts
@@ -385,7 +385,7 @@ def _path_problem(paths: Iterable[str]) -> str | None:
 
 
 def _city_problem(manifest: dict[str, Any]) -> str | None:
-    """The first file of a partitioned table whose folder belongs to no city."""
+    """Describe the first file of a partitioned table whose folder belongs to no city; None if there is none."""
     for entry in manifest["files"]:
         kind, *folders = entry["path"].split("/")[:-1] or [""]
         if kind in get_args(Kind) and (not folders or folders[-1] not in manifest["cities"]):

@@ -201,7 +201,7 @@ class ObjectStore(Store):
     def require_conditions(self, name: str) -> None:
         """Raise ConnectError if the store accepts a write whose condition does not hold: its lock would exclude no other run.
 
-        Tried on an object of that name, which is deleted afterwards. It may exist.
+        The test uses an object of that name, which may exist and is deleted afterwards.
         """
         try:
             self.create(name, b"1")
@@ -301,7 +301,7 @@ class ObjectStore(Store):
 
 @contextmanager
 def _staging_folder(what: str) -> Iterator[tuple[Path, Callable[[], bool]]]:
-    """The local folder where snapshots for a store are staged, and what tries to lock it.
+    """The local folder where snapshots for a store are staged, and a function that tries to lock it.
 
     It is the same for every run, so that the next run deletes what a killed one left, and knows that its lease is dead.
     """

@@ -76,7 +76,7 @@ class RowGroups:
                     self._in_file = 0
 
     def rest(self) -> RowGroup:
-        """Take the rows that wait for more, if any."""
+        """Return the rows that do not fill a row group yet, and forget them."""
         group, self._waiting, self._have = self._waiting, [], 0
         return group
 
@@ -132,10 +132,10 @@ class Part(Protocol):
         """Add a row group."""
 
     def close(self) -> None:
-        """End the file. Does not wait for it."""
+        """End the file, without waiting until it is written."""
 
     def written(self) -> FileInfo:
-        """Wait for the file, and describe what is on disk. Raises what went wrong in writing it."""
+        """Wait for the file, and describe what is on disk. Raises the error of writing it."""
 
 
 class PartWriter:
@@ -158,13 +158,13 @@ class PartWriter:
                 self._close()
 
     def end(self) -> None:
-        """Write what waits, and end the last part."""
+        """Write the remaining rows, and end the last part."""
         if rest := self._groups.rest():
             self._write(rest)
         self._close()
 
     def written(self) -> list[FileInfo]:
-        """Wait for all parts. Raises what went wrong in writing them."""
+        """Wait for all parts. Raises the error of writing them."""
         return [part.written() for part in self._parts]
 
     def _write(self, group: RowGroup) -> None:
@@ -195,7 +195,7 @@ class PartCopier:
         """Do nothing: the copying has begun."""
 
     def written(self) -> list[FileInfo]:
-        """Wait for the copies. Raises DataError if one is not what its manifest says, ConnectError if one is missing."""
+        """Wait for the copies. Raises DataError if one differs from its manifest entry, ConnectError if one is missing."""
         for future in self._done:
             future.result()
         return [replace(file, path=path) for file, path in self._files]
@@ -218,7 +218,7 @@ def _copy(file: FileInfo, path: Path) -> None:
 class _Tail(io.RawIOBase):
     """Buffers what a writer adds to a file and appends it on `put`: between two row groups the file is closed.
 
-    There is one open part per partition, which can be more files than a process may have open.
+    There is one unfinished part per partition: if all stayed open, they could exceed the limit of open files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -284,7 +284,7 @@ class ThreadPart:
         self._last = self._pool.submit(work)
 
     def written(self) -> FileInfo:
-        """Wait for the file. Raises what went wrong in writing it, DataError if its footer counts other rows."""
+        """Wait for the file. Raises the error of writing it, DataError if its footer counts other rows."""
         assert self._last is not None  # noqa: S101 - for the type checker: parts are closed first
         found: FileInfo = self._last.result()
         return found

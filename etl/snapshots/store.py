@@ -43,7 +43,7 @@ class UnlistableError(ConnectError):
 
 
 class Store(ABC):
-    """A place that snapshots are published to, for messages at `location`. Paths are relative to it, with `/`."""
+    """A place that snapshots are published to; `location` is its name in messages. Paths are relative to it, with `/`."""
 
     def __init__(self, location: str, stop: CancelToken | None = None) -> None:
         self.location = location
@@ -67,15 +67,15 @@ class Store(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """The bytes of all that lies in a folder under snapshots/."""
+        """The bytes of all files in a folder under snapshots/."""
 
     @abstractmethod
     def strays(self) -> list[str]:
-        """What lies under snapshots/ and is no snapshot of any kind, sorted: it is left alone."""
+        """Names under snapshots/ that are not snapshots, complete or not, sorted. They are never touched."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Delete a snapshot, its manifest first: from then on it is none, whatever happens."""
+        """Delete a snapshot, its manifest first: without that it is no snapshot, even if the rest can't be deleted."""
 
     @abstractmethod
     def staging(self, run_id: str) -> AbstractContextManager[tuple[Path, Path]]:
@@ -91,7 +91,7 @@ class Store(ABC):
 
     @abstractmethod
     def _lock(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Return what tries to take the lock; it is released at the end of the block."""
+        """Yield a function that tries to take the lock, which is released at the end of the block."""
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -142,7 +142,7 @@ class Store(ABC):
         return [name for name in self.folders() if self.is_complete(name)]
 
     def incomplete(self, after: str | None = None) -> list[str]:
-        """Folders of this tool without a manifest, which no run completes while the lock is held; only names after `after`."""
+        """Folders of this tool without a manifest, only names after `after`. No run completes them while the lock is held."""
         ours = (name for name in self.folders() if self.ours(name))
         return [name for name in ours if (after is None or name > after) and not self.is_complete(name)]
 
@@ -278,7 +278,7 @@ def clear(root: Path) -> None:
 
 
 def lying(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the relative path and the size of everything in a folder but folders. What is no regular file has size -1."""
+    """Yield the relative path and size of everything in a folder except folders; size -1 if it is no regular file."""
     for path in folder.rglob("*"):
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode):

@@ -75,7 +75,7 @@ _RESERVED = frozenset({"", "__HIVE_DEFAULT_PARTITION__"})
 
 @dataclass(frozen=True)
 class StageOptions:
-    """What decides the published bytes, besides the dataset."""
+    """The options that decide the published bytes, together with the dataset."""
 
     training: TripleOptions = field(default_factory=TripleOptions)
     ids: Ids = "string"
@@ -124,7 +124,7 @@ def write_data_files(
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """What all buckets are expanded with: `outputs` are the possible (table, partition) whose rows are returned."""
+    """What the expansion of any bucket needs. `outputs` are the possible (table, partition) whose rows are returned."""
 
     training: TrainingSet
     outputs: tuple[tuple[Kind, Key], ...]
@@ -174,7 +174,7 @@ class PartContext:
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One part to write: its path, and its row groups as slices of the batches of these numbers."""
+    """One part to write: its path, and its row groups as (number of a batch, slice)."""
 
     kind: Kind
     weight: float
@@ -278,14 +278,14 @@ class _Parts(Protocol):
         """Add a batch, or a reference to one, of `rows` rows."""
 
     def end(self) -> None:
-        """Write what waits."""
+        """Write the remaining rows."""
 
     def written(self) -> list[FileInfo]:
-        """Wait for the files. Raises what went wrong in writing them."""
+        """Wait for the files. Raises the error of writing them."""
 
 
 class _ShuffledParts:
-    """Sorts all rows of a partition before they are written. That takes all of them in this process."""
+    """Sorts all rows of a partition before they are written. They are all collected in this process."""
 
     def __init__(self, parts: PartWriter, executor: Executor, scratch: Path) -> None:
         self._parts, self._executor = parts, executor
@@ -319,7 +319,7 @@ class _Output:
         return SPLITS.index(self.split or "train"), self.city.encode()
 
     def entry(self) -> PartitionEntry:
-        """The partition in the manifest."""
+        """The partition's entry in the manifest."""
         stats, info = self.stats, self.stats.info
         weight = info.weight if info.kept else 0.0
         return PartitionEntry(
@@ -378,7 +378,7 @@ class _SnapshotWriter:
             yield expansion.stats
 
     def _expand_apart(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
-        """As `_expand`, by the workers of the executor. What they make stays there, and is handed on by reference."""
+        """As `_expand`, on the workers of the executor. Their rows stay there and are passed on by reference."""
         made = [kind for kind in self.kinds if kind != "events" or self.reused is None]
         plan = plan_expansion(self.executor, self.training, made)
         shared, calls = self.executor.broadcast(plan), ((events,) for events in buckets)
@@ -392,7 +392,7 @@ class _SnapshotWriter:
             yield stats
 
     def parts(self, kind: Kind, output: _Output) -> _Parts:
-        """Return what writes a table's rows of a partition."""
+        """Return the writer of a table's rows in a partition."""
         folder, weight = self.folder / kind / output.folder, output.stats.info.weight
         if kind == "events" and self.reused is not None:
             return PartCopier(folder, self.reused.files[output.city], self.pool)
@@ -449,7 +449,7 @@ class _SnapshotWriter:
         return summary
 
     def _without_rows(self, kind: Kind, split: str | None) -> FileInfo:
-        """Write a file without rows for a part of the split without rows of a table, so that readers find the columns."""
+        """Write a table's file without rows for a part of the split that has none, so that readers find the columns."""
         city = next(iter(self.dataset.events.cities), "")
         of_city = self.places.get(city) or city_folder(city)
         self.summary.folders.setdefault(of_city, city)
@@ -502,7 +502,7 @@ def partition_folder(split: str | None, folder: str) -> str:
 def city_folders(cities: Iterable[str]) -> dict[str, str]:
     """Return the folder of each city, distinct also on file systems that ignore case: {city: folder}.
 
-    If folders differ in case alone, the first in the order of their bytes keeps its name, and the others get a hash. Raises
+    If folders differ only in case, the first in byte order keeps its name, and the others get a hash. Raises
     DataError if two cities would share a folder nevertheless.
     """
     folders: dict[str, str] = {}

@@ -2,8 +2,8 @@
 
 The columns of triples are in `etl.snapshots.encoding`.
 
-Events refer to users, trips and items by index, and come by user bucket (`etl.transform.buckets`). All else is small in
-comparison and in memory.
+Events refer to users, trips and items by index, and are read by user bucket (`etl.transform.buckets`). Everything else
+is much smaller and held in memory.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ ENCODED_EVENTS = pl.DataFrame(
 """No events, with the columns of `Dataset.events`: ids are indexes."""
 
 PRESENT, GONE = "present", "gone"
-"""The `status` of a user of the audience, and of a user or an item that only an earlier vocabulary or an event names."""
+"""`status`: a user of the audience is PRESENT; a user or item that only an earlier vocabulary or an event has is GONE."""
 
 
 @dataclass(frozen=True)
 class ReusableEventFiles:
-    """Files of events, by city, that would be written again with the same bytes, without a split and with `rows_per_file`."""
+    """Files of events by city that a run without a split, with `rows_per_file`, would write again with the same bytes."""
 
     files: Mapping[str, Sequence[FileInfo]]
     rows_per_file: int
@@ -71,9 +71,9 @@ class ReusableEventFiles:
 class BucketedEvents:
     """The events of a dataset by user bucket. They may be iterated more than once.
 
-    A bucket's frame has the columns of ENCODED_EVENTS, in file order, and all events of its users. `cities` are those that
-    have events, in the order of their bytes; `height` counts the events. `read` may leave columns empty that are not in its
-    argument. `published` is None if no files are known that can be copied.
+    A bucket's frame has the columns of ENCODED_EVENTS and all events of the bucket's users, in file order. `cities` are
+    the cities with events, in byte order; `height` is the number of events. `read` takes the columns that are needed
+    and may leave the others empty. `published` has event files that can be copied; None if there are none.
     """
 
     buckets: int
@@ -106,9 +106,10 @@ def no_events(_: Collection[str]) -> Iterator[pl.DataFrame]:
 class Dataset:
     """What is published, before it is partitioned by split and city.
 
-    `users`, `items` and `trips` have one row per id in index order. Users and items are sorted by id, after those of an
-    earlier vocabulary. `trips` are those that have an event, sorted by id: `trip_id`, `city`, `start_us` (null if infinite). Of
-    the columns of `users`, only `user_id` is always there: `user_features` has all that are published.
+    `users`, `items` and `trips` have one row per id in index order. Users and items of an earlier vocabulary come
+    first; the others follow, sorted by id. `trips` are those that have an event, sorted by id: `trip_id`, `city`,
+    `start_us` (null if infinite). `users` always has `user_id`; its other columns may be missing. `user_features`
+    yields all published columns.
     """
 
     events: BucketedEvents
@@ -139,8 +140,8 @@ class Dataset:
 class DatasetBuilder:
     """Collects events, bucket by bucket, and builds a dataset of them.
 
-    Ids are numbered in the order in which they occur. When the vocabularies are known, at the end, reading the events replaces
-    these numbers by indexes.
+    Ids are first numbered in the order in which they occur. When the vocabularies are complete, reading the events
+    replaces these numbers by indexes.
     """
 
     def __init__(self, spill: BucketSpill) -> None:

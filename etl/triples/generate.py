@@ -144,8 +144,8 @@ class EventArrays:
 class EventRows:
     """Rows of a published table that come from events of a partition: one array per column.
 
-    `values["event"]` is a row of `events`; those of an event are adjacent, unless there is an `order`, the sort key of a
-    shuffled file.
+    `values["event"]` is the row of `events` that each row comes from. Rows of an event are adjacent, unless `values`
+    has an `order`, the sort key of a shuffled file.
     """
 
     events: EventArrays
@@ -159,7 +159,7 @@ class EventRows:
 
     @classmethod
     def concat(cls, batches: Sequence[EventRows]) -> EventRows:
-        """Join rows of the same events, of which there must be one."""
+        """Join batches of the same events; there must be at least one batch."""
         names = batches[0].values
         joined = {name: np.concatenate([batch.values[name] for batch in batches]) for name in names}
         return cls(batches[0].events.without_lists(), joined)
@@ -169,8 +169,8 @@ class EventRows:
 class Catalogue:
     """What each event of a partition may sample from its city's catalogue.
 
-    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of `even`,
-    and of `weighted` if sampling is in proportion to popularity.
+    `codes` are the indexes of the eligible items, ascending by id. `groups` has the pool of each event: a group of
+    `even`, and also of `weighted` if sampling is in proportion to popularity.
     """
 
     codes: I64
@@ -181,7 +181,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class HashKeys:
-    """Seeds of the hashes behind sampling and shuffling: user ids and hashes of item ids, by index, and the seed."""
+    """Inputs of the hashes for sampling and shuffling: user ids and hashes of item ids, by index, and the seed."""
 
     users: pl.Series
     nodes: U64
@@ -376,7 +376,7 @@ def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> _Nega
     per_event = np.bincount(named.event, minlength=events)
     per_pair = per_event[pairs.event]
     pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
-    # How far the run of rows of each pair lies from the run of its event's negatives.
+    # The offset from the first row of each pair to the first negative of its event.
     shift = (np.cumsum(per_event) - per_event)[pairs.event] - (np.cumsum(per_pair) - per_pair)
     row = np.arange(len(pair)) + np.repeat(shift, per_pair)
     return _Negatives(pair, named.code[row], named.source[row])

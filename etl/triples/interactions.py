@@ -8,7 +8,7 @@ from etl.triples.selections import Selections
 
 
 def interactions(selections: Selections, rows: I64, events: EventArrays) -> EventRows:
-    """The interactions of a partition: `events`, which are these `rows` of the bucket."""
+    """The interactions of a partition. `rows` are the row numbers of `events` among the bucket's events."""
     elements = selections.lists.positions(rows)
     return EventRows(
         events,

@@ -1,7 +1,7 @@
 """`next`: which place comes next, given the trip so far: one row per (choice, negative) (docs/contract.md, "next").
 
-A trip's choices are its selected items in (day, position) order, from the second on. Everything is worked out for each part of
-the split from what that part knows (`etl.triples.selections`), so no later part informs an earlier one.
+A trip's choices are its selected items in (day, position) order, from the second on. Everything is computed for each
+part of the split from what that part may know (`etl.triples.selections`), so no later part informs an earlier one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Coordinates:
 class TripOrder:
     """A bucket's selections by trip: users one after the other, by (start, trip, day, position); ties in file order.
 
-    A trip is a (user, trip): events of another user on the same trip are that user's trip of the same name.
+    A trip is a (user, trip): if another user has events on the same trip, these count as another trip.
     """
 
     def __init__(self, selections: Selections, start_us: pl.Series) -> None:
@@ -89,7 +89,7 @@ class TripOrder:
         self._parts: dict[int, TripsOfPart] = {}
 
     def of_part(self, part: int) -> TripsOfPart:
-        """What a part of the split knows."""
+        """The selections that a part of the split may know, by trip."""
         if part not in self._parts:
             known = self._order[self._selections.parts[self._order] <= part]
             event = self._selections.event[known]
@@ -101,7 +101,7 @@ class TripOrder:
 
 @dataclass(frozen=True)
 class TripsOfPart:
-    """The selections that a part of the split knows, by trip. By rank: where the trip and the user begin."""
+    """The selections that a part of the split may know, by trip. Per rank: the first rank of its trip and of its user."""
 
     past: Past
     trip_starts: I64
@@ -126,8 +126,8 @@ class ChoiceBatch:
 class Choices:
     """The choices of one partition, in file order, then in visiting order.
 
-    `rows` are the bucket's rows of `events`, `codes` the city's eligible items, ascending by id. `history` asks for
-    point-in-time columns.
+    `rows` are the bucket's rows of `events`, `codes` the city's eligible items, ascending by id. `history` adds the
+    columns of `--history`.
     """
 
     selections: Selections
@@ -201,7 +201,7 @@ class Choices:
 
     @cached_property
     def _offered(self) -> Positions:
-        """The position of each item in the city's catalogue, -1 where it has none."""
+        """The position of each item in the city's catalogue, -1 for items that are not in it."""
         offered = np.full(self.selections.nodes, -1, np.int32)
         offered[self.codes] = np.arange(len(self.codes), dtype=np.int32)
         return offered
@@ -238,7 +238,7 @@ class Choices:
         return low, high, now.astype(np.int32)
 
     def _rejected(self, which: slice) -> tuple[I64, Positions]:
-        """What some choices reject, as `build_pools` takes it: the choice, and the position in the catalogue."""
+        """What some choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
         _, positions, index = self._known
         low, high, now = (each[which] for each in self._of_group)
         lengths = high - low
@@ -250,7 +250,7 @@ class Choices:
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:
-    """Number the distinct rows of some columns in this order, which sorts them."""
+    """Number the distinct rows of some columns; `order` sorts them."""
     changed = np.zeros(len(order), np.bool_)
     for column in columns:
         changed |= np.diff(column[order], prepend=column[order[:1]]) != 0

@@ -53,7 +53,7 @@ _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
 def no_exclusions() -> dict[str, int]:
-    """The reasons for which positives are excluded, each with the count 0."""
+    """The reasons why positives are excluded, each with the count 0."""
     return {SMALL_CATALOG: 0, NO_NEGATIVES: 0, WHOLE_CATALOGUE_SEEN: 0}
 
 
@@ -101,7 +101,7 @@ class TripleOptions:
 
 @dataclass(frozen=True)
 class PartitionInfo:
-    """What the partitions of one (split, city) have in common in all buckets.
+    """What is the same for one (split, city) in all buckets.
 
     `split` is None without a split. `nodes` counts the eligible items of the city, `codes` are their indexes, ascending by
     id. `kept` is false for a city that is too small to have triples.
@@ -122,7 +122,7 @@ class PartitionInfo:
 
     @property
     def is_train(self) -> bool:
-        """Whether counts may be taken from it: it is train, or there is no split."""
+        """Whether counts may use it: it is train, or there is no split."""
         return self.split in {None, "train"}
 
 
@@ -137,7 +137,7 @@ class Partition(PartitionInfo):
 
     @property
     def rows(self) -> I64:
-        """The rows of the bucket's events that these are."""
+        """The row numbers of its events among the bucket's events."""
         return self.events["row"].to_numpy().astype(np.int64)
 
     @property
@@ -164,7 +164,7 @@ class Partition(PartitionInfo):
 class TrainingSet:
     """A dataset with its split. `eligible` counts the eligible items of each city, `kept` are the cities that have triples.
 
-    `popularity_counts` is the `popularity`, if it was counted already.
+    `popularity_counts` is the value of `popularity` if it was counted already.
     """
 
     dataset: Dataset
@@ -271,7 +271,7 @@ def count_selected(training: TrainingSet, events: pl.DataFrame) -> I64:
 
 
 def in_train(events: pl.DataFrame) -> pl.DataFrame:
-    """The events that counts may be taken from."""
+    """The events of train: only these may be counted."""
     return events.filter(pl.col("split") == "train")
 
 
@@ -300,7 +300,7 @@ class _SamplingContext:
 
     @cached_property
     def seen(self) -> pl.DataFrame:
-        """One row per (user, item) ever selected, with the first part of the split in which it was."""
+        """One row per (user, item) that was ever selected, with the first such part of the split (`since`)."""
         taken = self.events.select("user_idx", "split", node="selected_idx").explode("node", empty_as_null=False)
         return taken.group_by("user_idx", "node").agg(pl.col("split").to_physical().min().alias("since"))
 
@@ -328,7 +328,7 @@ class _SamplingContext:
         )
 
     def _seen(self, split: str, events: pl.DataFrame) -> tuple[I64, pl.DataFrame]:
-        """One pool per user, without all that the user has selected in this part of the split or before it."""
+        """One pool per user, without what the user selected in this part of the split or an earlier one."""
         users = events.select("user_idx").unique(maintain_order=True).with_columns(group=pl.int_range(pl.len()))
         groups = events.select("user_idx").join(users, on="user_idx", how="left", maintain_order="left")["group"]
         seen = self.seen.filter(pl.col("since") <= SPLITS.index(split)).join(users, on="user_idx")
@@ -381,7 +381,7 @@ class PartitionStats:
 
     @classmethod
     def of(cls, partition: PartitionInfo) -> PartitionStats:
-        """Nothing is counted yet."""
+        """Start with all counts at 0."""
         info = PartitionInfo(**{each.name: getattr(partition, each.name) for each in fields(PartitionInfo)})
         return cls(info, _zeros(len(info.codes)), _zeros(len(info.codes)))
 
@@ -423,7 +423,7 @@ class BucketStats:
 
 
 class BucketExpansion:
-    """The rows of one bucket in all tables. `stats` is complete when all batches were taken."""
+    """The rows of one bucket in all tables. `stats` is complete after the last batch."""
 
     def __init__(self, training: TrainingSet, events: pl.DataFrame) -> None:
         self._training, self._options, self._events = training, training.options, training.with_split(events)
@@ -434,7 +434,7 @@ class BucketExpansion:
         self.stats.items["users"] = np.bincount(self._selections.items[new_in_train], minlength=items)
 
     def __iter__(self) -> Iterator[tuple[PartitionStats, Kind, pl.DataFrame | EventRows]]:
-        """Yield what belongs into files, partition by partition, table by table; events in one frame."""
+        """Yield the rows to write as (counts, table, batch), by partition, then by table; events as one frame."""
         makers: dict[Kind, Callable[[Partition, PartitionStats], Iterator[pl.DataFrame | EventRows]]] = {
             "events": self._of_events,
             "interactions": self._interactions,

@@ -1,7 +1,8 @@
 """Sample items from a catalogue without replacement, many samples at a time (docs/contract.md, "triples").
 
-A sample has a key of 64 bits and a pool: the catalogue of its city without what its group (a user, or an event) rejects. Its
-random numbers are splitmix64 of that key (Steele, Lea, Flood 2014), so it depends on no other sample and on no thread.
+A sample has a key of 64 bits and a pool: the catalogue of its city without the items that its group (a user, or an
+event) rejects. Its random numbers are splitmix64 of that key (Steele, Lea, Flood 2014), so a sample does not depend on
+other samples or on threads.
 
 Only `catalog:N` and `recommended` sample; the negatives of `ranking` and `shown` are in `etl.triples.generate`.
 """
@@ -23,7 +24,7 @@ from etl.transform.hashing import mix64
 
 _GAMMA = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 14  # samples at a time: one column of them fits into the cache
-_MATERIALIZE_RATIO = 4  # the most positions of materialized pools per sampled item
+_MATERIALIZE_RATIO = 4  # maximum number of positions of materialized pools per sampled item
 _ATTEMPTS_PER_ITEM = 4  # attempts per item, before weighted sampling materializes the rest
 
 
@@ -62,9 +63,10 @@ class SamplingPools:
 
     @cached_property
     def _searched(self) -> tuple[U64, U64]:
-        """Where the segment of each rejected position would begin in the pool, and the rejected weight up to and including it.
+        """By rejected position: where its segment would begin in the pool, and the rejected weight up to its end.
 
-        The former with the group in the upper 32 bits, so that all groups are searched at once; the latter is of its group.
+        The first has the group in the upper 32 bits, so that one search covers all groups. The second counts only the
+        position's own group.
         """
         groups = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         gone = self._removed[1:] - self._removed[self.offsets[groups]]
@@ -73,7 +75,7 @@ class SamplingPools:
         return (groups.astype(np.uint64) << np.uint64(32)) | cut, gone
 
     def of(self, groups: I64) -> tuple[SamplingPools, I64]:
-        """Narrow the pools to the range that these groups span. Returns them and the groups counted from its start."""
+        """Return the pools of the range that these groups span, and the groups numbered from its start."""
         first, end = int(groups.min()), int(groups.max()) + 1
         low, high = self.offsets[first], self.offsets[end]
         offsets = self.offsets[first : end + 1] - low
@@ -156,12 +158,12 @@ def _sample_block(
 
 
 def _items_at(even: SamplingPools, groups: I64, positions: Positions) -> Positions:
-    """The items at these positions of their pools, which are materialized unless that is much more than is sampled."""
+    """The items at these positions of their pools. Pools are materialized unless they are much larger than the samples."""
     if len(even.sizes) * len(even.weights) > _MATERIALIZE_RATIO * positions.size:
         return np.stack([even.item_at(groups, row.astype(np.uint64)) for row in positions])
     inside = np.ones((len(even.sizes), len(even.weights)), np.bool_)
     inside[np.repeat(np.arange(len(even.sizes)), np.diff(even.offsets)), even.rejected] = False
-    # An empty pool has no entry: what is read for it doesn't count.
+    # An empty pool has no entry: the value read for it is not used.
     laid_out = np.append(np.flatnonzero(inside), 0)
     begins, first = (np.cumsum(even.sizes) - even.sizes)[groups], groups * len(even.weights)
     return np.stack([(laid_out.take(begins + row) - first).astype(np.int32) for row in positions])
@@ -184,7 +186,7 @@ def _floyd(keys: U64, sizes: I64, wanted: int) -> Positions:
 
 
 def _weighted(keys: U64, groups: I64, wanted: int, pool: SamplingPools) -> Positions:
-    """Sample one item after the other, each in proportion to the weights of those not taken yet. Needs pools > wanted."""
+    """Sample one item after the other, each in proportion to the weights of the rest. Needs pools of more than `wanted`."""
     # An attempt that hits a taken item is repeated, which has the same distribution as sampling from the rest. If a few items
     # hold nearly all the weight, that could take long: after some attempts the rest is materialized instead.
     pool, groups = pool.of(groups)

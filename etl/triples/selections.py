@@ -1,7 +1,8 @@
 """What the users of a bucket selected, and what may be known before each selection.
 
-"Before" is in time, by the events' file order, or by trip, by (start, trip, day, position). Either way a selection of a later
-part of the split is before none of an earlier part: overlapping trips, and a cut within a trip, would tell the future.
+"Before" is in time (the events' file order) or in trip order (start, trip, day, position). In both, a selection of a
+later part of the split never counts as before one of an earlier part: with overlapping trips, or a cut within a trip,
+it would leak the future.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _SECONDS_PER_DAY = 86_400
 class Selections:
     """One element per (event, selected item) of a bucket, in file order, then in visiting order.
 
-    `events` are the bucket's with the column `split`; `users` has a number for the user of each, which plus an item's index is
-    a key of (user, item). By element: `event` is a row of `events`, `items` the item's index, `parts` the number of its part of
-    the split. `nodes` is the number of all items.
+    `events` are the bucket's with the column `split`; `users` has a number for each event's user; this number plus an
+    item's index is a unique key of (user, item). By element: `event` is a row of `events`, `items` the item's index,
+    `parts` the number of its part of the split. `nodes` is the number of all items.
     """
 
     events: pl.DataFrame
@@ -69,18 +70,18 @@ class Selections:
 
     @property
     def used_parts(self) -> Iterable[int]:
-        """The parts of the split that have any, ascending."""
+        """The parts of the split that have selections, ascending."""
         return [part for part in range(len(SPLITS)) if (self.parts == part).any()]
 
     def in_time(self, part: int) -> Past:
-        """What a part of the split knows, in file order."""
+        """The selections that a part of the split may know, in file order."""
         if part not in self._pasts:
             self._pasts[part] = Past(self, np.flatnonzero(self.parts <= part))
         return self._pasts[part]
 
     @cached_property
     def new(self) -> Flags:
-        """Whether no element before it in time has the same user and item."""
+        """Whether it is, in time, the first selection of the item by the user."""
         new = np.zeros(len(self.event), np.bool_)
         for part in self.used_parts:
             past = self.in_time(part)
@@ -91,14 +92,14 @@ class Selections:
 
 @dataclass(frozen=True)
 class Past:
-    """The elements that a part of the split knows, in order: `order[r]` is the element of rank r."""
+    """The elements that a part of the split may know, in order: `order[r]` is the element of rank r."""
 
     selections: Selections
     order: I64
 
     @cached_property
     def new(self) -> Flags:
-        """By rank: whether none before it has the same user and item."""
+        """By rank: whether it is the first element with its user and item."""
         return pl.Series(self.selections.keys[self.order]).is_first_distinct().to_numpy()
 
     @cached_property
@@ -110,7 +111,7 @@ class Past:
 
     @cached_property
     def _table(self) -> tuple[I64, I64]:
-        """Sorted by (key, rank): both as one number, and the latest timestamp of the key so far."""
+        """Two arrays, sorted by (key, rank): key and rank as one number, and the latest timestamp of the key so far."""
         keys = self.selections.keys[self.order]
         sorted_ = np.argsort(keys, kind="stable")
         timestamps = self.selections.events["timestamp"].to_numpy()[self.selections.event[self.order[sorted_]]]
@@ -124,7 +125,7 @@ class Past:
     def history(
         self, users: I64, ranks: I64, timestamps: I64, positive: U32, negative: U32
     ) -> dict[str, npt.NDArray[Any]]:
-        """The columns of `--history` of rows: what each row's user selected before a rank; `users` as in `Selections`."""
+        """The columns of `--history`: what each row's user selected before a rank; `users` as in `Selections`."""
         count, days = {}, {}
         for side, items in (("pos", positive), ("neg", negative)):
             count[f"{side}_n_before"], days[f"{side}_days_since"] = self._before(users + items, ranks, timestamps)

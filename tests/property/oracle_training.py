@@ -1,7 +1,7 @@
 """The contract's section 3 from the exported events on: splits, negatives, weights, and what is counted of them.
 
 Slow and obvious like `oracle`, whose worlds and rows it takes: written from the contract's text and from the reading of it
-that ARCHITECTURE.md gives, not from the code, with the standard library alone. Docstrings quote the sentences they implement.
+that docs/internals.md gives, not from the code, with the standard library alone. Docstrings quote the sentences they implement.
 """
 
 from __future__ import annotations

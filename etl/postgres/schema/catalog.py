@@ -10,7 +10,7 @@ from etl.postgres.naming import LEGS, MODELS, Naming, quote_literal
 from etl.postgres.schema.ddl import schema_statements
 
 READABLE = ("r", "p", "v", "m", "f")
-"""The `pg_class.relkind` of what rows can be read from."""
+"""The `pg_class.relkind` of relations that rows can be read from."""
 
 _KINDS = {
     "r": "a table",
@@ -27,9 +27,9 @@ class Attribute:
     """A column as it is in the database. Of a domain, `type` and `modifier` are those of the type below it.
 
     `type` is the name in pg_type, `enum` for any enum and `_enum` for an array of one. `sql_type` is the column's own type as
-    SQL spells it, with its modifier. `length` is that of varchar(n) and char(n), `precision` the decimals of a timestamp; None
-    where there is no limit. `labels` are an enum's values. `always` says that the server makes the value: generated, or an
-    identity GENERATED ALWAYS. `deterministic` is that of the collation.
+    SQL spells it, with its modifier. `length` is that of varchar(n) and char(n), `precision` the decimals of a
+    timestamp; None if there is no limit. `labels` are an enum's values. `always` says that the server makes the value:
+    generated, or an identity GENERATED ALWAYS. `deterministic` is that of the collation.
     """
 
     type: str
@@ -57,9 +57,9 @@ class Index:
 class Catalog:
     """What the catalogs say.
 
-    `kinds` has the kind of each model's relation, if there is one. `names` has the kinds of those names in the naming's schema
-    that are needed. `attributes` has the columns of each model's relation by (model, name). `secured` are the models whose
-    relation is under row security for this role.
+    `kinds` has the kind of each model's relation, if there is one. `names` has the kind of each name that is needed in
+    the naming's schema. `attributes` has the columns of each model's relation by (model, name). `secured` are the
+    models whose relation is under row security for this role.
     """
 
     kinds: Mapping[str, str]

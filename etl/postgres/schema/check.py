@@ -1,4 +1,4 @@
-"""What of a database's schema does not fit, and the creation of what is missing.
+"""Check what does not fit in a database's schema, and create what is missing.
 
 Compares PostgreSQL's catalogs with `etl.postgres.schema.ddl`. Creates, but never alters or drops: the application's tables
 belong to the Prisma project.
@@ -65,8 +65,8 @@ def naming_for_apply(
 ) -> Naming:
     """Return the naming in which `apply` creates tables: the one asked for, else the one found, else by model.
 
-    Raises SchemaError if tables of both namings are found, and if the one asked for would add a second set of tables to a
-    complete set of the other.
+    Raises SchemaError if tables of both namings are found, or if the one asked for would add a second set of tables
+    next to a complete set of the other naming.
     """
     found = named_tables(connection, schema, SOURCE_MODELS) or {"model": [], "mapped": []}
     if wanted == "auto":
@@ -96,10 +96,10 @@ def check(connection: Connection, naming: Naming) -> list[Finding]:
 
 
 def require(connection: Connection, naming: Naming, *, writes: bool) -> list[Finding]:
-    """Return the advice on a schema that fits, without side effects: these are audited when they happen.
+    """Return the advice on a schema that fits. Side effects are not included: they are audited when they happen.
 
-    Raises SchemaError with the first few findings if it does not fit. What publications forbid, and rules that keep a
-    statement from working, matter only to a command that `writes`.
+    Raises SchemaError with the first few findings if it does not fit. Publications that forbid a change, and rules that
+    keep a statement from working, count only if the command `writes`.
     """
     catalog = read_catalog(connection, naming)
     findings = list(_findings(catalog, naming, writes=writes))
@@ -317,7 +317,7 @@ _COPIED = (
 
 
 def _data_findings(connection: Connection, catalog: Catalog, naming: Naming) -> Iterator[Finding]:
-    """Yield what only rows can tell: users that repeat where no unique index keeps them from it, ids that are too long.
+    """Yield findings that need rows: duplicate users if no unique index prevents them, ids that are too long.
 
     Raises SchemaError if SQL of the settings does not work.
     """

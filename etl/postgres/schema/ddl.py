@@ -1,6 +1,7 @@
 """The tables as a Prisma project has them: columns, enums, indexes and foreign keys, and their DDL as SQL and as Prisma text.
 
-Pure: no server is asked. The SQL is what Prisma makes of `data/schema.prisma`; a test compares it with Prisma's own engine.
+Pure: no server is contacted. The SQL is what Prisma generates from `data/schema.prisma`; a test compares it with
+Prisma's own engine.
 """
 
 from __future__ import annotations
@@ -126,11 +127,11 @@ _LEG_COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
         "ItinerarySlot": _columns(_TEXT, "tripLegId", nullable=True),
     }
 )
-"""The columns that are used besides where trips have legs."""
+"""The additional columns that are used if trips have legs."""
 
 
 def columns_used(model: str, *, legs: bool) -> tuple[Column, ...]:
-    """Return the columns that bpr-etl uses of a model. Where trips have `legs`, a slot names its leg."""
+    """Return the columns that bpr-etl uses of a model. If trips have `legs`, a slot refers to its leg."""
     return (*COLUMNS.get(model, ()), *(_LEG_COLUMNS.get(model, ()) if legs else ()))
 
 

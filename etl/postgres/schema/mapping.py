@@ -1,4 +1,4 @@
-"""Where a database has the models: its naming, and each model's relation with its columns and their types (docs/mapping.md).
+"""How a database stores the models: its naming, and each model's relation, columns and types (docs/mapping.md).
 
 Columns are found in camelCase or in snake case, or as the settings' `[map.Model]` tables say. A type that converts without loss
 is read through a cast.
@@ -79,7 +79,7 @@ _WRITE: Mapping[str, Mapping[str, str]] = {
 """By type of the contract and type in pg_type: SQL that converts a value for a column which is written."""
 
 _EXACT = {"text": ("text", "varchar"), "enum": ("enum",)}
-"""Types that COPY takes as they are, where that is not the contract's own alone."""
+"""Types that COPY accepts without conversion, if there are more than the contract's own."""
 
 _MODEL_KEYS = ("table", "where")
 """The keys of `[map.Model]` that are not columns."""
@@ -103,11 +103,11 @@ class ColumnProblem:
 def find_naming(
     connection: Connection, schema: str, wanted: Wanted, given: Mapping[str, Mapping[str, str]] | None = None
 ) -> Naming:
-    """Return where the models are: the naming asked for, for `auto` that of the source tables, and every model's columns.
+    """Return the naming asked for (for `auto`, that of the source tables), with every model's relation and columns.
 
     `given` are the `[map.Model]` tables of the settings. Raises SchemaError if there is no such schema, if it only has tables
-    of the other naming, and for `auto` if it has tables of both namings or of neither. Raises SettingsError if `given` names
-    what does not exist in the contract.
+    of the other naming, and for `auto` if it has tables of both namings or of neither. Raises SettingsError if `given`
+    has a name that is not in the contract.
     """
     given = given or {}
     _require_known(given)
@@ -328,7 +328,7 @@ def elsewhere(connection: Connection, schema: str) -> str | None:
 
 
 def deletion_condition(name: str, found: Attribute) -> str | None:
-    """Return SQL that is true for rows that are not deleted softly, if the column is one that says so; else None."""
+    """Return SQL that is true for rows that are not deleted, if the column marks soft deletes; else None."""
     if not _DELETED.fullmatch(name):
         return None
     return f"NOT {quote_identifier(name)}" if found.type == "bool" else f"{quote_identifier(name)} IS NULL"

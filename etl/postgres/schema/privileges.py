@@ -24,10 +24,11 @@ class Privilege:
 def required(naming: Naming, *, writes: bool) -> list[Privilege]:
     """Return the privileges that a command needs; with `writes` those of `run`, which needs all.
 
-    What SQL of the settings reads is not known.
+    Privileges for what the settings' SQL reads are unknown and not included.
 
-    SELECT on the columns of the application's tables that are read (not, say, a password's hash in User), the rows of our
-    three tables, and UPDATE of one column of BehavioralSignal for the backfill.
+    They are: SELECT on the columns of the application's tables that are read (not, say, a password's hash in User) and
+    on our three tables. With `writes`, also INSERT on these three, DELETE on PersonaDimension and RankingEvent, and
+    UPDATE of one column of BehavioralSignal for the backfill.
     """
     updated = naming.relation("BehavioralSignal")
     read = [

@@ -1,4 +1,4 @@
-"""A proposed mapping for the database at hand: `[map.Model]` tables for what is not found by itself (`bpr-etl schema map`)."""
+"""A proposed mapping for the database at hand: `[map.Model]` tables for what is not found automatically (`schema map`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "email": ("mail",),
     "modelVersion": ("version",),
 }
-"""Words that stand for a column in other projects."""
+"""Names of a column in other projects."""
 
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "User": ("account", "member", "customer", "profile", "person"),
@@ -42,7 +42,7 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "ActivityNode": ("node", "place", "poi", "venue", "activity", "attraction"),
     "BehavioralSignal": ("signal", "behavior", "behaviour", "interaction", "usersignal"),
 }
-"""Names that stand for a table in other projects, as `_stem` returns them."""
+"""Names of a table in other projects, as `_stem` returns them."""
 
 _REFERENCES = {"userId": "User", "tripId": "Trip", "activityNodeId": "ActivityNode", "slotId": "ItinerarySlot"}
 _LIKE = 0.75
@@ -77,8 +77,8 @@ class Proposal:
 def propose(connection: Connection, schema: str) -> Proposal:
     """Propose where each model is. Reads the catalogs alone.
 
-    What is found by itself is named in comments. What is likely stands as a setting with a comment, what is not known as a
-    comment with `DECIDE`.
+    Comments name what is found automatically. Likely matches are settings with a comment. What is unknown is a comment
+    with `DECIDE`.
     """
     relations = _relations(connection)
     chosen = {model: _best(relations, model, schema) for model in MODELS}
@@ -128,7 +128,7 @@ def _best(relations: Sequence[_Candidate], model: str, schema: str) -> _Candidat
 
 
 def _score(relation: _Candidate, model: str, schema: str) -> tuple[float, ...]:
-    """Return what relations are compared by; empty for one that is none of this model."""
+    """Return the sort key of a relation; empty if it can't be the model's."""
     columns = columns_used(model, legs=False)
     share = sum(any(_stands_for(name, each) for name in relation.attributes) for each in columns) / len(columns)
     name = _stem(relation.name)
@@ -158,7 +158,7 @@ def _block(model: str, found: _Candidate | None, schema: str, chosen: Mapping[st
 
 
 def _entries(model: str, found: _Candidate, chosen: Mapping[str, _Candidate | None]) -> Iterator[str]:
-    """Yield one line per column that is not found by itself, and one for rows that are deleted softly."""
+    """Yield one line per column that is not found automatically, and one for soft deletes."""
     columns = columns_used(model, legs=False)
     taken = {name for each in columns for name in conventions(each.name)}
     for column in columns:
@@ -179,7 +179,7 @@ def _entries(model: str, found: _Candidate, chosen: Mapping[str, _Candidate | No
 def _alternative(
     column: Column, model: str, found: _Candidate, taken: set[str], chosen: Mapping[str, _Candidate | None]
 ) -> tuple[str | None, str]:
-    """Return the column that most likely stands for one of the contract, and why."""
+    """Return the column that most likely corresponds to one of the contract, and why."""
     types = writable_types(column.type) if model in WRITTEN_MODELS else readable_types(column.type)
     free = [name for name, each in found.attributes.items() if name not in taken and each.type in types]
     target = chosen.get(_REFERENCES.get(column.name, ""))
@@ -195,7 +195,7 @@ def _alternative(
 
 
 def _sql(name: str) -> str:
-    """Return a name as SQL, in quotes where it needs them."""
+    """Return a name as SQL, in quotes if it needs them."""
     return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else quote_identifier(name)
 
 

@@ -10,11 +10,11 @@ _WRITTEN = {"PersonaDimension": "rda", "RankingEvent": "rda", "ModelRegistry": "
 
 
 def hiding_tables(connection: Connection, naming: Naming, *, writes: bool) -> list[str]:
-    """Return the tables whose policies may hide rows from the role, or keep some from being replaced, or let none in, sorted.
+    """Return the tables, sorted, whose policies may hide rows, keep rows from being replaced, or refuse new rows.
 
-    Policies show everything if one of the permissive ones for the command says `true`, and all restrictive ones do. What an
-    expression other than `true` hides can't be known. For INSERT any permissive policy is enough: it hides nothing, and what it
-    refuses is an error.
+    Policies show everything if at least one permissive policy of the command is `true`, and all restrictive ones are.
+    What an expression other than `true` hides can't be known. For INSERT any permissive policy is enough: it hides
+    nothing, and what it refuses is an error.
     """
     needed = ", ".join(
         f'({quote_literal(naming.table(model))}::regclass::oid, {quote_literal(command)}::"char")'

@@ -1,4 +1,4 @@
-"""What happens besides a run's own writes: what publications forbid, and what foreign keys, triggers and rules do.
+"""Effects of a run's writes: what publications forbid, and what foreign keys, triggers and rules do.
 
 Reads PostgreSQL's catalogs. The audit before COMMIT (`load/audit.py`) verifies what really happened.
 """
@@ -16,7 +16,7 @@ from etl.postgres.naming import Naming, quote_identifier, quote_literal
 from etl.postgres.schema.catalog import relations_sql
 
 SIDE_EFFECTS = ("foreign_key", "trigger", "rule")
-"""The kinds of findings about what else happens when a run writes."""
+"""The kinds of findings about further effects of a run's writes."""
 
 _FIRED_BY = {"PersonaDimension": 4 | 8, "RankingEvent": 4 | 8, "ModelRegistry": 4, "BehavioralSignal": 16}
 """What a run does to a table, as bits of `pg_trigger.tgtype`: INSERT 4, DELETE 8, UPDATE 16."""
@@ -32,7 +32,7 @@ _ON_DELETE = {
     "r": ("RESTRICT", "is refused by the server and ends with exit 5"),
     "a": ("NO ACTION", "is refused by the server and ends with exit 5"),
 }
-"""By `pg_constraint.confdeltype`: the action, and what a run does that deletes rows which other rows refer to."""
+"""By `pg_constraint.confdeltype`: the action, and its effect if a run deletes rows that other rows refer to."""
 
 _CHANGED: dict[str, Literal["delete", "update"]] = {
     "PersonaDimension": "delete",
@@ -69,7 +69,7 @@ class Finding:
 
 
 def publication_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
-    """Yield tables whose rows PostgreSQL keeps a run from changing, because a publication can't identify the changed row."""
+    """Yield tables whose rows PostgreSQL does not let a run change, because a publication can't identify the row."""
     reported = set()
     for each in _published(connection, naming):
         verb = _CHANGED[each.model]
@@ -164,7 +164,7 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
 
 
 def side_effects(connection: Connection, naming: Naming) -> Iterator[Finding]:
-    """Yield foreign keys to the tables that a run writes, and triggers and rules on them. Those of partitions come once."""
+    """Yield foreign keys to the tables that a run writes, and triggers and rules on them; those of partitions once."""
     ours = relations_sql(naming, _FIRED_BY)
     yield from _foreign_keys(connection, naming, ours)
     yield from _triggers(connection, naming, ours)

@@ -44,9 +44,9 @@ class Batches:
     Each of `world_size` ranks has the same number of batches (`len`), and every row is in exactly one batch of one rank.
     Nothing is dropped or repeated: instead, the sizes of batches differ by one.
 
-    `set_epoch` chooses the order, which seed, epoch, rank and `world_size` decide: row groups in random order, shuffled within
-    a buffer of `buffer_rows`. `shuffle=False` keeps the order of the files. Memory holds the buffer, twice while it is
-    shuffled, and one row group of the columns. `files` are (path or URL, rows); `columns` make the arrays.
+    `set_epoch` chooses the order: row groups in random order, rows shuffled within a buffer of `buffer_rows`. Seed,
+    epoch, rank and `world_size` decide it. `shuffle=False` keeps the order of the files. Memory holds the buffer, twice
+    while it is shuffled, and one row group of the columns. `files` are (path or URL, rows); `columns` make the arrays.
     """
 
     files: Sequence[tuple[str, int]]

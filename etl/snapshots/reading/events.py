@@ -1,7 +1,7 @@
-"""Read the events of a snapshot by user bucket: memory follows the bucket, however many events there are.
+"""Read the events of a snapshot by user bucket: memory depends on the bucket's size, not on the number of events.
 
-Every file of `events/` is sorted by the user's hash first, so the rows of a bucket are adjacent in each. All partitions are
-read in parallel, each as far as the bucket reaches.
+Every file of `events/` is sorted by the user's hash first, so the rows of a bucket are adjacent in each. All partitions
+are read in parallel, each up to the end of the bucket.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def id_indexes(vocabulary: Vocabulary) -> Indexes:
 
 
 class _PartitionReader:
-    """Reads a partition's events in order, as far as the requested bucket reaches."""
+    """Reads a partition's events in order, up to the end of the requested bucket."""
 
     def __init__(
         self,

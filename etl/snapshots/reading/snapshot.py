@@ -87,8 +87,8 @@ ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative", "n_users
 class Snapshot:
     """A published snapshot: its folder and its manifest. `url` is its location in an object store.
 
-    With a `url`, `folder` is a local copy; unless `remote` is true: then there is no copy, and only `scan`, `users`, `items`,
-    `interactions`, `batches` and `torch` read the snapshot, from where it is.
+    With a `url`, `folder` is a local copy. If `remote` is true there is no copy: then only `scan`, `users`, `items`,
+    `interactions`, `batches` and `torch` read the snapshot, directly from the store.
     """
 
     folder: Path
@@ -122,8 +122,8 @@ class Snapshot:
         """Scan `triples`, `next`, `interactions` or `events`: the columns of its files, and `split` and `city` (strings).
 
         Without a split in the snapshot, the column `split` is null, and `split="train"` means all rows. Rows are in the
-        manifest's order of files. Nothing is read but the files of the chosen split and cities, when the frame is collected.
-        Errors in reading are then those of Polars.
+        manifest's order of files. Collecting the frame reads only the files of the chosen split and cities. Errors in
+        reading are then those of Polars.
 
         Raises SettingsError if the snapshot has no such table, split or city.
         """
@@ -160,10 +160,10 @@ class Snapshot:
     ) -> Batches:
         """Iterate over a table in batches of numpy arrays, as one of several ranks: `plan` is described under `Batches`.
 
-        `columns` are by default all numbers. Ids are given as indexes (`user_idx`, `pos_idx`, `neg_idx`, `prev_idx`,
-        `item_idx`; int64), whichever the files hold. An unknown distance is NaN.
+        `columns` are by default all numbers. Ids are always given as indexes (`user_idx`, `pos_idx`, `neg_idx`,
+        `prev_idx`, `item_idx`; int64), even if the files hold strings. An unknown distance is NaN.
 
-        Raises SettingsError for a table, split, city or column that is not there, and a plan that can't be carried out.
+        Raises SettingsError for a table, split, city or column that does not exist, or a plan that is not possible.
         """
         files = [(self.source(entry.path), entry.rows) for _, _, entry in self._chosen(table, split, cities)]
         schema = self.scan(table).drop("split", "city").collect_schema()
@@ -251,7 +251,8 @@ def find_snapshot(path: Path) -> Path:
 def open_snapshot(path: str | Path) -> Snapshot:
     """Open the snapshot in a local folder, or the newest of an `--out` folder.
 
-    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged, or lists what is no file.
+    Raises ConnectError if there is none or it can't be read, DataError if its manifest is damaged or lists something
+    that is not a file.
     """
     folder = find_snapshot(Path(path))
     where = folder / MANIFEST
@@ -310,7 +311,7 @@ def unreadable(path: Path, error: OSError) -> ConnectError:
 
 
 def folded(path: str) -> str:
-    """Fold a path as the least discerning file system does: without case, and without dots at the end of a name."""
+    """Fold a path as the least strict file system does: without case, and without dots at the end of a name."""
     return "/".join(name.rstrip(".") for name in path.lower().split("/"))
 
 

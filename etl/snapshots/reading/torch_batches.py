@@ -1,4 +1,4 @@
-"""Batches of a snapshot as a PyTorch dataset. Imported only where it is asked for."""
+"""Batches of a snapshot as a PyTorch dataset. Imported only on request."""
 
 from __future__ import annotations
 

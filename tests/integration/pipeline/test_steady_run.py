@@ -12,11 +12,14 @@ TABLES = ("PersonaDimension", "RankingEvent", "BehavioralSignal", "ModelRegistry
 
 
 def counters(url: str) -> dict[str, tuple[int, ...]]:
-    """Rows inserted, updated, deleted and dead since the database was made, by the server's statistics."""
+    """Rows inserted, updated and deleted since the database was made, by the server's statistics.
+
+    Dead rows, which come from the latter two, are not counted: autovacuum may remove them meanwhile.
+    """
     with psycopg.connect(url) as connection:
         connection.execute("SELECT pg_stat_clear_snapshot()")
         rows = connection.execute(
-            "SELECT relname, n_tup_ins, n_tup_upd, n_tup_del, n_dead_tup FROM pg_stat_user_tables WHERE relname = ANY(%s)",
+            "SELECT relname, n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relname = ANY(%s)",
             (list(TABLES),),
         ).fetchall()
     return {name: counts for name, *counts in rows}
