@@ -113,6 +113,14 @@ app.register(
     panel=LOOKING,
 )
 app.register(
+    "convert",
+    snapshots.convert,
+    "SNAPSHOT FOLDER to",
+    "bpr-etl convert /srv/bpr --to recbole         # writes dataset/bpr/bpr.train.inter and so on",
+    "bpr-etl convert /srv/bpr /srv/recbole/trips --to recbole",
+    panel=LOOKING,
+)
+app.register(
     "prune",
     snapshots.prune,
     f"OUT keep dry_run {LOCK}",

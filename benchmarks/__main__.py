@@ -44,6 +44,7 @@ HOUR = {
 BY_NAME = {
     "training_value.negatives": "training value of every negative-sampling strategy",
     "training_value.next_place": "what the table next/ is worth on real visits",
+    "training_value.recipes": "what the models of docs/consumers.md are worth",
     "training_value.probe_time": "time and memory of the probe in large worlds",
     "training_value.large_catalogue": "negative sampling by popularity in large catalogues, simulated",
 }

@@ -60,6 +60,31 @@ def _panel(panel: Any, accounts: Sequence[Mapping[str, Any]], strategies: Sequen
     panel.grid(axis="x", alpha=0.25)
 
 
+def gains(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Mapping[str, str], path: Path) -> None:
+    """One panel per metric: for each row a dot with its interval per difference, `{row: {difference: {metric: interval}}}`."""
+    figure, panels = plt.subplots(1, len(metrics), figsize=(10, 0.9 + 0.42 * len(rows)), sharey=True, squeeze=False)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for panel, (metric, title) in zip(panels.flat, metrics.items(), strict=True):
+        for number, (name, color) in enumerate(zip(names, (_MODEL, _POPULARITY), strict=True)):
+            found = [(place, row[name][metric]) for place, row in enumerate(rows.values()) if name in row]
+            middle = [each["mean"] for _, each in found]
+            apart = [
+                [each["mean"] - each["low"] for _, each in found],
+                [each["high"] - each["mean"] for _, each in found],
+            ]
+            places = [place + 0.24 * number - 0.12 for place, _ in found]
+            panel.errorbar(middle, places, xerr=apart, fmt="o", color=color, markersize=4, label=name)
+        panel.axvline(0, color=_HISTORY, linewidth=0.8)
+        panel.grid(axis="x", alpha=0.25)
+        panel.set_title(title, loc="left", fontweight="bold")
+    panels[0][0].set_yticks(range(len(rows)), list(rows))
+    panels[0][0].invert_yaxis()
+    panels[0][-1].legend(loc="lower right", frameon=False)
+    figure.supxlabel("difference from popularity by users, with its interval of 95%")
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def bars(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """One panel per comparison: a bar of seconds per variant, on a logarithmic axis; ours first, in its own colour."""
     heights = [len(seconds) for seconds in panels.values()]

@@ -19,7 +19,7 @@ from typing import Any
 import etl
 from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
-from benchmarks.harness.results import environment, save_results, table_row
+from benchmarks.harness.results import RESULTS, environment, save_results, table_row
 from benchmarks.run import realdata
 from etl.evaluation.probe import RANDOM_PREVIOUS, SHUFFLED, ProbeResult
 from etl.evaluation.verdict import BY_DISTANCE, BY_USERS, METRICS, MODEL, format_difference
@@ -116,6 +116,24 @@ def _rows(facts: Facts) -> Iterator[list[str]]:
         ]
 
 
+def draw(facts: Facts, path: Path) -> None:
+    """Draw what is gained over popularity by users, by city, pooled, and by the model with each control."""
+    from benchmarks.harness.plots import gains  # noqa: PLC0415 - needs matplotlib, which only saving has to have
+
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            RANKINGS[MODEL]: each["model_against"][BY_USERS],
+            RANKINGS[BY_DISTANCE]: each["distance_against"][BY_USERS],
+        }
+        for name, each in {**facts["cities"], "all": facts}.items()
+    }
+    rows |= {
+        f"all, {name.replace('_', ' ')}": {RANKINGS[MODEL]: facts["controls"][name]["model_against"][BY_USERS]}
+        for name in (RANDOM_PREVIOUS, SHUFFLED)
+    }
+    gains(rows, METRICS, path)
+
+
 def _goals_table(found: Mapping[str, Facts]) -> str:
     lines = [table_row(("goal", "measured", "met")), table_row(("---", "---", "---"))]
     lines += [table_row((what, measured, "yes" if met else "**no**")) for what, measured, met in goals(found)]
@@ -125,7 +143,12 @@ def _goals_table(found: Mapping[str, Facts]) -> str:
 @with_exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the tables. Returns 1 if a goal is missed, else 0."""
-    parser = command_parser("training_value.next_place", "Measure what next/ is worth on real visits.", database=True)
+    parser = command_parser(
+        "training_value.next_place",
+        "Measure what next/ is worth on real visits.",
+        database=True,
+        saves=".json, .md and .svg",
+    )
     given = parser.parse_args(arguments)
     data = realdata.locate()
     if data is None:
@@ -141,12 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(found), end="")
     if given.save:
         head = (
-            "# The next item, where it is new to the user\n\n`python -m benchmarks.training_value.next_place --save`: five "
+            "# The next item, where it is new to the user\n\n`python -m benchmarks.next_place --save`: five "
             "cities of the Flickr User-POI Visits (Lim et al., IJCAI 2015; Melbourne: Wang et al., CIKM 2016) in one database, "
             "`run --task next --small-catalog keep`, then `probe --controls`. AUC / NDCG@10, means over users; differences "
             "user by user with their 95% interval."
         )
         save_results("next_place", {"made_with": made_with, "splits": found}, head, markdown(found))
+        draw(found[SPLITS[0]], RESULTS / "next_place.svg")
     return 0 if all(met for _, _, met in goals(found)) else 1
 
 

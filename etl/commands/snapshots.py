@@ -1,4 +1,4 @@
-"""The commands about snapshots: `list`, `inspect`, `diff`, `prune` and `validate --snapshot`.
+"""The commands about snapshots: `list`, `inspect`, `diff`, `convert`, `prune` and `validate --snapshot`.
 
 A command's docstring is its help. Libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -6,6 +6,7 @@ A command's docstring is its help. Libraries are imported inside the commands, s
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etl.commands.runner import CommandResult, observe_step
@@ -107,6 +108,23 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
             f"In {older} there are not two snapshots to compare, its newest and one before: name two, or an --out that has two."
         )
     return store.location_of(before[-1]), store.location_of(str(latest))
+
+
+def convert(settings: Settings, stop: CancelToken, *, folder: str | None = None) -> CommandResult:
+    """Write a snapshot's interactions, users and items as another program's files, into a new folder."""
+    from etl.snapshots import conversion, locations
+
+    target = Path(folder or "dataset/bpr")
+    with (
+        locations.local_snapshot(
+            settings.snapshot or settings.out, settings.environ, conversion.REQUIRED_FILES, stop
+        ) as snapshot,
+        observe_step(settings, stop, "convert") as (_, count),
+    ):
+        rows = conversion.to_recbole(snapshot, target, stop.raise_if_cancelled)
+        count(sum(rows.values()))
+    lines = [escape(f"{target / name}: {found:,} rows") for name, found in rows.items()]
+    return CommandResult({"to": settings.to, "folder": str(target), "rows": rows}, lines)
 
 
 def prune(settings: Settings, stop: CancelToken) -> CommandResult:

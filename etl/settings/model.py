@@ -59,6 +59,7 @@ Reject = Literal["seen", "event"]
 SmallCatalog = Literal["exclude", "weight", "keep"]
 Ids = Literal["string", "index", "both"]
 SchemaFormat = Literal["sql", "prisma"]
+FileFormat = Literal["recbole"]
 Write = Literal["changes", "replace"]
 LogFormat = Literal["console", "json"]
 
@@ -352,6 +353,7 @@ class Settings:
         OTHER,
         "Also train on next items whose previous item is random, and on days in random order: what is left is chance.",
     )
+    to: FileFormat = _choice(OTHER, "Whose files to write: recbole (default; its atomic files).", FileFormat)
     format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
     all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")
     role: str | None = _text(

@@ -28,7 +28,7 @@ F64 = npt.NDArray[np.float64]
 EARTH_RADIUS_KM = 6371.0088
 """The mean radius (IUGG)."""
 
-_BATCH = 1 << 20
+_BATCH = 1 << 18
 """About how many rows and rejected items there are at a time."""
 
 _BEFORE_ALL = np.iinfo(np.int64).min
@@ -150,7 +150,7 @@ class Choices:
         """Generate the rows, batch by batch: all choices of some events, whose rows depend on no other event."""
         to_sample = keys.of_events("next", self.events, with_user=True)
         to_shuffle = keys.of_events("shuffle", self.events, with_user=False) if shuffle else None
-        low, high = self._rejected_before
+        low, high, _ = self._of_group
         sizes = np.cumsum(high - low + self.wanted)
         event = self.selections.event[self.elements]
         bounds = np.searchsorted(sizes, np.arange(_BATCH, sizes[-1:].sum(), _BATCH), side="right")
@@ -170,8 +170,11 @@ class Choices:
         drawn, counts = sample(
             mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
         )
-        choice = np.repeat(np.arange(len(chosen), dtype=np.int32), counts.sum(axis=0))
-        position = drawn.T.ravel() if counts.all() else drawn.T[counts.T]
+        # Every choice has as many rows, where no pool is too small: that is repeated faster.
+        full = bool(counts.all())
+        repeats = self.wanted if full else counts.sum(axis=0)
+        choice = np.arange(len(chosen), dtype=np.int32).repeat(repeats)
+        position = drawn.T.ravel() if full else drawn.T[counts.T]
         negative = self.codes.astype(np.uint32)[position]
         days, previous = self.selections.events["day_number"].to_numpy(), items[earlier]
         per_choice = {
@@ -183,7 +186,7 @@ class Choices:
             "pos_km": places.km(previous, positive),
             "is_new": past.new[ranks],
         }
-        values = {name: column[choice] for name, column in per_choice.items()}
+        values = {name: column.repeat(repeats) for name, column in per_choice.items()}
         values |= {"negative": negative, "neg_km": places.km_to(previous, choice, self.codes, position)}
         if self.history:
             users = self.selections.users[self.selections.event[chosen]]
@@ -204,39 +207,46 @@ class Choices:
         return offered
 
     @cached_property
-    def _known(self) -> tuple[I64, Positions]:
-        """What may be rejected: ranks of first selections, or elements (`--reject event`), ascending; their positions."""
-        firsts = None if self.reject == "event" else self.trips.firsts
-        elements = self.selections.items if firsts is None else self.selections.items[self.trips.past.order[firsts]]
-        positions = self._offered[elements]
+    def _known(self) -> tuple[I64, Positions, I32]:
+        """What may be rejected, by group and position: the groups, the positions, and from which index on each is.
+
+        A group is the rank where its user begins, and the index a rank; with `--reject event` the same of elements and events.
+        """
+        if self.reject == "event":
+            index, items = np.arange(len(self.selections.event)), self.selections.items
+            groups = self.selections.lists.ends[self.selections.event]
+        else:
+            index = self.trips.firsts
+            items, groups = self.selections.items[self.trips.past.order[index]], self.trips.user_starts[index]
+        positions = self._offered[items]
         known = np.flatnonzero(positions >= 0)
-        return known if firsts is None else firsts[known], positions[known]
+        known = known[np.argsort((groups[known] << 32) | positions[known])]
+        return groups[known], positions[known], index[known].astype(np.int32)
 
     @cached_property
-    def _rejected_before(self) -> tuple[I64, I64]:
-        """The range of `_known` that each choice rejects: what its user, or its event, selected before it."""
+    def _of_group(self) -> tuple[I64, I64, I32]:
+        """The range in `_known` that each choice's group has, and the choice's own index: what is not later is rejected.
+
+        That is all that was selected before, and the positive.
+        """
         if self.reject == "event":
-            start, now = self.selections.lists.ends[self.selections.event[self.elements]], self.elements
+            group, now = self.selections.lists.ends[self.selections.event[self.elements]], self.elements
         else:
             now = self.trips.past.ranks[self.elements]
-            start = self.trips.user_starts[now]
-        return np.searchsorted(self._known[0], start), np.searchsorted(self._known[0], now)
+            group = self.trips.user_starts[now]
+        low, high = (np.searchsorted(self._known[0], group, side) for side in ("left", "right"))
+        return low, high, now.astype(np.int32)
 
     def _rejected(self, which: slice) -> tuple[I64, Positions]:
         """What some choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
-        low, high = (each[which] for each in self._rejected_before)
+        _, positions, index = self._known
+        low, high, now = (each[which] for each in self._of_group)
         lengths = high - low
-        inside = np.repeat(low - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        chosen = self.elements[which]
-        # The positive is in that range already, unless it is new or `--reject event` is set.
-        positives = self._offered[self.selections.items[chosen]]
-        added = positives >= 0
-        if self.reject == "seen":
-            added &= self.trips.past.new[self.trips.past.ranks[chosen]]
-        groups = np.concatenate([np.repeat(np.arange(len(chosen)), lengths), np.flatnonzero(added)])
-        rejected = np.concatenate([self._known[1][inside], positives[added]])
-        both = np.sort((groups << 32) | rejected)
-        return both >> 32, (both & 0xFFFFFFFF).astype(np.int32)
+        choice = np.arange(len(now), dtype=np.int32).repeat(lengths)
+        inside = (low - (np.cumsum(lengths) - lengths)).astype(np.int32).take(choice)
+        inside += np.arange(len(choice), dtype=np.int32)
+        kept = np.flatnonzero(index.take(inside) <= now.take(choice))
+        return choice.take(kept).astype(np.int64), positions.take(inside.take(kept))
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:

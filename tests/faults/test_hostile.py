@@ -72,6 +72,7 @@ COMMANDS = {
     "validate": ["validate", "--snapshot", "{out}"],
     "diff": ["diff", "{out}"],
     "expand": ["expand", "{out}", "--negatives", "catalog:2", "--split", "last-trip", "--out", "{elsewhere}"],
+    "convert": ["convert", "{out}", "{elsewhere}/converted/trips"],
     "report": ["report", "{out}"],
     "probe": ["probe", "{out}"],
 }
@@ -95,6 +96,7 @@ def newest(out: Path) -> Path:
 
 def look(out: Path, which: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> int:
     """Call a command as the command line does; its exit code. Whatever is raised is a fault."""
+    shutil.rmtree(elsewhere / "converted", ignore_errors=True)  # which has to be a new folder
     words = [word.format(out=out, elsewhere=elsewhere) for word in COMMANDS[which]]
     capsys.readouterr()
     code = run_app(cli.app, words, {"BPR_ETL_CONFIG": ""})

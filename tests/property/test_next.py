@@ -103,7 +103,8 @@ def journeys(draw: Any) -> Journeys:
             shown_ids=draw(lists),
             created_at=created,
         )
-        cities.setdefault(trip.city, []).append(event)
+        # The days of a trip may be in several cities.
+        cities.setdefault(draw(st.sampled_from((trip.city, trip.city, *CITIES))), []).append(event)
     for rows in cities.values():
         rows.sort(key=oracle.row_order)
     return Journeys(World(tuple(User(name, f"shadow-{name}") for name in users), trips, (), nodes), Exported(cities))

@@ -83,7 +83,7 @@ def test_without_any_event_all_that_looks_at_a_snapshot_still_does(small_world, 
     out = str(tmp_path / "out")
     expanded = etl.expand(load_settings({"snapshot": out, "out": out, "split": "last-trip", "allow_empty": True}, {}))
     assert list(triples(expanded.snapshot).values()) == [0, 0, 0]
-    for command, exit_code in {"list": 0, "inspect": 0, "diff": 0, "report": 0, "probe": 5}.items():
+    for command, exit_code in {"list": 0, "inspect": 0, "diff": 0, "report": 0, "convert": 0, "probe": 5}.items():
         done = CliRunner().invoke(cli.app, [command, out])
         assert (done.exit_code, type(done.exception)) == (exit_code, SystemExit if exit_code else type(None)), command
     again = CliRunner().invoke(cli.app, ["expand", out, "--out", out])

@@ -1,7 +1,8 @@
 """The recipes of docs/consumers.md, run as they stand there: each reads exactly the rows that the manifest counts.
 
 PyTorch and Hugging Face datasets are optional (`make consumers`). Their recipes run in a process of their own, as a
-user's script does: workers are spawned from it, it may be killed, and no other test pays for the import.
+user's script does: workers are spawned from it, it may be killed, and no other test pays for the import. LensKit and Cornac
+are run where they are installed, RecBole where BPR_ETL_TEST_RECBOLE names an interpreter that has it.
 """
 
 from __future__ import annotations
@@ -123,12 +124,12 @@ def need(*modules: str) -> None:
     """Skip where an optional package is missing, without importing it."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed: `make consumers` adds it")
+            pytest.skip(f"{module} is not installed (`make consumers` adds PyTorch, datasets and implicit)")
 
 
 def test_every_recipe_of_the_page_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
-    assert len(RECIPES) == PAGE.count("```python") == 12
+    assert len(RECIPES) == PAGE.count("```python") == 15
     for recipe in RECIPES:
         assert f'"{recipe}"' in tested
 
@@ -327,6 +328,45 @@ def test_what_is_trained_ranks_held_out_items_better_than_popularity(recipe, mod
     if "best_epoch" in found:
         assert 0 < found["best_epoch"] < 99
         assert found["best"] < np.log(2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "module"), [("Interactions with LensKit", "lenskit"), ("Interactions with Cornac", "cornac")]
+)
+def test_models_of_other_libraries_know_more_than_chance(recipe, module, judged, capsys, monkeypatch):
+    """Of so few users no more can be asked; the page says what they are worth at the design's size."""
+    need(module)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    found = run_here(recipe, **judged)
+    assert found["model"][0] > 0.55
+    assert found["model"] not in (judged["popularity"], judged["history"])
+    assert "NDCG@10" in capsys.readouterr().out
+
+
+def test_recbole_trains_on_what_convert_writes(judged, tmp_path):
+    python = os.environ.get("BPR_ETL_TEST_RECBOLE")
+    if not python:
+        pytest.skip("BPR_ETL_TEST_RECBOLE names no interpreter that has RecBole, which needs an older numpy")
+    snapshot = judged["snapshot"]
+    command = [sys.executable, "-m", "etl", "convert", snapshot.folder, "dataset/bpr", "--to", "recbole"]
+    at_root = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run(command, cwd=tmp_path, env=at_root, check=True, capture_output=True)
+    after = "\nprint([train.dataset.user_num, train.dataset.item_num], [len(each.dataset) for each in (train, valid, test)])"
+    done = subprocess.run(
+        [python, "-c", RECIPES["RecBole"] + after],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    popularity, model, read = done.stdout.splitlines()[-3:]
+    assert popularity.startswith("popularity by users: AUC 0.")
+    assert float(re.search(r"NDCG@10 ([\d.]+)", model)[1]) > 0
+    rows = [snapshot.interactions(part).collect() for part in ("train", "valid", "test")]
+    users = pl.concat(rows)["user_id"].n_unique()
+    assert read == f"{[users + 1, snapshot.items.height + 1]} {[each.height for each in rows]}"  # and one for padding
 
 
 def test_the_next_item_model_is_judged_by_the_rows_of_the_held_out_part(snapshots, tmp_path):
