@@ -1,5 +1,6 @@
 """bpr-etl as an Airflow DAG: 99 skips the task, 3 and 6 are retried, everything else fails at once.
 
+A new snapshot updates the asset `bpr_etl_snapshot`: a DAG with `schedule=[SNAPSHOT]` runs when there is one, and only then.
 `bpr-etl` must be on the workers' PATH; its settings are environment variables of the workers (DATABASE_URL, BPR_ETL_OUT, ...).
 """
 
@@ -10,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+SNAPSHOT = Asset("bpr_etl_snapshot")
 WORTH_A_RETRY = {3, 6}  # the database or the store not reachable, or too busy; another run holds the lock
 
 
@@ -34,6 +36,8 @@ class BprEtlRun(BashOperator):
         result = json.loads(done.output)
         for warning in result["warnings"]:
             self.log.warning("%s", warning)
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = {name: result[name] for name in ("snapshot", "run_id", "positives")}
         return str(result["snapshot"])
 
 
@@ -57,4 +61,5 @@ with DAG(
         bash_command="bpr-etl run --skip-unchanged --fail-on-change --json",
         append_env=True,
         skip_on_exit_code=99,
+        outlets=[SNAPSHOT],
     )

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from etl.postgres.naming import Relation
 from etl.reporting.history import Metric, PreviousRun
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import Executor
@@ -49,6 +50,7 @@ class RunResult(RunRecord):
     `snapshot` is None if nothing was published (a dry run, or `skip_unchanged` with the newest snapshot's data).
     `committed` says whether the database was written. `counts` are those of the manifest. `previous_runs` are the last
     snapshots before this one in the same --out, oldest first; `metrics` are this run's figures compared with theirs.
+    `relations` are the models' tables, none without a database.
 
     Steps are in the order in which they began. Some run at the same time (the server receives the COPY while files are
     written), so their seconds add up to more than the `seconds` of the run.
@@ -56,6 +58,7 @@ class RunResult(RunRecord):
 
     previous_runs: list[PreviousRun] = field(default_factory=list)
     metrics: list[Metric] = field(default_factory=list)
+    relations: Mapping[str, Relation] = field(default_factory=dict, repr=False, compare=False)
 
 
 def new_result(

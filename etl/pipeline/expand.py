@@ -7,6 +7,7 @@ from typing import Any
 
 from etl.errors import DataError, SettingsError
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, utc_now
+from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import open_publication
 from etl.pipeline.published import probe_published
 from etl.runtime.cancellation import CancelToken
@@ -20,6 +21,7 @@ _INHERITED_SETTINGS = ("schema", "naming", "shadow_prefix", "shadow_domain", "au
 """Settings that decided the old snapshot's events: taken from its manifest, not from the options."""
 
 
+@with_lineage
 def expand(
     settings: Settings | None = None,
     clock: Clock = utc_now,

@@ -14,6 +14,7 @@ from etl.pipeline.guards import (
     count_surfaces,
     rejected_shares,
 )
+from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import Publication, open_publication
 from etl.pipeline.published import probe_published
 from etl.postgres.connection import Connection, connect
@@ -30,6 +31,7 @@ from etl.triples.dataset import ENCODED_EVENTS, Dataset, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
 
 
+@with_lineage
 def export(
     settings: Settings | None = None,
     clock: Clock = utc_now,
@@ -53,6 +55,7 @@ def export(
                 if not is_open(connection):  # a standby may have ended the session of the attempt before
                     connection = sessions.enter_context(connect(target, stop))
                 result, rejected = new_result(clock, stop, progress), RejectedRows()
+                result.relations = scope.naming.relations
                 with open_publication(context, result) as publication, ExitStack() as spills:
                     with transaction(connection, read_only=True):
                         check_scope(connection, scope, settings, result)

@@ -39,6 +39,7 @@ from etl.pipeline.guards import (
     rejected_shares,
     unused_seed_warnings,
 )
+from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import Publication, open_publication
 from etl.pipeline.published import probe_published
 from etl.postgres.connection import Connection, connect
@@ -74,6 +75,7 @@ USERS_PER_BATCH = 20_000
 """Users whose personas are built at a time."""
 
 
+@with_lineage
 def run(
     settings: Settings | None = None,
     clock: Clock = utc_now,
@@ -101,6 +103,7 @@ def run(
 
             def attempt() -> RunResult:
                 result = new_result(clock, stop, progress, notes)
+                result.relations = scope.naming.relations
                 with open_publication(context, result) as publication:
                     with transaction(connection, commit=not settings.dry_run), check_not_rewritten(connection, tables):
                         require_lock(connection, lock)

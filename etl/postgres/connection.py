@@ -150,7 +150,8 @@ class Connection:
         """Yield the rows of a query in batches as the driver fetches them. Memory does not grow with the result."""
         with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
-            for batch in cursor.fetch_record_batch():
+            # Not fetch_record_batch(), whose errors are Arrow's and have no SQLSTATE.
+            for batch in cursor._results.reader:  # noqa: SLF001
                 yield to_frame(batch)
 
     def execute(self, sql: str) -> int:
@@ -252,11 +253,8 @@ class Connection:
         self.stop.raise_if_cancelled()
         try:
             yield
-        # While rows are fetched, Arrow reports the server's errors as its own.
-        except (adbc_errors.Error, pa.ArrowException, OSError) as error:
+        except adbc_errors.Error as error:
             self.stop.raise_if_cancelled()
-            if not isinstance(error, adbc_errors.Error) and "[libpq]" not in str(error):
-                raise
             raise _map_error(error, self.address, table) from None
 
 
@@ -433,7 +431,7 @@ _STATES = (
 )
 
 
-def _map_error(error: Exception, address: ConnectionTarget, table: str | None = None) -> EtlError:
+def _map_error(error: adbc_errors.Error, address: ConnectionTarget, table: str | None = None) -> EtlError:
     """Translate a driver's error by its SQLSTATE into the kind that says what a caller can do.
 
     The server's DETAIL is dropped, because it holds row values. `table` is the table written to, for errors that name none.
@@ -442,12 +440,11 @@ def _map_error(error: Exception, address: ConnectionTarget, table: str | None = 
     if table is not None:
         details.setdefault("PG_DIAG_TABLE_NAME", table)
     first = address.redact(details.get("PG_DIAG_MESSAGE_PRIMARY") or _primary_message(str(error)))
-    unknown = "08001" if isinstance(error, adbc_errors.Error) else "XX000"
     sqlstate = getattr(error, "sqlstate", None)
     # With 40001 or, where the session was ended or rows were being sent, without SQLSTATE.
     if _RECOVERY_CONFLICT in first:
         return ConflictError(_STANDBY_CANCELLED.format(first=first))
-    state = _match(_POOLER_STATES, first) or sqlstate or _match(_STATES, first) or unknown
+    state = _match(_POOLER_STATES, first) or sqlstate or _match(_STATES, first) or "08001"
     if state in {"40001", "40P01"}:
         return ConflictError(f"Another transaction changed the same rows at the same time ({first}).")
     place = "".join(

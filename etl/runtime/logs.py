@@ -123,7 +123,8 @@ def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> L
     logs = LogHandler(as_json=as_json)
     logging.basicConfig(handlers=[logs], level=logging.WARNING if quiet else logging.INFO, force=True)
     log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
-    logging.getLogger("r2d2").setLevel(logging.ERROR)  # connectorx's pool: its retries are no news
+    for name in ("r2d2", "openlineage", "urllib3"):  # connectorx's pool, what sends lineage: their retries are no news
+        logging.getLogger(name).setLevel(logging.ERROR)
     return logs
 
 

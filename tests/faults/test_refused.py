@@ -14,7 +14,7 @@ import etl
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
 from etl.pipeline.database import apply_schema, check_schema, synth, validate_database
 from etl.postgres import connection as database
-from etl.postgres.connection import connect, require_supported
+from etl.postgres.connection import ConflictError, connect, require_supported
 from etl.postgres.transaction import transaction
 from etl.postgres.url import parse_url
 from etl.settings.sources import load_settings
@@ -209,16 +209,30 @@ def test_emails_with_a_collation_that_has_no_prefixes(tmp_path):
         )
 
 
-def test_what_the_server_says_while_rows_are_fetched(database_url):
-    """Arrow knows no SQLSTATE: the words must do, and where they are not known it is the server that failed, not the disk."""
-    address = parse_url(database_url, {})
-    late = "SELECT 1 / (100000 - n) AS x FROM generate_series(1, 200000) n"
-    says = r"The server failed \(SQLSTATE XX000\): division by zero\. Run again"
-    with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
-        list(connection.iter_frames(late))
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        ("1 / (100000 - n)", DataError, r"refused a value: division by zero\. Nothing was written"),
+        ("pg_temp.late(n, 'P0001')", DataError, r"trigger or function of the database refused: kept for audit\."),
+        ("pg_temp.late(n, '58030')", ConnectError, r"The server failed \(SQLSTATE 58030\): kept for audit\. Run again"),
+        ("pg_temp.late(n, '40001')", ConflictError, r"Another transaction"),
+    ],
+)
+def test_what_the_server_raises_while_rows_are_fetched_has_its_own_exit_code(database_url, raised, kind, said):
+    """A view's function may fail at any row."""
+    with connect(parse_url(database_url, {})) as connection:
+        connection.execute(
+            "CREATE FUNCTION pg_temp.late(n int, state text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN "
+            "IF n = 100000 THEN RAISE EXCEPTION USING ERRCODE = state, MESSAGE = 'kept for audit'; END IF; RETURN n; END $$"
+        )
+        with pytest.raises(kind, match=said), transaction(connection):
+            list(connection.iter_frames(f"SELECT {raised} AS x FROM generate_series(1, 200000) n"))
+
+
+def test_a_time_limit_that_passes_while_rows_are_fetched(database_url):
     setting(database_url, "statement_timeout = 200")
     slow = "SELECT pg_catalog.pg_sleep(0.0001) AS x FROM generate_series(1, 200000) n"
-    says = "Raise statement_timeout"
+    address, says = parse_url(database_url, {}), "Raise statement_timeout"
     with pytest.raises(ConnectError, match=says), connect(address) as connection, transaction(connection):
         list(connection.iter_frames(slow))
 

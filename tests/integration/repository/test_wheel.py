@@ -100,7 +100,7 @@ def test_the_metadata_is_complete(unpacked):
     pythons = {each.rpartition(" ")[2] for each in found.get_all("Classifier") if "Python :: 3." in each}
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert pythons == set(flow["jobs"]["checks"]["strategy"]["matrix"]["python"])
-    assert {"demo", "ray", "aws"} <= set(found.get_all("Provides-Extra"))
+    assert {"demo", "ray", "aws", "lineage"} <= set(found.get_all("Provides-Extra"))
     required = [each for each in found.get_all("Requires-Dist") if "extra ==" not in each]
     assert not any("pgserver" in each or "[" in each for each in required)
 

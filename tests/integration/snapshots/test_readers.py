@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
 import duckdb
 import pandas as pd
@@ -76,6 +80,30 @@ def test_pyarrow_duckdb_and_pandas_count_the_manifest_s_rows(snapshot, manifest)
     pandas = pd.concat(pd.read_parquet(path) for path in sorted((snapshot / "triples").rglob("*.parquet")))
     assert len(pandas) == sum(listed.values())
     assert pandas["weight"].eq(1.0).all()
+
+
+RAY = """
+import json
+import sys
+
+import ray
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+partitioning = ray.data.datasource.partitioning.Partitioning("hive", field_types={"city": str})
+rows = ray.data.read_parquet(sys.argv[1], partitioning=partitioning, columns=["weight", "city"])
+print(json.dumps({each["city"]: each["count()"] for each in rows.groupby("city").count().take_all()}))
+"""
+
+
+def test_ray_data_counts_the_manifest_s_rows(snapshot, manifest):
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: `make ray-extra` adds it")
+    done = subprocess.run(
+        [sys.executable, "-c", RAY, snapshot / "triples"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counted = {unquote(city): rows for city, rows in json.loads(done.stdout.splitlines()[-1]).items()}
+    assert counted == manifest["published"]["triples"]
 
 
 def test_readers_agree_on_every_value(snapshot):

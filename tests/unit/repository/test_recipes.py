@@ -8,9 +8,13 @@ from __future__ import annotations
 import ast
 import configparser
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -115,6 +119,39 @@ def test_the_cron_script_retries_temporary_failures_and_prints_messages(cron_scr
         assert said == first + says.replace("\\n", "\n")
 
 
+@pytest.mark.parametrize(
+    ("code", "answer", "told"), [(0, 200, "0"), (99, 200, "0"), (5, 200, "5"), (3, 404, "3"), (0, None, None)]
+)
+def test_the_ping_tells_start_and_exit_code_and_leaves_that_alone(code, answer, told):
+    """The watchdog takes pings, refuses them, or is not there."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    paths: list[str] = []
+
+    class Watchdog(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(answer)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Watchdog) as server:
+        url = f"http://127.0.0.1:{server.server_port}/uuid"
+        if answer is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {"PATH": os.environ["PATH"], "PING_URL": url}
+        done = subprocess.run([RECIPES / "bpr-etl-ping", "sh", "-c", f"exit {code}"], env=env, timeout=60, check=False)
+        if answer is not None:
+            server.shutdown()
+    assert done.returncode == code
+    assert paths == ([] if told is None else ["/uuid/start", f"/uuid/{told}"])
+
+
 def test_the_cron_line_has_a_user_and_an_existing_script():
     lines = [line for line in read("bpr-etl.cron").splitlines() if re.match(r"[\d*]", line)]
     assert [line.split()[5:] for line in lines] == [["bpr-etl", "bpr-etl-cron"]]
@@ -130,14 +167,17 @@ def test_the_systemd_unit_handles_exit_codes_the_same_way():
     assert unit("bpr-etl.timer")["Timer"]["OnCalendar"] == "*-*-* 03:17"
 
 
-def test_the_airflow_dag_handles_exit_codes_the_same_way():
-    tree = ast.parse(read("airflow_dag.py"))
-    constants = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    assert {str(code) for code in constants["WORTH_A_RETRY"]} == RETRY
+@pytest.mark.parametrize("name", ["airflow_dag.py", "dagster_defs.py"])
+def test_what_runs_in_python_retries_the_same_exit_codes(name):
+    (retried,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(read(name)).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WORTH_A_RETRY"
+    ]
+    assert {str(code) for code in retried} == RETRY
+
+
+def test_the_airflow_dag_skips_where_there_is_nothing_new():
     assert "skip_on_exit_code=99" in read("airflow_dag.py")
     assert "run --skip-unchanged --fail-on-change --json" in read("airflow_dag.py")
 
