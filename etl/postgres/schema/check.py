@@ -95,13 +95,12 @@ def check(connection: Connection, naming: Naming) -> list[Finding]:
     ]
 
 
-def require(connection: Connection, naming: Naming, *, writes: bool) -> list[Finding]:
+def require(connection: Connection, naming: Naming, catalog: Catalog, *, writes: bool) -> list[Finding]:
     """Return the advice on a schema that fits, without side effects: these are audited when they happen.
 
     Raises SchemaError with the first few findings if it does not fit. What publications forbid, and rules that keep a
     statement from working, matter only to a command that `writes`.
     """
-    catalog = read_catalog(connection, naming)
     findings = list(_findings(catalog, naming, writes=writes))
     if not _blocking(findings):
         findings += _data_findings(connection, catalog, naming)
