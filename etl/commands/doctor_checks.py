@@ -21,6 +21,7 @@ from etl.pipeline.guards import KEEP_FOREIGN_ROWS, check_scope, describe_kinds, 
 from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.schema import check as schema_check
+from etl.postgres.schema.catalog import read_catalog
 from etl.postgres.schema.mapping import find_naming
 from etl.postgres.schema.privileges import require_privileges
 from etl.postgres.schema.side_effects import SIDE_EFFECTS, Finding
@@ -307,7 +308,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
 
 
 def _schema(connection: Connection, naming: Naming) -> Iterator[Check]:
-    schema_check.require(connection, naming, writes=True)
+    schema_check.require(connection, naming, read_catalog(connection, naming), writes=True)
     names = ", ".join(map(naming.table_name, MODELS))
     yield ok("schema", f"schema {quote_identifier(naming.schema)}, {naming.kind} names ({names}): nothing is missing")
 

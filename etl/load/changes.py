@@ -7,7 +7,8 @@ because an id or another unique key may move from one row to another.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,12 +215,19 @@ class TableWriter:
                 "on the table keeps them: fix or disable it, then run again."
             )
 
-    def add(self, rows: pl.DataFrame) -> int:
-        """Add a batch of rows. Returns how many were copied: after `delete` all, before it none."""
+    def hash(self, rows: pl.DataFrame) -> npt.NDArray[np.int64]:
+        """Return the hashes of rows. Can be called from any thread."""
+        return row_hashes(self._model, rows)
+
+    def add(self, rows: pl.DataFrame, hashed: Future[npt.NDArray[np.int64]]) -> int:
+        """Add a batch of rows and their hashes. Returns how many were copied: after `delete` all, before it none.
+
+        A COPY does not wait for the hashes.
+        """
         rows = rows.select(*columns_of(self._model))
         if self._copies:
-            return self._copy(rows)
-        hashes = row_hashes(self._model, rows)
+            return self._copy(rows, hashed.result)
+        hashes = hashed.result()
         new = rows.with_columns(pl.Series(_HASH, hashes)).filter(~pl.Series(self._keep(hashes)))
         if new.height:
             self._held.append_bucket(new, self._batches % self._held.buckets)
@@ -232,17 +240,13 @@ class TableWriter:
     def copy_held(self) -> int:
         """Copy the rows that were held. Returns their number."""
         held = (self._held.read_bucket(number) for number in range(self._held.buckets))
-        copied = sum(self._copy(rows.drop(_HASH), rows[_HASH].to_numpy()) for rows in held if rows.height)
+        copied = sum(self._copy(rows.drop(_HASH), rows[_HASH].to_numpy) for rows in held if rows.height)
         self._held.delete()
         return copied
 
-    def _copy(self, rows: pl.DataFrame, hashes: npt.NDArray[np.int64] | None = None) -> int:
-        """COPY rows. Their hashes, unless they are known, are computed while the server works on the COPY."""
-        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
-            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
-            computed = pool.submit(row_hashes, self._model, rows.clone()) if hashes is None else hashes
-            copy_rows(self._connection, self._scope, self._model, rows)
-            self._sent.add(computed.result() if isinstance(computed, Future) else computed)
+    def _copy(self, rows: pl.DataFrame, hashes: Callable[[], npt.NDArray[np.int64]]) -> int:
+        copy_rows(self._connection, self._scope, self._model, rows)
+        self._sent.add(hashes())
         return rows.height
 
     def check(self) -> None:

@@ -193,6 +193,16 @@ class PendingSignals:
     fingerprint: tuple[Any, ...]
 
 
+def has_pending_signals(connection: Connection, scope: Scope) -> bool:
+    """Return whether the backfill is to change any signal: at once if so, else after a scan of them all."""
+    version = scope.naming.column("BehavioralSignal", "modelVersion")
+    found = connection.fetch_rows(
+        f"SELECT 1 FROM {scope.naming.table('BehavioralSignal')} x "
+        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{version} IS NULL LIMIT 1"
+    )
+    return bool(found)
+
+
 def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
     """Look up the shadow users' signals that the backfill is to change. Locks no rows."""
     columns = _kept_columns(connection, scope)
@@ -200,17 +210,17 @@ def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
     return PendingSignals(columns, _fingerprint(connection, scope, columns, f"x.{version} IS NULL"))
 
 
-def backfill(connection: Connection, scope: Scope, pending: PendingSignals) -> int:
+def backfill(connection: Connection, scope: Scope, pending: PendingSignals | None) -> int:
     """Set the model version of the shadow users' signals that have none, by the single UPDATE of docs/design.md.
 
-    Returns the number of updated rows. It comes last before COMMIT, because it locks rows that the application may want.
-    Raises DataError if these rows changed in any other column that the role may read.
+    Nothing is done if `pending` is None. Returns the number of updated rows. It comes last before COMMIT, because it locks rows
+    that the application may want. Raises DataError if these rows changed in any other column that the role may read.
     """
+    if pending is None:
+        return 0
     table, version = scope.naming.table("BehavioralSignal"), quote_literal(BACKFILL_VERSION)
     column = scope.naming.column("BehavioralSignal", "modelVersion")
     columns, before = pending.columns, pending.fingerprint
-    if not before[0]:
-        return 0
     updated = connection.execute(
         f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} "
         f"AND {_half(f'x.{column} IS NULL')}"

@@ -34,6 +34,7 @@ from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
 from etl.snapshots.reading.snapshot import CARD, CROISSANT, REPORT, Snapshot, open_snapshot
 from etl.snapshots.store import UnlistableError, translate_os_errors
+from etl.snapshots.unchanged import inputs_sha256, link_data_files
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model
 from etl.triples.dataset import Dataset
@@ -100,9 +101,11 @@ class Publication:
         triple_options = TripleOptions(**{each.name: getattr(settings, each.name) for each in fields(TripleOptions)})
         options = StageOptions(triple_options, settings.ids, settings.rows_per_file)
         with result.step("stage files") as rows:
-            summary = write_data_files(
+            inputs = inputs_sha256(dataset, options)
+            summary = link_data_files(self.context.store, inputs, self.staged) or write_data_files(
                 dataset, options, self.staged, self.scratch, result.progress, executor=self.context.executor
             )
+            summary.inputs_sha256 = inputs
             result.counts["published"] = summary.counts(dataset)
             rows(sum(sum(result.counts["published"][task].values()) for task in settings.task))
         for task in settings.task:

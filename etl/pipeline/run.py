@@ -7,7 +7,7 @@ read ─► personas ─► write ─► read back ─► rankings ─┬─► 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -129,7 +129,9 @@ def _run_in_transaction(
     audit = WriteAudit(connection, scope, settings.allow_side_effects)
     with ExitStack() as stack:
         source = _read(connection, scope, publication, rejected, stack)
-        writes = _Writes(result, stack.enter_context(ordered_worker()), replaces=settings.write == "replace")
+        hashing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hashing"))
+        worker = stack.enter_context(ordered_worker())
+        writes = _Writes(result, worker, hashing, replaces=settings.write == "replace")
         personas, events = (
             TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
             for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
@@ -142,9 +144,12 @@ def _run_in_transaction(
         if settings.audience == "shadow":
             spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)
             builder = DatasetBuilder(stack.enter_context(spill))
+        writes.begin(events)
+        # Where there is nothing to backfill, that is found out while events are ranked; else the signals are looked up while
+        # files are written. The backfill itself comes last, because it locks rows.
+        pending = worker.submit(partial(load.has_pending_signals, connection, scope))
         ranking_stats = _write_events(publication, source, stored, writes, events, builder)
-        # Looked up while files are written. The backfill itself comes last, because it locks rows.
-        signals = writes.worker.submit(partial(load.pending_signals, connection, scope))
+        signals = worker.submit(lambda: load.pending_signals(connection, scope) if pending.result() else None)
         result.counts |= {
             "source_rows": source.rows_read,
             "set_aside": rejected.counts,
@@ -160,12 +165,12 @@ def _run_in_transaction(
                 dataset = builder.dataset(source.users, stored, source.nodes, earlier)
             result.counts["events_left_out"] = {}
         else:  # other users' events are in the database only
-            writes.worker.wait()
+            worker.wait()
             dataset, _ = dataset_from_logged_events(
                 connection, scope, earlier, publication, rejected, stack, step="read events"
             )
         summary = publication.stage(dataset)
-        writes.worker.wait()
+        worker.wait()
     _backfill_and_verify(connection, scope, result, audit, signals.result(), personas, events)
     return publication.write_manifest(summary)
 
@@ -205,7 +210,7 @@ def _backfill_and_verify(
     scope: Scope,
     result: RunResult,
     audit: WriteAudit,
-    signals: load.PendingSignals,
+    signals: load.PendingSignals | None,
     personas: TableWriter,
     events: TableWriter,
 ) -> None:
@@ -230,10 +235,14 @@ def _backfill_and_verify(
 
 @dataclass(frozen=True)
 class _Writes:
-    """Work on the server: done by one thread in the order submitted, each piece as a step of the run."""
+    """Work on the server: done by one thread in the order submitted, each piece as a step of the run.
+
+    Rows are hashed by another thread.
+    """
 
     result: RunResult
     worker: OrderedWorker
+    hashing: ThreadPoolExecutor
     replaces: bool
 
     def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
@@ -258,9 +267,12 @@ class _Writes:
         self, step: str, table: TableWriter, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame
     ) -> Future[None]:
         """Write a frame as the table's rows. The caller must not use the frame object afterwards."""
+        converted = self.hashing.submit(to_rows, frame)
+        # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
+        hashed = self.hashing.submit(lambda: table.hash(converted.result().clone()))
 
         def work(rows: Callable[[int], None]) -> None:
-            rows(table.add(to_rows(frame)))
+            rows(table.add(converted.result(), hashed))
             if table.is_mostly_new:
                 self._delete(table)
                 rows(table.copy_held())
@@ -315,7 +327,6 @@ def _write_events(
     The events are also added to `builder`, unless it is None.
     """
     result, executor = publication.result, publication.context.executor
-    writes.begin(table)
     inputs = RankingInputs(
         source.nodes, source.categories, affinity_model().default_affinity, publication.context.settings.seed
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from etl.postgres.connection import Connection
 from etl.postgres.naming import LEGS, Naming, quote_identifier, quote_literal
 from etl.postgres.schema import check as schema_check
-from etl.postgres.schema.mapping import find_naming
+from etl.postgres.schema.mapping import find_relations
 from etl.postgres.schema.privileges import require_privileges
 from etl.postgres.transaction import transaction
 from etl.settings.model import Audience, Settings
@@ -119,8 +119,8 @@ def resolve_scope(
     Raises SchemaError if the schema does not fit, ConnectError if the role lacks a privilege.
     """
     with transaction(connection, read_only=True):
-        naming = find_naming(connection, schema_name, settings.naming, settings.map)
-        advice = [finding.detail for finding in schema_check.require(connection, naming, writes=writes)]
+        naming, catalog = find_relations(connection, schema_name, settings.naming, settings.map)
+        advice = [finding.detail for finding in schema_check.require(connection, naming, catalog, writes=writes)]
         require_privileges(connection, naming, writes=writes)
     return Scope.of(naming, settings, made or {}), advice
 

@@ -206,6 +206,8 @@ class Manifest(TypedDict):
 
     snapshot: str
     content_sha256: Hash
+    inputs_sha256: NotRequired[Hash]
+    linked_from: NotRequired[str]
     run_id: str
     started_at: Moment
     ended_at: Moment
@@ -243,7 +245,8 @@ class DataSummary:
 
     Events x selected = `positives` of the partitions + `positives_left_out`, by reason. `popularity_correlation` has each city
     with triples (`etl.triples.partitions.popularity_correlation`), `negatives` its resolved strategies. `name` is the
-    snapshot's name: None until it has one, and if nothing is published.
+    snapshot's name: None until it has one, and if nothing is published. `inputs_sha256` is the hash of what the files were made
+    from, `linked_from` the snapshot whose files they are; None if that is unknown, and if they were written.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -261,6 +264,8 @@ class DataSummary:
     split: dict[str, str | None] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ("triples",)
     name: str | None = None
+    inputs_sha256: str | None = None
+    linked_from: str | None = None
 
     @property
     def content_sha256(self) -> str:
@@ -320,6 +325,8 @@ def build_manifest(name: str, facts: Mapping[str, Any], account: DataSummary) ->
         "format": FORMAT,
         "snapshot": name,
         "content_sha256": account.content_sha256,
+        **({"inputs_sha256": account.inputs_sha256} if account.inputs_sha256 else {}),
+        **({"linked_from": account.linked_from} if account.linked_from else {}),
         **facts,
         "cities": account.folders,
         "files": [asdict(entry) for entry in [*account.files, *account.sidecars]],

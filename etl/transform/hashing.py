@@ -7,12 +7,16 @@ list of texts joined by NUL, which PostgreSQL's text can't hold, so two differen
 
 from __future__ import annotations
 
+import hashlib
+import io
 import uuid
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import polars_hash as plh
+import pyarrow as pa
 
 # The namespace of every id that bpr-etl makes. Ids can be checked with Python's `uuid.uuid5`.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "bpr-etl")
@@ -50,6 +54,29 @@ def mix64(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return z
+
+
+def update_with_frame(digest: hashlib._Hash, frame: pl.DataFrame) -> None:
+    """Add the names, types and values of a frame to a hash. Only within one version of the libraries is it always the same."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+    with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), table.schema) as stream:
+        stream.write_table(table)
+
+
+class _HashSink(io.RawIOBase):
+    """A file that keeps nothing but the hash of what is written to it."""
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Hash the next bytes."""
+        self._digest.update(content)
+        return len(content)
 
 
 def round_to_millionths(number: pl.Expr) -> pl.Expr:

@@ -8,6 +8,7 @@ is much smaller and held in memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import polars as pl
 
 from etl.runtime.files import FileInfo
 from etl.transform.buckets import BucketSpill
+from etl.transform.hashing import update_with_frame
 from etl.transform.ranking_events import eligible
 from etl.transform.schemas import ARCHIVED
 from etl.triples.vocabulary import IdEncoder, Vocabulary, assign_indexes, remap_codes
@@ -73,7 +75,8 @@ class BucketedEvents:
 
     A bucket's frame has the columns of ENCODED_EVENTS and all events of the bucket's users, in file order. `cities` are
     the cities with events, in byte order; `height` is the number of events. `read` takes the columns that are needed
-    and may leave the others empty. `published` has event files that can be copied; None if there are none.
+    and may leave the others empty. `published` has event files that can be copied; None if there are none. `sha256` is a
+    hash of the events; None if it is not known.
     """
 
     buckets: int
@@ -81,6 +84,7 @@ class BucketedEvents:
     height: int
     read: Callable[[Collection[str]], Iterator[pl.DataFrame]]
     published: ReusableEventFiles | None = None
+    sha256: str | None = None
     columns: tuple[str, ...] = tuple(ENCODED_EVENTS.columns)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -151,6 +155,7 @@ class DatasetBuilder:
         self._of_trips: list[pl.DataFrame] = []
         self._cities: set[str] = set()
         self._height = 0
+        self._digest = hashlib.sha256()
 
     def encode(self, nodes: pl.Series) -> pl.Series:
         """Encode a column of node ids, or of lists of them."""
@@ -176,7 +181,9 @@ class DatasetBuilder:
         self._of_trips.append(of_trips.unique("trip_id", keep="first", maintain_order=True))
         self._cities.update(events["city"].unique())
         self._height += events.height
-        self._spill.append_bucket(coded.select(ENCODED_EVENTS.columns), bucket)
+        of_bucket = coded.select(ENCODED_EVENTS.columns)
+        update_with_frame(self._digest, of_bucket)
+        self._spill.append_bucket(of_bucket, bucket)
 
     def _name(self, codes: npt.NDArray[np.uint32]) -> None:
         """Record that an event names these nodes."""
@@ -206,8 +213,12 @@ class DatasetBuilder:
             for bucket in range(self._spill.buckets):
                 yield remap_codes(self._spill.read_bucket(bucket), indexes)
 
-        cities = tuple(sorted(self._cities, key=str.encode))
-        return Dataset(BucketedEvents(self._spill.buckets, cities, self._height, read), vocabulary, items, trips)
+        # What the numbers of the events stand for.
+        for each in (self._users, self._trips, self._nodes):
+            update_with_frame(self._digest, each.ids.to_frame("id"))
+        cities, sha256 = tuple(sorted(self._cities, key=str.encode)), self._digest.hexdigest()
+        events = BucketedEvents(self._spill.buckets, cities, self._height, read, sha256=sha256)
+        return Dataset(events, vocabulary, items, trips)
 
 
 def _users(users: pl.DataFrame, personas: pl.DataFrame, categories: pl.Series, earlier: pl.Series) -> pl.DataFrame:

@@ -72,11 +72,11 @@ class IdEncoder:
             values = self.encode(ids.explode(empty_as_null=False))
             return list_series(ids.list.len().to_numpy(), values).alias(ids.name)
         if not isinstance(ids.dtype, pl.Enum):
-            ids = ids.cast(pl.Enum(ids.drop_nulls().unique()))
+            ids = ids.cast(pl.Enum(ids.drop_nulls().unique(maintain_order=True)))
             return self._encode(ids.dtype.categories).gather(ids.to_physical()).alias(ids.name)  # type: ignore[attr-defined]
         # Not every category need occur: only those that do get a number.
         physical = ids.to_physical()
-        used = physical.unique().drop_nulls()
+        used = physical.unique(maintain_order=True).drop_nulls()
         numbers = np.zeros(len(ids.dtype.categories), np.uint32)
         numbers[used.to_numpy()] = self._encode(ids.dtype.categories.gather(used)).to_numpy()
         return pl.Series(ids.name, numbers).gather(physical)

@@ -95,13 +95,12 @@ def check(connection: Connection, naming: Naming) -> list[Finding]:
     ]
 
 
-def require(connection: Connection, naming: Naming, *, writes: bool) -> list[Finding]:
+def require(connection: Connection, naming: Naming, catalog: Catalog, *, writes: bool) -> list[Finding]:
     """Return the advice on a schema that fits. Side effects are not included: they are audited when they happen.
 
     Raises SchemaError with the first few findings if it does not fit. Publications that forbid a change, and rules that
     keep a statement from working, count only if the command `writes`.
     """
-    catalog = read_catalog(connection, naming)
     findings = list(_findings(catalog, naming, writes=writes))
     if not _blocking(findings):
         findings += _data_findings(connection, catalog, naming)

@@ -103,7 +103,14 @@ class ColumnProblem:
 def find_naming(
     connection: Connection, schema: str, wanted: Wanted, given: Mapping[str, Mapping[str, str]] | None = None
 ) -> Naming:
-    """Return the naming asked for (for `auto`, that of the source tables), with every model's relation and columns.
+    """Return where the models are. See `find_relations`."""
+    return find_relations(connection, schema, wanted, given)[0]
+
+
+def find_relations(
+    connection: Connection, schema: str, wanted: Wanted, given: Mapping[str, Mapping[str, str]] | None = None
+) -> tuple[Naming, Catalog]:
+    """Return the naming asked for (for `auto`, that of the source tables), with every model's relation, and the catalog.
 
     `given` are the `[map.Model]` tables of the settings. Raises SchemaError if there is no such schema, if it only has tables
     of the other naming, and for `auto` if it has tables of both namings or of neither. Raises SettingsError if `given`
@@ -127,7 +134,7 @@ def find_naming(
                 f"The tables of schema {quote_identifier(schema)} have {other} names ({', '.join(found[other])}), and none has "
                 f"those of --naming {wanted}. Say --naming {other}, or drop the option: the naming is detected."
             )
-        return with_relations(connection, Naming(wanted, schema, map=given))
+        return _resolve(connection, Naming(wanted, schema, map=given))
     if not any(found.values()):
         if len(models) == len(SOURCE_MODELS):
             raise SchemaError(
@@ -137,7 +144,7 @@ def find_naming(
                 " (`bpr-etl schema map`)."
             )
         found = named_tables(connection, schema, WRITTEN_MODELS) or found
-    return with_relations(connection, replace(unambiguous(found, schema), map=given))
+    return _resolve(connection, replace(unambiguous(found, schema), map=given))
 
 
 def _require_known(given: Mapping[str, Mapping[str, str]]) -> None:
@@ -163,6 +170,10 @@ def _is_sql(key: str, text: str) -> bool:
 
 def with_relations(connection: Connection, naming: Naming) -> Naming:
     """Return the naming with each model's relation as it is in the database. A missing one has no kind and no columns."""
+    return _resolve(connection, naming)[0]
+
+
+def _resolve(connection: Connection, naming: Naming) -> tuple[Naming, Catalog]:
     tables = {
         model: _named_relation(connection, naming.schema, TableName(entries["table"]))
         for model, entries in naming.map.items()
@@ -172,7 +183,7 @@ def with_relations(connection: Connection, naming: Naming) -> Naming:
     catalog = read_catalog(connection, named)
     legs = LEGS in catalog.kinds and _leg_column(catalog, naming) is not None
     relations = {model: _resolved(catalog, named, model, legs=legs) for model in (*MODELS, *((LEGS,) if legs else ()))}
-    return replace(named, relations=relations)
+    return replace(named, relations=relations), catalog
 
 
 def _leg_column(catalog: Catalog, naming: Naming) -> MappedColumn | None:
