@@ -29,36 +29,36 @@ def run(settings: Settings, stop: CancelToken) -> CommandResult:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
     from etl.pipeline.run import run as action
 
-    return _publish("run", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
     from etl.pipeline.export import export as action
 
-    return _publish("export", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
     from etl.pipeline.expand import expand as action
 
-    return _publish("expand", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
-def _publish(name: str, action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
+def _publish(action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_run(settings) as observer:
         record = action(settings, progress=observer, stop=stop)
     from etl.commands import console  # only now: the run need not wait for it
 
     _log_outcome(settings, record)
-    lines = console.status_lines(f"bpr-etl {name}", record, dry_run=settings.dry_run)
+    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
     nothing = record.snapshot is None and not settings.dry_run
     return CommandResult(
         record.facts_for_json(),
         [
             *console.styled(map(escape_control_characters, lines)),
-            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run),
+            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
         ],
         NothingToDo.exit_code if nothing and settings.skip_unchanged != "ok" else 0,
     )
@@ -104,7 +104,11 @@ def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_step(settings, stop, "probe") as (progress, _):
         found = published.probe(settings, progress, stop)
     warnings = list(found.warnings())
-    output = [probe_tables(found.facts), "", *found.verdicts, "", *(f"Warning: {each}" for each in warnings)]
+    output = [
+        *found.verdicts,
+        *(f"Warning: {each}" for each in warnings),
+        probe_tables(found.facts, verbose=settings.verbose),
+    ]
     return CommandResult({**found.facts, "warnings": warnings}, output)
 
 
