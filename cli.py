@@ -134,7 +134,14 @@ app.register(
     "bpr-etl synth --database-url postgresql://app@localhost/empty --scale 0.1",
     panel=TRYING,
 )
-app.register("demo", publish.demo, "out data_dir scale seed", "bpr-etl demo --out demo-out", panel=TRYING)
+app.register(
+    "demo",
+    publish.demo,
+    "out data_dir scale seed remove",
+    "bpr-etl demo --out demo-out",
+    "bpr-etl demo --out demo-out --remove",
+    panel=TRYING,
+)
 app.register(
     "init",
     settings.init,

@@ -73,7 +73,7 @@ class TextTable(Table):
         for _, column in self._spare:
             if all(str(cell) in ("", NONE) for cell in column.cells):
                 self._leave_out(column)
-        for _, column in sorted(reversed(self._spare), key=lambda each: -each[0]):
+        for _, column in sorted(self._spare, key=lambda each: -each[0]):
             if self.__rich_measure__(console, wide).maximum > options.max_width:
                 self._leave_out(column)
 

@@ -216,7 +216,8 @@ def _print(output: Sequence[RenderableType | str], *, as_it_is: bool) -> None:
     for part in output:
         if isinstance(part, str | Text):
             longest = max(map(len, str(part).split()), default=0)
-            console.print(part, soft_wrap=unwrapped or longest > console.width)  # a path stays in one piece
+            # A path stays in one piece, and so does a command, which is indented.
+            console.print(part, soft_wrap=unwrapped or longest > console.width or str(part).startswith("  "))
         else:
             console.print(part)
 

@@ -422,6 +422,8 @@ class Settings:
         OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0, need="often"
     )
 
+    remove: bool = _flag(OTHER, "Remove what earlier demos left: their snapshots and their database.", need="often")
+
     metrics_file: str | None = _text(
         OUTPUT,
         "Write the outcome for Prometheus, also of a failure.",
