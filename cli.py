@@ -57,7 +57,7 @@ app.register(
     "run",
     publish.run,
     f"{EXPORTING} allow_side_effects write dry_run",
-    "bpr-etl run --out /srv/bpr                    # the database is DATABASE_URL's",
+    "bpr-etl run --out /srv/bpr         # the database is DATABASE_URL's",
     "bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe",
     "bpr-etl run --dry-run --expect-users 747+-5%",
     panel=NIGHTLY,
@@ -74,7 +74,7 @@ app.register(
     "expand",
     publish.expand,
     f"SNAPSHOT {PUBLISHING}",
-    "bpr-etl expand /srv/bpr --negatives catalog:16 --split last-trip --out /tmp/try",
+    "bpr-etl expand /srv/bpr --negatives catalog:16 --out /tmp/try",
     panel=NIGHTLY,
 )
 app.register(
@@ -83,7 +83,7 @@ app.register(
     "SNAPSHOT fail_below controls seed",
     "bpr-etl probe /srv/bpr",
     "bpr-etl probe /srv/bpr --controls",
-    "bpr-etl probe /srv/bpr/snapshots/20260101T030012000000Z-0123456789ab --fail-below 0.6",
+    "bpr-etl probe /srv/bpr --fail-below 0.6",
     panel=LOOKING,
 )
 app.register("report", publish.report, "SNAPSHOT", "bpr-etl report /srv/bpr", panel=LOOKING)
@@ -101,14 +101,14 @@ app.register(
     snapshots.inspect,
     "SNAPSHOT",
     "bpr-etl inspect /srv/bpr",
-    "bpr-etl inspect /srv/bpr/snapshots/20261126T030000000000Z-0123456789ab --json",
+    "bpr-etl inspect /srv/bpr --json",
     panel=LOOKING,
 )
 app.register(
     "diff",
     snapshots.diff,
     "SNAPSHOT NEWER",
-    "bpr-etl diff /srv/bpr                         # the newest against the one before",
+    "bpr-etl diff /srv/bpr      # the newest against the one before",
     "bpr-etl diff /srv/bpr /tmp/try",
     panel=LOOKING,
 )
@@ -132,7 +132,7 @@ app.register(
     "doctor",
     database.doctor,
     f"{CONNECTION} {SHADOW_USERS} {USER_LIMITS} out",
-    "bpr-etl doctor --out /srv/bpr                 # the database is DATABASE_URL's",
+    "bpr-etl doctor --out /srv/bpr   # the database is DATABASE_URL's",
     panel=SETTING_UP,
 )
 app.register(
@@ -142,7 +142,14 @@ app.register(
     "bpr-etl synth --database-url postgresql://app@localhost/empty --scale 0.1",
     panel=TRYING,
 )
-app.register("demo", publish.demo, "out data_dir scale seed", "bpr-etl demo --out demo-out", panel=TRYING)
+app.register(
+    "demo",
+    publish.demo,
+    "out data_dir scale seed remove",
+    "bpr-etl demo --out demo-out",
+    "bpr-etl demo --out demo-out --remove",
+    panel=TRYING,
+)
 app.register(
     "init",
     settings.init,
@@ -168,7 +175,7 @@ schema_app.register(
     "print",
     database.schema_print,
     f"{CONNECTION} format all role",
-    "bpr-etl schema print --format prisma          # named as DATABASE_URL's tables are",
+    "bpr-etl schema print --format prisma   # named as DATABASE_URL's tables are",
     "bpr-etl schema print --role bpr_etl --naming mapped",
 )
 schema_app.register("check", database.schema_check, CONNECTION, "bpr-etl schema check --database-url URL")

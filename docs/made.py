@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 from cli import app  # noqa: E402 - at the top of the repository, which is on sys.path only now
 from etl.settings.model import OPTIONS, PANELS  # noqa: E402
+from etl.settings.sources import ENVIRONMENT_PREFIX  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 _HEADING = re.compile("\x08|Examples?:$")  # typer's mark for unwrapped lines, and the heading of examples
-_ENVIRONMENT = re.compile(r" \[env: (\w+)\]$")
 _OUT_OF_DOCS = re.compile(r"\]\((?:\.\./)?(?:benchmarks/results/|(?=\w+\.(?:md|svg)\)))(\w+)\.(md|svg)\)")
 
 
@@ -75,11 +75,11 @@ def _examples(epilog: str) -> str:
 
 def _parameter(parameter: Any) -> str:
     text = parameter.help or ""
-    variable = _ENVIRONMENT.search(text)
+    variable = f"`{ENVIRONMENT_PREFIX}{parameter.name.upper()}`" if parameter.name in {*OPTIONS, "config"} else ""
     value = f" {parameter.metavar}" if parameter.metavar else ""
     options = [*(each + value for each in parameter.opts), *parameter.secondary_opts]
     name = ", ".join(f"`{_code(each)}`" for each in ([_name(parameter)] if _is_argument(parameter) else options))
-    return f"| {name} | {_cell(_ENVIRONMENT.sub('', text))} | {f'`{variable[1]}`' if variable else ''} |"
+    return f"| {name} | {_cell(text)} | {variable} |"
 
 
 def _cell(text: str) -> str:

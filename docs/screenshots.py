@@ -31,7 +31,7 @@ IMAGES = Path(__file__).parent / "images"
 RUNS = 7
 OPTIONS = {"negatives": "recommended", "split": "last-trip", "probe": True}
 COLUMNS_OF_SLOTS = "SELECT column_name FROM information_schema.columns WHERE table_name = 'ItinerarySlot'"
-COLUMNS, LINES = 92, 36
+COLUMNS, LINES = 80, 36
 """Width of the terminal, and number of its lines in the picture."""
 
 _BACK, _TEXT, _DIM, _BRIGHT = (23, 27, 34), (225, 230, 238), (120, 132, 150), (255, 255, 255)

@@ -21,7 +21,7 @@ def validate(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a database."""
-    from etl.commands.console import findings_table, rows_table
+    from etl.commands.console import findings_lines, rows_table
     from etl.pipeline import database
 
     with observe_step(settings, stop, "checks") as (progress, _):
@@ -29,9 +29,8 @@ def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     return CommandResult(
         {"findings": [asdict(finding) for finding in found.findings], "rows": found.rows.to_dicts()},
         [
-            rows_table("The design's validation query", found.rows),
-            "",
-            findings_table("Checks", found.findings),
+            findings_lines(found.findings),
+            *([rows_table("\nThe design's validation query", found.rows)] if settings.verbose else []),
         ],
         DataError.exit_code if found.broken else 0,
     )
@@ -55,7 +54,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
 
     checks = list(run_checks(settings, utc_now, stop))
     facts = {"checks": [asdict(check) for check in checks]}
-    return CommandResult(facts, [checks_table(checks), ""], exit_code(checks))
+    return CommandResult(facts, [checks_table(checks, verbose=settings.verbose)], exit_code(checks))
 
 
 def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:

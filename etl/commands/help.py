@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from textwrap import wrap
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from etl.commands.options import with_parameters
+from etl.commands.options import ALL, declaration, with_parameters
 from etl.commands.runner import CommandResult, report_error, run_command
 from etl.errors import escape_control_characters
-from etl.settings.model import OPTIONS, PANELS
+from etl.settings.model import OPTIONS, PANELS, Need
+from etl.settings.sources import ENVIRONMENT_PREFIX
 from etl.settings.values import format_option
 
+_NEEDS = {need: f"{need.capitalize()} needed" for need in get_args(Need)}
+_RARELY = _NEEDS["rarely"]
+_MANY = 30
+"""From so many options on, `--help` does not describe those that are rarely needed."""
+
+_ELSEWHERE = (
+    f"Each option can also be set by an environment variable ({ENVIRONMENT_PREFIX}OUT is --out) or in a settings file; "
+    "--no-NAME turns a flag off."
+)
 _WORDED = {format_option(name): name for name, each in OPTIONS.items() if each.kind is bool and each.completion}
 """Flags that may have a word after "=", which a flag of Typer's can't."""
 
@@ -32,9 +44,34 @@ class Command(TyperCommand):
         ctx.params.update((name, word) for name, word in words.items() if ctx.params.get(name))
         return rest
 
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """Write what the command does, examples, and the sentence about the environment."""
+        super().format_help_text(ctx, formatter)
+        super().format_epilog(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(_ELSEWHERE)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, a section per panel."""
-        _write_panels(self, ctx, formatter)
+        """Write the options by how often they are needed; those that rarely are, where there are many, as names alone."""
+        rows = [(each, record) for each in self.get_params(ctx) if (record := _record(each, ctx))]
+        if ctx.meta.get(ALL):
+            _write_sections(_grouped(rows, _panel), formatter)
+            return
+        groups = _grouped(rows, _need)
+        folded = groups.pop(_RARELY, []) if len(rows) > _MANY else []
+        _write_sections(groups, formatter)
+        if folded:
+            with formatter.section(f"{_RARELY} (described by --help-all)"):
+                names = ", ".join(flag.split()[0] for flag, _ in folded)
+                margin = " " * formatter.current_indent
+                lines = wrap(
+                    names, formatter.width, break_on_hyphens=False, initial_indent=margin, subsequent_indent=margin
+                )
+                formatter.write("\n".join(lines) + "\n")
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write nothing: the examples come first."""
 
 
 class Group(TyperGroup):
@@ -42,8 +79,8 @@ class Group(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options and the commands, a section per panel."""
-        _write_panels(self, ctx, formatter)
-        sections: dict[str, list[tuple[str, str]]] = {}
+        rows = [record for each in self.get_params(ctx) if (record := _record(each, ctx))]
+        sections: dict[str, list[tuple[str, str]]] = {"Options": rows}
         for name, command in self.commands.items():
             panel = getattr(command, "rich_help_panel", None)
             sentence = (command.help or "").split("\n\n")[0].replace("\n", " ")
@@ -51,28 +88,39 @@ class Group(TyperGroup):
         _write_sections(sections, formatter)
 
 
-def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
-    sections: dict[str, list[tuple[str, str]]] = {panel: [] for panel in PANELS}
-    for parameter in command.get_params(ctx):
-        record = parameter.get_help_record(ctx)
-        if record is not None:
-            sections[_panel(command, parameter)].append(record)
-    _write_sections(sections, formatter)
+def _grouped(
+    rows: Iterable[tuple[Any, tuple[str, str]]], heading: Callable[[Any], str]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the lines of parameters by their headings, in the order of headings."""
+    groups: dict[str, list[tuple[str, str]]] = {each: [] for each in (*PANELS, *_NEEDS.values())}
+    for parameter, record in rows:
+        groups.setdefault(heading(parameter), []).append(record)
+    return groups
+
+
+def _record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
+    """Return a parameter's line of help: without the `--no-` form of a flag, and without the type of a plain text."""
+    record = parameter.get_help_record(ctx)
+    return record and (re.sub(r" / --no-\S+| <str>", "", record[0]), record[1])
 
 
 def _write_sections(sections: Mapping[str, list[tuple[str, str]]], formatter: Any) -> None:
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl(rows, col_max=27)
 
 
-def _panel(command: Any, parameter: Any) -> str:
+def _need(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return PANELS[0]
-    if parameter.name == "help" and isinstance(command, Command):
-        return PANELS[-1]
-    return getattr(parameter, "rich_help_panel", None) or "Options"
+    return _NEEDS["sometimes" if parameter.name in ("help", "help_all") else declaration(parameter.name).need]
+
+
+def _panel(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return PANELS[0]
+    return getattr(parameter, "rich_help_panel", None) or PANELS[-1]
 
 
 class App(typer.Typer):
@@ -103,13 +151,13 @@ class App(typer.Typer):
         The docstring of `work` is the command's help. Without `reads_file` it gets the settings file's name as `config`.
         """
 
-        def command(**given: Any) -> None:
+        def command(*, help_all: bool, **given: Any) -> None:  # noqa: ARG001 - it is eager: never set here
             run_command(given, self._environ, work, reads_file=reads_file)
 
         # \b keeps each example on a line of its own, however narrow the terminal is.
         lines = ["\b", "Example:" if len(examples) == 1 else "Examples:", *(f"  {each}" for each in examples)]
         add = self.command(name, cls=Command, help=work.__doc__, epilog="\n".join(lines), rich_help_panel=panel)
-        add(with_parameters(options, command))
+        add(with_parameters(options, command, name))
 
 
 def run_app(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -9,16 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from etl.settings.model import OPTIONS, OUTPUT, Option
-from etl.settings.sources import DEFAULT_FILE, ENVIRONMENT_PREFIX
+from etl.settings.sources import DEFAULT_FILE
 from etl.settings.values import format_option, parse_text
 
 _CONFIG = Option(
     OUTPUT,
-    f"Settings file (TOML); options and environment win over it. Default: {DEFAULT_FILE} where it lies in the working "
-    'folder; "" for none.',
+    f'Settings file; default ./{DEFAULT_FILE}; "" for none.',
     parse_text,
     metavar="FILE",
     example=DEFAULT_FILE,
+    need="often",
+    says={"init": f"File to write; default {DEFAULT_FILE}."},
 )
 _COMMON = ("config", "json", "log_format", "quiet", "verbose")
 """The options of every command."""
@@ -31,14 +32,42 @@ _ARGUMENTS = {
 }
 
 
-def with_parameters(names: str, function: Callable[..., Any]) -> Callable[..., Any]:
+ALL = "bpr_etl.help_all"
+"""The key, in a Typer context's `meta`, by which help knows that it was asked for in full."""
+
+
+def _show_all(ctx: typer.Context, asked: bool) -> None:  # noqa: FBT001 - Typer's form of a callback
+    if asked:
+        ctx.meta[ALL] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+_HELP_ALL = typer.Option(
+    "--help-all",
+    callback=_show_all,
+    is_eager=True,
+    help="Show every option, by subject.",
+    rich_help_panel=OUTPUT,
+    show_default=False,
+)
+
+
+def declaration(name: str) -> Option:
+    """Return the declaration of a command's option, by the parameter's name."""
+    return OPTIONS.get(name, _CONFIG)
+
+
+def with_parameters(names: str, function: Callable[..., Any], command: str = "") -> Callable[..., Any]:
     """Give a function of `**options` the parameters that Typer reads: the named ones, and every command's.
 
-    `names` are separated by spaces: options by their settings, arguments in upper case. In `--help` options have the order
-    of their declarations. Raises ValueError for a name that is not declared.
+    `command` is its name, which has help texts of its own. `names` are separated by spaces: options by
+    their settings, arguments in upper case. Options have the order of their declarations.
+
+    Raises ValueError for a name that is not declared.
     """
     wanted = set(names.split())
-    annotations = dict(_parameters(wanted))
+    annotations = dict(_parameters(wanted, command))
     if unknown := {name.lower() for name in wanted} - annotations.keys():
         raise ValueError(f"No option or argument is declared for {', '.join(sorted(unknown))}.")
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -51,18 +80,19 @@ def with_parameters(names: str, function: Callable[..., Any]) -> Callable[..., A
     return function
 
 
-def _parameters(names: set[str]) -> Iterable[tuple[str, Any]]:
+def _parameters(names: set[str], command: str) -> Iterable[tuple[str, Any]]:
     for name, text in _ARGUMENTS.items():
         if name in names:
             yield name.lower(), Annotated[str | None, typer.Argument(help=text, metavar=name, show_default=False)]
     for name, option in OPTIONS.items():
         if name in names and name not in _COMMON:
-            yield name, _annotation(name, option)
+            yield name, _annotation(name, option, command)
     for name in _COMMON:
-        yield name, _annotation(name, OPTIONS.get(name, _CONFIG))
+        yield name, _annotation(name, declaration(name), command)
+    yield "help_all", Annotated[bool, _HELP_ALL]
 
 
-def _annotation(name: str, option: Option) -> Any:
+def _annotation(name: str, option: Option, command: str) -> Any:
     """A parameter as Typer reads it. All but flags arrive as text, so that the option's own parser words the error."""
     flag, metavar = format_option(name), option.metavar
     type_: Any = str
@@ -76,7 +106,7 @@ def _annotation(name: str, option: Option) -> Any:
         type_ | None,
         typer.Option(
             flag,
-            help=f"{option.help} [env: {ENVIRONMENT_PREFIX}{name.upper()}]",
+            help=option.says.get(command, option.help),
             rich_help_panel=option.panel,
             show_default=False,
             metavar=metavar,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,36 +31,36 @@ def run(settings: Settings, stop: CancelToken) -> CommandResult:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
     from etl.pipeline.run import run as action
 
-    return _publish("run", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
     from etl.pipeline.export import export as action
 
-    return _publish("export", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
     from etl.pipeline.expand import expand as action
 
-    return _publish("expand", action, settings, stop)
+    return _publish(action, settings, stop)
 
 
-def _publish(name: str, action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
+def _publish(action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_run(settings) as observer:
         record = action(settings, progress=observer, stop=stop)
     from etl.commands import console  # only now: the run need not wait for it
 
     _log_outcome(settings, record)
-    lines = console.status_lines(f"bpr-etl {name}", record, dry_run=settings.dry_run)
+    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
     nothing = record.snapshot is None and not settings.dry_run
     return CommandResult(
         record.facts_for_json(),
         [
             *console.styled(map(escape_control_characters, lines)),
-            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run),
+            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
         ],
         NothingToDo.exit_code if nothing and settings.skip_unchanged != "ok" else 0,
     )
@@ -77,23 +79,51 @@ def _log_outcome(settings: Settings, record: RunResult) -> None:
 
 
 def demo(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, say where to look."""
-    from etl.commands.demo import demo_database
+    """Start the embedded PostgreSQL, fill it with the synthetic world, run, validate, and compare two kinds of negatives."""
+    from etl.commands import demo as parts
+    from etl.settings.values import RECOMMENDED, NegativeStrategies
 
+    if settings.remove:
+        return _remove_demo(settings)
+    began = time.perf_counter()
+    out, other = settings.out, parts.recommended_out(settings.out)
+    log.info("Starting PostgreSQL, and filling it with the synthetic world.")
     with ExitStack() as stack:
-        with observe_step(settings, stop, "PostgreSQL with the synthetic world") as (_, count):
-            prepared = stack.enter_context(demo_database(settings, stop, count))
-        log.info("PostgreSQL runs in %s, filled with the synthetic world.", prepared.data_dir)
-        ran, validated = run(prepared.settings, stop), validate_database(prepared.settings, stop)
-    # The name that this program was called by, so that the next steps can be pasted.
+        with observe_step(settings, stop, "synthetic world") as (_, count):
+            prepared = stack.enter_context(parts.demo_database(settings, stop, count))
+        for each in (out, other):
+            parts.mark_new(each)
+        own = prepared.settings
+        ran, validated = run(own, stop), validate_database(own, stop)
+    log.info("Publishing the same events with --negatives %s, and training on both.", RECOMMENDED)
+    expanded = expand(replace(own, snapshot=out, out=other, negatives=NegativeStrategies(RECOMMENDED)), stop)
+    probes = [probe(replace(own, snapshot=each), stop).facts for each in (out, other)]
+    code = ran.exit_code or validated.exit_code
+    rows = sum(ran.facts["published"]["triples"].values())
+    result = f"{'FAILED' if code else 'OK'}: {rows:,} triples in {time.perf_counter() - began:.0f} s, {ran.facts['snapshot']}"
+    facts = {"run": ran.facts, "validate": validated.facts, "database": prepared.url}
+    output = [
+        *ran.output[: None if settings.verbose else -1],
+        *validated.output[: None if code or settings.verbose else 0],
+    ]
+    output += [*parts.comparison(*probes), "", *prepared.next_steps(_program()), "", result]
+    return CommandResult(facts | {"expand": expanded.facts, "probes": probes}, output, code)
+
+
+def _remove_demo(settings: Settings) -> CommandResult:
+    from etl.commands import demo as parts
+
+    removed, kept = parts.remove(settings)
+    lines = [*(f"Removed: {each}" for each in removed), *(f"Left: {each}" for each in kept)]
+    code = 0 if removed else NothingToDo.exit_code
+    return CommandResult({"removed": removed, "left": kept}, lines or ["No demo left anything here."], code)
+
+
+def _program() -> str:
+    """Return the name that this program was called by, so that the next steps can be pasted."""
     called = Path(sys.argv[0])
     python = "python " if called.suffix == ".py" else ""
-    program = called.name if shutil.which(called.name) else f"{python}{sys.argv[0]}"
-    return CommandResult(
-        {"run": ran.facts, "validate": validated.facts, "database": prepared.url},
-        [*ran.output, "", *validated.output, "", *prepared.next_steps(program)],
-        ran.exit_code or validated.exit_code,
-    )
+    return called.name if shutil.which(called.name) else f"{python}{sys.argv[0]}"
 
 
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
@@ -104,7 +134,11 @@ def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_step(settings, stop, "probe") as (progress, _):
         found = published.probe(settings, progress, stop)
     warnings = list(found.warnings())
-    output = [probe_tables(found.facts), "", *found.verdicts, "", *(f"Warning: {each}" for each in warnings)]
+    output = [
+        *found.verdicts,
+        *(f"Warning: {each}" for each in warnings),
+        probe_tables(found.facts, verbose=settings.verbose),
+    ]
     return CommandResult({**found.facts, "warnings": warnings}, output)
 
 

@@ -93,7 +93,7 @@ def run_command(
     if settings.json:
         _print_json({"ok": good, "exit_code": result.exit_code, **result.facts})
     elif result.primary or not settings.quiet or not good:
-        _print(result.output)  # of a failure, that is the error, which --quiet does not hide
+        _print(result.output, as_it_is=result.primary)  # of a failure, that is the error, which --quiet does not hide
     _warn_of_lost_output(every=settings.json)
     raise typer.Exit(result.exit_code)
 
@@ -206,16 +206,18 @@ def _warn_of_lost_output(*, every: bool) -> None:
         )
 
 
-def _print(output: Sequence[RenderableType | str]) -> None:
+def _print(output: Sequence[RenderableType | str], *, as_it_is: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    # A pipe or a cron mail has no width of its own: 100 columns, so that no check's name is cut in two.
     # No markup: the output holds cities' names, which may be any text.
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(highlight=False, markup=False, emoji=False)
+    unwrapped = as_it_is or not sys.stdout.isatty()  # a sentence in a file or a mail is one line
     for part in output:
         if isinstance(part, str | Text):
-            console.print(part, soft_wrap=True)  # paths stay in one piece
+            longest = max(map(len, str(part).split()), default=0)
+            # A path stays in one piece, and so does a command, which is indented.
+            console.print(part, soft_wrap=unwrapped or longest > console.width or str(part).startswith("  "))
         else:
             console.print(part)
 

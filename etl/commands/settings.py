@@ -21,6 +21,7 @@ _HEAD = """\
 # Settings of bpr-etl, in TOML (https://toml.io).
 #
 # A line like `#name = value` is a setting with its default: remove the # and change the value.
+# A line without # is a setting that differs from its default.
 # A line like `#: name = value` is a setting without a default, with an example: remove the #: and change the value.
 # The command line and the environment ({prefix}...) win over this file.
 # `bpr-etl config show` says where each value came from.
@@ -30,12 +31,13 @@ _HEAD = """\
 
 
 def init(_settings: Settings, _stop: CancelToken, *, config: str | None) -> CommandResult:
-    """Write a settings file with every setting and what it is for, at its default; never over one that is there."""
+    """Write a settings file: every setting at its default, but for the proposed negatives; never over one that is there."""
     path = config or DEFAULT_FILE
     write_template(Path(path))
     read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"
     line = (
-        f"Wrote {escape_control_characters(path)}: every setting, at its default ({escape_control_characters(read)})."
+        f"Wrote {escape_control_characters(path)}: every setting at its default, and the proposed "
+        f"negatives = {_toml(OPTIONS['negatives'].proposed)} ({escape_control_characters(read)})."
     )
     return CommandResult({"path": path}, [line])
 
@@ -64,6 +66,8 @@ def template() -> str:
             parts.append(f"\n# --- {panel} ---\n")
         key = name.replace("_", "-")
         line = f"#: {key} = {_toml(option.example)}" if option.default is None else f"#{key} = {_toml(option.default)}"
+        if option.proposed is not None:
+            line += f"\n# Proposed: it trains better models (docs/negatives.md).\n{key} = {_toml(option.proposed)}"
         parts.append(f"\n{_comment(option.help)}{line}\n")
     return "".join(parts)
 

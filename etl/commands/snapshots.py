@@ -28,7 +28,7 @@ def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
     store = locations.open_store(settings.out, settings.environ)
     history.require_published(store)
     snapshots, unfinished = history.list_snapshots(store), history.incomplete(store)
-    output = [tables.render_uncut(tables.list_table(settings.out, snapshots))]
+    output: list[Any] = [tables.list_table(settings.out, snapshots)]
     strays = store.strays()
     if unfinished:
         named = ", ".join(map(escape, unfinished))
@@ -58,7 +58,8 @@ def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
     facts = {name: value for name, value in manifest.items() if name != "files"}
     facts |= {"files": manifest["files"], "columns": {kind: dict(pairs) for kind, pairs in columns.items()}}
     warnings = [f"Warning: {escape(each)}" for each in manifest.get("warnings", [])]
-    shown = [tables.inspect_tables(manifest), console.exclusions_table(manifest), *tables.columns_text(columns)]
+    shown = [tables.inspect_tables(manifest), console.exclusions_tables(manifest, verbose=settings.verbose)]
+    shown += tables.columns_text(columns) if settings.verbose else []
     return CommandResult(facts, [*shown, "", *warnings])
 
 
@@ -166,13 +167,13 @@ def _prune_lines(found: Pruned, *, dry_run: bool) -> list[str]:
 
 def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a published snapshot against its manifest."""
-    from etl.commands.console import findings_table
+    from etl.commands.console import findings_lines
     from etl.snapshots import validation
 
     with observe_step(settings, stop, "check files"):
         findings = validation.validate_snapshot(settings.snapshot or settings.out, settings.environ, stop)
     return CommandResult(
         {"findings": [asdict(finding) for finding in findings]},
-        [findings_table("Checks", findings)],
+        [findings_lines(findings)],
         DataError.exit_code if any(each.broken for each in findings) else 0,
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from etl.commands.console import TextTable
+from etl.commands.console import STATES, TextTable, state_lines
 from etl.errors import escape_control_characters
 from etl.reporting.compare import MODERATE, MOVED_MUCH, MUCH, STEADY, CityChange, Comparison, Drift
 from etl.reporting.history import Change, SnapshotInfo, run_metrics
@@ -32,14 +31,6 @@ _MAX_CITIES = 12
 """How many cities are shown. The others are counted."""
 
 
-def render_uncut(what: RenderableType) -> str:
-    """Return a table as text without truncated cells: a snapshot's name is there to be copied."""
-    console = Console(width=500, color_system=None)
-    with console.capture() as captured:
-        console.print(what)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
 def kind_of(path: str) -> str:
     """Return the kind of a snapshot's file: its top folder, or its own name."""
     return path.split("/", maxsplit=1)[0]
@@ -54,10 +45,10 @@ def _moment(iso: str | None) -> str:
 
 def list_table(location: str, snapshots: Sequence[SnapshotInfo]) -> RenderableType:
     """Return one line per snapshot, the newest first."""
-    table = TextTable(
-        f"Snapshots in {escape_control_characters(location)}",
-        *("snapshot", "published (UTC)", ">events", ">triples", ">users", ">AUC", ">size", ""),
-    )
+    legend = "AUC: of the probe, on held-out items" if any(each.auc is not None for each in snapshots) else ""
+    columns = ("snapshot", "???published (UTC)", ">?events", ">triples", ">??users", ">?AUC", ">size", "?")
+    table = TextTable(f"Snapshots in {escape_control_characters(location)}", *columns, legend=legend)
+    table.columns[0].no_wrap = True  # it is there to be copied
     for each in reversed(snapshots):
         table.add_row(
             each.name,
@@ -156,7 +147,7 @@ def _members(found: Comparison) -> RenderableType:
 
 
 def _cities(cities: Sequence[CityChange]) -> RenderableType:
-    table = TextTable("\nCities", "city", *(">events before", ">after", ">triples before", ">after", ">change", ""))
+    table = TextTable("\nCities", "city", *("?>events before", "?>after", ">triples before", ">after", ">change", "?"))
     for city in cities[:_MAX_CITIES]:
         old, new = city.triples
         change = None if not old or new is None else (new - old) / old
@@ -176,8 +167,10 @@ def _city_status(city: CityChange) -> str:
 
 
 def _drifts(drifts: Sequence[Drift]) -> RenderableType:
-    rule = f"population stability index: {MODERATE:.2f} or more is moved, {MUCH:.2f} much, both above the PSI by chance"
-    table = TextTable(f"\nDrift ({rule})", "distribution", ">PSI", ">by chance", "", "what moved most")
+    legend = (
+        f"PSI: population stability index; moved: {MODERATE:.2f} or more, much: {MUCH:.2f}, and above that by chance"
+    )
+    table = TextTable("\nDrift", "distribution", ">PSI", ">by chance", "", "?what moved most", legend=legend)
     for each in sorted(drifts, key=lambda found: found.chance - found.psi):
         moved = ""
         if each.mover and each.verdict != STEADY:
@@ -190,18 +183,9 @@ def _drifts(drifts: Sequence[Drift]) -> RenderableType:
 
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
-_STATES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
-
-def checks_table(checks: Sequence[Check]) -> RenderableType:
-    """Return a line for each check, with the hint below it, and how many failed."""
-    table = Table.grid(padding=(0, 2))
-    for check in checks:
-        state = "FAILED" if check.state == "failed" else check.state
-        text = Text(escape_control_characters(check.found))
-        if check.remedy:
-            text.append(f"\n→ {escape_control_characters(check.remedy)}", style=_STATES[check.state])
-        table.add_row(Text(state, style=_STATES[check.state]), check.name, text)
+def checks_table(checks: Sequence[Check], *, verbose: bool) -> RenderableType:
+    """Return how many checks failed, then those that did, with hints. `verbose`: a line for each of the others, too."""
     failures, warnings = (sum(check.state == state for check in checks) for state in ("failed", "warning"))
     if failures:
         first = "it" if failures == 1 else "the first that failed"
@@ -209,4 +193,18 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
         verdict = f"{failed} failed, {format_count(warnings, 'warning')}: fix {first}, and check again."
     else:
         verdict = "A run can start" + (f"; {format_count(warnings, 'warning')}." if warnings else ".")
-    return Group(table, Text(f"\n{verdict}"))
+    good = [check for check in checks if check.state == "ok"]
+    lines = [check for check in checks if check.state != "ok"] + (good if verbose else [])
+    parts: list[RenderableType] = [
+        Text(verdict, style=STATES["failed" if failures else "warning" if warnings else "ok"])
+    ]
+    if lines:
+        parts.append(state_lines((check.state, _check_text(check)) for check in lines))
+    if not verbose and good:
+        names = ", ".join(dict.fromkeys(check.name for check in good))
+        parts.append(Text(f"ok: {escape_control_characters(names)} (--verbose: what was found)"))
+    return Group(*parts)
+
+
+def _check_text(check: Check) -> str:
+    return f"{check.name}: {check.found}" + (f"\n\N{RIGHTWARDS ARROW} {check.remedy}" if check.remedy else "")

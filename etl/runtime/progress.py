@@ -71,9 +71,10 @@ def _clock(seconds: float) -> str:
 class ProgressDisplay(StepLogger):
     """The steps under way, as a table that rich draws again and again; logs them, too. Several threads write, one reads."""
 
-    def __init__(self, logs: LogHandler) -> None:
+    def __init__(self, logs: LogHandler, *, narrow: bool = False) -> None:
         super().__init__(logs)
         self._lines: dict[str, _Line] = {}
+        self._narrow = narrow
         self._spinner = Spinner("dots")
 
     def on_run_start(self, record: RunRecord) -> None:
@@ -104,20 +105,18 @@ class ProgressDisplay(StepLogger):
             table.add_column(justify="right", no_wrap=True)
         for line in [each for each in list(self._lines.values()) if each.shown(now)]:
             name = Table.grid(padding=(0, 1))
-            name.add_row(self._spinner.render(now), Text(line.what))
-            bar = (
-                ProgressBar(line.total, line.done, _BAR_WIDTH)
-                if line.total > 1
-                else ProgressBar(width=_BAR_WIDTH, pulse=True)
-            )
-            table.add_row(name, bar, *line.cells(now))
+            name.add_row(self._spinner.render(now), Text(line.what, no_wrap=True, overflow="ellipsis"))
+            width = _BAR_WIDTH // 2 if self._narrow else _BAR_WIDTH
+            bar = ProgressBar(line.total, line.done, width) if line.total > 1 else ProgressBar(width=width, pulse=True)
+            table.add_row(name, bar, *(cell for cell in line.cells(now) if not (self._narrow and "rows/s" in cell)))
         return table
 
 
 @contextmanager
 def show_progress(logs: LogHandler) -> Iterator[ProgressDisplay]:
     """Show the steps on stderr during the block; log lines go above them."""
-    display, console = ProgressDisplay(logs), Console(stderr=True)
+    console = Console(stderr=True)
+    display = ProgressDisplay(logs, narrow=console.width < 100)
     with (
         Live(
             display, console=console, transient=True, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False

@@ -15,6 +15,7 @@ from etl.errors import SettingsError
 from etl.settings.redaction import find_secrets, redact
 from etl.settings.values import (
     MAX_ALPHA,
+    RECOMMENDED,
     STRATEGIES,
     TASKS,
     Choice,
@@ -62,6 +63,7 @@ SchemaFormat = Literal["sql", "prisma"]
 FileFormat = Literal["recbole"]
 Write = Literal["changes", "replace"]
 LogFormat = Literal["console", "json"]
+Need = Literal["often", "sometimes", "rarely"]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ class Option:
     """The declaration of an option, without its field's name and type.
 
     `example` stands in the settings file where there is no default. `completion` holds the values that a shell offers; a flag's
-    are the words that it takes after "=". `decides` says what a change of the option changes: which rows are read, which
-    triples are made of them, or anything else of the result. Options that decide something go into the manifest, so they must
-    hold no secret.
+    are the words that it takes after "=". `need` is how often the option is wanted: `--help` groups by it. `says` has other
+    help texts for some commands, by their names. `proposed` is what the settings file of `bpr-etl init` sets. `decides` says
+    what a change of the option changes: which rows are read, which triples are made of them, or anything else of the result.
+    Options that decide something go into the manifest, so they must hold no secret.
     """
 
     panel: str
@@ -81,6 +84,9 @@ class Option:
     metavar: str | None = None
     example: Any = None
     completion: tuple[str, ...] = ()
+    need: Need = "rarely"
+    says: Mapping[str, str] = field(default_factory=dict)
+    proposed: Any = None
     decides: Literal["rows", "triples", "result"] | None = None
 
     @property
@@ -126,9 +132,15 @@ class Settings:
         "URL",
         "postgresql://app@db.example/app",
         secret=True,
+        need="often",
     )
     schema: str | None = _text(
-        DATABASE, "PostgreSQL schema; default: the URL's, else public.", "NAME", "public", decides="rows"
+        DATABASE,
+        "PostgreSQL schema; default: the URL's, else public.",
+        "NAME",
+        "public",
+        decides="rows",
+        need="sometimes",
     )
     password_command: str | None = _text(
         DATABASE,
@@ -158,7 +170,7 @@ class Settings:
     )
     shadow_domain: str | None = _text(
         DATABASE,
-        "Only addresses of this domain are shadow users'; default: any.",
+        "Domain of shadow users' emails; default: any.",
         "DOMAIN",
         "example.test",
         parse_domain,
@@ -169,18 +181,27 @@ class Settings:
         "Leave shadow users' rows that a run does not make (another surface, dimension or model); default: they are deleted.",
         decides="rows",
     )
-    wait_lock: bool = _flag(DATABASE, "Wait where another run is at work; default: exit 6.")
-    max_wait: float = _option(DATABASE, "For how many seconds --wait-lock waits; default 3600.", parse_positive, 3600.0)
-    data_dir: str | None = _text(DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg")
-    into_existing: bool = _flag(DATABASE, "Add the synthetic world to tables that hold rows; default: exit 2.")
+    wait_lock: bool = _flag(DATABASE, "Wait for another run to end; default: exit 6.", need="sometimes")
+    max_wait: float = _option(DATABASE, "Seconds that --wait-lock waits; default 3600.", parse_positive, 3600.0)
+    data_dir: str | None = _text(
+        DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg", need="often"
+    )
+    into_existing: bool = _flag(
+        DATABASE, "Add the synthetic world to tables that hold rows; default: exit 2.", need="often"
+    )
 
     out: str = _option(
         PUBLISHED,
-        "Folder, or s3://, gs:// or az:// URL, that snapshots are published to; default out.",
+        "Where to publish; or s3://, gs://, az://; default out.",
         parse_location,
         "out",
+        metavar="FOLDER",
+        need="often",
+        says={"doctor": "Where a run would publish to; default out."},
     )
-    audience: Audience = _choice(PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows")
+    audience: Audience = _choice(
+        PUBLISHED, "Whose events: shadow (default), real or all.", Audience, decides="rows", need="sometimes"
+    )
     surface: tuple[str, ...] = _option(
         PUBLISHED,
         "Only ranking events of this surface; default: all. May be repeated.",
@@ -188,24 +209,28 @@ class Settings:
         (),
         metavar="NAME",
         decides="rows",
+        need="often",
     )
     task: tuple[Task, ...] = _option(
         PUBLISHED,
-        "What to learn: triples (default), or next, the choices of the next place. May be repeated.",
+        "What to learn: triples (default) or next, or both.",
         parse_tasks,
         ("triples",),
         metavar="triples|next",
         completion=TASKS,
         decides="triples",
+        need="sometimes",
     )
     negatives: NegativeStrategies = _option(
         PUBLISHED,
-        "Where negatives come from: ranking (default), shown, catalog:N or recommended. May be repeated.",
+        "ranking (default), shown, catalog:N or recommended. May be repeated.",
         NegativeStrategies,
         NegativeStrategies("ranking"),
         metavar="STRATEGY",
         completion=STRATEGIES,
         decides="triples",
+        need="often",
+        proposed=(RECOMMENDED,),
     )
     reject: Reject = _choice(
         PUBLISHED,
@@ -222,18 +247,24 @@ class Settings:
     )
     split: SplitSpec = _option(
         PUBLISHED,
-        "none (default), last-trip, time:DATE or time:DATE,DATE (train | valid | test).",
+        "none (default), last-trip, time:DATE or time:DATE,DATE.",
         SplitSpec,
         SplitSpec("none"),
         metavar="SPLIT",
         completion=("none", "last-trip", "time:"),
         decides="triples",
+        need="often",
     )
     min_catalog: int = _option(
-        PUBLISHED, "Fewer eligible nodes make a small catalogue; default 50.", parse_int(0), 50, decides="triples"
+        PUBLISHED,
+        "Nodes that a city needs for triples; default 50.",
+        parse_int(0),
+        50,
+        decides="triples",
+        need="sometimes",
     )
     small_catalog: SmallCatalog = _choice(
-        PUBLISHED, "A small catalogue's triples: exclude (default), weight or keep.", SmallCatalog, decides="triples"
+        PUBLISHED, "Triples of smaller cities: exclude (default), weight or keep.", SmallCatalog, decides="triples"
     )
     city_weight: tuple[tuple[str, float], ...] = _option(
         PUBLISHED,
@@ -246,12 +277,8 @@ class Settings:
     shuffle: bool = _flag(
         PUBLISHED, "Rows of a partition of triples or next in a seeded random order.", decides="result"
     )
-    history: bool = _flag(
-        PUBLISHED,
-        "Add how often, and how many days ago, the user selected each row's items before.",
-        decides="result",
-    )
-    ids: Ids = _choice(PUBLISHED, "Ids in triples and next: string (default), index or both.", Ids, decides="result")
+    history: bool = _flag(PUBLISHED, "Add how often and when the user chose the row's items.", decides="result")
+    ids: Ids = _choice(PUBLISHED, "Ids: string (default), index or both.", Ids, decides="result")
     vocab_from: str | None = _text(
         PUBLISHED,
         "Keep the indexes of this snapshot, or of this --out folder's newest.",
@@ -265,25 +292,30 @@ class Settings:
     )
     skip_unchanged: bool | Literal["ok"] = _option(
         PUBLISHED,
-        "Publish nothing, exit 99, when the data are unchanged; with --skip-unchanged=ok, exit 0.",
+        "Publish nothing and exit 99 (=ok: 0) if unchanged.",
         parse_skip,
         False,
         completion=("ok",),
+        need="sometimes",
     )
     keep: int | None = _option(
         PUBLISHED,
-        "Then remove all but so many of the newest snapshots; default: keep all.",
+        "Then remove all but the newest N snapshots.",
         parse_int(1),
         metavar="N",
         example=14,
+        need="often",
+        says={"prune": "How many of the newest snapshots stay."},
     )
 
     expect_users: ExpectedCount | None = _text(
         LIMITS,
-        "Exit 5 unless there are so many shadow users, like 747±5% (or 747+-5%).",
+        "Exit 5 unless so many shadow users: 747+-5%.",
         "N±P%",
         "747±5%",
         ExpectedCount,
+        need="sometimes",
+        says={"doctor": "Fail unless there are so many shadow users, like 747+-5%."},
     )
     max_shadow_share: float | None = _option(
         LIMITS,
@@ -291,24 +323,26 @@ class Settings:
         parse_fraction,
         metavar="SHARE",
         example=0.5,
+        says={"doctor": "Fail when a larger share of all users would be shadow users."},
     )
     max_bad: float | None = _option(
         LIMITS,
-        "Exit 5 when a larger share of some kind of row was rejected, like 1%.",
+        "Exit 5 if more rows of a kind are rejected: 1%.",
         parse_fraction,
         metavar="SHARE",
         example=0.01,
+        need="sometimes",
     )
     max_change: float | None = _option(
         LIMITS,
-        "Warn when rows, users, items or triples moved further since the last run, or, from five runs of the same settings "
-        "on, left the range that these lead one to expect; default 25%, off for never.",
+        "Warn if counts change more or, after five runs, leave the expected range; default 25%, or off.",
         parse_relative_change,
         0.25,
         metavar="SHARE",
         completion=("off",),
+        need="sometimes",
     )
-    fail_on_change: bool = _flag(LIMITS, "Exit 5 instead of that warning; nothing is published.")
+    fail_on_change: bool = _flag(LIMITS, "Exit 5 instead of warning; nothing is published.")
     allow_empty: bool = _flag(LIMITS, "Publish also where there are no triples, or none in train; default: exit 5.")
     allow_side_effects: tuple[TableName, ...] = _option(
         LIMITS,
@@ -317,17 +351,19 @@ class Settings:
         (),
         metavar="TABLE",
     )
-    probe: bool = _flag(LIMITS, "Measure what the data are worth, after publishing; with --fail-below before it.")
+    probe: bool = _flag(LIMITS, "Train a small model on the result and measure it.", need="often")
     fail_below: float | None = _option(
         LIMITS,
-        "With the probe: exit 5 when its AUC is below this; nothing is published.",
+        "With --probe: exit 5 if its AUC is lower, and publish nothing.",
         parse_float(0, 1),
         example=0.6,
+        need="sometimes",
+        says={"probe": "Exit 5 if the AUC is lower; the result is written all the same."},
     )
 
     buckets: int | None = _option(
         EXECUTION,
-        "Cut the work into so many user buckets; default by size. Decides memory, never bytes.",
+        "User buckets: more need less memory; default by size.",
         parse_int(1, 4096),
         example=16,
     )
@@ -339,38 +375,75 @@ class Settings:
         metavar="local|ray|ray://HOST:PORT",
         completion=("local", "ray", "ray://"),
     )
-    profile: bool = _flag(EXECUTION, "Show rows a second and memory of each step.")
-    seed: int = _option(EXECUTION, "Seed of ids, ties and latencies; default 0.", parse_int(0), 0, decides="result")
+    profile: bool = _flag(EXECUTION, "Show the steps: rows, seconds, memory.", need="sometimes")
+    seed: int = _option(
+        EXECUTION,
+        "Seed of ids, ties and samples; default 0.",
+        parse_int(0),
+        0,
+        decides="result",
+        says={
+            "probe": "Seed of sampled users, hold-out and training; default 0.",
+            "synth": "Seed of the synthetic world; default 0.",
+            "demo": "Seed of the synthetic world, and of the run; default 0.",
+        },
+        need="sometimes",
+    )
     write: Write = _choice(
         EXECUTION, "Rows that the database gets: changes (default: equal rows stay untouched) or replace (all).", Write
     )
-    dry_run: bool = _flag(EXECUTION, "Do it all, then roll back and publish nothing.")
+    dry_run: bool = _flag(
+        EXECUTION,
+        "Do everything, then roll back; publish nothing.",
+        need="often",
+        says={"prune": "Say what would be removed, and remove nothing."},
+    )
 
     snapshot: str | None = _text(
-        OTHER, "Look at this snapshot, or the newest of this --out folder, instead.", "FOLDER", "out", parse_location
+        OTHER,
+        "Look at this snapshot, or the newest of this --out folder, instead.",
+        "FOLDER",
+        "out",
+        parse_location,
+        need="often",
     )
     controls: bool = _flag(
         OTHER,
         "Also train on next items whose previous item is random, and on days in random order: what is left is chance.",
+        need="often",
     )
-    to: FileFormat = _choice(OTHER, "Whose files to write: recbole (default; its atomic files).", FileFormat)
-    format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat)
-    all: bool = _flag(OTHER, "Print the application's own tables, too; default: what is to be added to them.")
+    format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat, need="often")
+    all: bool = _flag(
+        OTHER, "Print the application's own tables, too; default: what is to be added to them.", need="often"
+    )
+    to: FileFormat = _choice(
+        OTHER, "Whose files to write: recbole (default; its atomic files).", FileFormat, need="often"
+    )
     role: str | None = _text(
-        OTHER, "Print the GRANTs that this database role needs, instead of the tables.", "NAME", "bpr_etl"
+        OTHER, "Print the GRANTs that this database role needs, instead of the tables.", "NAME", "bpr_etl", need="often"
     )
-    scale: float = _option(OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0)
+    scale: float = _option(
+        OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0, need="often"
+    )
+
+    remove: bool = _flag(OTHER, "Remove what earlier demos left: their snapshots and their database.", need="often")
 
     metrics_file: str | None = _text(
         OUTPUT,
-        "Write what came of it for Prometheus (node_exporter's textfile collector), also when it fails; not with --dry-run.",
+        "Write the outcome for Prometheus, also of a failure.",
         "FILE",
         "/var/lib/prometheus/node-exporter/bpr-etl.prom",
+        need="sometimes",
     )
-    json: bool = _flag(OUTPUT, "One JSON object on stdout; logs go to stderr.")
+    json: bool = _flag(OUTPUT, "Print one JSON object; logs go to stderr.", need="often")
     log_format: LogFormat = _choice(OUTPUT, "How log lines look on stderr; default console.", LogFormat)
-    quiet: bool = _flag(OUTPUT, "Say nothing but warnings, errors and --json.")
-    verbose: bool = _flag(OUTPUT, "Also log each step as it begins and ends.")
+    quiet: bool = _flag(
+        OUTPUT,
+        "Print nothing but warnings and errors.",
+        need="sometimes",
+        says={"start": "Print nothing but the URL, warnings and errors."},
+    )
+    verbose: bool = _flag(OUTPUT, "Print all details, and log each step.", need="sometimes")
 
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)

@@ -40,7 +40,6 @@ def test_a_night_as_cron_calls_it(small_world, tmp_path):
     done = call("run", "--out", str(tmp_path / "out"), DATABASE_URL=small_world)
     assert done.returncode == 0, done.stderr
     for word in (
-        "write events",
         "Mexico City",
         "Tokyo",
         "Excluded rows",

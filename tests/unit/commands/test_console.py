@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from rich.console import Console, RenderableType
 
-from etl.commands.console import findings_table, probe_tables, rows_table, run_summary, status_lines
+from etl.commands.console import TextTable, findings_lines, probe_tables, rows_table, run_summary, status_lines
 from etl.load.constraints import Finding
 from etl.pipeline.context import RunResult
 from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
@@ -39,10 +39,9 @@ def test_the_first_lines_say_whether_it_worked():
     night = report()
     night.snapshot, night.committed, night.retries = "out/snapshots/1", True, 2
     night.warnings, night.notes = ["Odd."], ["An index is missing.", "Dry."]
-    first, second, *others = status_lines("Night", night)
-    assert first == "Night: status"
-    assert second.startswith("Done: a snapshot was published, the database was written and committed; ")
-    assert second.endswith(" s, 2 retries, 1 warning, 2 notes.")
+    first, *others = status_lines(night)
+    assert first.startswith("Done: a snapshot was published, the database was written and committed; ")
+    assert first.endswith(" s, 2 retries, 1 warning, 2 notes.")
     assert others == ["Snapshot: out/snapshots/1", "Warning: Odd.", "Note: An index is missing.", "Note: Dry."]
 
 
@@ -61,56 +60,55 @@ def test_the_first_lines_say_whether_it_worked():
 def test_a_night_that_published_nothing_says_why(committed, dry_run, said):
     night = report()
     night.committed = committed
-    assert status_lines("Night", night, dry_run=dry_run)[1].startswith(said)
+    assert status_lines(night, dry_run=dry_run)[0].startswith(said)
 
 
-def test_a_run_without_figures_shows_its_steps_and_says_that_nothing_was_left_out():
-    lines = read(run_summary(report(), profile=False))
-    assert lines[:3] == ["Nothing was excluded.", "Steps", "step rows seconds"]
-    assert lines[3:6] == ["read 5,000 2.00", "stage 7 0.00", "COMMIT 0.50"]
-    assert not any("published" in line or "Probe" in line or "expected" in line for line in lines)
+def test_a_run_without_figures_says_that_nothing_was_excluded_and_no_more():
+    assert read(run_summary(report())) == ["Nothing was excluded."]
 
 
 def test_a_profile_has_rows_a_second_where_there_are_both_and_the_peak():
     lines = read(run_summary(report(), profile=True))
-    assert lines[2] == "step rows seconds rows/s peak MiB"
+    assert lines[:3] == ["Nothing was excluded.", "Steps", "step rows seconds rows/s peak MiB"]
     assert lines[3:6] == ["read 5,000 2.00 2,500 120", "stage 7 0.00 130", "COMMIT 0.50 132"]
 
 
 @pytest.mark.parametrize(
     ("before", "verdict", "row"),
     [
-        ([], "no earlier run", "triples 900 - - -"),
-        ([1_000], "no expected range yet (1 of 5 runs)", "triples 900 1,000 \N{MINUS SIGN}10% -"),
-        ([0], "no expected range yet (1 of 5 runs)", "triples 900 0 - -"),
-        ([900], "no expected range yet (1 of 5 runs)", "triples 900 900 ±0% -"),
+        ([], "no earlier run", "triples 900"),
+        ([1_000], "no expected range yet (1 of 5 runs)", "triples 900 1,000 \N{MINUS SIGN}10%"),
+        ([0], "no expected range yet (1 of 5 runs)", "triples 900 0"),
+        ([900], "no expected range yet (1 of 5 runs)", "triples 900 900 ±0%"),
         (
             [1_500, 1_501, 1_499, 1_500, 1_500],
             "1 of 3 metrics out of the expected range",
-            "triples 900 1,500 \N{MINUS SIGN}40% 1,050 to 2,143 below expected range",
+            "triples 900 1,500 \N{MINUS SIGN}40% 1,050 to 2,143 below",
         ),
         ([890, 905, 899, 902, 901], "all within the expected range", "triples 900 901 \N{MINUS SIGN}0.1% 631 to 1,287"),
         (
             [10, 10, 11, 9, 9],
             "1 of 3 metrics out of the expected range",
-            "triples 900 9 +9,900% 1 to 19 above expected range",
+            "triples 900 9 +9,900% 1 to 19 above",
         ),
     ],
 )
 def test_each_figure_stands_beside_the_last_night_s_and_the_usual_range(before, verdict, row):
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 900}, "signs": {}})
     night.metrics = compare_with_history(nights(*before), {}, run_metrics(night.counts), None)
-    lines = read(run_summary(night, profile=False))
-    assert lines[:2] == [f"Volumes compared with earlier runs: {verdict}", "this run last run change expected range"]
+    lines = read(run_summary(night))
+    assert lines[0] == f"Volumes compared with earlier runs: {verdict}"
+    heads = ["this run", "last run", "change", "expected range"]
+    assert lines[1] == " ".join(heads[: 1 + bool(before) + bool(any(before)) + (len(before) >= 5)])
     assert [line for line in lines if line.startswith("triples")] == [row]
 
 
 def test_where_nothing_but_losses_left_their_range_the_amounts_are_usual():
     night = report()
     night.metrics = [Metric("triples", 9, 9, "1", 5, (8, 10)), Metric("left out: positives", 90, 9, "1", 5, (0, 18))]
-    lines = read(run_summary(night, profile=False))
+    lines = read(run_summary(night))
     assert lines[0] == "Volumes compared with earlier runs: 1 of 2 metrics out of the expected range"
-    assert "excluded positives 90 9 +900% 0 to 18 above expected range" in lines
+    assert "excluded positives 90 9 +900% 0 to 18 above" in lines
 
 
 def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
@@ -124,7 +122,7 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
     counts = {"set_aside": {"slots": {"day_number nullability": 3}}, "days_without_event": {"city_without_nodes": 2}}
     night = report(published=published, **counts)
     night.metrics = compare_with_history([], {}, run_metrics(night.counts), None)
-    lines = read(run_summary(night, profile=False))
+    lines = read(run_summary(night, profile=True, verbose=True))
     assert "Rome 1,200 24,000 0.25" in lines
     assert "Village 30 excluded" in lines
     assert "all 1,230 24,000" in lines
@@ -133,16 +131,19 @@ def test_what_was_published_is_added_up_and_what_was_left_out_has_its_reason():
     assert "trip-days city has no eligible node 2" in lines
     assert "positives event has no negative to stand against 4" in lines
     assert not any("whole catalogue" in line for line in lines)
-    asked = [
-        lines.index(title) for title in lines if title.startswith(("Volumes", "Excluded rows", "What was pub", "Steps"))
-    ]
-    assert asked == sorted(asked)
-    assert len(asked) == 4
+    titles = ("Volumes", "What was published", "Excluded rows", "Remarks on published rows", "Steps")
+    assert [title for line in lines for title in titles if line.startswith(title)] == list(titles)
+    assert lines.index("events of Village no triples: 3 nodes, and --min-catalog is 50 30") > lines.index(
+        "Remarks on published rows"
+    )
+    short = read(run_summary(night))
+    assert "1 remark on published rows: --verbose shows it." in short
+    assert not any("Village no triples" in line for line in short)
 
 
 def test_a_dry_run_does_not_say_that_anything_was_published():
     night = report(published={"events": {"Rome": 1}, "triples": {"Rome": 2}, "signs": {}})
-    lines = read(run_summary(night, profile=False, dry_run=True))
+    lines = read(run_summary(night, dry_run=True))
     assert "What would be published, by city" in lines
     assert not any("was published" in line for line in lines)
 
@@ -151,7 +152,7 @@ def test_of_many_cities_the_largest_are_shown_and_the_others_counted():
     events = {f"city {number}": number for number in range(100)}
     left_out = dict.fromkeys(events, "too small")
     published = {"events": events, "triples": {}, "signs": {}, "cities_left_out": left_out}
-    lines = read(run_summary(report(published=published), profile=False))
+    lines = read(run_summary(report(published=published), verbose=True))
     assert "city 99 99 excluded" in lines
     assert "city 60 60 excluded" in lines
     assert "city 59 59 excluded" not in lines
@@ -159,16 +160,17 @@ def test_of_many_cities_the_largest_are_shown_and_the_others_counted():
     assert f"events of 60 more cities no triples, for such reasons {sum(range(40, 100)):,}" in lines
 
 
-def test_the_summary_fits_a_mail_of_100_columns():
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_summary_fits_a_terminal(columns):
     names = {f"{'Llanfairpwllgwyngyll' * 4}{number}": 10**9 for number in range(3)}
     published = {"events": names, "triples": names, "signs": dict.fromkeys(names, -0.5)}
     night = report(published=published, shadow_users=10**9, days_without_event={"city_without_nodes": 10**9})
     before = [PreviousRun("1", {}, {"shadow users": 10**9 + each, "triples": 10**9}) for each in range(6)]
     night.metrics = compare_with_history(before, {}, run_metrics(night.counts), None)
-    console = Console(width=100, color_system=None)
+    console = Console(width=columns, color_system=None)
     with console.capture() as captured:
-        console.print(run_summary(night, profile=True))
-    assert max(map(len, captured.get().splitlines())) <= 100
+        console.print(run_summary(night, profile=True, verbose=True))
+    assert max(map(len, captured.get().splitlines())) <= columns
     assert "…" not in captured.get()
 
 
@@ -178,7 +180,7 @@ def interval(mean: float | None) -> dict[str, float | None]:
 
 def test_a_probe_is_one_line_of_a_run_s_summary():
     probe = {"split": "last-trip", "users": 1_234, "auc": interval(0.7), "ndcg_at_10": interval(0.125)}
-    lines = read(run_summary(report(probe=probe | {"auc_of_popularity": interval(0.6)}), profile=False))
+    lines = read(run_summary(report(probe=probe | {"auc_of_popularity": interval(0.6)})))
     (told,) = [line for line in lines if line.startswith("Probe")]
     assert told == (
         "Probe (last-trip, 1,234 users): AUC 0.700 (0.690-0.710), popularity 0.600 (0.590-0.610), "
@@ -199,7 +201,7 @@ def test_a_probe_s_tables_have_the_rankings_that_were_made_and_a_dash_where_nobo
         "cities": {},
         "next": following,
     }
-    lines = read(probe_tables(facts))
+    lines = read(probe_tables(facts, verbose=True))
     row = "0.700 (0.690-0.710) 0.200 (0.190-0.210) 0.300 (0.290-0.310)"
     sampled = " (of a random 5,000 of 9,000 users)"
     assert lines[0] == f"Held out by time:2026-01-01: 1,000 users{sampled}, mean and 95% interval"
@@ -217,10 +219,29 @@ def test_a_check_is_ok_or_says_how_many_rows_break_it(broken, verdict):
         Finding("no row is twice", broken, unit="rows of Trip"),
         Finding("none is \x1b[31mred", broken, "e1, e2"),
     ]
-    lines = read(findings_table("Checks", findings))
-    assert lines[-2] == f"no row is twice {verdict.format('rows of Trip')}"
-    assert lines[-1].endswith(f": e1, e2 {verdict.format('files')}")
-    assert "\x1b" not in lines[-1]
+    lines = read(findings_lines(findings))
+    state = "FAILED" if broken else "ok"
+    assert f"{state} no row is twice" + (f": {verdict.format('rows of Trip')}" if broken else "") in lines
+    assert lines[0] == ("2 of 2 checks failed." if broken else "All 2 checks passed.")
+    assert any(line.startswith(f"{state} none is ") and ": e1, e2" in line for line in lines)
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_a_table_leaves_out_spare_columns_where_they_do_not_fit_and_where_they_are_empty():
+    def heads(width: int) -> str:
+        table = TextTable(None, "name", "???published", ">?rows", "?note", legend="rows: of all files")
+        table.add_row("n" * 20, "2026-01-01 00:00", "1,000", "")
+        console = Console(width=width, color_system=None)
+        with console.capture() as captured:
+            console.print(table)
+        first, *_, last = captured.get().splitlines()
+        assert max(map(len, captured.get().splitlines())) <= width
+        assert last.strip() == "rows: of all files"
+        return " ".join(first.translate(RULES).split())
+
+    assert heads(60) == "name published rows"
+    assert heads(30) == "name rows"
+    assert heads(22) == "name"
 
 
 def test_a_frame_is_shown_as_it_is_and_a_null_is_empty():

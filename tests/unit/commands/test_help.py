@@ -16,7 +16,7 @@ import cli
 from etl.commands.help import run_app
 from etl.commands.options import with_parameters
 from etl.settings.model import OPTIONS, PANELS
-from etl.settings.values import Choice
+from etl.settings.values import Choice, format_option
 
 
 def every_command(group: object = None, path: str = "bpr-etl") -> Iterator[tuple[str, object]]:
@@ -35,45 +35,88 @@ def say(*words: str, environ: dict[str, str] | None = None) -> int:
     return run_app(cli.app, words, environ or {})
 
 
+def shown(capsys, monkeypatch, *words: str, columns: int = 80) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert say(*words) == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", EVERY)
-def test_every_command_has_help_with_examples_and_the_options_that_all_have(path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    assert say(*path.split()[1:], "--help") == 0
-    said = capsys.readouterr().out
-    assert re.search(r"\n  Examples?:\n    \S", said)
-    last = said[said.index("\nOutput and settings:\n") :]
-    for option in ("--config", "--json", "--log-format console|json", "--quiet", "--verbose", "--help"):
-        assert option in last
-    if path != "bpr-etl init":
-        assert said.count("--config FILE") == 1
+def test_every_command_s_help_fits_a_terminal_and_begins_with_examples(path, capsys, monkeypatch):
+    said = shown(capsys, monkeypatch, *path.split()[1:], "--help")
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= (80 if path == "bpr-etl config show" else 60)
+    order = [said.index(each) for each in ("\n  Example", "environment variable", "\nOften needed:\n")]
+    assert order == sorted(order)
+    assert "env:" not in said
+    assert "..." not in said
+    for option in ("--config FILE", "--json", "--log-format", "--quiet", "--verbose", "--help-all", "--help"):
+        assert said.count(option) >= 1
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_the_whole_help_describes_each_option_by_subject(path, capsys, monkeypatch):
+    said = shown(capsys, monkeypatch, *path.split()[1:], "--help-all")
+    assert max(map(len, said.splitlines())) <= 80
+    for parameter in EVERY[path].params:
+        name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+        assert re.search(rf"^  (?:-h, )?{re.escape(name)}\b", said, re.MULTILINE), name
+        assert " ".join(parameter.help.split()) in " ".join(said.split())
+    titles = re.findall(r"^(\S.*):$", said, re.MULTILINE)
+    assert titles == [each for each in PANELS if each in titles]
+
+
+def test_help_groups_options_by_how_often_they_are_needed(capsys, monkeypatch):
+    said = shown(capsys, monkeypatch, "run", "--help")
+    titles = re.findall(r"^(\S.*):$", said, re.MULTILINE)
+    assert titles == ["Often needed", "Sometimes needed", "Rarely needed (described by --help-all)"]
+    rest = re.sub(r"[\s,]+", " ", said.partition(titles[2])[2])
+    known = {format_option(name) for name, option in OPTIONS.items() if option.need == "rarely"}
+    assert known >= {word for word in rest.split() if word.startswith("--")} >= {"--reject", "--allow-side-effects"}
+    assert titles[0] in shown(capsys, monkeypatch, "prune", "--help")
+    assert "described by" not in shown(capsys, monkeypatch, "prune", "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "text"),
+    [
+        ("run", "--dry-run", "roll back"),
+        ("prune", "--dry-run", "remove nothing"),
+        ("run", "--fail-below", "publish nothing"),
+        ("probe", "--fail-below", "the result is written all the same"),
+        ("run", "--seed", "ids, ties and samples"),
+        ("probe", "--seed", "sampled users, hold-out and training"),
+        ("prune", "--keep", "stay"),
+        ("doctor", "--expect-users", "Fail unless"),
+        ("init", "--config", "File to write"),
+    ],
+)
+def test_an_option_s_text_is_that_of_its_command(command, option, text, capsys, monkeypatch):
+    said = shown(capsys, monkeypatch, command, "--help", columns=100)
+    entry = re.search(rf"^  {option}\b(.*(?:\n {{10,}}.*)*)", said, re.MULTILINE)[1]
+    assert text in " ".join(entry.split())
 
 
 def test_examples_stand_on_lines_of_their_own_however_narrow_the_terminal_is(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    assert say("run", "--help") == 0
-    assert (
-        "\n    bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe\n"
-        in capsys.readouterr().out
-    )
+    said = shown(capsys, monkeypatch, "run", "--help", columns=60)
+    assert "\n    bpr-etl run --out /srv/bpr --negatives recommended --split last-trip --probe\n" in said
 
 
-def test_options_and_commands_stand_in_panels_in_a_fixed_order(capsys):
-    assert say("run", "--help") == 0
-    titles = re.findall(r"^(\S.*):$", capsys.readouterr().out, re.MULTILINE)
-    assert titles == ["Database", "What is published", "Limits", "How it is done", "Output and settings"]
-    assert say("--help") == 0
-    said = capsys.readouterr().out
-    assert re.findall(r"^(\S.*):$", said, re.MULTILINE)[0] == "Options"
-    assert "Commands:" not in said  # every command is in a panel with a name
+def test_commands_stand_in_panels_in_a_fixed_order(capsys, monkeypatch):
+    said = shown(capsys, monkeypatch, "--help")
+    titles = re.findall(r"^(\S.*):$", said, re.MULTILINE)
+    assert titles == ["Options", "Every night", "Looking at what there is", "Setting it up", "Trying it out"]
     assert "..." not in said.partition("Every night:")[2]  # no sentence is cut
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_every_setting_is_an_option_with_help_in_a_panel_that_is_known():
     found = {each.name: each for each in EVERY["bpr-etl config show"].params}
-    assert set(found) == {*OPTIONS, "config"}
+    assert set(found) == {*OPTIONS, "config", "help_all"}
     for name, parameter in found.items():
         assert parameter.rich_help_panel in PANELS, name
-        assert f"[env: BPR_ETL_{name.upper()}]" in parameter.help
+        assert parameter.help
     assert [*map(PANELS.index, (each.panel for each in OPTIONS.values()))] == sorted(
         PANELS.index(each.panel) for each in OPTIONS.values()
     )
