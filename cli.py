@@ -116,7 +116,7 @@ app.register(
     "convert",
     snapshots.convert,
     "SNAPSHOT FOLDER to",
-    "bpr-etl convert /srv/bpr --to recbole         # writes dataset/bpr/bpr.train.inter and so on",
+    "bpr-etl convert /srv/bpr --to recbole          # writes to dataset/bpr",
     "bpr-etl convert /srv/bpr /srv/recbole/trips --to recbole",
     panel=LOOKING,
 )

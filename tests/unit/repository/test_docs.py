@@ -79,6 +79,7 @@ def options_named(text: str) -> set[str]:
 
 FOREIGN = {
     "--help",
+    "--rm",
     "--collector",
     "--local",
     "--user",
