@@ -87,6 +87,7 @@ FOREIGN = {
     "--now",
     "--write-golden",
     "--full",
+    "--rm",
     "--save",
 }
 
