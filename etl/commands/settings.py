@@ -67,7 +67,7 @@ def template() -> str:
         key = name.replace("_", "-")
         line = f"#: {key} = {_toml(option.example)}" if option.default is None else f"#{key} = {_toml(option.default)}"
         if option.proposed is not None:
-            line += f"\n# Proposed: it trains better models (docs/negatives.md).\n{key} = {_toml(option.proposed)}"
+            line = f"# Proposed, since it trains better models (docs/negatives.md).\n{key} = {_toml(option.proposed)}"
         parts.append(f"\n{_comment(option.help)}{line}\n")
     return "".join(parts)
 

@@ -46,7 +46,7 @@ def _moment(iso: str | None) -> str:
 def list_table(location: str, snapshots: Sequence[SnapshotInfo]) -> RenderableType:
     """Return one line per snapshot, the newest first."""
     legend = "AUC: of the probe, on held-out items" if any(each.auc is not None for each in snapshots) else ""
-    columns = ("snapshot", "???published (UTC)", ">?events", ">triples", ">??users", ">?AUC", ">size", "?")
+    columns = ("snapshot", "???published (UTC)", ">?events", ">triples", ">??users", ">?AUC", ">size", "")
     table = TextTable(f"Snapshots in {escape_control_characters(location)}", *columns, legend=legend)
     table.columns[0].no_wrap = True  # it is there to be copied
     for each in reversed(snapshots):

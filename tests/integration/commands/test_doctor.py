@@ -242,10 +242,10 @@ def test_a_failure_is_shown_with_quiet_too(world, tmp_path):
 def test_one_check_that_failed_and_several(world, tmp_path):
     call = ["doctor", "--database-url", world, "--out", str(tmp_path), "--shadow-prefix", "nobody-"]
     one = CliRunner().invoke(cli.app, call).output
-    assert "\n1 check failed, 0 warnings: fix it, and check again." in one
+    assert "1 check failed, 0 warnings: fix it, and check again." in one
     (tmp_path / "file").write_text("")
     two = CliRunner().invoke(cli.app, [*call, "--out", str(tmp_path / "file")]).output
-    assert "\n2 checks failed, 0 warnings: fix the first that failed, and check again." in two
+    assert "2 checks failed, 0 warnings: fix the first that failed, and check again." in two
 
 
 def test_rows_of_a_copied_database_are_not_said_to_be_none(make_database, small_world_template, settings_for, tmp_path):

@@ -74,6 +74,43 @@ def test_on_a_terminal_a_step_that_takes_long_moves_and_is_gone_in_the_end(small
     assert "Volumes compared with earlier runs" in summary
 
 
+def test_what_commands_print_fits_80_columns(small_world, tmp_path):
+    database = ["--database-url", small_world]
+    for words in (
+        [
+            "run",
+            "--out",
+            "out",
+            "--split",
+            "last-trip",
+            "--task",
+            "triples",
+            "--task",
+            "next",
+            "--profile",
+            "--verbose",
+            *database,
+        ],
+        ["expand", "out", "--out", "out", "--negatives", "recommended", "--split", "last-trip", "--probe"],
+        ["probe", "out", "--verbose"],
+        ["list", "out"],
+        ["inspect", "out", "--verbose"],
+        ["diff", "out"],
+        ["validate", "--verbose", *database],
+        ["validate", "--snapshot", "out"],
+        ["doctor", "--out", "out", "--verbose", *database],
+        ["schema", "check", *database],
+        ["prune", "out", "--keep", "1", "--dry-run"],
+    ):
+        code, said = in_terminal(*words, cwd=tmp_path, columns=80)
+        assert code == 0, said
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said))
+        longest = max(lines, key=len)
+        assert len(longest) <= 80, (words, longest)
+        if words[0] in ("probe", "list", "inspect", "diff"):
+            assert "┃" in said  # a table
+
+
 def test_a_mail_has_a_summary_a_collector_json_lines_and_prometheus_nights_good_and_bad(small_world, tmp_path):
     metrics, log = tmp_path / "bpr.prom", ["--log-format", "json", "--metrics-file", "bpr.prom", "--out", "out"]
     (tmp_path / "bpr-etl.toml").write_text("verbose = true\n")

@@ -1,4 +1,4 @@
-"""The file that `init` writes is every setting at its default, and `config show` says where each value comes from."""
+"""The file that `init` writes is every setting at its default or as proposed, and `config show` says where each value comes from."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from etl.settings.sources import DEFAULT_FILE, default_settings_file, explicit_s
 NO_DEFAULT = {name for name, option in OPTIONS.items() if option.default is None}
 
 
+PROPOSED = Settings(negatives=["recommended"])
+
+
 def uncommented(marker: str) -> dict[str, object]:
     """What the file says when the marker is taken away from in front of the settings that have it."""
     return tomllib.loads(re.sub(rf"^{marker}(?=[a-z-]+ = )", "", template(), flags=re.MULTILINE))
@@ -28,8 +31,8 @@ def uncommented(marker: str) -> dict[str, object]:
 
 def test_as_it_is_written_it_sets_nothing(tmp_path):
     write_template(tmp_path / "own.toml")
-    assert tomllib.loads((tmp_path / "own.toml").read_text(encoding="utf-8")) == {}
-    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == Settings()
+    assert tomllib.loads((tmp_path / "own.toml").read_text(encoding="utf-8")) == {"negatives": ["recommended"]}
+    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == PROPOSED
 
 
 def test_with_every_default_uncommented_it_gives_the_defaults(tmp_path):
@@ -37,12 +40,12 @@ def test_with_every_default_uncommented_it_gives_the_defaults(tmp_path):
     assert {name.replace("-", "_") for name in named} == set(OPTIONS) - NO_DEFAULT
     text = re.sub(r"^#(?=[a-z-]+ = )", "", template(), flags=re.MULTILINE)
     (tmp_path / "own.toml").write_text(text, encoding="utf-8")
-    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == Settings()
+    assert load_settings({"config": str(tmp_path / "own.toml")}, {}) == PROPOSED
 
 
 def test_a_setting_without_a_default_has_an_example_that_is_understood():
     named = {name.replace("-", "_"): value for name, value in uncommented("#: ").items()}
-    assert set(named) == NO_DEFAULT
+    assert set(named) == {*NO_DEFAULT, "negatives"}
     for name, value in named.items():
         assert getattr(load_settings({name: value}, {}), name) is not None
 
@@ -50,7 +53,9 @@ def test_a_setting_without_a_default_has_an_example_that_is_understood():
 def test_every_setting_has_its_words_above_it_and_lines_are_not_long():
     lines = template().splitlines()
     for name in OPTIONS:
-        (at,) = [number for number, line in enumerate(lines) if re.match(rf"#:? ?{name.replace('_', '-')} = ", line)]
+        (at,) = [
+            number for number, line in enumerate(lines) if re.match(rf"(?:#:? ?)?{name.replace('_', '-')} = ", line)
+        ]
         assert re.match(r"# \S", lines[at - 1])
     assert max(map(len, lines)) <= 120
     assert not any("[env:" in line for line in lines)

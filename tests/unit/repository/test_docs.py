@@ -88,6 +88,7 @@ FOREIGN = {
     "--now",
     "--write-golden",
     "--full",
+    "--rm",
     "--save",
 }
 
