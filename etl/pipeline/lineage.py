@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.util import find_spec
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ParamSpec, cast
 
@@ -27,6 +26,7 @@ from etl.runtime.resources import __version__
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
 from etl.snapshots.locations import open_snapshot
+from etl.snapshots.publish import split_location
 from etl.snapshots.reading.batches import scan_files
 from etl.snapshots.reading.snapshot import SNAPSHOTS, Snapshot
 
@@ -49,6 +49,7 @@ _MODELS = {
     "personas": "PersonaDimension",
 }
 """The models of the manifest's `source_rows`."""
+_READ_BY_EXPAND = ("events", "users", "items", "trips")
 
 
 def with_lineage(work: Callable[P, RunResult]) -> Callable[P, RunResult]:
@@ -167,12 +168,9 @@ def _datasets(settings: Settings, result: RunResult) -> _Datasets:
             written["BehavioralSignal"] = result.counts["signals_backfilled"]
             outputs += [_dataset("Output", *database(model), rows=rows) for model, rows in written.items()]
     if name := result.counts.get("expanded_from"):
-        out = (settings.snapshot or settings.out).partition(f"/{SNAPSHOTS}/")[0]
-        inputs += _snapshot_tables(
-            "Input", f"{out.rstrip('/')}/{SNAPSHOTS}/{name}", ("events", "users", "items", "trips")
-        )
+        inputs += _snapshot_tables("Input", _expanded(settings.snapshot or settings.out, name), _READ_BY_EXPAND)
     if result.snapshot:
-        outputs += _snapshot_tables("Output", result.snapshot)
+        outputs += _snapshot_tables("Output", open_snapshot(result.snapshot))
     return {"inputs": inputs, "outputs": outputs}
 
 
@@ -188,13 +186,20 @@ def _database_table(
     return namespace, f"{parts.get('dbname', '')}.{relation.schema}.{relation.name}", dict(columns)
 
 
-def _snapshot_tables(side: str, location: str, names: tuple[str, ...] = ()) -> list[Any]:
+def _expanded(location: str, name: str) -> Snapshot:
+    """Open the snapshot that `expand` read, by its --out, whose newest is another one by now, or by its own location."""
+    try:
+        return open_snapshot(f"{location.rstrip('/')}/{SNAPSHOTS}/{name}")
+    except EtlError:
+        return open_snapshot(location)
+
+
+def _snapshot_tables(side: str, snapshot: Snapshot, names: tuple[str, ...] = ()) -> list[Any]:
     """Return the tables of a snapshot, by default all. A dataset's name is the same in every snapshot of an --out."""
-    snapshot = open_snapshot(location)
-    out, _, version = location.rpartition(f"/{SNAPSHOTS}/")
+    out, _ = split_location(snapshot) or (snapshot.url or str(snapshot.folder.resolve()), "")
     scheme, separator, rest = out.partition("://")
     bucket, _, prefix = rest.partition("/")
-    namespace, root = (f"{scheme}://{bucket}", prefix) if separator else ("file", str(Path(out).resolve()))
+    namespace, root = (f"{scheme}://{bucket}", prefix) if separator else ("file", out)
     tables: dict[str, list[Any]] = {}
     for path, entry in snapshot.files.items():
         if path.endswith(".parquet"):
@@ -207,7 +212,7 @@ def _snapshot_tables(side: str, location: str, names: tuple[str, ...] = ()) -> l
             _columns(snapshot, name, files[0].path),
             rows=sum(each.rows for each in files),
             size=sum(each.bytes for each in files),
-            version=version,
+            version=snapshot.manifest["snapshot"],
         )
         for name, files in sorted(tables.items())
         if not names or name in names

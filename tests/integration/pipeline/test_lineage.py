@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -176,13 +177,22 @@ def test_a_run_names_what_it_read_and_wrote(small_world, setting_for, to_file):
         assert secret not in json.dumps([start, complete])
 
 
-def test_export_reads_ranking_events_and_expand_a_snapshot(small_world, setting_for, settings_for, to_file):
+def test_export_reads_ranking_events_and_expand_a_snapshot(small_world, setting_for, settings_for, to_file, tmp_path):
     variables, read = to_file
     first = etl.run(settings_for(small_world))
     settings = setting_for(small_world, variables)
     exported = etl.export(settings)
     etl.expand(settings, snapshot=first.snapshot)
-    _, export, _, expand = read()
+    newest = etl.expand(settings)
+    copy = shutil.copytree(first.snapshot, tmp_path / "copy")
+    etl.expand(settings, snapshot=str(copy))
+    _, export, _, expand, _, of_newest, _, of_copy = read()
+    expanded = newest.counts["expanded_from"]
+    assert expanded != Path(newest.snapshot).name
+    assert {each["facets"]["version"]["datasetVersion"] for each in of_newest["inputs"]} == {expanded}
+    assert {each["name"] for each in of_copy["inputs"]} == {
+        f"{copy}/{name}" for name in ("events", "users", "items", "trips")
+    }
     inputs = rows_of(export["inputs"], "inputStatistics")
     assert inputs["RankingEvent"] == exported.counts["source_rows"]["events"]
     assert {each["namespace"] for each in export["outputs"]} == {"file"}  # the database was not written
