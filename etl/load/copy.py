@@ -224,7 +224,11 @@ def backfill(connection: Connection, scope: Scope, pending: PendingSignals | Non
     updated = connection.execute(
         f"UPDATE {table} x SET {column} = {version} WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{column} IS NULL"
     )
+    # By its statistics, which are older than the UPDATE, the planner expects one row here and would compare every signal with
+    # every user: for hours, with millions.
+    connection.fetch_rows("SELECT set_config('enable_nestloop', 'off', true)")
     after = _fingerprint(connection, scope, columns, f"x.{column} = {version} AND x.{OURS}")
+    connection.fetch_rows("SELECT set_config('enable_nestloop', NULL, true)")
     if not before[0] == updated == after[0]:
         raise DataError(
             f"{before[0]:,} rows of {table} were to be given a modelVersion, {updated:,} were changed and {after[0]:,} have "
