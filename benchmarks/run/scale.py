@@ -26,7 +26,7 @@ from etl.postgres.connection import connect
 from etl.postgres.url import parse_url
 
 RUNS = ("first run", "further run")
-MOST_EXPONENT, MOST_MIB = 1.05, 2048
+MOST_EXPONENT, MOST_MIB, MOST_PER_ROW = 1.05, 2048, 1.1
 
 
 def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
@@ -38,12 +38,20 @@ def one_scale(url: str, scale: float, folder: Path) -> dict[str, Any]:
     for run in RUNS:
         with connect(parse_url(url, {})) as connection:
             connection.execute("CHECKPOINT")
+            log = connection.fetch_rows("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         out = folder / run.replace(" ", "-")
         done = run_command([sys.executable, "cli.py", "run", "--json", "--out", str(out)], environment)
         answer = json.loads(done.answer)
         snapshot = Path(answer["snapshot"])
         contents.add(snapshot.name.split("-")[1])
-        account[run] = _resources(done) | {"steps": {step["step"]: step["seconds"] for step in answer["steps"]}}
+        with connect(parse_url(url, {})) as connection:
+            written = connection.fetch_int(
+                f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{log}'::pg_lsn)::int8"
+            )
+        account[run] = _resources(done) | {
+            "log_bytes": written,
+            "steps": {step["step"]: step["seconds"] for step in answer["steps"]},
+        }
         account.setdefault("rows", _rows(answer))  # the first run's: later ones have nothing to backfill
         account["snapshot_bytes"] = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file())
     if len(contents) != 1:
@@ -80,6 +88,11 @@ def results_of(accounts: Sequence[dict[str, Any]], made_with: dict[str, Any]) ->
         for smaller, larger in pairwise(accounts):
             what = f"{run}s, scale {smaller['scale']:g} to {larger['scale']:g}: exponent of time"
             targets.append(target_entry(what, exponent(smaller, larger, run), at_most=MOST_EXPONENT))
+    first, last = accounts[0], accounts[-1]
+    if last is not first:
+        times, run = last["scale"] / first["scale"], RUNS[-1]
+        what = f"a further run at scale {last['scale']:g} / ({times:g} x one at scale {first['scale']:g})"
+        targets.append(target_entry(what, last[run]["seconds"] / (times * first[run]["seconds"]), at_most=MOST_PER_ROW))
     for each in accounts:
         peak = max(each[run]["peak_mib"] for run in RUNS)
         targets.append(target_entry(f"peak memory at scale {each['scale']:g}, MiB", peak, at_most=MOST_MIB))
@@ -117,13 +130,25 @@ def measure(
 
 def markdown(results: dict[str, Any]) -> str:
     """Targets; then time, processor time, memory and disk per scale and run."""
-    head = ("scale", "run", "s", "process, CPU s", "peak, MiB", "slots", "triples", "database, GB", "snapshot, MB")
+    head = (
+        "scale",
+        "run",
+        "s",
+        "process, CPU s",
+        "peak, MiB",
+        "slots",
+        "triples",
+        "WAL, MB",
+        "database, GB",
+        "snapshot, MB",
+    )
     lines = [table_row(head), table_row(("---:", "---", *("---:" for _ in head[2:])))]
     for each in results["scales"]:
         for run in RUNS:
             used, rows = each[run], each["rows"]
             cells = (f"{used['seconds']:,.1f}", f"{used['user'] + used['system']:,.1f}", f"{used['peak_mib']:,.0f}")
-            sizes = (f"{each['database_bytes'] / 1e9:.2f}", f"{each['snapshot_bytes'] / 1e6:,.1f}")
+            log = f"{used['log_bytes'] / 1e6:,.1f}" if "log_bytes" in used else ""
+            sizes = (log, f"{each['database_bytes'] / 1e9:.2f}", f"{each['snapshot_bytes'] / 1e6:,.1f}")
             lines.append(
                 table_row((f"{each['scale']:g}", run, *cells, f"{rows['slots']:,}", f"{rows['triples']:,}", *sizes))
             )

@@ -88,7 +88,6 @@ FOREIGN = {
     "--now",
     "--write-golden",
     "--full",
-    "--rm",
     "--save",
 }
 
