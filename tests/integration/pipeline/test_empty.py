@@ -73,7 +73,8 @@ def test_where_that_is_meant_each_part_is_a_file_without_rows(small_world, setti
     assert sum(triples(kept.snapshot).values()) > 0
 
 
-def test_without_any_event_all_that_looks_at_a_snapshot_still_does(small_world, settings_for, tmp_path):
+def test_without_any_event_all_that_looks_at_a_snapshot_still_does(small_world, settings_for, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where `convert` writes its files
     changed(small_world, 'TRUNCATE "Trip", "ItinerarySlot" CASCADE')
     with pytest.raises(DataError, match="there is no ranking event to make them of"):
         etl.run(settings_for(small_world))
