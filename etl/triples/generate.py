@@ -177,6 +177,22 @@ class EventRows:
         return {name: np.repeat(column, self.lengths) for name, column in self.runs.items()} | dict(self.values)
 
     @classmethod
+    def of_runs(
+        cls,
+        events: EventArrays,
+        runs: Mapping[str, npt.NDArray[Any]],
+        lengths: I64,
+        values: Mapping[str, npt.NDArray[Any]],
+        order: U64 | None,
+    ) -> EventRows:
+        """Return the rows of runs, some of which may be empty. With `order`, they are those of a shuffled file."""
+        if not lengths.all():
+            some = np.flatnonzero(lengths)
+            runs, lengths = {name: column[some] for name, column in runs.items()}, lengths[some]
+        rows = cls(events, values, runs, lengths)
+        return rows if order is None else cls(events, rows.columns | {"order": order})
+
+    @classmethod
     def concat(cls, batches: Sequence[EventRows]) -> EventRows:
         """Join rows of the same events, of which there must be one."""
         values, runs = (
@@ -254,11 +270,9 @@ class TripleBatch:
     @property
     def rows(self) -> EventRows:
         """The triples without the counts; those of a shuffled file have no runs."""
-        some = np.flatnonzero(self.per_pair)
-        of_pairs = {"event": self.pairs.event, "positive": self.pairs.code, "in_candidates": self.known}
-        runs = {name: column[some] for name, column in of_pairs.items()}
-        rows = EventRows(self.events, {"negative": self.negative, "source": self.source}, runs, self.per_pair[some])
-        return rows if self.order is None else EventRows(self.events, rows.columns | {"order": self.order})
+        runs = {"event": self.pairs.event, "positive": self.pairs.code, "in_candidates": self.known}
+        values: dict[str, npt.NDArray[Any]] = {"negative": self.negative, "source": self.source}
+        return EventRows.of_runs(self.events, runs, self.per_pair, values, self.order)
 
     @property
     def event(self) -> I32:

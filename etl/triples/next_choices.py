@@ -170,14 +170,12 @@ class Choices:
         drawn, counts = sample(
             mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
         )
-        # Every choice has as many rows, where no pool is too small: that is repeated faster.
-        full = bool(counts.all())
-        repeats = self.wanted if full else counts.sum(axis=0)
-        choice = np.arange(len(chosen), dtype=np.int32).repeat(repeats)
-        position = drawn.T.ravel() if full else drawn.T[counts.T]
+        lengths = counts.sum(axis=0)
+        choice = np.arange(len(chosen), dtype=np.int32).repeat(lengths)
+        position = drawn.T.ravel() if counts.all() else drawn.T[counts.T]
         negative = self.codes.astype(np.uint32)[position]
         days, previous = self.selections.events["day_number"].to_numpy(), items[earlier]
-        per_choice = {
+        runs = {
             "event": event,
             "step": (ranks - self.trips.trip_starts[ranks]).astype(np.int32),
             "previous": previous,
@@ -186,18 +184,19 @@ class Choices:
             "pos_km": places.km(previous, positive),
             "is_new": past.new[ranks],
         }
-        values = {name: column.repeat(repeats) for name, column in per_choice.items()}
-        values |= {"negative": negative, "neg_km": places.km_to(previous, choice, self.codes, position)}
+        values = {"negative": negative, "neg_km": places.km_to(previous, choice, self.codes, position)}
         if self.history:
             users = self.selections.users[self.selections.event[chosen]]
             users, before, now = (each[choice] for each in (users, ranks, self.events.timestamps[event]))
-            values |= past.history(users, before, now, values["positive"], negative)
+            values |= past.history(users, before, now, positive[choice], negative)
+        order = None
         if to_shuffle is not None:
             of_choices = mix64(to_shuffle[event] ^ keys.nodes[positive])
-            values["order"] = mix64(of_choices[choice] ^ keys.nodes[negative])
+            order = mix64(of_choices[choice] ^ keys.nodes[negative])
         empty = int(np.count_nonzero(pools.sizes == 0))
         reason = WHOLE_CATALOGUE_SEEN if len(self.codes) else NO_NEGATIVES
-        return ChoiceBatch(EventRows(self.events, values), len(chosen) - empty, {reason: empty})
+        rows = EventRows.of_runs(self.events, runs, lengths, values, order)
+        return ChoiceBatch(rows, len(chosen) - empty, {reason: empty})
 
     @cached_property
     def _offered(self) -> Positions:
