@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import duckdb
@@ -148,16 +147,6 @@ def test_the_snapshots_have_what_the_recipes_are_tried_on(snapshots):
 
 def test_latest_names_the_snapshot(root):
     assert run_here("Where the snapshot is", out=str(root.parents[1]))["root"] == root
-
-
-def test_the_readme_s_lines_read_what_is_to_be_trained_on(root):
-    """With a split and without: never a row of valid or test."""
-    page = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    lines = page.split("A trainer reads", 1)[1].split("\n\n")[1]
-    variables: dict[str, object] = {}
-    exec(compile(textwrap.dedent(lines).replace("/srv/bpr", str(root.parents[1])), "README.md", "exec"), variables)  # noqa: S102
-    wanted = expected(root, FOUR)
-    assert_same_rows(variables["triples"].select(FOUR), wanted["train" if "train" in wanted else None])
 
 
 def test_numpy_learns_from_the_four_columns(root):
