@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from etl.pipeline.run import run as run
     from etl.settings.model import Settings as Settings
     from etl.settings.sources import load_settings as load_settings
-    from etl.snapshots.locations import open_snapshot as open_snapshot
     from etl.snapshots.reading.snapshot import Snapshot as Snapshot
+    from etl.snapshots.stores.locations import open_snapshot as open_snapshot
 
 _MODULES = {
     "EtlError": "etl.errors",
@@ -28,7 +28,7 @@ _MODULES = {
     "expand": "etl.pipeline.expand",
     "export": "etl.pipeline.export",
     "load_settings": "etl.settings.sources",
-    "open_snapshot": "etl.snapshots.locations",
+    "open_snapshot": "etl.snapshots.stores.locations",
     "run": "etl.pipeline.run",
 }
 _OLD_NAMES = {"resolve": "load_settings"}

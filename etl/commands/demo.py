@@ -21,7 +21,7 @@ from etl.reporting.wording import format_interval
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 from etl.settings.values import RECOMMENDED
-from etl.snapshots.locations import is_url
+from etl.snapshots.stores.locations import is_url
 
 DATABASE = "bpr_etl_demo"
 _MARK = ".bpr-etl-demo"

@@ -28,10 +28,10 @@ from etl.runtime.files import temporary_folder
 from etl.runtime.resources import tested_versions
 from etl.settings.model import Settings
 from etl.settings.sources import env_variable_for
-from etl.snapshots.locations import is_url, open_store
-from etl.snapshots.lock import LEASE, LOCK, folder_lock
 from etl.snapshots.reading.snapshot import SNAPSHOTS, STAGING
-from etl.snapshots.store import LocalStore, Store, UnlistableError, require_publishable
+from etl.snapshots.stores.locations import is_url, open_store
+from etl.snapshots.stores.lock import LEASE, LOCK, folder_lock
+from etl.snapshots.stores.store import LocalStore, Store, UnlistableError, require_publishable
 
 _NAME = "bpr-etl"
 _OLD_HOURS = 48.0
@@ -179,7 +179,7 @@ def _folder_lock(root: Path, *, can_be_written: bool) -> Iterator[Check]:
 
 def _objects(store: Store, clock: Clock) -> Iterator[Check]:
     """Write, read and delete a small object, try writes that must be refused, and look at the lock."""
-    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - only of an object store
+    from etl.snapshots.stores.object_store import ObjectStore  # noqa: PLC0415 - only of an object store
 
     assert isinstance(store, ObjectStore)  # noqa: S101 - there is no third kind
     name, before = f".doctor-{uuid.uuid4().hex}", clock()

@@ -37,7 +37,7 @@ from etl.postgres.url import schema_of, target_of
 from etl.reporting.wording import format_count
 from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.settings.model import Settings
-from etl.snapshots.locations import open_store
+from etl.snapshots.stores.locations import open_store
 from etl.transform.ranking_events import MADE_ROWS
 
 NEWEST = 18

@@ -23,7 +23,7 @@ def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
     """List the snapshots of an --out folder: when, how much, and which is the newest."""
     from etl.commands import tables
     from etl.reporting import history
-    from etl.snapshots import locations
+    from etl.snapshots.stores import locations
 
     store = locations.open_store(settings.out, settings.environ)
     history.require_published(store)
@@ -46,7 +46,7 @@ def _stray_lines(strays: list[str]) -> list[str]:
 def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
     from etl.commands import console, tables
-    from etl.snapshots import locations
+    from etl.snapshots.stores import locations
 
     location = settings.snapshot or settings.out
     with locations.local_snapshot(location, settings.environ, kinds=()) as snapshot:
@@ -82,7 +82,7 @@ def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) ->
     """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
     from etl.commands import tables
     from etl.reporting import compare
-    from etl.snapshots import locations
+    from etl.snapshots.stores import locations
 
     older, newer = _resolve_pair(settings, newer)
     with (
@@ -95,7 +95,7 @@ def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) ->
 
 def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
     """The locations of the two snapshots to compare, the older first."""
-    from etl.snapshots import locations
+    from etl.snapshots.stores import locations
 
     older = settings.snapshot or settings.out
     if newer:
@@ -113,7 +113,8 @@ def _resolve_pair(settings: Settings, newer: str | None) -> tuple[str, str]:
 
 def convert(settings: Settings, stop: CancelToken, *, folder: str | None = None) -> CommandResult:
     """Write a snapshot's interactions, users and items as another program's files, into a new folder."""
-    from etl.snapshots import conversion, locations
+    from etl.snapshots import conversion
+    from etl.snapshots.stores import locations
 
     target = Path(folder or "dataset/bpr")
     with (
@@ -132,7 +133,8 @@ def prune(settings: Settings, stop: CancelToken) -> CommandResult:
     """Remove the oldest snapshots, never the newest; exit 99 when there is nothing to remove."""
     from etl.pipeline.context import utc_now
     from etl.reporting import history
-    from etl.snapshots import locations, publish
+    from etl.snapshots import publish
+    from etl.snapshots.stores import locations
 
     if settings.keep is None:
         raise SettingsError("How many snapshots are to stay? Say it, like --keep 14.")

@@ -20,10 +20,10 @@ from etl.runtime.ray_executor import open_executor
 from etl.runtime.run_record import Progress, ProgressObserver, RunObserver, RunRecord
 from etl.settings.model import Settings
 from etl.settings.sources import with_options
-from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reading.snapshot import read_vocabulary
-from etl.snapshots.store import Store
+from etl.snapshots.stores.locations import local_snapshot, open_store
+from etl.snapshots.stores.store import Store
 from etl.triples.vocabulary import Vocabulary
 
 Clock = Callable[[], datetime]

@@ -13,8 +13,8 @@ from etl.pipeline.published import probe_published
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
-from etl.snapshots.locations import local_snapshot
 from etl.snapshots.reading.snapshot import Snapshot, read_dataset
+from etl.snapshots.stores.locations import local_snapshot
 
 _REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet")
 _INHERITED_SETTINGS = ("schema", "naming", "shadow_prefix", "shadow_domain", "audience", "vocab_from")

@@ -25,10 +25,10 @@ from etl.runtime.cancellation import CancelledError, CancelToken
 from etl.runtime.resources import __version__
 from etl.runtime.run_record import Progress, RunObserver
 from etl.settings.model import Settings
-from etl.snapshots.locations import open_snapshot
 from etl.snapshots.publish import split_location
 from etl.snapshots.reading.batches import scan_files
 from etl.snapshots.reading.snapshot import SNAPSHOTS, Snapshot
+from etl.snapshots.stores.locations import open_snapshot
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

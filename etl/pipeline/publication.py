@@ -29,11 +29,11 @@ from etl.reporting.card import build_card, build_croissant
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
 from etl.reporting.wording import format_bytes
-from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
 from etl.snapshots.reading.snapshot import CARD, CROISSANT, REPORT, Snapshot, open_snapshot
-from etl.snapshots.store import UnlistableError, translate_os_errors
+from etl.snapshots.stores.locations import open_store
+from etl.snapshots.stores.store import UnlistableError, translate_os_errors
 from etl.snapshots.unchanged import inputs_sha256, link_data_files
 from etl.snapshots.writer import StageOptions, write_data_files
 from etl.transform.personas import affinity_model

@@ -16,10 +16,10 @@ from etl.reporting.page import REQUIRED_FILES, build_report
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, no_progress
 from etl.settings.model import Settings
-from etl.snapshots.locations import local_snapshot, open_store
 from etl.snapshots.publish import add_probe, add_sidecars, split_location
 from etl.snapshots.reading.snapshot import REPORT, Snapshot, read_dataset
-from etl.snapshots.store import UnlistableError
+from etl.snapshots.stores.locations import local_snapshot, open_store
+from etl.snapshots.stores.store import UnlistableError
 from etl.transform.personas import affinity_model
 
 if TYPE_CHECKING:

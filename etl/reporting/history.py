@@ -18,7 +18,7 @@ from typing import Any
 from etl.errors import ConnectError, DataError
 from etl.settings.model import ROW_SETTINGS, TRIPLE_SETTINGS, Settings
 from etl.snapshots.reading.snapshot import STAGING
-from etl.snapshots.store import LocalStore, Store
+from etl.snapshots.stores.store import LocalStore, Store
 
 HISTORY_LENGTH = 29
 """How many earlier runs are compared with: four of each weekday. With this run they are the 30 that the report shows."""

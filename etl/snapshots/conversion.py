@@ -12,7 +12,7 @@ import polars.selectors as cs
 
 from etl.errors import DataError, SettingsError
 from etl.snapshots.reading.snapshot import Snapshot, damaged, read_file
-from etl.snapshots.store import translate_os_errors
+from etl.snapshots.stores.store import translate_os_errors
 
 REQUIRED_FILES = ("interactions/", "users.parquet", "items.parquet")
 """What is read of a snapshot."""

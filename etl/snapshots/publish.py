@@ -1,7 +1,7 @@
 """Publish a staged snapshot: its manifest, its sidecar files, and the lock of the output location (docs/contract.md).
 
 A snapshot is staged in a folder of its own, checked on disk, moved to its place, and then named in LATEST: a reader sees the
-snapshot before or the one after. `etl.snapshots.store` does that in a folder and in an object store.
+snapshot before or the one after. `etl.snapshots.stores.store` does that in a folder and in an object store.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from etl.errors import DataError, SettingsError
 from etl.runtime.cancellation import CancelToken
-from etl.snapshots.locations import open_store
 from etl.snapshots.manifest import DataSummary, FileEntry, build_manifest, to_json
 from etl.snapshots.reading.snapshot import LATEST, MANIFEST, PROBE, SNAPSHOTS, Snapshot
-from etl.snapshots.store import LocalStore, Store, lying, other_files, translate_os_errors
+from etl.snapshots.stores.locations import open_store
+from etl.snapshots.stores.store import LocalStore, Store, lying, other_files, translate_os_errors
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from etl.runtime.executor import versions
 from etl.runtime.files import file_sha256
 from etl.snapshots.manifest import DataSummary, PartitionEntry, file_entries
 from etl.snapshots.reading.snapshot import SNAPSHOTS
-from etl.snapshots.store import LocalStore, Store
+from etl.snapshots.stores.store import LocalStore, Store
 from etl.snapshots.writer import StageOptions
 from etl.transform.hashing import update_with_frame
 from etl.triples.dataset import Dataset

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from etl.load.constraints import Finding
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import file_sha256
-from etl.snapshots.locations import local_snapshot
 from etl.snapshots.manifest import FileEntry
 from etl.snapshots.reading.snapshot import MANIFEST, PROBE, REPORT, STAGING, Snapshot, damaged, read_file
+from etl.snapshots.stores.locations import local_snapshot
 
 _POSITIVE = "every triple's positive is one that its event selected"
 _NEGATIVE = "no negative is a positive of its event"

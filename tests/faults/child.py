@@ -98,8 +98,8 @@ def at_write(n: int, act: Callable[[], None]) -> None:
 
 def at_upload(n: int, act: Callable[[], None]) -> None:
     """Act when the n-th file is sent to an object store; in a folder, when the n-th is put on disk."""
-    from etl.snapshots import object_store as objects
-    from etl.snapshots import store
+    from etl.snapshots.stores import object_store as objects
+    from etl.snapshots.stores import store
 
     count = itertools.count(1)
 
@@ -117,9 +117,9 @@ def at_upload(n: int, act: Callable[[], None]) -> None:
 
 def at_latest(act: Callable[[], None]) -> None:
     """Act when LATEST is about to be written."""
-    from etl.snapshots import object_store as objects
-    from etl.snapshots import store
     from etl.snapshots.reading.snapshot import LATEST
+    from etl.snapshots.stores import object_store as objects
+    from etl.snapshots.stores import store
 
     def watched(original: Callable[..., None]) -> Callable[..., None]:
         def write(self: Any, path: str, content: bytes) -> None:

@@ -27,13 +27,13 @@ from etl.errors import ConnectError, DataError, LockedError, SettingsError
 from etl.pipeline import database, published
 from etl.pipeline.context import RunResult, utc_now
 from etl.runtime.cancellation import CancelledError, CancelToken
-from etl.snapshots import object_store as objects
-from etl.snapshots.locations import local_snapshot, open_store
-from etl.snapshots.lock import LOCK, Lease, owner
-from etl.snapshots.object_store import ObjectStore
 from etl.snapshots.publish import locked_store
 from etl.snapshots.reading.snapshot import MANIFEST
-from etl.snapshots.store import LocalStore
+from etl.snapshots.stores import object_store as objects
+from etl.snapshots.stores.locations import local_snapshot, open_store
+from etl.snapshots.stores.lock import LOCK, Lease, owner
+from etl.snapshots.stores.object_store import ObjectStore
+from etl.snapshots.stores.store import LocalStore
 from etl.snapshots.validation import validate_snapshot
 from tests.object_store import Bucket, Flaky, Forgetful
 from tests.states import database_state, folder_state

@@ -21,7 +21,7 @@ from etl.reporting.history import (
     require_published,
     to_remove,
 )
-from etl.snapshots.store import LocalStore
+from etl.snapshots.stores.store import LocalStore
 from tests.manifests import FILE, SOUND
 
 NAMES = [f"2026112{day}T030000000000Z-0123456789ab" for day in range(6)]
@@ -138,7 +138,7 @@ def test_a_prune_that_was_killed_in_the_middle_is_taken_up_by_the_next(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("etl.snapshots.store.shutil.rmtree", killed)
+        patched.setattr("etl.snapshots.stores.store.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             prune(store, 3, NOW)
     assert NAMES[0] in there(tmp_path)
@@ -153,7 +153,7 @@ def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch):
     def refused(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("etl.snapshots.store.shutil.rmtree", refused)
+    monkeypatch.setattr("etl.snapshots.stores.store.shutil.rmtree", refused)
     with pytest.raises(ConnectError, match="can't be removed: Permission denied"):
         prune(out(tmp_path), 1, NOW)
 

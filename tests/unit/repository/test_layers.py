@@ -15,7 +15,7 @@ READS_ENVIRONMENT = {
     # They configure libraries that take some settings only from the environment.
     "etl/postgres/embedded.py",
     "etl/runtime/ray_executor.py",
-    "etl/snapshots/object_store_client.py",
+    "etl/snapshots/stores/object_store_client.py",
 }
 PACKAGES = sorted(path.parent.name for path in (ROOT / "etl").glob("*/__init__.py"))
 

@@ -22,7 +22,7 @@ from etl.snapshots.manifest import FileEntry
 from etl.snapshots.parquet import PartCopier, PartWriter, ThreadPart, file_info, open_writer, write_file, writer_pool
 from etl.snapshots.reading.events import _batches, _merged, id_indexes
 from etl.snapshots.reading.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
-from etl.snapshots.store import LocalStore
+from etl.snapshots.stores.store import LocalStore
 from etl.snapshots.validation import _as_listed
 from etl.triples.dataset import ENCODED_EVENTS
 from etl.triples.vocabulary import Vocabulary

@@ -1,7 +1,7 @@
 """Where snapshots are published: a local folder or an object store, with the same operations.
 
-This module has what both share, and `LocalStore`. `ObjectStore` is in `etl.snapshots.object_store`, their locks are in
-`etl.snapshots.lock`.
+This module has what both share, and `LocalStore`. `ObjectStore` is in `etl.snapshots.stores.object_store`, their locks are in
+`etl.snapshots.stores.lock`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 from etl.errors import ConnectError, DataError, escape_control_characters
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import put
-from etl.snapshots.lock import folder_lock, locked_error
 from etl.snapshots.manifest import parse_manifest
 from etl.snapshots.reading.snapshot import (
     LATEST,
@@ -33,6 +32,7 @@ from etl.snapshots.reading.snapshot import (
     named_by,
     read_small,
 )
+from etl.snapshots.stores.lock import folder_lock, locked_error
 
 SNAPSHOT_NAME = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{12}")
 """The names that this tool gives to snapshots. No folder with another name is ever deleted."""

@@ -15,7 +15,7 @@ from obstore.store import from_url
 
 from etl.errors import ConnectError, SettingsError, escape_control_characters
 from etl.settings.redaction import redact
-from etl.snapshots.store import UnlistableError
+from etl.snapshots.stores.store import UnlistableError
 
 _SERVERS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(ENDPOINT|BASE_URL|ACCOUNT_NAME|EMULATOR)\w*")
 _RETRY = {

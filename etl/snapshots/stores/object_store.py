@@ -27,10 +27,15 @@ from etl.errors import ConnectError, EtlError, SettingsError, escape_control_cha
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.files import temporary_folder
 from etl.settings.permissions import writable_by_others
-from etl.snapshots.lock import LOCK, Lease, ObjectVersion, folder_lock, owner, read_owner
-from etl.snapshots.object_store_client import open_object_store, reraise_if_bucket_missing, servers, translate_errors
 from etl.snapshots.reading.snapshot import LATEST, MANIFEST, SNAPSHOTS
-from etl.snapshots.store import Store, UnlistableError, clear, lying, other_files, staging_in
+from etl.snapshots.stores.lock import LOCK, Lease, ObjectVersion, folder_lock, owner, read_owner
+from etl.snapshots.stores.object_store_client import (
+    open_object_store,
+    reraise_if_bucket_missing,
+    servers,
+    translate_errors,
+)
+from etl.snapshots.stores.store import Store, UnlistableError, clear, lying, other_files, staging_in
 
 PART_BYTES = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload. Smaller files are uploaded in one request."""

@@ -16,10 +16,10 @@ from etl.settings.sources import process_environment
 from etl.settings.values import parse_location
 from etl.snapshots.reading.snapshot import LATEST, MANIFEST, SNAPSHOTS, Snapshot
 from etl.snapshots.reading.snapshot import open_snapshot as open_folder
-from etl.snapshots.store import LocalStore, Store
+from etl.snapshots.stores.store import LocalStore, Store
 
 if TYPE_CHECKING:
-    from etl.snapshots.object_store import ObjectStore
+    from etl.snapshots.stores.object_store import ObjectStore
 
 
 def is_url(location: str) -> bool:
@@ -36,7 +36,7 @@ def open_store(out: str, environ: Mapping[str, str] | None = None, stop: CancelT
     Credentials come from `environ`. Raises SettingsError if snapshots can't be there.
     """
     if is_url(out):
-        from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415 - a local folder needs no object store
+        from etl.snapshots.stores.object_store import ObjectStore  # noqa: PLC0415 - a local folder needs no object store
 
         return ObjectStore(out, environ or {}, stop)
     return LocalStore(Path(out), stop)
@@ -86,7 +86,7 @@ def _find_in_object_store(
     location: str, environ: Mapping[str, str], stop: CancelToken | None = None
 ) -> tuple[ObjectStore, str, dict[str, Any]]:
     """The store at a location, the name of the snapshot there, and its manifest."""
-    from etl.snapshots.object_store import ObjectStore  # noqa: PLC0415
+    from etl.snapshots.stores.object_store import ObjectStore  # noqa: PLC0415
 
     root, separator, name = location.rstrip("/").rpartition(f"/{SNAPSHOTS}/")
     store = ObjectStore(root if separator else location, environ, stop)
