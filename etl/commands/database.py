@@ -5,6 +5,7 @@ A command's docstring is its help. Libraries are imported inside the commands, s
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 
 from etl.commands.runner import CommandResult, observe_step
@@ -134,5 +135,6 @@ def db_url(settings: Settings, _stop: CancelToken) -> CommandResult:
 
     server = embedded.find_running(embedded.data_dir_of(settings))
     if server is None:
-        raise ConnectError("The embedded PostgreSQL does not run. Start it with `bpr-etl db start`.")
+        where = f" --data-dir {shlex.quote(settings.data_dir)}" if settings.data_dir else ""
+        raise ConnectError(f"The embedded PostgreSQL does not run. Start it with `bpr-etl db start{where}`.")
     return CommandResult({"url": server.url()}, [server.url()], primary=True)

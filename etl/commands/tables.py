@@ -207,4 +207,6 @@ def checks_table(checks: Sequence[Check], *, verbose: bool) -> RenderableType:
 
 
 def _check_text(check: Check) -> str:
-    return f"{check.name}: {check.found}" + (f"\n\N{RIGHTWARDS ARROW} {check.remedy}" if check.remedy else "")
+    """Return one paragraph: a line break would be escaped."""
+    found = f"{check.name}: {check.found}"
+    return f"{found.removesuffix('.')}. {check.remedy}" if check.remedy else found

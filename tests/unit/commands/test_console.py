@@ -9,10 +9,16 @@ import pytest
 from rich.console import Console, RenderableType
 
 from etl.commands.console import TextTable, findings_lines, probe_tables, rows_table, run_summary, status_lines
+from etl.commands.database import db_url
+from etl.commands.doctor_checks import failed
+from etl.commands.tables import checks_table
+from etl.errors import ConnectError
 from etl.load.constraints import Finding
 from etl.pipeline.context import RunResult
 from etl.reporting.history import Metric, PreviousRun, compare_with_history, run_metrics
+from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Step
+from etl.settings.sources import load_settings
 
 RULES = str.maketrans(dict.fromkeys("│┃╇╈┼━─", " ") | {"\N{EN DASH}": "-"})
 
@@ -225,6 +231,17 @@ def test_a_check_is_ok_or_says_how_many_rows_break_it(broken, verdict):
     assert lines[0] == ("2 of 2 checks failed." if broken else "All 2 checks passed.")
     assert any(line.startswith(f"{state} none is ") and ": e1, e2" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
+
+
+def test_a_hint_of_doctor_is_a_sentence_after_what_was_found():
+    check = failed("store", ConnectError, "/out can't be written to: Read-only file system", "Give another --out.")
+    [line] = [line for line in read(checks_table([check], verbose=False)) if line.startswith("FAILED")]
+    assert line == "FAILED store: /out can't be written to: Read-only file system. Give another --out."
+
+
+def test_the_command_that_starts_a_server_has_the_data_folder_of_the_call(tmp_path):
+    with pytest.raises(ConnectError, match=f"`bpr-etl db start --data-dir {tmp_path}/data`"):
+        db_url(load_settings({"data_dir": str(tmp_path / "data")}, {}), CancelToken())
 
 
 def test_a_table_leaves_out_spare_columns_where_they_do_not_fit_and_where_they_are_empty():
