@@ -62,7 +62,9 @@ class Batches:
     def __post_init__(self) -> None:
         """Raise SettingsError if the rows can't be shared out."""
         if not 0 <= self.rank < self.world_size:
-            raise SettingsError(f"rank is {self.rank}. It must be from 0 to world_size - 1, {self.world_size - 1}.")
+            raise SettingsError(
+                f"rank is {self.rank}. With world_size {self.world_size} it must be from 0 to {self.world_size - 1}."
+            )
         if min(self.batch_size, self.buffer_rows) < 2:  # with 1, a rank could be a row short
             raise SettingsError("batch_size and buffer_rows must be at least 2.")
         self._chunks = [

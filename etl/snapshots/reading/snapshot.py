@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +92,7 @@ class Snapshot:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
     url: str | None = None
     remote: bool = False
 

@@ -21,7 +21,7 @@ from etl.snapshots import writer as stage
 from etl.snapshots.manifest import FileEntry
 from etl.snapshots.parquet import PartCopier, PartWriter, ThreadPart, file_info, open_writer, write_file, writer_pool
 from etl.snapshots.reading.events import _batches, _merged, id_indexes
-from etl.snapshots.reading.snapshot import MANIFEST, find_snapshot, open_snapshot, read_file, read_vocabulary
+from etl.snapshots.reading.snapshot import MANIFEST, Snapshot, find_snapshot, open_snapshot, read_file, read_vocabulary
 from etl.snapshots.stores.store import LocalStore
 from etl.snapshots.validation import _as_listed
 from etl.triples.dataset import ENCODED_EVENTS
@@ -290,3 +290,9 @@ def test_events_of_one_second_are_in_the_order_of_their_trips_and_those_of_a_cit
     assert "".join(_merged(rows, keep_order=False)["event_id"]) == "beafgchd"
     apart = rows.filter(city="Kyoto")
     assert "".join(_merged(apart, keep_order=True)["event_id"]) == "abcd"
+
+
+def test_repr_of_a_snapshot_leaves_out_the_manifest():
+    snapshot = Snapshot(Path("name"), {"format": 1}, "s3://bucket/snapshots/name", remote=True)
+    assert "format" not in repr(snapshot)
+    assert "s3://bucket/snapshots/name" in repr(snapshot)
