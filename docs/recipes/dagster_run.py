@@ -1,4 +1,4 @@
-"""One run for dagster_defs.py: what it published is told to Dagster. Needs bpr-etl and dagster-pipes, not Dagster.
+"""One run for dagster_defs.py: reports to Dagster what it published. Needs bpr-etl and dagster-pipes, not Dagster.
 
 Its settings are environment variables (DATABASE_URL, BPR_ETL_OUT, ...).
 """

@@ -102,10 +102,9 @@ def demo(settings: Settings, stop: CancelToken) -> CommandResult:
     rows = sum(ran.facts["published"]["triples"].values())
     result = f"{'FAILED' if code else 'OK'}: {rows:,} triples in {time.perf_counter() - began:.0f} s, {ran.facts['snapshot']}"
     facts = {"run": ran.facts, "validate": validated.facts, "database": prepared.url}
-    output = [
-        *ran.output[: None if settings.verbose else -1],
-        *validated.output[: None if code or settings.verbose else 0],
-    ]
+    output = list(ran.output if settings.verbose else ran.output[:-1])  # the last are the summary's tables
+    if code or settings.verbose:
+        output += validated.output
     output += [*parts.comparison(*probes), "", *prepared.next_steps(_program()), "", result]
     return CommandResult(facts | {"expand": expanded.facts, "probes": probes}, output, code)
 

@@ -194,20 +194,19 @@ class PendingSignals:
 
 
 def has_pending_signals(connection: Connection, scope: Scope) -> bool:
-    """Return whether the backfill is to change any signal: at once if so, else after a scan of them all."""
-    version = scope.naming.column("BehavioralSignal", "modelVersion")
-    found = connection.fetch_rows(
-        f"SELECT 1 FROM {scope.naming.table('BehavioralSignal')} x "
-        f"WHERE {scope.owns('BehavioralSignal', 'x')} AND x.{version} IS NULL LIMIT 1"
-    )
-    return bool(found)
+    """Return whether the backfill is to change any signal, by counting them."""
+    return bool(_pending(connection, scope, [])[0])
 
 
 def pending_signals(connection: Connection, scope: Scope) -> PendingSignals:
     """Look up the shadow users' signals that the backfill is to change. Locks no rows."""
     columns = _kept_columns(connection, scope)
+    return PendingSignals(columns, _pending(connection, scope, columns))
+
+
+def _pending(connection: Connection, scope: Scope, columns: list[str]) -> tuple[Any, ...]:
     version = scope.naming.column("BehavioralSignal", "modelVersion")
-    return PendingSignals(columns, _fingerprint(connection, scope, columns, f"x.{version} IS NULL"))
+    return _fingerprint(connection, scope, columns, f"x.{version} IS NULL")
 
 
 def backfill(connection: Connection, scope: Scope, pending: PendingSignals | None) -> int:
@@ -254,13 +253,13 @@ def _kept_columns(connection: Connection, scope: Scope) -> list[str]:
 def _fingerprint(connection: Connection, scope: Scope, columns: list[str], where: str) -> tuple[Any, ...]:
     """Return the number of the shadow users' signals, and for each column a sum of hashes of its values and their rows' ids."""
     id_ = scope.naming.column("BehavioralSignal", "id")
-    sums = ", ".join(
+    sums = [
         f'COALESCE(sum(hashtextextended(COALESCE({quote_identifier(name)}::text, {quote_literal(NULL_TEXT)}) COLLATE "C", '
         f'hashtext({id_}::text COLLATE "C"))), 0)::text'
         for name in columns
-    )
+    ]
     return connection.fetch_rows(
-        f"SELECT count(*), {sums} FROM {scope.naming.table('BehavioralSignal')} x "
+        f"SELECT {', '.join(['count(*)', *sums])} FROM {scope.naming.table('BehavioralSignal')} x "
         f"WHERE {scope.owns('BehavioralSignal', 'x')} AND {_half(where)}"
     )[0]
 

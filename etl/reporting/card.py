@@ -29,12 +29,12 @@ def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
 
 def build_croissant(manifest: Mapping[str, Any], folder: Path) -> str:
     """Build croissant.json of a staged snapshot, as `build_card`: its files, and the columns of each table."""
-    counts = _counts(manifest)
+    hashes = {each["path"]: each["sha256"] for each in manifest["files"]}
     files, tables = [], []
-    for table, schema in _schemas(manifest, counts, folder):
+    for table, schema in _schemas(manifest, _counts(manifest), folder):
         file = {"@id": f"{table}-files", "encodingFormat": "application/x-parquet"}
         path = f"{table}.parquet"
-        if path in (hashes := {each["path"]: each["sha256"] for each in manifest["files"]}):
+        if path in hashes:
             file |= {"@type": "cr:FileObject", "name": path, "contentUrl": path, "sha256": hashes[path]}
             source = {"fileObject": {"@id": file["@id"]}}
         else:

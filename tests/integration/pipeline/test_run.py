@@ -71,16 +71,24 @@ def test_rows_of_others_are_untouched(small_world, settings_for):
 
 
 def test_no_statement_reads_a_table_once_per_row_of_another(small_world, settings_for):
-    """With statistics of the state before a run, the server takes what the run has just written for a handful of rows."""
-    with psycopg.connect(small_world, autocommit=True) as connection:
-        connection.execute("ANALYZE")
-    etl.run(settings_for(small_world))
-    with psycopg.connect(small_world) as connection:  # the run's processes have ended, and so have sent their counts
-        scans = dict(
-            connection.execute("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'public'")
-        )
-    assert scans["User"] > 0
-    assert max(scans.values()) < 1_000, scans  # there are 6,000 signals; for a hundred rows this may be the right plan
+    """With statistics of the state before a run, the server takes what the run has just written for a handful of rows.
+
+    In the second run no signal is left to backfill, but real users' have no version either.
+    """
+    for _ in range(2):
+        with psycopg.connect(small_world, autocommit=True) as connection:
+            connection.execute("ANALYZE")
+            connection.execute("SELECT pg_stat_reset()")
+        etl.run(settings_for(small_world))
+        with psycopg.connect(
+            small_world
+        ) as connection:  # the run's processes have ended, and so have sent their counts
+            scans = dict(
+                connection.execute("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'public'")
+            )
+        assert scans["User"] > 0
+        # There are 6,000 signals; for a hundred rows this may be the right plan.
+        assert max(scans.values()) < 1_000, scans
 
 
 def test_a_registered_model_is_left_as_it_is(small_world, settings_for):

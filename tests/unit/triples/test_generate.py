@@ -109,7 +109,7 @@ def test_triples_are_the_oracle_s_in_blocks_of_any_size(monkeypatch, make, numbe
 # ------------------------------------------------------------------------------------------------- events by hand
 
 NODES = 12
-NOBODY = np.zeros(0, np.int64), np.zeros(0, np.int32), 1
+NO_REJECTED = np.zeros(0, np.int64), np.zeros(0, np.int32), 1
 
 
 def keys() -> HashKeys:
@@ -241,7 +241,7 @@ def test_a_user_who_has_selected_the_whole_catalogue_is_named_and_others_without
 
 def test_nothing_to_draw_from_is_not_a_catalogue_seen():
     events = coded(([1], [1], []))
-    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(0, *NOBODY))
+    none = Catalogue(np.zeros(0, np.int64), np.zeros(1, np.int64), build_pools(0, *NO_REJECTED))
     (block,) = generate_triples(events, NegativeSampling(catalog=2), none, keys())
     assert block.left_out == {"no_negatives": 1, "whole_catalog_seen": 0}
 
