@@ -33,7 +33,7 @@ from benchmarks.harness.command import command_parser, with_exit_codes
 from benchmarks.harness.database import fresh_database, server
 from benchmarks.harness.results import RESULTS, describe_environment, environment, table_row
 from benchmarks.run import realdata
-from etl.evaluation.holdout import ProbeTask, TripleArrays, build_task_from, partitions, table
+from etl.evaluation.holdout import ProbeTask, build_task_from, join_triples, partitions, table
 from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
 from etl.evaluation.probe import probe
 from etl.evaluation.verdict import AFFINITY, BY_USERS, HISTORY_BY_USERS, MODEL, OWN_HISTORY, POPULARITY, RANDOM
@@ -170,10 +170,10 @@ def measure(world: World, strategy: Strategy, seeds: int) -> Row | None:
     change = _change(strategy.change, world)
     signs: dict[str, float | None] = {}
     asked = build_task_from(training, lambda part: _triples(training, part, change, signs), "last-trip")
-    if not len(asked.train.users):
+    if not asked.train.height:
         return None
     figures = train(asked, seeds)
-    triples = len(asked.train.users)
+    triples = asked.train.height
     return Row(world.name, strategy.name, figures, triples, round(time.perf_counter() - start, 1), signs)
 
 
@@ -189,7 +189,7 @@ def _no_progress(_what: str, _done: int, _of: int) -> None:
     """Ignore progress."""
 
 
-def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, float | None]) -> TripleArrays:
+def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, float | None]) -> pl.DataFrame:
     """Return the part's triples; for train also each city's popularity correlation (`etl.triples.partitions`)."""
     nodes, frames = training.dataset.items.height, []
     for partition in partitions(training, part):
@@ -199,7 +199,7 @@ def _triples(training: TrainingSet, part: str, change: Change, signs: dict[str, 
             codes = partition.catalogue.codes
             positive, negative = (np.bincount(triples[n], minlength=nodes)[codes] for n in ("pos_idx", "neg_idx"))
             signs[partition.city] = popularity_correlation(positive, negative, training.popularity[codes])
-    return TripleArrays.of(frames)
+    return join_triples(frames)
 
 
 def _change(name: str | None, world: World) -> Change:

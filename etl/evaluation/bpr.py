@@ -22,10 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+
+from etl.snapshots.encoding import INDEXES
 
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
@@ -46,7 +49,7 @@ class BprConfig:
     Penalties are in units of triples. An epoch passes over all triples once, or over the next `triples_per_epoch` of them
     where there are more, in at most `steps` batches. No batch (but an epoch's only one) is smaller than `smallest_batch`, so
     that the number of steps is bounded. `spread` is the length of the items' initial vectors. The learning rate falls
-    linearly to zero. Raises ValueError for values out of range.
+    linearly to zero.
     """
 
     factors: int = 64
@@ -61,13 +64,6 @@ class BprConfig:
     smallest_batch: int = 512
     triples_per_epoch: int = 1_000_000
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = self.factors, self.epochs, self.steps, self.smallest_batch, self.triples_per_epoch
-        penalties = self.user_penalty, self.item_penalty, self.bias_penalty, self.slope_penalty
-        numbers = self.rate, *penalties, self.spread
-        if min(counts) < 1 or self.seed < 0 or not all(np.isfinite(number) and number >= 0 for number in numbers):
-            raise ValueError(f"Counts begin at 1, other numbers are finite and not below 0: {self}.")
 
 
 VARIANTS = (
@@ -95,95 +91,70 @@ class Parameters(NamedTuple):
     slopes: Floats
 
 
-class Model(Parameters):
-    """A trained model."""
+class Model(NamedTuple):
+    """A trained model. `users` and `items` are the indexes that have triples, ascending.
 
-    __slots__ = ()
-
-    def scores(self, user_codes: Ints, item_codes: Ints | slice = slice(None)) -> Floats:
-        """Return the score of these items, by default all, for these users: (users, items), float32, higher is better.
-
-        Without the features' part: the caller adds the features times `slopes`. Only differences within a row are
-        meaningful. A user without triples has the biases as scores. Raises IndexError for an unknown code.
-        """
-        scores: Floats = self.users[user_codes] @ self.items[item_codes].T + self.biases[item_codes]
-        return scores
-
-
-def train(  # noqa: PLR0913 - the columns of triples, the numbers of codes, and how to train
-    users: Ints,
-    positives: Ints,
-    negatives: Ints,
-    weights: npt.NDArray[np.floating] | None,
-    n_users: int,
-    n_items: int,
-    options: BprConfig = BprConfig(),
-    *,
-    features: Floats | None = None,
-    after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
-) -> Model:
-    """Train a model on the triples (users[t], positives[t], negatives[t]) with weights[t] (None: all 1).
-
-    `features` (triples, n_features) are those of the positive minus those of the negative; None: there are none. Codes are 0
-    to n_users - 1 and 0 to n_items - 1. `after_epoch` is called after every epoch with its number, from 1, and its loss, the
-    weighted mean of -ln sigmoid(score difference); ln 2 is chance. The same triples in the same order with the same options
-    give the same model, on one machine with one number of BLAS threads. Without triples all scores are 0. Raises ValueError
-    for columns of unequal length, codes out of range, weights that are negative or not finite, and features that are not
-    finite.
-    """
-    steps = _steps(len(users), options)
-    rows = min(len(users), options.triples_per_epoch) // steps
-    triples = _Triples(users, positives, negatives, weights, (n_users, n_items), features, rows)
-    if len(triples) == 0:
-        zeros = np.zeros((n_users + n_items, options.factors), np.float32)
-        slopes = np.zeros(triples.features.shape[1], np.float32)
-        return Model(zeros[:n_users], zeros[n_users:], np.zeros(n_items, np.float32), slopes)
-    rng = np.random.default_rng(options.seed)
-    optimizer = _Adam(rng, n_users, n_items, triples.features.shape[1], options)
-    done = 0
-    for number, epoch in enumerate(_epochs(rng, len(triples), options), 1):
-        loss = weight = 0.0
-        for batch in epoch:
-            found = triples.gradient(optimizer.parameters, batch)
-            optimizer.step(found.gradient, len(triples) / len(batch), 1 - done / (options.epochs * steps))
-            loss, weight, done = loss + found.loss, weight + found.weight, done + 1
-        after_epoch(number, loss / weight if weight > 0 else 0.0)
-    return Model(*optimizer.parameters)
-
-
-class IndexedModel(NamedTuple):
-    """A model of users and items with any indexes: `users` and `items` are those with triples, ascending.
-
-    Its parameters have one more row each, of zeros, for all others.
+    Users and items have one more row of parameters, of zeros, for all others.
     """
 
     users: Ints
     items: Ints
-    model: Model
+    parameters: Parameters
 
     def scores(self, users: Ints, items: Ints) -> Floats:
-        """Return the score of these items for these users, as `Model.scores` does; of unknown items 0."""
-        return self.model.scores(_places(self.users, users), _places(self.items, items))
+        """Return the score of these items for these users: (users, items), float32, higher is better.
 
-
-def train_indexed(
-    users: Ints, positives: Ints, negatives: Ints, weights: npt.NDArray[np.floating] | None, **options: Any
-) -> IndexedModel:
-    """Train a model that has parameters for the users and items of the triples alone, however many there are. See `train`."""
-    user, users = np.unique(users, return_inverse=True)
-    item, pairs = np.unique(np.concatenate([positives, negatives]), return_inverse=True)
-    positives, negatives = np.split(pairs, 2)
-    trained = train(users, positives, negatives, weights, len(user), len(item), **options)
-    factors, items, biases = (
-        np.concatenate([each, np.zeros((1, *each.shape[1:]), np.float32)]) for each in trained[:3]
-    )
-    return IndexedModel(user, item, Model(factors, items, biases, trained.slopes))
+        Without the features' part: the caller adds the features times the slopes. Only differences within a row are
+        meaningful. An unknown user has the biases as scores, an unknown item 0.
+        """
+        own, others, biases, _ = self.parameters
+        item = _places(self.items, items)
+        scores: Floats = own[_places(self.users, users)] @ others[item].T + biases[item]
+        return scores
 
 
 def _places(known: Ints, indexes: Ints) -> Ints:
     """Return where indexes are in the sorted `known`, and its length for those that are not."""
     place = np.searchsorted(known, indexes)
     return np.where(np.append(known, -1)[place] == indexes, place, len(known))
+
+
+def train(
+    triples: pl.DataFrame,
+    options: BprConfig = BprConfig(),
+    *,
+    features: Floats | None = None,
+    after_epoch: Callable[[int], object] = lambda _number: None,
+) -> Model:
+    """Train a model on triples: `user_idx`, `pos_idx`, `neg_idx`, `weight`. It has parameters for their users and items alone.
+
+    `features` (triples, n_features) are those of the positive minus those of the negative; None: there are none.
+    `after_epoch` is called after every epoch with its number, from 1. The same triples in the same order with the same options
+    give the same model, on one machine with one number of BLAS threads. Without triples all scores are 0.
+    """
+    columns = (triples[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
+    user, users = np.unique(next(columns), return_inverse=True)
+    item, pairs = np.unique(np.concatenate(list(columns)), return_inverse=True)
+    positives, negatives = np.split(pairs.astype(np.int32), 2)
+    features = np.zeros((len(users), 0), np.float32) if features is None else features
+    every = _Batch(
+        users.astype(np.int32), positives, negatives, triples["weight"].cast(pl.Float32).to_numpy(), features
+    )
+    steps = _steps(len(users), options)
+    rows = min(len(users), options.triples_per_epoch) // steps
+    gradient = _dense_gradient if len(user) * len(item) <= _DENSE_PAIRS_PER_ROW * rows else _sparse_gradient
+    rng = np.random.default_rng(options.seed)
+    optimizer = _Adam(rng, len(user), len(item), features.shape[1], options)
+    done = 0
+    for number, epoch in enumerate(_epochs(rng, len(users), options), 1):
+        for batch in epoch:
+            found = gradient(optimizer.parameters, _Batch._make(column[batch] for column in every))
+            optimizer.step(found, len(users) / len(batch), 1 - done / (options.epochs * steps))
+            done += 1
+        after_epoch(number)
+    *known, slopes = optimizer.parameters
+    padded = (np.concatenate([each, np.zeros((1, *each.shape[1:]), np.float32)]) for each in known)
+    return Model(user, item, Parameters._make([*padded, slopes]))
 
 
 def _steps(n_triples: int, options: BprConfig) -> int:
@@ -197,7 +168,7 @@ def _epochs(rng: np.random.Generator, n_triples: int, options: BprConfig) -> Ite
     per_epoch, steps = min(n_triples, options.triples_per_epoch), _steps(n_triples, options)
     order = np.arange(n_triples)
     start = n_triples
-    for _ in range(options.epochs):
+    for _ in range(options.epochs if n_triples else 0):
         if start + per_epoch > n_triples:  # what is left of the pass is less than an epoch: shuffle again
             rng.shuffle(order)
             start = 0
@@ -205,95 +176,50 @@ def _epochs(rng: np.random.Generator, n_triples: int, options: BprConfig) -> Ite
         start += per_epoch
 
 
-class BatchGradient(NamedTuple):
-    """The gradient of a batch's loss, the loss, and the sum of the weights."""
+class _Batch(NamedTuple):
+    """Columns of triples of one length. Users and items are rows of the parameters."""
 
-    gradient: Parameters
-    loss: float
-    weight: float
+    users: Ints
+    positives: Ints
+    negatives: Ints
+    weights: Floats
+    features: Floats
 
-
-class _Triples:
-    """The validated columns of triples, and the gradient of a batch of them."""
-
-    def __init__(
-        self,
-        users: Ints,
-        positives: Ints,
-        negatives: Ints,
-        weights: npt.NDArray[np.floating] | None,
-        shape: tuple[int, int],
-        features: Floats | None = None,
-        rows_per_batch: int = 0,
-    ) -> None:
-        columns = [users, positives, negatives, users if weights is None else weights]
-        if any(column.shape != (len(users),) for column in columns):
-            raise ValueError(f"Columns of triples have one length, not {[column.shape for column in columns]}.")
-        _check_codes("user", users, shape[0])
-        _check_codes("positive", positives, shape[1])
-        _check_codes("negative", negatives, shape[1])
-        if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise ValueError("A weight is below 0 or not finite.")
-        self.features = np.zeros((len(users), 0), np.float32) if features is None else features
-        if self.features.shape[:1] != users.shape or not np.isfinite(self.features).all():
-            raise ValueError("Features have one row per triple, and are finite.")
-        self.users, self.positives, self.negatives = (
-            column.astype(np.int32, copy=False) for column in (users, positives, negatives)
-        )
-        self.shape = shape
-        self.weights = None if weights is None else weights.astype(np.float32)
-        dense = shape[0] * shape[1] <= _DENSE_PAIRS_PER_ROW * rows_per_batch
-        self.gradient = self._dense_gradient if dense else self._sparse_gradient
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def _dense_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
-        """Return the gradient through matrices of users x items: the scores, then the sums of the pulls."""
-        users, items, biases, slopes = parameters
-        scores = (users @ items.T + biases).ravel()
-        row = self.users[batch].astype(np.int64) * self.shape[1]
-        pairs = np.concatenate([row + self.positives[batch], row + self.negatives[batch]])
-        positive, negative = np.split(scores[pairs], 2)
-        features = self.features[batch]
-        pull, loss, weight = self._loss_gradient(positive - negative + features @ slopes, batch)
-        summed = np.bincount(pairs, np.concatenate([-pull, pull]), len(scores))
-        pulls = summed.astype(np.float32).reshape(self.shape)
-        gradient = Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0), -pull @ features)
-        return BatchGradient(gradient, loss, weight)
-
-    def _sparse_gradient(self, parameters: Parameters, batch: Ints) -> BatchGradient:
-        """Return the same through rows of factors, one per triple: for more pairs than fit into memory."""
-        u, i, j = self.users[batch], self.positives[batch], self.negatives[batch]
-        own, item_difference = parameters.users[u], parameters.items[i] - parameters.items[j]
-        features = self.features[batch]
-        score_difference = np.einsum("tf,tf->t", own, item_difference) + parameters.biases[i] - parameters.biases[j]
-        score_difference += features @ parameters.slopes
-        pull, loss, weight = self._loss_gradient(score_difference, batch)
-        n_users, n_items = self.shape
-        pulled = pull[:, None] * own
-        gradient = Parameters(
-            _scatter_add(u, -pull[:, None] * item_difference, n_users),
-            _scatter_add(j, pulled, n_items) - _scatter_add(i, pulled, n_items),
-            (np.bincount(j, pull, n_items) - np.bincount(i, pull, n_items)).astype(np.float32),
-            -pull @ features,
-        )
-        return BatchGradient(gradient, loss, weight)
-
-    def _loss_gradient(self, difference: Floats, batch: Ints) -> tuple[Floats, float, float]:
-        """Return minus the derivative of each triple's loss by its score difference, and the sums of losses and weights."""
+    def pull(self, difference: Floats) -> Floats:
+        """Return minus the derivative of each triple's loss by its score difference."""
         half = np.float32(0.5)
-        pull = half - half * np.tanh(half * difference)  # sigmoid(-difference), without overflow
-        loss = np.maximum(-difference, 0) + np.log1p(np.exp(-np.abs(difference)))
-        if self.weights is None:
-            return pull, float(loss.sum()), float(len(batch))
-        weights = self.weights[batch]
-        return pull * weights, float(loss @ weights), float(weights.sum())
+        pull: Floats = (
+            half - half * np.tanh(half * difference)
+        ) * self.weights  # sigmoid(-difference), without overflow
+        return pull
 
 
-def _check_codes(name: str, codes: Ints, count: int) -> None:
-    if len(codes) and not (codes.min() >= 0 and codes.max() < count):
-        raise ValueError(f"A {name}'s code is not in 0 to {count - 1}: they are {codes.min()} to {codes.max()}.")
+def _dense_gradient(parameters: Parameters, batch: _Batch) -> Parameters:
+    """Return the gradient through matrices of users x items: the scores, then the sums of the pulls."""
+    users, items, biases, slopes = parameters
+    scores = (users @ items.T + biases).ravel()
+    row = batch.users.astype(np.int64) * len(items)
+    pairs = np.concatenate([row + batch.positives, row + batch.negatives])
+    positive, negative = np.split(scores[pairs], 2)
+    pull = batch.pull(positive - negative + batch.features @ slopes)
+    summed = np.bincount(pairs, np.concatenate([-pull, pull]), len(scores))
+    pulls = summed.astype(np.float32).reshape(len(users), len(items))
+    return Parameters(pulls @ items, pulls.T @ users, pulls.sum(axis=0), -pull @ batch.features)
+
+
+def _sparse_gradient(parameters: Parameters, batch: _Batch) -> Parameters:
+    """Return the same through rows of factors, one per triple: for more pairs than fit into memory."""
+    users, items, biases, slopes = parameters
+    u, i, j, _, features = batch
+    own, item_difference = users[u], items[i] - items[j]
+    pull = batch.pull(np.einsum("tf,tf->t", own, item_difference) + biases[i] - biases[j] + features @ slopes)
+    pulled = pull[:, None] * own
+    return Parameters(
+        _scatter_add(u, -pull[:, None] * item_difference, len(users)),
+        _scatter_add(j, pulled, len(items)) - _scatter_add(i, pulled, len(items)),
+        (np.bincount(j, pull, len(items)) - np.bincount(i, pull, len(items))).astype(np.float32),
+        -pull @ features,
+    )
 
 
 def _scatter_add(codes: Ints, rows: Floats, count: int) -> Floats:

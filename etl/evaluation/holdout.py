@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.evaluation import metrics, next_item
-from etl.evaluation.metrics import GroupMetrics, RankingMetrics
+from etl.evaluation import next_item
+from etl.evaluation.metrics import GroupMetrics, ranking_metrics
 from etl.evaluation.sample import Counts, count_selections, restrict, sample_users
 from etl.settings.values import SplitSpec
 from etl.snapshots.encoding import INDEXES
@@ -27,8 +27,6 @@ from etl.snapshots.reading.snapshot import Snapshot, damaged, read_dataset, read
 from etl.transform.arrays import I64
 from etl.triples.dataset import BucketedEvents, Dataset
 from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, in_train
-
-K = 10
 
 _COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
 
@@ -38,31 +36,14 @@ Scores = npt.NDArray[np.floating]
 # --- triples ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TripleArrays:
-    """Triples as indexes of the vocabularies, with their weights: four arrays of one length."""
-
-    users: I64
-    positives: I64
-    negatives: I64
-    weights: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, frames: Iterable[pl.DataFrame]) -> TripleArrays:
-        """Concatenate frames with `user_idx`, `pos_idx`, `neg_idx` and `weight`."""
-        every = pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
-        users, positives, negatives = (every[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
-        return cls(users, positives, negatives, every["weight"].to_numpy())
-
-    def __add__(self, other: TripleArrays) -> TripleArrays:
-        return TripleArrays(
-            *(np.concatenate([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self))
-        )
+def join_triples(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows of all frames: `user_idx`, `pos_idx`, `neg_idx` (indexes of the vocabularies) and `weight`."""
+    return pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
 
 
-def regenerate(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> TripleArrays:
+def regenerate(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> pl.DataFrame:
     """Generate the triples of a part of the split, by default of all cities that have any."""
-    return TripleArrays.of(table(partition).select(*_COLUMNS) for partition in partitions(training, part, cities))
+    return join_triples(table(partition).select(*_COLUMNS) for partition in partitions(training, part, cities))
 
 
 def partitions(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> Iterator[Partition]:
@@ -183,13 +164,13 @@ class ProbeTask:
     the items that valid holds out or, without a valid part, the same one step earlier, each user's last trip in train
     (`tuned_on` says which). `counts` are those of all users, before test; everything else is of the users in `sampled`.
     `split` is a description. `unranked` counts the held-out items of test that can't be ranked. `negatives` are the strategies
-    of the triples. `selections` are `next_item.order_selections` of the cities that have triples, and `next_rows` the rows of
+    of the triples. `selections` are `next_item.order_selections` of the cities that have triples, `next_rows` the new rows of
     `next/` before test; None if the snapshot has none of this split. `has_next` says whether it has the table at all.
     """
 
     dataset: Dataset
-    train: TripleArrays
-    tuning_train: TripleArrays
+    train: pl.DataFrame
+    tuning_train: pl.DataFrame
     tuning_holdout: Sequence[HoldoutGroup]
     tuned_on: str
     test: Sequence[HoldoutGroup]
@@ -201,7 +182,7 @@ class ProbeTask:
     kept_events: pl.DataFrame
     selections: pl.DataFrame
     has_next: bool = False
-    next_rows: next_item.Rows | None = None
+    next_rows: pl.DataFrame | None = None
 
 
 def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
@@ -227,21 +208,21 @@ def build_task(snapshot: Snapshot, seed: int = 0) -> ProbeTask:
         paths = [path for split, path in files[kind] if split in parts]
         return published_rows(snapshot, whole.dataset, paths, users, columns)
 
-    def triples(part: str) -> TripleArrays:
+    def triples(part: str) -> pl.DataFrame:
         if made and snapshot.data_files("triples"):
             return regenerate(training, part, counts.cities)
-        return TripleArrays.of(published("triples", "weight", parts=[part]))
+        return join_triples(published("triples", "weight", parts=[part]))
 
     task = build_task_from(training, triples, "last-trip, made from its events" if made else options.split, counts)
     if made or not has_next:
         return replace(task, has_next=has_next)
     columns = "weight", "pos_km", "neg_km", "same_day", "is_new"
-    next_rows = next_item.Rows.of(published("next", *columns, parts=["train", "valid"]))
+    next_rows = next_item.new_rows(published("next", *columns, parts=["train", "valid"]))
     return replace(task, has_next=True, next_rows=next_rows)
 
 
 def build_task_from(
-    training: TrainingSet, triples: Callable[[str], TripleArrays], split: str, counts: Counts | None = None
+    training: TrainingSet, triples: Callable[[str], pl.DataFrame], split: str, counts: Counts | None = None
 ) -> ProbeTask:
     """Return the task of a dataset with a split, given a function that returns the triples of a part of it.
 
@@ -252,13 +233,13 @@ def build_task_from(
     train, valid = triples("train"), triples("valid")
     tuning_holdout, _ = build_holdout(dataset, events, "valid", ["train"])
     tuning_train, tuned_on = train, "valid"
-    if not tuning_holdout and len(train.users):
+    if not tuning_holdout and train.height:
         tuning_train, tuning_holdout = _last_of_train(training, counts.cities)
         tuned_on = "each user's last trip in train"
     test, unranked = build_holdout(dataset, events, "test", ["train", "valid"])
     return ProbeTask(
         dataset,
-        train + valid,
+        pl.concat([train, valid]),
         tuning_train,
         tuning_holdout,
         tuned_on,
@@ -286,13 +267,13 @@ def _events_of(training: TrainingSet, cities: Collection[str]) -> pl.DataFrame:
     return training.events.filter(pl.col("city").is_in(list(cities)))
 
 
-def _last_of_train(training: TrainingSet, cities: Collection[str]) -> tuple[TripleArrays, list[HoldoutGroup]]:
+def _last_of_train(training: TrainingSet, cities: Collection[str]) -> tuple[pl.DataFrame, list[HoldoutGroup]]:
     """Return the triples of train without each user's last trip in it, and the items of that trip as held out."""
     train = in_train(training.events).drop("split")
     earlier = replace(training.dataset, events=BucketedEvents.of(train))
     inner = build_training_set(earlier, replace(training.options, split=SplitSpec("last-trip")))
     held, _ = build_holdout(earlier, _events_of(inner, cities), "test", ["train", "valid"])
-    return regenerate(inner, "train", cities) + regenerate(inner, "valid", cities), held
+    return pl.concat([regenerate(inner, part, cities) for part in ("train", "valid")]), held
 
 
 # --- rankers ---------------------------------------------------------------------------------------------------------
@@ -309,10 +290,9 @@ def evaluate(held: Sequence[HoldoutGroup], ranker: Ranker, *, new: bool) -> Grou
     found = []
     for group in held:
         candidates = group.history == 0 if new else np.ones(group.relevant.shape, np.bool_)
-        found.append(metrics.ranking_metrics(ranker(group), candidates, group.relevant & candidates, K))
-    owners = np.concatenate([np.zeros(0, np.int64), *(group.users for group in held)])
-    cities = np.array([group.city for group in held for _ in group.users], np.str_)
-    return GroupMetrics(owners, cities, RankingMetrics.concat(found))
+        figures = ranking_metrics(ranker(group), candidates, group.relevant & candidates)
+        found.append(GroupMetrics.of(group.users, group.city, figures))
+    return GroupMetrics.concat(found)
 
 
 def random_ranker(held: HoldoutGroup) -> Scores:

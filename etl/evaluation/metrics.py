@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class RankingMetrics:
+class RankingMetrics(NamedTuple):
     """One value per group or user, in their order; nan without a positive or without a negative."""
 
     auc: Floats
@@ -30,22 +30,31 @@ class RankingMetrics:
 
     def __sub__(self, other: RankingMetrics) -> RankingMetrics:
         """Return the differences, nan where either side has no value."""
-        return RankingMetrics(self.auc - other.auc, self.ndcg - other.ndcg, self.recall - other.recall)
-
-    @classmethod
-    def concat(cls, parts: Iterable[RankingMetrics]) -> RankingMetrics:
-        """Join the groups of several metrics."""
-        every = [cls(*np.zeros((3, 0))), *parts]
-        return cls(*(np.concatenate([getattr(each, name) for each in every]) for name in ("auc", "ndcg", "recall")))
+        return RankingMetrics(*map(np.subtract, self, other))
 
 
-@dataclass(frozen=True)
-class GroupMetrics:
+class GroupMetrics(NamedTuple):
     """The metrics of groups, with the user and the city of each."""
 
     users: npt.NDArray[np.integer]
     cities: npt.NDArray[np.str_]
     figures: RankingMetrics
+
+    @classmethod
+    def of(cls, users: npt.NDArray[np.integer], city: str, figures: RankingMetrics) -> GroupMetrics:
+        """Return the metrics of one city's groups."""
+        return cls(users, np.full(len(users), city), figures)
+
+    @classmethod
+    def concat(cls, parts: Iterable[GroupMetrics]) -> GroupMetrics:
+        """Join the groups of several metrics."""
+        none = cls(np.zeros(0, np.int64), np.zeros(0, np.str_), RankingMetrics(*np.zeros((3, 0))))
+        users, cities, figures = zip(none, *parts, strict=True)
+        return cls(
+            np.concatenate(users),
+            np.concatenate(cities),
+            RankingMetrics(*map(np.concatenate, zip(*figures, strict=True))),
+        )
 
     def per_user(self, users: npt.NDArray[np.integer], city: str | None = None) -> RankingMetrics:
         """Return the mean of each user's groups, in all cities or in one; nan for users without a value.
@@ -54,13 +63,7 @@ class GroupMetrics:
         """
         known = np.ones(len(self.users), np.bool_) if city is None else self.cities == city
         owners = np.searchsorted(users, self.users[known])
-        figures = self.figures
-        return RankingMetrics(
-            *(
-                mean_per_user(column[known], owners, len(users))
-                for column in (figures.auc, figures.ndcg, figures.recall)
-            )
-        )
+        return RankingMetrics(*(mean_per_user(column[known], owners, len(users)) for column in self.figures))
 
 
 def ranking_metrics(
@@ -73,12 +76,8 @@ def ranking_metrics(
       Kekäläinen 2002, "Cumulated Gain-Based Evaluation of IR Techniques", with binary relevance).
     - recall: the positives among the first `k`, over all positives; with more than `k` positives it is below 1.
 
-    Scores may be infinite. Raises ValueError for unequal shapes, `k` below 1, and a candidate whose score is nan.
+    Scores may be infinite. Raises ValueError for a candidate whose score is nan.
     """
-    if not scores.shape == candidates.shape == positives.shape or scores.ndim != 2:
-        raise ValueError(f"Shapes differ: {scores.shape}, {candidates.shape}, {positives.shape}.")
-    if k < 1:
-        raise ValueError(f"k is {k}, and must be 1 or more.")
     if np.isnan(scores, where=candidates, out=np.zeros(scores.shape, np.bool_)).any():
         raise ValueError("A candidate's score is not a number.")
     relevant = positives & candidates
@@ -152,48 +151,45 @@ class Interval:
     n: int
 
 
-def bootstrap(values: Floats, seed: int, n: int = 1000, level: float = 0.95) -> Interval:
-    """Return the mean of the values that aren't nan, with its interval in `level` of `n` resamples (Efron 1979, percentiles).
+def bootstrap(values: Floats, seed: int) -> Interval:
+    """Return the mean of the values that aren't nan, with the interval of 95% of 1,000 resamples (Efron 1979, percentiles).
 
     There is one value per user: users are resampled, with replacement. For a paired comparison pass the differences. The same
-    values and seed give the same interval. Without values all is nan. Raises ValueError for `n` below 1 and a level outside
-    (0, 1).
+    values and seed give the same interval. Without values all is nan.
     """
-    if n < 1 or not 0 < level < 1:
-        raise ValueError(f"{n} resamples at level {level}: 1 or more, and a level between 0 and 1, are needed.")
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    means = _resamples(len(known), seed, n) @ known / len(known)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = _resamples(len(known), seed) @ known / len(known)
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(known.mean()), float(low), float(high), len(known))
 
 
 @lru_cache(maxsize=2)
-def _resamples(size: int, seed: int, n: int) -> Floats:
-    """Return how often each of `size` values is in each of `n` resamples: one row per resample."""
+def _resamples(size: int, seed: int) -> Floats:
+    """Return how often each of `size` values is in each of 1,000 resamples: one row per resample."""
     # Kept for the next call: a probe asks for a hundred intervals over the same users.
     rng = np.random.default_rng(seed)
-    drawn = (np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(n))
+    drawn = (np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(1000))
     return np.array(list(drawn), np.float64)
 
 
-def select_variant(trials: Sequence[Floats], errors: float = 2.0) -> int:
+def select_variant(trials: Sequence[Floats]) -> int:
     """Return the number of the best trial: 0, unless another is better by more than chance explains.
 
     Every trial has one value per user, in the same order, higher is better, nan if a user has none. Another trial is
-    better when the mean of its differences to number 0 exceeds `errors` standard errors of that mean; of these the one with
+    better when the mean of its differences to number 0 exceeds two standard errors of that mean; of these the one with
     the highest mean is returned, the first of equals.
     """
     # On a small validation part the highest mean alone would be a lottery. Breiman et al. 1984, "Classification and Regression
     # Trees", have a rule of one standard error; they fall back on the simplest tree, we on the default.
-    gains = [trial - trials[0] for trial in trials]
-    known = [gain[~np.isnan(gain)] for gain in gains]
     best, highest = 0, 0.0
-    for number, gain in enumerate(known):
+    for number, trial in enumerate(trials):
+        gain = trial - trials[0]
+        gain = gain[~np.isnan(gain)]
         if len(gain) < 2:
             continue
         mean = float(gain.mean())
-        if mean > max(highest, errors * float(gain.std(ddof=1)) / np.sqrt(len(gain))):
+        if mean > max(highest, 2 * float(gain.std(ddof=1)) / np.sqrt(len(gain))):
             best, highest = number, mean
     return best

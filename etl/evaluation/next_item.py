@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from etl.evaluation import bpr, metrics
-from etl.evaluation.metrics import GroupMetrics, RankingMetrics
+from etl.evaluation import bpr
+from etl.evaluation.metrics import GroupMetrics, ranking_metrics
 from etl.transform.arrays import I64
 from etl.triples.dataset import Dataset
 from etl.triples.next_choices import Coordinates
@@ -176,42 +175,25 @@ def distance_difference(
 # --- training rows ---------------------------------------------------------------------------------------------------
 
 
-class Rows(NamedTuple):
-    """Rows to train on, as arrays of one length: indexes, weights, km from the previous item, whether it is of the same day."""
-
-    users: I64
-    positives: I64
-    negatives: I64
-    weights: npt.NDArray[np.float32]
-    pos_km: npt.NDArray[np.floating]
-    neg_km: npt.NDArray[np.floating]
-    same_day: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, frames: Iterable[pl.DataFrame]) -> Rows:
-        """Take the rows of the published table whose positive is new to the user. An unknown distance is nan."""
-        every = pl.concat(
-            [_NO_ROWS, *(each.filter("is_new").select(_NO_ROWS.columns).cast(_NO_ROWS.schema) for each in frames)]
-        )
-        return cls(*(each.to_numpy() for each in every.with_columns(pl.col("pos_km", "neg_km").fill_null(np.nan))))
-
-
 _NO_ROWS = pl.DataFrame(
     schema={
-        "user_idx": pl.Int64,
-        "pos_idx": pl.Int64,
-        "neg_idx": pl.Int64,
-        "weight": pl.Float32,
-        "pos_km": pl.Float32,
-        "neg_km": pl.Float32,
+        **dict.fromkeys(("user_idx", "pos_idx", "neg_idx"), pl.Int64),
+        **dict.fromkeys(("weight", "pos_km", "neg_km"), pl.Float32),
         "same_day": pl.Boolean,
     }
 )
+"""Rows to train on: indexes, weights, km from the previous item (nan: unknown), and whether that is of the same day."""
 
 
-def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random.Generator) -> Rows:
+def new_rows(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Take the rows of the published table whose positive is new to the user."""
+    new = (each.filter("is_new").select(_NO_ROWS.columns).cast(_NO_ROWS.schema) for each in frames)
+    return pl.concat([_NO_ROWS, *new]).with_columns(pl.col("pos_km", "neg_km").fill_null(np.nan))
+
+
+def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random.Generator) -> pl.DataFrame:
     """Sample up to NEGATIVES candidates for each choice, uniformly without replacement."""
-    drawn = [Rows.of([])]
+    drawn = [_NO_ROWS]
     for each in choices:
         row = np.arange(len(each.users))
         pool = each.candidates.copy()
@@ -220,64 +202,43 @@ def draw_rows(choices: Iterable[Choices], features: ItemFeatures, rng: np.random
         row, place = np.nonzero(np.take_along_axis(pool, order, axis=1))
         positives, negatives = each.items[each.chosen[row]], each.items[order[row, place]]
         pos_km, neg_km = (features.places.km(each.previous[row], items) for items in (positives, negatives))
-        weights = np.ones(len(row), np.float32)
-        drawn.append(Rows(each.users[row], positives, negatives, weights, pos_km, neg_km, each.same_day[row]))
-    return Rows(*(np.concatenate(columns) for columns in zip(*drawn, strict=True)))
-
-
-class NextModel(NamedTuple):
-    """A trained model of the next item."""
-
-    trained: bpr.IndexedModel
-
-    @property
-    def slopes(self) -> Features:
-        """The weight of each of FEATURES."""
-        return self.trained.model.slopes
-
-    def score(self, choices: Choices, features: Features) -> Scores:
-        """Score the items of the choices' city: a `Scorer`."""
-        scores: Scores = self.trained.scores(choices.users, choices.items) + features @ self.slopes
-        return scores
+        columns = each.users[row], positives, negatives, np.ones(len(row)), pos_km, neg_km, each.same_day[row]
+        drawn.append(pl.DataFrame(dict(zip(_NO_ROWS.columns, columns, strict=True))))
+    return pl.concat(drawn, how="vertical_relaxed")
 
 
 def train(
-    rows: Rows,
+    rows: pl.DataFrame,
     features: ItemFeatures,
     selected: pl.DataFrame,
     config: bpr.BprConfig,
-    after_epoch: Callable[[int, float], object] = lambda _number, _loss: None,
-) -> NextModel:
-    """Train a model on rows.
+    after_epoch: Callable[[int], object] = lambda _number: None,
+) -> bpr.Model:
+    """Train a model on rows. Its slopes are the weights of FEATURES.
 
     `selected` has the (user, item) pairs before test, `user_idx` and `item`. A user's own selections do not count in the
     popularity that the model sees: in a choice to come, the item is new to the user.
     """
     items = len(features.people)
     own = np.unique(selected["user_idx"].to_numpy() * items + selected["item"].to_numpy())
+    users, positives, negatives, _, pos_km, neg_km, same_day = (column.to_numpy() for column in rows)
     positive, negative = (
-        features.log_people(codes, np.isin(rows.users * items + codes, own))
-        for codes in (rows.positives, rows.negatives)
+        features.log_people(codes, np.isin(users * items + codes, own)) for codes in (positives, negatives)
     )
-    apart = distance_difference(rows.pos_km, rows.neg_km, rows.same_day)
+    apart = distance_difference(pos_km, neg_km, same_day)
     columns = np.column_stack([(positive - negative).astype(np.float32), apart])
-    return NextModel(
-        bpr.train_indexed(
-            rows.users,
-            rows.positives,
-            rows.negatives,
-            rows.weights,
-            options=config,
-            features=columns,
-            after_epoch=after_epoch,
-        )
-    )
+    return bpr.train(rows, config, features=columns, after_epoch=after_epoch)
 
 
 # --- rankings --------------------------------------------------------------------------------------------------------
 
 Scorer = Callable[[Choices, Features], Scores]
 """Returns scores of shape (choices, items), higher is better."""
+
+
+def by_model(model: bpr.Model) -> Scorer:
+    """Score by a model."""
+    return lambda choices, features: model.scores(choices.users, choices.items) + features @ model.parameters.slopes
 
 
 def by_people(_choices: Choices, features: Features) -> Scores:
@@ -294,17 +255,14 @@ def evaluate(
     choices: Iterable[Choices], features: ItemFeatures, scorers: Mapping[str, Scorer]
 ) -> dict[str, GroupMetrics]:
     """Rank the candidates of every choice by each scorer. A choice with the chosen item alone has no metrics (nan)."""
-    users, cities = [np.zeros(0, np.int64)], [np.zeros(0, np.str_)]
-    found: dict[str, list[RankingMetrics]] = {name: [] for name in scorers}
+    found: dict[str, list[GroupMetrics]] = {name: [] for name in scorers}
     for each in choices:
         chosen = np.arange(len(each.items)) == each.chosen[:, None]
         known = features.of_choices(each)
         for name, score in scorers.items():
-            found[name].append(metrics.ranking_metrics(score(each, known), each.candidates, chosen))
-        users.append(each.users)
-        cities.append(np.repeat(each.city, len(each.users)))
-    owners, places = np.concatenate(users), np.concatenate(cities)
-    return {name: GroupMetrics(owners, places, RankingMetrics.concat(parts)) for name, parts in found.items()}
+            figures = ranking_metrics(score(each, known), each.candidates, chosen)
+            found[name].append(GroupMetrics.of(each.users, each.city, figures))
+    return {name: GroupMetrics.concat(parts) for name, parts in found.items()}
 
 
 def with_random_previous(choices: Iterable[Choices], rng: np.random.Generator) -> Iterator[Choices]:

@@ -25,7 +25,6 @@ from etl.evaluation import bpr, metrics, next_item
 from etl.evaluation.holdout import (
     ProbeTask,
     Ranker,
-    TripleArrays,
     affinity_ranker,
     evaluate,
     history_ranker,
@@ -185,20 +184,20 @@ def _probe_trip(
     task: ProbeTask, default_affinity: float, seed: int, progress: Progress, variants: Sequence[bpr.BprConfig]
 ) -> ProbeResult:
     tried: list[RankingMetrics] = []
-    if len(variants) > 1 and task.tuning_holdout and len(task.train.users) and len(task.tuning_train.users):
+    if len(variants) > 1 and task.tuning_holdout and task.train.height and task.tuning_train.height:
         for number, config in enumerate(variants, 1):
             what = f"probe: variant {number} of {len(variants)}"
             ranker = _train(task.tuning_train, config, progress, what)
             tried.append(evaluate(task.tuning_holdout, ranker, new=False).per_user(task.sampled))
     best = variants[metrics.select_variant([each.auc for each in tried]) if tried else 0]
-    model = _train(task.train, best, progress, "probe: final") if len(task.train.users) else None
+    model = _train(task.train, best, progress, "probe: final") if task.train.height else None
     ranked = _rank_test(task, model, default_affinity)
     figures = {key: found.per_user(task.sampled) for key, found in ranked.items()}
     facts = {
         "split": task.split,
         "negatives": list(task.negatives),
         "seed": seed,
-        "triples": len(task.train.users),
+        "triples": task.train.height,
         "tuned_on": task.tuned_on if tried else None,
         "variants": [
             {**asdict(config), "auc_when_tuned": summarize({MODEL: found}, seed)["rankings"][MODEL]["auc"]}
@@ -223,20 +222,13 @@ def _probe_trip(
     return ProbeResult(facts, best, figures)
 
 
-def _train(triples: TripleArrays, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
-    model = bpr.train_indexed(
-        triples.users,
-        triples.positives,
-        triples.negatives,
-        triples.weights,
-        options=config,
-        after_epoch=_follow(progress, what, config),
-    )
+def _train(triples: pl.DataFrame, config: bpr.BprConfig, progress: Progress, what: str) -> Ranker:
+    model = bpr.train(triples, config, after_epoch=_follow(progress, what, config))
     return lambda group: model.scores(group.users, group.items)
 
 
-def _follow(progress: Progress, what: str, config: bpr.BprConfig) -> Callable[[int, float], object]:
-    return lambda number, _loss: progress(what, number, config.epochs)
+def _follow(progress: Progress, what: str, config: bpr.BprConfig) -> Callable[[int], object]:
+    return lambda number: progress(what, number, config.epochs)
 
 
 def _rank_test(task: ProbeTask, model: Ranker | None, default_affinity: float) -> dict[tuple[str, str], GroupMetrics]:
@@ -290,15 +282,17 @@ def _probe_next(task: ProbeTask, seed: int, progress: Progress, *, controls: boo
     if rows is None and task.has_next:  # the published rows contain the held-out trips
         rows = next_item.draw_rows(_known_choices(task, task.selections, seed), features, np.random.default_rng(seed))
     model = None
-    if rows is not None and len(rows.users):
+    if rows is not None and rows.height:
         model = next_item.train(
             rows, features, _before(task.selections), config, _follow(progress, "probe: next item", config)
         )
     ranked = _rank_next(next_item.iter_choices(task.dataset, task.selections, ["test"], seed), features, model)
     facts = {
-        "rows": 0 if rows is None else len(rows.users),
+        "rows": 0 if rows is None else rows.height,
         "options": asdict(config),
-        "slopes": None if model is None else dict(zip(next_item.FEATURES, map(float, model.slopes), strict=True)),
+        "slopes": None
+        if model is None
+        else dict(zip(next_item.FEATURES, map(float, model.parameters.slopes), strict=True)),
         **_next_summary(task, ranked, seed),
         "cities": {city: _next_summary(task, ranked, seed, city) for city in _largest(ranked[BY_USERS])},
     }
@@ -323,14 +317,14 @@ def _known_choices(task: ProbeTask, selections: pl.DataFrame, seed: int) -> Iter
 
 
 def _rank_next(
-    held: Iterable[next_item.Choices], features: next_item.ItemFeatures, model: next_item.NextModel | None
+    held: Iterable[next_item.Choices], features: next_item.ItemFeatures, model: bpr.Model | None
 ) -> dict[str, GroupMetrics]:
     scorers: dict[str, next_item.Scorer] = {
         BY_USERS: next_item.by_people,
         BY_DISTANCE: next_item.by_people_and_distance,
     }
     if model is not None:
-        scorers[MODEL] = model.score
+        scorers[MODEL] = next_item.by_model(model)
     return next_item.evaluate(held, features, scorers)
 
 
@@ -365,4 +359,4 @@ def _control(
     follow = _follow(progress, f"probe: control {name.replace('_', ' ')}", config)
     model = next_item.train(rows, features, _before(selections), config, follow)
     held = next_item.iter_choices(task.dataset, selections, ["test"], seed)
-    return {"rows": len(rows.users), **_next_summary(task, _rank_next(alter(held), features, model), seed)}
+    return {"rows": rows.height, **_next_summary(task, _rank_next(alter(held), features, model), seed)}

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from etl.evaluation import metrics
-from etl.evaluation.metrics import RankingMetrics
+from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
 from etl.snapshots.manifest import RANKER_TEXT
 
 MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularity", "own_history", "affinity"
@@ -52,11 +51,11 @@ def judged(figures: Mapping[str, RankingMetrics]) -> int:
 
 def _intervals(figures: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
     """Return the mean of each metric over users, with its 95% bootstrap interval; null without users."""
-    columns = {"auc": figures.auc, "ndcg_at_10": figures.ndcg, "recall_at_10": figures.recall}
-    return {name: _interval(metrics.bootstrap(values, seed)) for name, values in columns.items()}
+    names = ("auc", "ndcg_at_10", "recall_at_10")
+    return {name: _interval(bootstrap(values, seed)) for name, values in zip(names, figures, strict=True)}
 
 
-def _interval(found: metrics.Interval) -> dict[str, float | None]:
+def _interval(found: Interval) -> dict[str, float | None]:
     values = {"mean": found.mean, "low": found.low, "high": found.high}
     return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
 

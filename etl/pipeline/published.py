@@ -87,7 +87,7 @@ def run_probe(snapshot: Snapshot, settings: Settings, progress: Progress) -> Pro
             f"The split {task.split} holds no item out: no user has a trip in it that can be ranked, so the triples "
             "can't be probed. Choose another --split, or omit the probe."
         )
-    if not len(task.train.users) and not task.has_next:
+    if not task.train.height and not task.has_next:
         raise DataError(
             f"Before the test part of the split {task.split} there are no triples, so there is nothing to probe. Choose "
             "another --split, or omit the probe."

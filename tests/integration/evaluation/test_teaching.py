@@ -378,7 +378,7 @@ def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, mon
     snapshot = open_snapshot(Path(etl.expand(load_settings(given, {})).snapshot))
     whole = build_task(snapshot)
     users = whole.sampled
-    rows = len(whole.train.users) + len(whole.tuning_train.users)
+    rows = whole.train.height + whole.tuning_train.height
     assert users.tolist() == whole.counts.users.tolist()
     monkeypatch.setattr(
         sample, limit, {"MAX_USERS": 10, "MAX_CELLS": whole.counts.cells // 4, "MAX_ROWS": rows // 8}[limit]
@@ -389,9 +389,9 @@ def test_of_too_many_users_some_are_sampled_and_popularity_counts_all(night, mon
     assert 0 < len(part.sampled) <= len(users) // 2
     if limit == "MAX_USERS":
         assert len(part.sampled) == 10
-    assert set(part.train.users) | {user for group in part.test for user in group.users} <= set(part.sampled)
-    of_whole = np.isin(whole.train.users, part.sampled)
-    assert len(part.train.users) == of_whole.sum() > 0
+    assert set(part.train["user_idx"]) | {user for group in part.test for user in group.users} <= set(part.sampled)
+    of_whole = np.isin(whole.train["user_idx"], part.sampled)
+    assert part.train.height == of_whole.sum() > 0
     seen, people = Counter(), Counter()
     for path in Path(snapshot.folder).glob("events/split=*/**/*.parquet"):
         if "split=test" not in str(path):
@@ -433,9 +433,7 @@ def test_of_too_many_items_some_cities_are_sampled(night, monkeypatch, tmp_path,
         assert all((getattr(group, name) == getattr(every, name)).all() for name in ("users", "relevant", "history"))
         for ours, theirs in ((part.train, whole.train), (part.next_rows, whole.next_rows)):
             if theirs is not None:
-                here = (city_of.gather(theirs.positives) == group.city).to_numpy()
-                assert np.array_equal(ours.positives, theirs.positives[here])
-                assert np.array_equal(ours.negatives, theirs.negatives[here])
+                assert ours.equals(theirs.filter(city_of.gather(theirs["pos_idx"]) == group.city))
         assert part.counts.n_users == len(whole.sampled)
     assert chosen == {"New York", "Mexico City"}
 
@@ -460,8 +458,8 @@ def test_variants_are_tuned_before_what_is_held_out(night, tmp_path, split, tune
     assert asked.tuned_on == tuned_on
     assert asked.tuning_holdout
     partitions = manifest_of(expanded)["published"]["partitions"]
-    assert len(asked.train.users) == sum(part["triples"] for part in partitions if part["split"] != "test")
-    assert 0 < len(asked.tuning_train.users) < len(asked.train.users)
+    assert asked.train.height == sum(part["triples"] for part in partitions if part["split"] != "test")
+    assert 0 < asked.tuning_train.height < asked.train.height
     found = published.probe(load_settings({"snapshot": expanded.snapshot}, {}))
     assert found.facts["tuned_on"] == tuned_on
     assert len(found.facts["variants"]) == 4
@@ -488,13 +486,12 @@ def test_the_next_item_is_learned_from_the_published_rows_before_test(night, tmp
         for path in folder.glob(f"next/split={part}/**/*.parquet")
     ).filter("is_new")
     task = build_task(open_snapshot(folder))
-    assert len(task.next_rows.users) == learned.height < rows.height
+    assert task.next_rows.height == learned.height < rows.height
     users, items = (pl.read_parquet(folder / f"{name}s.parquet")[f"{name}_id"] for name in ("user", "item"))
     if ids == "string":
-        columns = [column.tolist() for column in task.next_rows]
         got = {
             (users[u], items[p], items[n], same): (one, two)
-            for u, p, n, _, one, two, same in zip(*columns, strict=True)
+            for u, p, n, _, one, two, same in task.next_rows.iter_rows()
         }
         names = "user_id", "pos_item", "neg_item", "same_day", "pos_km", "neg_km"
         assert got == {tuple(row[:4]): tuple(row[4:]) for row in learned.select(names).iter_rows()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.evaluation import bpr
-from etl.evaluation.bpr import VARIANTS, BprConfig, Model, Parameters, train
+from etl.evaluation.bpr import VARIANTS, BprConfig, Parameters
 
 N_USERS, N_ITEMS, N_FEATURES = 4, 5, 2
 TRIPLES = st.lists(
@@ -25,9 +26,15 @@ TRIPLES = st.lists(
 )
 
 
-def columns(rows):
+def batch_of(rows, features):
     users, positives, negatives = (np.array([row[part] for row in rows], np.int32) for part in range(3))
-    return users, positives, negatives, np.array([row[3] for row in rows], np.float32)
+    return bpr._Batch(users, positives, negatives, np.array([row[3] for row in rows], np.float32), features)
+
+
+def train(users, positives, negatives, *options, weights=1.0, **more):
+    frame = pl.DataFrame({"user_idx": users, "pos_idx": positives, "neg_idx": negatives})
+    weights = np.broadcast_to(np.float32(weights), len(users))
+    return bpr.train(frame.with_columns(weight=pl.Series(weights)), *options, **more)
 
 
 def some_parameters(seed):
@@ -52,24 +59,18 @@ def loss_of(parameters, rows, features):
 
 @given(TRIPLES, st.integers(0, 99))
 def test_both_ways_to_the_gradient_give_the_same(rows, seed):
-    features = some_features(rows, seed)
-    triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS), features)
-    batch, parameters = np.arange(len(rows)), some_parameters(seed)
-    one, other = triples._dense_gradient(parameters, batch), triples._sparse_gradient(parameters, batch)
-    for a, b in zip(one.gradient, other.gradient, strict=True):
-        assert a.dtype == b.dtype == np.float32
-        np.testing.assert_allclose(a, b, atol=1e-4)
-    expected = pytest.approx(loss_of(parameters, rows, features), abs=1e-3)
-    assert one.loss == pytest.approx(other.loss, abs=1e-3) == expected
-    assert one.weight == pytest.approx(sum(row[3] for row in rows))
+    batch, parameters = batch_of(rows, some_features(rows, seed)), some_parameters(seed)
+    gradients = bpr._dense_gradient(parameters, batch), bpr._sparse_gradient(parameters, batch)
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == other.dtype == np.float32
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @given(TRIPLES, st.integers(0, 99), st.data())
 def test_the_gradient_is_the_slope_of_the_loss(rows, seed, data):
     parameters = some_parameters(seed)
     features = some_features(rows, seed)
-    triples = bpr._Triples(*columns(rows), (N_USERS, N_ITEMS), features)
-    gradient = triples._sparse_gradient(parameters, np.arange(len(rows))).gradient
+    gradient = bpr._sparse_gradient(parameters, batch_of(rows, features))
     part = data.draw(st.sampled_from(range(4)))
     cell = data.draw(st.sampled_from(range(parameters[part].size)))
     losses = []
@@ -96,29 +97,26 @@ def test_it_learns_everybody_s_own_places_either_way(pairs, monkeypatch):
     monkeypatch.setattr(bpr, "_DENSE_PAIRS_PER_ROW", pairs)
     own, users, positives, negatives = world()
     codes = (column.astype(np.uint32) for column in (users, positives, negatives))  # as users.parquet has them
-    model = train(*codes, None, 30, 12, BprConfig(smallest_batch=64))
-    best = np.argsort(-model.scores(np.arange(30)), axis=1)[:, :2]
+    model = train(*codes, BprConfig(smallest_batch=64))
+    best = np.argsort(-model.scores(np.arange(30), np.arange(12)), axis=1)[:, :2]
     assert (np.sort(best) == np.sort(own)).all()
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another():
     _, users, positives, negatives = world()
     first, same, other = (
-        train(users, positives, negatives, None, 30, 12, BprConfig(seed=seed, epochs=3)) for seed in (1, 1, 2)
+        train(users, positives, negatives, BprConfig(seed=seed, epochs=3)).parameters for seed in (1, 1, 2)
     )
     assert all((a == b).all() for a, b in zip(first, same, strict=True))
     assert (first.items != other.items).any()
 
 
-def test_weights_of_one_are_no_weights_and_a_heavier_opinion_wins():
-    _, users, positives, negatives = world()
-    plain = train(users, positives, negatives, None, 30, 12, BprConfig(epochs=2))
-    ones = train(users, positives, negatives, np.ones(len(users)), 30, 12, BprConfig(epochs=2))
-    assert all((a == b).all() for a, b in zip(plain, ones, strict=True))
+def test_a_heavier_opinion_wins():
     there, back = np.zeros(100, int), np.ones(100, int)
     pairs = np.concatenate([there, back]), np.concatenate([back, there])
-    model = train(np.zeros(200, int), *pairs, np.repeat([0.0, 1.0], 100), 1, 2, BprConfig())
-    assert model.scores(np.array([0]))[0, 1] > model.scores(np.array([0]))[0, 0] + 1
+    model = train(np.zeros(200, int), *pairs, weights=np.repeat([0.0, 1.0], 100))
+    less, more = model.scores(np.array([0]), np.arange(2))[0]
+    assert more > less + 1
 
 
 def test_a_slope_is_learned_where_the_feature_decides_and_is_zero_where_it_says_nothing():
@@ -129,93 +127,46 @@ def test_a_slope_is_learned_where_the_feature_decides_and_is_zero_where_it_says_
     pairs[swapped] = pairs[swapped][:, ::-1]
     features = np.stack([np.where(swapped, -apart, apart), rng.normal(size=4_000)], axis=1).astype(np.float32)
     strong = BprConfig(factors=4, spread=0.1, user_penalty=300, item_penalty=300, bias_penalty=100)
-    model = train(users, *pairs.T, None, 30, 12, strong, features=features)
-    assert model.slopes[0] == pytest.approx(2, abs=0.25)
-    assert abs(model.slopes[1]) < 0.15
+    decides, says_nothing = train(users, *pairs.T, strong, features=features).parameters.slopes
+    assert decides == pytest.approx(2, abs=0.25)
+    assert abs(says_nothing) < 0.15
 
 
 def test_users_of_any_index_are_known_or_have_what_everybody_likes():
     _, users, positives, negatives = world()
     own = np.sort(np.random.default_rng(0).choice(10_000, 30, replace=False))
-    model = bpr.train_indexed(own[users], 7 * positives, 7 * negatives, None, options=BprConfig(epochs=2))
-    whole = train(users, positives, negatives, None, 30, 12, BprConfig(epochs=2))
+    model = train(own[users], 7 * positives, 7 * negatives, BprConfig(epochs=2))
+    whole = train(users, positives, negatives, BprConfig(epochs=2))
     items = np.array([3, 0, 11])
     np.testing.assert_allclose(model.scores(own, 7 * items), whole.scores(np.arange(30), items), atol=1e-5)
     strangers = np.setdiff1d(np.array([0, 5_000, 9_999, 20_000]), own)
-    assert (model.scores(strangers, 7 * items) == whole.biases[items]).all()
+    assert (model.scores(strangers, 7 * items) == whole.parameters.biases[items]).all()
     assert (model.scores(own, np.array([1, 78, 700])) == 0).all()
 
 
 def test_after_every_epoch_the_caller_is_told_and_the_loss_falls():
     _, users, positives, negatives = world()
+    rows = [(*row, 1) for row in zip(users, positives, negatives, strict=True)]
     told = []
-    train(
-        users,
-        positives,
-        negatives,
-        None,
-        30,
-        12,
-        BprConfig(epochs=5, smallest_batch=64),
-        after_epoch=lambda *epoch: told.append(epoch),
-    )
-    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
-    assert math.log(2) > told[0][1] > told[4][1]
+    model = train(users, positives, negatives, BprConfig(epochs=5, smallest_batch=64), after_epoch=told.append)
+    assert told == [1, 2, 3, 4, 5]
+    assert loss_of(model.parameters, rows, np.zeros((len(rows), 0))) / len(rows) < math.log(2) / 2
 
 
-def test_a_user_without_triples_has_what_everybody_likes():
-    _, users, positives, negatives = world()
-    model = train(users, positives, negatives, None, 31, 12)
-    assert (model.scores(np.array([30, 30])) == model.biases).all()
-
-
-def test_without_triples_nothing_is_known():
+@pytest.mark.parametrize("features", [None, np.zeros((0, 2), np.float32)])
+def test_without_triples_nothing_is_known(features):
     none = np.zeros(0, np.int64)
-    model = train(none, none, none, None, 2, 3, after_epoch=lambda *_: pytest.fail("no epoch"))
-    assert isinstance(model, Model)
-    assert (model.scores(np.arange(2)) == np.zeros((2, 3))).all()
+    model = train(none, none, none, features=features, after_epoch=lambda _: pytest.fail("no epoch"))
+    assert (model.scores(np.arange(2), np.arange(3)) == np.zeros((2, 3))).all()
+    assert (model.parameters.slopes == np.zeros(0 if features is None else 2)).all()
 
 
 def test_far_leads_neither_overflow_nor_vanish():
     factors = np.full((1, 1), 1e4, np.float32), np.array([[-1], [1]], np.float32)
     far = Parameters(*factors, np.zeros(2, np.float32), np.zeros(0, np.float32))
-    triples = bpr._Triples(*columns([(0, 0, 1, 1), (0, 1, 0, 1)]), (1, 2))
+    batch = batch_of([(0, 0, 1, 1), (0, 1, 0, 1)], np.zeros((2, 0), np.float32))
     with np.errstate(all="raise", under="ignore"):
-        met = triples._sparse_gradient(far, np.arange(2))
-    assert met.loss == pytest.approx(2e4)
-    assert (met.gradient.biases == [-1, 1]).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"users": np.array([0, 2])}, "user's code"),
-        ({"positives": np.array([0, -1])}, "positive's code"),
-        ({"negatives": np.array([3, 0])}, "negative's code"),
-        ({"positives": np.array([0])}, "one length"),
-        ({"weights": np.array([1.0, -1.0])}, "weight"),
-        ({"weights": np.array([1.0, np.nan])}, "weight"),
-        ({"weights": np.array([1.0])}, "one length"),
-        ({"features": np.ones((1, 2), np.float32)}, "Features"),
-        ({"features": np.array([[1.0], [np.inf]], np.float32)}, "Features"),
-    ],
-)
-def test_triples_that_are_none_are_refused(change, match):
-    good = {"users": np.array([0, 1]), "positives": np.array([0, 1]), "negatives": np.array([1, 2]), "weights": None}
-    with pytest.raises(ValueError, match=match):
-        train(**(good | change), n_users=2, n_items=3)
-
-
-def test_a_user_that_the_model_does_not_have_is_refused():
-    model = train(np.array([0]), np.array([0]), np.array([1]), None, 1, 2)
-    with pytest.raises(IndexError):
-        model.scores(np.array([1]))
-
-
-@pytest.mark.parametrize("change", [{"factors": 0}, {"epochs": 0}, {"rate": -1.0}, {"spread": math.nan}, {"seed": -1}])
-def test_options_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match="Counts"):
-        BprConfig(**change)
+        assert (bpr._sparse_gradient(far, batch).biases == [-1, 1]).all()
 
 
 @settings(max_examples=50)
