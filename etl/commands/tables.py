@@ -11,7 +11,7 @@ from rich.text import Text
 from etl.commands.console import STATES, TextTable, state_lines
 from etl.errors import escape_control_characters
 from etl.reporting.compare import MODERATE, MOVED_MUCH, MUCH, STEADY, CityChange, Comparison, Drift
-from etl.reporting.history import Change, SnapshotInfo, run_metrics
+from etl.reporting.history import Metric, SnapshotInfo, run_metrics
 from etl.reporting.wording import (
     NONE,
     format_bytes,
@@ -127,11 +127,11 @@ def diff_tables(found: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def _changes(metrics: Iterable[Change]) -> RenderableType:
+def _changes(metrics: Iterable[Metric]) -> RenderableType:
     table = TextTable("\nMetrics", "metric", ">before", ">after", ">change")
     for each in metrics:
         table.add_row(
-            format_metric(each.name), *map(format_number, (each.before, each.after)), format_change(each.share)
+            format_metric(each.name), *map(format_number, (each.before, each.value)), format_change(each.change)
         )
     return table
 

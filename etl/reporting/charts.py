@@ -11,7 +11,9 @@ from itertools import groupby, pairwise
 from unicodedata import east_asian_width
 
 import numpy as np
+import polars as pl
 
+from etl.reporting.history import Metric
 from etl.reporting.wording import MONTHS, format_date, format_si
 from etl.transform.arrays import I64
 
@@ -272,18 +274,15 @@ def interval_plot(rows: Sequence[tuple[str, float, float, float, bool]], mark: f
 
 
 def trend(
-    values: Sequence[float | None],
-    expected: Sequence[Point | None],
-    outside: Sequence[bool],
-    ends: tuple[str, str],
-    alt_text: str,
-    reference: Sequence[float | None] = (),
+    runs: Sequence[Metric | None], ends: tuple[str, str], alt_text: str, reference: Sequence[Metric | None] = ()
 ) -> str:
-    """Draw a metric over runs as a line, with the expected range as a band, and rings at values `outside` of it.
+    """Draw a metric over runs as a line, with the expected range as a band, and rings at values out of it.
 
     `ends` are the labels of the first and the last run. `reference` is a grey line.
     """
-    known = [value for value in (*values, *reference) if value is not None and math.isfinite(value)]
+    values, grey = ([None if each is None else each.value for each in line] for line in (runs, reference))
+    expected = [None if each is None else each.expected for each in runs]
+    known = [value for value in (*values, *grey) if value is not None and math.isfinite(value)]
     ends_of_bands = [min(max(0.0, end), 1.5 * max(known)) for bounds in expected if bounds for end in bounds]
     last, y_range = max(1, len(values) - 1), _padded(min(known + ends_of_bands), max(known + ends_of_bands))
     chart = Chart(172, (48, 26, 8, 24), (-0.6, last + 0.6), y_range, _NARROW)
@@ -295,13 +294,13 @@ def trend(
             clipped = [(run, *(min(max(end, y_range[0]), y_range[1]) for end in bounds)) for run, bounds in band]
             upper = [(run, high) for run, _, high in reversed(clipped)]
             chart.path([*((run, low) for run, low, _ in clipped), *upper], _area(_BAND))
-    for line, style in ((reference, _line(_MUTED, 1.2)), (values, _line(SERIES[0]))):
+    for line, style in ((grey, _line(_MUTED, 1.2)), (values, _line(SERIES[0]))):
         chart.path((None if value is None else (run, value) for run, value in enumerate(line)), style)
-    for run, (value, odd) in enumerate(zip(values, outside, strict=True)):
-        if value is not None:
-            chart.dot((run, value), 1.7, _area(SERIES[0]))
-            if odd:
-                chart.dot((run, value), 4.5, _line(_BAD, 1))
+    for run, metric in enumerate(runs):
+        if metric is not None:
+            chart.dot((run, metric.value), 1.7, _area(SERIES[0]))
+            if metric.out_of_range:
+                chart.dot((run, metric.value), 4.5, _line(_BAD, 1))
     chart.x_axis({})
     chart.text(chart.x(0), chart.bottom + 17, ends[0], "start")
     if len(values) > 1:
@@ -341,43 +340,26 @@ class TimeBins:
         return f"week of {label}" if self.unit == "week" else label, self.values[most]
 
 
-_EPOCH = date(1970, 1, 1).toordinal()
-
-
-def _years(days: I64, count: int) -> I64:
-    return (days.astype("M8[D]").astype("M8[Y]").astype(np.int64) + 1970) // count
-
-
-# Units, finest first: the number of the unit that a day since 1970 is in, and the first day of a unit by its number.
-_UNITS: dict[str, tuple[Callable[[I64], I64], Callable[[int], date]]] = {
-    "day": (lambda days: days, lambda number: date.fromordinal(_EPOCH + number)),
-    "week": (lambda days: (days + 3) // 7, lambda number: date.fromordinal(_EPOCH + number * 7 - 3)),  # from Monday on
-    "month": (
-        lambda days: days.astype("M8[D]").astype("M8[M]").astype(np.int64) + 1970 * 12,
-        lambda number: date(number // 12, number % 12 + 1, 1),
-    ),
-    "year": (lambda days: _years(days, 1), lambda number: date(number, 1, 1)),
-    "decade": (lambda days: _years(days, 10), lambda number: date(max(1, number * 10), 1, 1)),
-    "century": (lambda days: _years(days, 100), lambda number: date(max(1, number * 100), 1, 1)),
-}
+_UNITS = {"day": "1d", "week": "1w", "month": "1mo", "year": "1y", "decade": "10y", "span of 100 years": "100y"}
+"""Units of time, finest first, as polars has them. Weeks begin on Monday."""
 
 
 def bin_by_time(counts: Mapping[int, int]) -> TimeBins | None:
     """Bin events by day since 1970 into the finest unit of time that needs at most MAX_BINS columns; None without events."""
     if not counts:
         return None
-    days = np.array(sorted(counts), np.int64)
-    events = np.array([counts[day] for day in days.tolist()], np.int64)
-    shown = _without_outliers(days, events)
-    outliers = int(events.sum() - events[shown].sum())
-    days, events = days[shown], events[shown]
-    for unit, (number_of, start_of) in _UNITS.items():  # noqa: B007 - the last ones are used below
-        numbers = number_of(days)
-        if numbers[-1] - numbers[0] < MAX_BINS:
+    schema = {"day": pl.Int32, "events": pl.Int64}
+    every = pl.DataFrame({"day": list(counts), "events": list(counts.values())}, schema).sort("day")
+    shown = every[_without_outliers(every["day"].to_numpy(), every["events"].to_numpy())].cast({"day": pl.Date})
+    for unit, step in _UNITS.items():  # noqa: B007 - the last ones are used below
+        start = pl.col("day").dt.truncate(step)
+        columns = shown.select(day=pl.date_range(start.min(), pl.col("day").max(), step))
+        if columns.height <= MAX_BINS:
             break
-    values = np.bincount(numbers - numbers[0], events).astype(np.int64).tolist()
-    starts = [start_of(number) for number in range(int(numbers[0]), int(numbers[-1]) + 1)]
-    first, last = (date.fromordinal(_EPOCH + int(days[end])) for end in (0, -1))
+    binned = columns.join(shown.group_by(day=start).agg(pl.col("events").sum()), "day", "left", maintain_order="left")
+    values, starts = binned["events"].fill_null(0).to_list(), binned["day"].clip(date.min).to_list()
+    first, last = shown["day"].gather([0, -1]).to_list()
+    outliers = sum(counts.values()) - sum(values)
     return TimeBins(unit, values, starts, _time_labels(starts, unit), first, last, outliers)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from etl.errors import DataError
-from etl.reporting.history import Change, changes, run_metrics
+from etl.reporting.history import Metric, run_metrics
 from etl.snapshots.reading.snapshot import Snapshot
 from etl.transform.schemas import DIMENSIONS
 from etl.triples.dataset import GONE
@@ -92,7 +92,7 @@ class Comparison:
     after: str
     same_data: bool
     settings: Mapping[str, tuple[Any, Any]]
-    figures: list[Change]
+    figures: list[Metric]
     users: SetChange
     items: SetChange
     statuses: Mapping[tuple[str, str], int]
@@ -105,6 +105,10 @@ class Comparison:
         mover = ("group", "before", "after")
         return asdict(self) | {
             "settings": {name: {"before": old, "after": new} for name, (old, new) in self.settings.items()},
+            "figures": [
+                {"name": each.name, "before": each.before, "after": each.value, "share": each.change}
+                for each in self.figures
+            ],
             "statuses": [{"before": old, "after": new, "items": n} for (old, new), n in self.statuses.items()],
             "cities": [
                 {
@@ -130,6 +134,7 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
         both = _common_items(before, after)
         statuses = both.filter(pl.col("status") != pl.col("status_after")).group_by("status", "status_after").len()
         moved = (pl.col(name).ne_missing(pl.col(f"{name}_after")) for name in ("city", "category"))
+        old, new = run_metrics(before.manifest), run_metrics(after.manifest)
         names = sorted({*before.settings, *after.settings})
         settings = {name: (before.settings.get(name), after.settings.get(name)) for name in names}
         return Comparison(
@@ -137,10 +142,10 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
             after.manifest["snapshot"],
             before.manifest["content_sha256"] == after.manifest["content_sha256"],
             {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
-            changes(run_metrics(before.manifest), run_metrics(after.manifest)),
+            [Metric(name, value, old[name]) for name, value in new.items() if name in old],
             users,
             items,
-            {(old, new): n for old, new, n in statuses.sort("status", "status_after").iter_rows()},
+            {(was, now): n for was, now, n in statuses.sort("status", "status_after").iter_rows()},
             both.filter(pl.any_horizontal(*moved)).height,
             _cities(before, after),
             [each for each in _drifts(before, after) if each is not None],

@@ -57,16 +57,6 @@ class PreviousRun:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A metric of two runs. `share` is the relative change (-0.5: half of it is gone); None where `before` is 0."""
-
-    name: str
-    before: float
-    after: float
-    share: float | None
-
-
-@dataclass(frozen=True)
 class Metric:
     """A metric of a run, compared with the `runs` earlier ones that are comparable.
 
@@ -83,7 +73,7 @@ class Metric:
     @property
     def change(self) -> float | None:
         """The relative change since the last run (-0.5: half of it is gone); None where that had 0 or is missing."""
-        return _relative_change(self.before or 0, self.value)
+        return (self.value - self.before) / self.before if self.before else None
 
     @property
     def is_count(self) -> bool:
@@ -169,10 +159,6 @@ def _total(parts: Mapping[str, float] | None) -> float | None:
     return None if parts is None else sum(parts.values())
 
 
-def _relative_change(before: float, after: float) -> float | None:
-    return (after - before) / before if before else None
-
-
 # --- the expected range ----------------------------------------------------------------------------------------------
 
 
@@ -251,12 +237,6 @@ def compare_with_history(
         range_ = expected_range(series, now, counts=not name.startswith("AUC"))
         found.append(Metric(name, value, series[-1][1], had[-1].name, len(had), range_) if had else Metric(name, value))
     return found
-
-
-def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
-    """Return the metrics that both runs have, in the order of `after`, with the unchanged ones."""
-    both = ((name, before[name], value) for name, value in after.items() if name in before)
-    return [Change(name, old, new, _relative_change(old, new)) for name, old, new in both]
 
 
 def compare(

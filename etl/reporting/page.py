@@ -16,7 +16,7 @@ import numpy as np
 
 from etl.errors import escape_control_characters
 from etl.reporting import charts, wording
-from etl.reporting.history import PreviousRun, published_at
+from etl.reporting.history import Metric, PreviousRun, published_at
 from etl.reporting.page_data import (
     KEY_METRICS,
     KEY_METRICS_OF_NEXT,
@@ -26,7 +26,6 @@ from etl.reporting.page_data import (
     cities_of,
     funnel,
     headlines,
-    metrics_of,
     split_of,
     tables_of,
     trends,
@@ -110,20 +109,20 @@ def render(
     """Return the page from the counts of its events. `trips` are those that have an event."""
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
-    runs = list(runs)[-(MAX_RUNS - 1) :]
-    cities, metrics = cities_of(manifest, stats), metrics_of(manifest, runs)
+    runs, split = list(runs)[-(MAX_RUNS - 1) :], split_of(manifest)
+    cities, over_runs = cities_of(manifest, stats), trends(manifest, runs)
+    metrics = [each for *_, each in over_runs.values() if each]
     with_rows = [city.name for city in cities if city.all_rows or city.choices]
     items, users = item_stats(folder, stats, with_rows), user_stats(folder)
     outside = [each for each in metrics if each.out_of_range]
     names = KEY_METRICS if "triples" in tables_of(manifest) else KEY_METRICS_OF_NEXT
     key = [*outside, *(each for name in names for each in metrics if each.name == name and each not in outside)]
     affinities, days = _affinities(stats), charts.bin_by_time(stats.days)
-    drawn = _draw_data(split_of(manifest), cities, items, affinities, days)
-    drawn |= _draw_probe(probe) | _draw_trends(manifest, runs, [each.name for each in key])
-    return _fill_template(
-        manifest,
-        drawn,
-        cities,
+    drawn = _draw_data(split, cities, items, affinities, days) | _draw_probe(probe)
+    if runs:
+        drawn |= _draw_trends(manifest, runs, over_runs, [each.name for each in key])
+    page = load_template().render(
+        manifest=manifest,
         stats=stats,
         items=items,
         users=users,
@@ -133,11 +132,25 @@ def render(
         runs=runs,
         metrics=metrics,
         key=key,
-        with_rows=len(with_rows),
         headlines=headlines(manifest, metrics),
         funnel=funnel(manifest, stats, trips, users.users),
         changed=changed_settings(manifest, runs),
+        exclusions=[each for each in exclusions(manifest) if each.rows],
+        splits=split,
+        tables={name: sum(manifest["published"][name].values()) for name in tables_of(manifest)},
+        of_splits={part: sum(city.rows.get(part, 0) for city in cities) for part in split},
+        with_rows=len(with_rows),
+        cities=cities[:MAX_ROWS],
+        more_cities=cities[MAX_ROWS:],
+        settings={name: format_setting(value) for name, value in manifest["settings"].items()},
+        files=_files(manifest),
+        started=datetime.fromisoformat(manifest["started_at"]),
+        published_at=_published_at(manifest),
+        rankings=RANKER_TEXT,
+        max_rows=MAX_ROWS,
+        charts=drawn,
     )
+    return str(page)
 
 
 def _affinities(stats: EventStats) -> list[Affinity]:
@@ -199,58 +212,33 @@ def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     return drawn
 
 
-def _draw_trends(manifest: Manifest, runs: Sequence[PreviousRun], names: Sequence[str]) -> dict[str, str]:
-    """Draw metrics of these names over the runs; nothing without an earlier run."""
-    if not runs:
-        return {}
-    found = {trend.name: trend for trend in trends(manifest, runs)}
+def _draw_trends(
+    manifest: Manifest,
+    runs: Sequence[PreviousRun],
+    metrics: Mapping[str, Sequence[Metric | None]],
+    names: Sequence[str],
+) -> dict[str, str]:
+    """Draw metrics of these names over the runs, of which there is at least one earlier one."""
     now = _published_at(manifest)
     first = published_at(runs[0].name) or now
     # The ends of the axis: days, or times where both are on the same day.
     same = first.date() == now.date()
-    ends = [f"{moment:%H:%M} UTC" if same else wording.format_date(moment) for moment in (first, now)]
+    start, end = (f"{moment:%H:%M} UTC" if same else wording.format_date(moment) for moment in (first, now))
     return {
         f"trend {name}": charts.trend(
-            found[name].values,
-            found[name].expected,
-            found[name].outside,
-            (ends[0], ends[1]),
+            metrics[name],
+            (start, end),
             f"{wording.format_metric(name)} over {len(runs) + 1} runs",
-            found[_REFERENCE].values if name == "AUC" and _REFERENCE in found else (),
+            metrics.get(_REFERENCE, ()) if name == "AUC" else (),
         )
         for name in names
-        if any(found[name].values)
+        if any(each and each.value for each in metrics[name])
     }
 
 
 def _published_at(manifest: Manifest) -> datetime:
     """Return when the snapshot got its name, the last moment that is known when its page is made."""
     return published_at(manifest["snapshot"]) or datetime.fromisoformat(manifest["ended_at"])
-
-
-def _fill_template(manifest: Manifest, drawn: Mapping[str, str], cities: list[City], **more: Any) -> str:
-    from markupsafe import Markup  # noqa: PLC0415
-
-    split = split_of(manifest)
-    return str(
-        load_template().render(
-            manifest=manifest,
-            exclusions=[each for each in exclusions(manifest) if each.rows],
-            splits=split,
-            tables={name: sum(manifest["published"][name].values()) for name in tables_of(manifest)},
-            of_splits={part: sum(city.rows.get(part, 0) for city in cities) for part in split},
-            cities=cities[:MAX_ROWS],
-            more_cities=cities[MAX_ROWS:],
-            settings={name: format_setting(value) for name, value in manifest["settings"].items()},
-            files=_files(manifest),
-            started=datetime.fromisoformat(manifest["started_at"]),
-            published_at=_published_at(manifest),
-            rankings=RANKER_TEXT,
-            max_rows=MAX_ROWS,
-            charts={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 - labels are escaped
-            **more,
-        )
-    )
 
 
 def _display_name(name: str | None) -> str:

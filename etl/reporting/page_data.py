@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etl.reporting.history import MIN_RUNS, Metric, PreviousRun, compare_with_history, published_at, run_metrics
+from etl.reporting.history import MIN_RUNS, Metric, PreviousRun, compare_with_history, run_metrics
 from etl.reporting.page_stats import CityStats, EventStats
 from etl.reporting.wording import (
     NO_SEED,
@@ -39,23 +39,6 @@ Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Trend:
-    """A metric over the runs, oldest first, this run last: the values, and the range that was expected of each."""
-
-    name: str
-    values: list[float | None]
-    expected: list[tuple[float, float] | None]
-
-    @property
-    def outside(self) -> list[bool]:
-        """Which values are out of their expected range."""
-        return [
-            value is not None and bounds is not None and not bounds[0] <= value <= bounds[1]
-            for value, bounds in zip(self.values, self.expected, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
 class FunnelStep:
     """A step of the funnel: `retained` and the rows of `excluded` add up to `incoming`."""
 
@@ -64,11 +47,6 @@ class FunnelStep:
     retained: int
     excluded: list[Exclusion]
     how: str
-
-    @classmethod
-    def of(cls, what: str, incoming: int, retained: int, excluded: Sequence[Exclusion], how: str) -> FunnelStep:
-        """Return a step without the exclusions that have no rows."""
-        return cls(what, incoming, retained, [each for each in excluded if each.rows], how)
 
 
 @dataclass(frozen=True)
@@ -110,24 +88,15 @@ class Headline:
 # --- earlier runs ----------------------------------------------------------------------------------------------------
 
 
-def metrics_of(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[Metric]:
-    """Compare a run's metrics with the earlier runs of the same settings."""
-    moment = published_at(str(manifest.get("snapshot")))
-    return compare_with_history(runs, manifest["settings"], run_metrics(manifest), moment)
-
-
-def trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[Trend]:
-    """Return this run's metrics over all runs, with the range that each run was expected in by those before it."""
-    metrics = run_metrics(manifest)
-    own = PreviousRun(str(manifest.get("snapshot")), manifest["settings"], metrics)
-    ranges = []
-    for number, run in enumerate([*runs, own]):
-        compared = compare_with_history(runs[:number], run.settings, metrics, run.published_at)
-        ranges.append({each.name: each.expected for each in compared})
-    return [
-        Trend(name, [*(run.metrics.get(name) for run in runs), value], [each[name] for each in ranges])
-        for name, value in metrics.items()
+def trends(manifest: Manifest, runs: Sequence[PreviousRun]) -> dict[str, list[Metric | None]]:
+    """Return this run's metrics over all runs, oldest first, this one last. Each run is compared with those before it."""
+    own = PreviousRun(str(manifest.get("snapshot")), manifest["settings"], run_metrics(manifest))
+    compared = [
+        compare_with_history(runs[:number], run.settings, run.metrics, run.published_at)
+        for number, run in enumerate([*runs, own])
     ]
+    by_name = [{each.name: each for each in metrics} for metrics in compared]
+    return {name: [metrics.get(name) for metrics in by_name] for name in own.metrics}
 
 
 def changed_settings(manifest: Manifest, runs: Sequence[PreviousRun]) -> list[tuple[str, str, str]]:
@@ -169,18 +138,21 @@ def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> lis
     no_trip = [Exclusion("trips", "none of its days has a ranking event", all_trips - trips)]
     no_selection = [Exclusion("ranking events", "nothing was selected on that day", without)]
     steps = [
-        FunnelStep.of("users", all_users, active, no_event, "have a ranking event"),
-        FunnelStep.of("trips", all_trips, trips, no_trip, "have a ranking event"),
-        FunnelStep.of(what, events + sum(each.rows for each in days), events, days, how),
-        FunnelStep.of("ranking events", events, events - without, no_selection, "have a selected item"),
+        ("users", all_users, active, no_event, "have a ranking event"),
+        ("trips", all_trips, trips, no_trip, "have a ranking event"),
+        (what, events + sum(each.rows for each in days), events, days, how),
+        ("ranking events", events, events - without, no_selection, "have a selected item"),
     ]
     if "triples" in tables_of(manifest):
-        steps.append(FunnelStep.of("positives", selected, published["positives"], unused, "are in the triples"))
+        steps.append(("positives", selected, published["positives"], unused, "are in the triples"))
     if (choices := published.get("choices")) is not None:
         unused = list(by_reason("choices", published["choices_left_out"]))
         all_choices = choices + sum(each.rows for each in unused)
-        steps.append(FunnelStep.of("choices", all_choices, choices, unused, "of a next place are in next"))
-    return steps
+        steps.append(("choices", all_choices, choices, unused, "of a next place are in next"))
+    return [
+        FunnelStep(what, incoming, retained, [each for each in excluded if each.rows], how)
+        for what, incoming, retained, excluded, how in steps
+    ]
 
 
 def tables_of(manifest: Manifest) -> list[str]:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from etl.pipeline.context import RunResult
 from etl.reporting import charts, wording
 from etl.reporting.charts import MAX_BINS, bin_by_time
-from etl.reporting.history import PreviousRun, run_metrics
+from etl.reporting.history import Metric, PreviousRun, run_metrics
 from etl.reporting.page import build_report, render
-from etl.reporting.page_data import cities_of, funnel, metrics_of, trends
+from etl.reporting.page_data import cities_of, funnel, trends
 from etl.reporting.page_stats import (
     AFFINITY_STEPS,
     CANDIDATE,
@@ -351,7 +351,7 @@ def test_texts_charts_and_bands_stand_out_from_the_page(scheme):
 
 def test_an_axis_that_does_not_start_at_0_says_so():
     for values, said in (([100.0, 101.0], True), ([0.0, 101.0], False), ([10.0, 101.0], False)):
-        svg = charts.trend(values, [None, None], [False, False], ("1 Jan", "2 Jan"), "trend")
+        svg = charts.trend([Metric("users", value) for value in values], ("1 Jan", "2 Jan"), "trend")
         assert ("axis starts at" in svg) == said
         assert said or ">0</text>" in svg
     assert "axis starts at" in charts.interval_plot([("ours", 0.668, 0.661, 0.675, True)], 0.5, "AUC")
@@ -374,8 +374,11 @@ def test_ticks_are_few_round_and_inside(low, length, count, whole):
 
 @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 0.0], [1.0, None, 3.0, 4.0], [None, 2.0]])
 def test_a_trend_of_few_constant_or_missing_values_is_drawn(values):
-    expected = [None if value is None or not place else (value - 1, value + 1) for place, value in enumerate(values)]
-    svg = charts.trend(values, expected, [value == 3.0 for value in values], ("1 Jan", "2 Jan"), "trend")
+    runs = [
+        None if value is None else Metric("users", value, expected=(4, 5) if value == 3 else (0, 9) if place else None)
+        for place, value in enumerate(values)
+    ]
+    svg = charts.trend(runs, ("1 Jan", "2 Jan"), "trend")
     assert svg.count("<circle") == sum(value is not None for value in values) + sum(value == 3.0 for value in values)
     assert "nan" not in svg
 
@@ -454,14 +457,13 @@ def test_a_figure_is_marked_where_it_left_the_range_of_the_nights_before_it():
         PreviousRun(str(day), {}, run_metrics(manifest_of(number)))
         for day, number in enumerate([100, 101, 99, 100, 101, 40, 100])
     ]
-    (trend,) = [trend for trend in trends(manifest_of(300), nights) if trend.name == "triples"]
-    assert trend.values == [100, 101, 99, 100, 101, 40, 100, 300]
-    assert trend.outside == [False] * 5 + [True, False, True]
-    assert trend.expected[:5] == [None] * 5
-    found = {each.name: each for each in metrics_of(manifest_of(300), nights)}
-    assert found["triples"].out_of_range
-    assert found["triples"].change == 2.0
-    assert not found["ranking events"].out_of_range
+    found = trends(manifest_of(300), nights)
+    triples = found["triples"]
+    assert [each.value for each in triples] == [100, 101, 99, 100, 101, 40, 100, 300]
+    assert [each.out_of_range for each in triples] == [False] * 5 + [True, False, True]
+    assert [each.expected for each in triples[:5]] == [None] * 5
+    assert triples[-1].change == 2.0
+    assert not found["ranking events"][-1].out_of_range
 
 
 def test_every_figure_that_left_its_range_has_a_chart_directly_under_the_three_questions(tmp_path):
@@ -503,10 +505,9 @@ def test_what_is_usual_is_so_among_nights_of_the_same_settings():
     shown = [PreviousRun(f"shown {day}", {"negatives": ["shown"]}, run_metrics(manifest_of(9))) for day in range(5)]
     ours = [PreviousRun(f"ours {day}", {}, run_metrics(manifest_of(100))) for day in range(5)]
     mixed = [night for pair in zip(shown, ours, strict=True) for night in pair]
-    (trend,) = [trend for trend in trends(manifest_of(100), [*mixed, shown[0]]) if trend.name == "triples"]
-    assert trend.expected[-1] == pytest.approx((70, 100 / 0.7))
-    found = {each.name: each for each in metrics_of(manifest_of(100), [*mixed, shown[0]])}
-    assert (found["triples"].before, found["triples"].runs, found["triples"].out_of_range) == (100, 5, False)
+    found = trends(manifest_of(100), [*mixed, shown[0]])["triples"][-1]
+    assert found.expected == pytest.approx((70, 100 / 0.7))
+    assert (found.before, found.runs, found.out_of_range) == (100, 5, False)
 
 
 def test_a_night_s_losses_have_words_for_every_reason_of_the_manifest():
