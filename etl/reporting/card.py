@@ -14,17 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.reporting.history import run_metrics
+from etl.reporting.page import load_template
 from etl.snapshots.descriptions import TABLES, describe_column
 
 
 def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
     """Build README.md of a staged snapshot from its manifest and the footers of one file per table in `folder`."""
     counts = _counts(manifest)
-    parts = list(_header(counts)) + list(_body(manifest, counts))
-    for table, schema in _schemas(manifest, counts, folder):
-        parts += [f"\n### {table}\n", TABLES[table], "", "| column | type | meaning |", "|---|---|---|"]
-        parts += [f"| `{field.name}` | {_type(field)} | {describe_column(field.name)} |" for field in schema]
-    return "\n".join(parts) + "\n"
+    columns = {
+        table: [(field.name, _type(field), describe_column(field.name)) for field in schema]
+        for table, schema in _schemas(manifest, counts, folder)
+    }
+    card: str = load_template("card.md").render(
+        manifest=manifest,
+        what=_WHAT.format(**manifest["tool"]),
+        tables=counts,
+        main=next(iter(counts)),
+        files={each["path"] for each in manifest["files"]},
+        cities=run_metrics(manifest)["cities"],
+        settings=json.dumps(manifest["settings"], indent=2, ensure_ascii=False, sort_keys=True),
+        citation=citation(manifest),
+        texts=TABLES,
+        columns=columns,
+    )
+    return card
 
 
 def build_croissant(manifest: Mapping[str, Any], folder: Path) -> str:
@@ -136,103 +149,3 @@ def _counts(manifest: Mapping[str, Any]) -> dict[str, dict[str, int]]:
         parts = found.setdefault(table.removesuffix(".parquet"), {})
         parts[part] = parts.get(part, 0) + entry["rows"]
     return {table: found[table] for table in TABLES if table in found}
-
-
-def _header(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """The header for Hugging Face: the files of each part of each table. It refuses parts without rows."""
-    yield from ("---", "tags: [recommender-systems, bpr, implicit-feedback]", "configs:")
-    for table, parts in counts.items():
-        with_rows = [part for part in ("train", "valid", "test", "") if parts.get(part)]
-        if not with_rows:
-            continue
-        yield f"- config_name: {table}"
-        if table == next(iter(counts)):
-            yield "  default: true"
-        yield "  data_files:"
-        for part in with_rows:
-            yield f"  - split: {part or 'train'}"
-            yield f"    path: {json.dumps(_pattern(table, part))}"
-    yield "---"
-
-
-def _pattern(table: str, part: str) -> str:
-    if table in {"users", "items", "trips"}:
-        return f"{table}.parquet"
-    return f"{table}/{f'split={part}/' if part else ''}city=*/*.parquet"
-
-
-def _body(manifest: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    main, cities = next(iter(counts)), int(run_metrics(manifest)["cities"])
-    yield f"""
-# {manifest["snapshot"]}
-
-{_WHAT.format(**manifest["tool"])}
-
-The data of the tables never change; the manifest lists every file with its rows and SHA-256. Each Parquet
-file describes its table and columns, too, and `croissant.json` all of them.
-
-## Tables and splits
-
-| table | split | rows |
-|---|---|---:|"""
-    for table, parts in counts.items():
-        for part, rows in parts.items():
-            yield f"| {table} | {part or 'all rows'} | {rows:,} |"
-    yield f"""
-{cities:,} cities have rows to train on. Files are partitioned by `split` (if there is one) and `city`. A city's folder is its
-percent-encoded name; `cities` in manifest.json has the full names. Train on `train` only.
-
-## How to load it
-
-`path` is this folder.
-
-```python
-# bpr-etl: real names of cities, only the files that are asked for; `batches` and `torch` for training
-import bpr_etl
-
-rows = bpr_etl.open_snapshot(path).scan("{main}", split="train").collect()
-```
-
-```python
-import polars as pl
-
-keys = {{"split": pl.String, "city": pl.String}}
-rows = pl.scan_parquet(f"{{path}}/{main}/**/*.parquet", hive_schema=keys).collect()
-```
-
-```python
-import pandas as pd
-
-items = pd.read_parquet(f"{{path}}/items.parquet", partitioning=None)
-```
-
-```python
-import duckdb
-
-rows = duckdb.sql(f"FROM read_parquet('{{path}}/{main}/**/*.parquet', hive_types_autocast=false)").pl()
-```
-
-```python
-from datasets import load_dataset  # a part without rows is left out; cities are no column
-
-rows = load_dataset(path, "{main}")
-```
-
-## How it was made
-
-Settings that decide the data:
-
-```json
-{json.dumps(manifest["settings"], indent=2, ensure_ascii=False, sort_keys=True)}
-```
-
-## How to cite
-
-> {citation(manifest)}
-
-## Licence and personal data
-
-Licence: to be stated by the owner of the data. Ids are those of the source database: the rows say where each user went and
-when.
-
-## Columns"""

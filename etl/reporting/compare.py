@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from etl.errors import DataError
@@ -37,8 +37,8 @@ _UNSEEN = 0.5
 """Rows that an empty group counts as: a share of 0 has no logarithm."""
 
 _DEVIATIONS = 2.0
-_NUMBERS = ("cuisine_openness",)
-_TEXTS = tuple(name for name in DIMENSIONS if name not in {*_NUMBERS, "category_affinities"})
+_OPENNESS = "cuisine_openness"
+_TEXTS = tuple(name for name in DIMENSIONS if name not in {_OPENNESS, "category_affinities"})
 _DECILES = 10
 
 Distribution = Mapping[str, float]
@@ -232,8 +232,7 @@ def _drifts(before: Snapshot, after: Snapshot) -> Iterator[Drift | None]:
     yield drift("triples over cities", *(each.manifest["published"]["triples"] for each in (before, after)))
     for dimension in _TEXTS:
         yield drift(f"users' {dimension}", *(_labels(each, dimension) for each in (before, after)))
-    for dimension in _NUMBERS:
-        yield drift(f"users' {dimension}", *_deciles(before, after, dimension))
+    yield drift(f"users' {_OPENNESS}", *_deciles(before, after))
 
 
 def _selection_counts(snapshot: Snapshot) -> tuple[dict[str, float], dict[str, float]]:
@@ -259,18 +258,14 @@ def _labels(snapshot: Snapshot, dimension: str) -> dict[str, float]:
     return _counts(_present(snapshot, "user").select(dimension).drop_nulls().group_by(dimension).len().collect())
 
 
-def _deciles(before: Snapshot, after: Snapshot, dimension: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Return users by the deciles of the earlier snapshot's values."""
+def _deciles(before: Snapshot, after: Snapshot) -> Iterator[dict[str, float]]:
+    """Yield users by the deciles of the earlier snapshot's openness, before and after."""
     old, new = (
-        _present(each, "user").select(pl.col(dimension).cast(pl.Float64)).drop_nulls().collect()[dimension]
+        _present(each, "user").select(pl.col(_OPENNESS).cast(pl.Float64)).drop_nulls().collect()[_OPENNESS]
         for each in (before, after)
     )
-    cuts = sorted({old.quantile(step / _DECILES) or 0.0 for step in range(1, _DECILES)}) if len(old) else []
-    return _binned(old, cuts), _binned(new, cuts)
-
-
-def _binned(values: pl.Series, cuts: list[float]) -> dict[str, float]:
-    """Count the values between each two cuts."""
-    bounds = ["the least", *(f"{cut:g}" for cut in cuts), "the most"]
-    bins, rows = np.unique(np.searchsorted(cuts, values.to_numpy(), side="left"), return_counts=True)
-    return {f"{bounds[each]} to {bounds[each + 1]}": float(n) for each, n in zip(bins, rows, strict=True)}
+    # Rounded as they are shown: each bin then has a name of its own.
+    cuts = sorted({float(f"{old.quantile(step / _DECILES):g}") for step in range(1, _DECILES)}) if len(old) else []
+    names = ["the least", *(f"{cut:g}" for cut in cuts), "the most"]
+    for values in (old, new):
+        yield _counts(values.cut(cuts, labels=[f"{low} to {high}" for low, high in pairwise(names)]).value_counts())

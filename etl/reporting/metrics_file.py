@@ -32,30 +32,24 @@ _BEGINNINGS = (b"# HELP bpr_etl_", b"# TYPE bpr_etl_", b"bpr_etl_")
 Sample = tuple[str, dict[str, str], float]
 
 LAST_RUN, LAST_SUCCESS = "bpr_etl_last_run_timestamp_seconds", "bpr_etl_last_success_timestamp_seconds"
-_ALWAYS = {
-    LAST_RUN: "When bpr-etl last ended, well or not, in seconds since 1970 UTC.",
-    LAST_SUCCESS: "When bpr-etl last ended well (exit code 0, or 99: nothing to do), in seconds since 1970 UTC.",
-    "bpr_etl_exit_code": "Exit code of the last run: 0 done, 99 nothing to do, anything else failed.",
-    "bpr_etl_run_seconds": "How long the last run took, in seconds.",
-    "bpr_etl_peak_memory_bytes": "The most memory that the last run's process held, in bytes.",
-}
-_ON_SUCCESS = {
-    "bpr_etl_step_seconds": ("Seconds of a step of the last successful run; some steps run in parallel.", ["step"]),
-    "bpr_etl_rows": ("Rows of the last successful run: users, trips, events, triples and so on.", ["figure"]),
+METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
+    LAST_RUN: ("When bpr-etl last ended, well or not, in seconds since 1970 UTC.", ()),
+    LAST_SUCCESS: ("When bpr-etl last ended well (exit code 0, or 99: nothing to do), in seconds since 1970 UTC.", ()),
+    "bpr_etl_exit_code": ("Exit code of the last run: 0 done, 99 nothing to do, anything else failed.", ()),
+    "bpr_etl_run_seconds": ("How long the last run took, in seconds.", ()),
+    "bpr_etl_peak_memory_bytes": ("The most memory that the last run's process held, in bytes.", ()),
+    "bpr_etl_step_seconds": ("Seconds of a step of the last successful run; some steps run in parallel.", ("step",)),
+    "bpr_etl_rows": ("Rows of the last successful run: users, trips, events, triples and so on.", ("figure",)),
     "bpr_etl_written_rows": (
         "Rows of a table that the last successful run inserted, deleted or left unchanged.",
-        ["table", "what"],
+        ("table", "what"),
     ),
-    "bpr_etl_left_out_rows": ("Rows that the last successful run excluded, by kind and reason.", ["what", "reason"]),
-    "bpr_etl_triples": (f"Triples of a city in the last successful run; up to {MAX_CITIES} cities.", ["city"]),
-    "bpr_etl_warnings": ("Number of warnings of the last successful run.", []),
-    "bpr_etl_auc": ("AUC of the last successful run's probe, from 0 to 1, by ranking.", ["ranking"]),
+    "bpr_etl_left_out_rows": ("Rows that the last successful run excluded, by kind and reason.", ("what", "reason")),
+    "bpr_etl_triples": (f"Triples of a city in the last successful run; up to {MAX_CITIES} cities.", ("city",)),
+    "bpr_etl_warnings": ("Number of warnings of the last successful run.", ()),
+    "bpr_etl_auc": ("AUC of the last successful run's probe, from 0 to 1, by ranking.", ("ranking",)),
 }
-METRICS = {
-    **dict.fromkeys(_ALWAYS, ()),
-    **{name: tuple(labels) for name, (_, labels) in _ON_SUCCESS.items()},
-}
-"""Every metric's name, and its labels."""
+"""Every metric's text and labels."""
 
 
 @dataclass(frozen=True)
@@ -109,33 +103,27 @@ def write(path: Path, outcome: Outcome) -> None:
     if why := _foreign_content(path):
         raise ValueError(why)
     registry = CollectorRegistry()
-    earlier = list(_previous_samples(path))
-    _write_always(registry, outcome, earlier)
-    samples = list(_samples(outcome.facts)) if outcome.succeeded else earlier
-    for name, (text, labels) in _ON_SUCCESS.items():
-        own = [(values, value) for of, values, value in samples if of == name]
+    found = [*(_samples(outcome.facts) if outcome.succeeded else _previous_samples(path)), *_outcome_samples(outcome)]
+    for name, (text, labels) in METRICS.items():
+        own = [(values, value) for of, values, value in found if of == name]
         if not own:
             continue
         gauge = Gauge(name, text, labels, registry=registry)
-        for values, value in own:
+        for values, value in own:  # a later one replaces one with the same labels
             with suppress(ValueError):  # an earlier file with labels of another release
                 (gauge.labels(**values) if labels else gauge).set(value)
     # The temporary name must not end in .prom: the collector reads every such file. The mode lets the collector's user read it.
     put(path, generate_latest(registry), ".", 0o644)
 
 
-def _write_always(registry: CollectorRegistry, outcome: Outcome, earlier: list[Sample]) -> None:
-    before = next((value for name, _, value in earlier if name == LAST_SUCCESS), None)
-    values = {
-        LAST_RUN: outcome.ended_at.timestamp(),
-        LAST_SUCCESS: outcome.ended_at.timestamp() if outcome.succeeded else before,
-        "bpr_etl_exit_code": outcome.exit_code,
-        "bpr_etl_run_seconds": outcome.seconds,
-        "bpr_etl_peak_memory_bytes": outcome.peak_bytes,
-    }
-    for name, value in values.items():
-        if value is not None:  # no run has succeeded yet
-            Gauge(name, _ALWAYS[name], registry=registry).set(value)
+def _outcome_samples(outcome: Outcome) -> Iterator[Sample]:
+    """Yield the samples of any run, well or not."""
+    yield LAST_RUN, {}, outcome.ended_at.timestamp()
+    if outcome.succeeded:
+        yield LAST_SUCCESS, {}, outcome.ended_at.timestamp()
+    yield "bpr_etl_exit_code", {}, outcome.exit_code
+    yield "bpr_etl_run_seconds", {}, outcome.seconds
+    yield "bpr_etl_peak_memory_bytes", {}, outcome.peak_bytes
 
 
 def _previous_samples(path: Path) -> Iterator[Sample]:
