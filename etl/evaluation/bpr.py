@@ -132,7 +132,7 @@ def train(
     `after_epoch` is called after every epoch with its number, from 1. The same triples in the same order with the same options
     give the same model, on one machine with one number of BLAS threads. Without triples all scores are 0.
     """
-    columns = (triples[name].cast(pl.Int64).to_numpy() for name in INDEXES.values())
+    columns = (triples[name].to_numpy() for name in INDEXES.values())
     user, users = np.unique(next(columns), return_inverse=True)
     item, pairs = np.unique(np.concatenate(list(columns)), return_inverse=True)
     positives, negatives = np.split(pairs.astype(np.int32), 2)

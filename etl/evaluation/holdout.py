@@ -9,7 +9,7 @@ again with the snapshot's own settings, since the published ones contain the hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from etl.errors import SettingsError
 from etl.evaluation import next_item
 from etl.evaluation.metrics import GroupMetrics, ranking_metrics
 from etl.evaluation.sample import Counts, count_selections, restrict, sample_users
 from etl.settings.values import SplitSpec
 from etl.snapshots.encoding import INDEXES
+from etl.snapshots.reading.batches import numeric_columns
 from etl.snapshots.reading.snapshot import Snapshot, damaged, read_dataset, read_file
 from etl.transform.arrays import I64
 from etl.triples.dataset import BucketedEvents, Dataset
 from etl.triples.partitions import Partition, TrainingSet, TripleOptions, build_training_set, in_train
 
-_COLUMNS = dict.fromkeys(INDEXES.values(), pl.UInt32) | {"weight": pl.Float32}
+_COLUMNS = dict.fromkeys(INDEXES.values(), pl.Int64) | {"weight": pl.Float32}
 
 Scores = npt.NDArray[np.floating]
 
@@ -38,7 +40,7 @@ Scores = npt.NDArray[np.floating]
 
 def join_triples(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of all frames: `user_idx`, `pos_idx`, `neg_idx` (indexes of the vocabularies) and `weight`."""
-    return pl.concat([pl.DataFrame(schema=_COLUMNS), *frames])
+    return pl.concat([pl.DataFrame(schema=_COLUMNS), *frames], how="vertical_relaxed")
 
 
 def regenerate(training: TrainingSet, part: str, cities: Collection[str] | None = None) -> pl.DataFrame:
@@ -74,26 +76,20 @@ def published_rows(
     snapshot: Snapshot, dataset: Dataset, files: Iterable[Path], users: I64, more: Sequence[str] = ("weight",)
 ) -> Iterator[pl.DataFrame]:
     """Read some users' rows from files of `triples/` or `next/`, by index or by id: indexes and `more` columns."""
-    user, item = (pl.Enum(ids) for ids in (dataset.users["user_id"], dataset.items["item_id"]))
-    enums = {"user_id": user, "pos_item": item, "neg_item": item}
-    sizes = dict(zip(INDEXES.values(), (len(user.categories), *[len(item.categories)] * 2), strict=True))
-    own = pl.Series(users, dtype=pl.UInt32)
+    ids = dataset.users["user_id"], dataset.items["item_id"]
+    columns: list[pl.Expr] = []
     for path in files:
+        rows = read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix())
         try:
-            rows = _with_indexes(read_file(snapshot.folder, path.relative_to(snapshot.folder).as_posix()), enums)
-            rows = rows.select(*INDEXES.values(), *more)
-        except pl.exceptions.PolarsError as error:  # an unknown id, a missing column
+            columns = columns or numeric_columns(rows.schema, [*INDEXES.values(), *more], *ids)
+            rows = rows.select(columns)
+        except (pl.exceptions.PolarsError, SettingsError) as error:  # an unknown id, a missing column
             raise damaged(path, error) from None
-        if any((rows[name] >= size).any() for name, size in sizes.items()):
+        if (rows["user_idx"] >= len(ids[0])).any() or any(
+            (rows[name] >= len(ids[1])).any() for name in rows.columns[1:3]
+        ):
             raise damaged(path, "an index is past the end of the users or items")
-        yield rows.filter(pl.col("user_idx").is_in(own.implode()))
-
-
-def _with_indexes(rows: pl.DataFrame, enums: Mapping[str, pl.Enum]) -> pl.DataFrame:
-    if "user_idx" in rows.columns:
-        return rows
-    ids = rows.cast(enums)  # type: ignore[arg-type]
-    return ids.with_columns(ids[name].to_physical().cast(pl.UInt32).alias(idx) for name, idx in INDEXES.items())
+        yield rows.filter(pl.col("user_idx").is_in(users))
 
 
 # --- held-out items --------------------------------------------------------------------------------------------------

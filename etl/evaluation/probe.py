@@ -73,16 +73,12 @@ class ProbeResult:
     options: bpr.BprConfig
     figures: Mapping[tuple[str, str], RankingMetrics]
 
-    def mean(self, ranking: str, scope: str = "all") -> float:
-        """Return a ranking's mean AUC over users; nan if no user could be evaluated."""
-        return _mean(self.facts["rankings"], ranking, scope)
-
     @property
     def auc(self) -> tuple[float, float]:
-        """Mean AUC of (the model, popularity): for the trip's items, or without triples for the next item."""
-        if MODEL in self.facts["rankings"]:
-            return self.mean(MODEL), self.mean(POPULARITY)
-        return _mean(self.facts["next"]["rankings"], MODEL), _mean(self.facts["next"]["rankings"], BY_USERS)
+        """Mean AUC of (the model, popularity), as in the manifest; nan if no user could be evaluated."""
+        entry = self.manifest_entry()
+        ours, theirs = (entry[name]["mean"] for name in ("auc", "auc_of_popularity"))
+        return math.nan if ours is None else ours, math.nan if theirs is None else theirs
 
     @property
     def advice(self) -> str:
@@ -96,7 +92,7 @@ class ProbeResult:
         return [*(each["text"] for each in self.facts["verdict"].values()), found["verdict"]["text"]]
 
     def manifest_entry(self) -> dict[str, Any]:
-        """Return the manifest's entry."""
+        """Return the manifest's entry: of the trip's items, or without triples of the next item."""
         rankings, users, popularity = self.facts["next"]["rankings"], self.facts["next"]["users"], BY_USERS
         if MODEL in self.facts["rankings"]:
             rankings = {name: found["all"] for name, found in self.facts["rankings"].items()}
@@ -114,8 +110,9 @@ class ProbeResult:
     def warnings(self) -> Iterator[str]:
         """Yield a warning if a model is not better than popularity, or worse than another simple ranking."""
         if MODEL in self.facts["rankings"]:
-            if not self.mean(MODEL) > self.mean(POPULARITY):
-                yield self._no_value(self.mean(MODEL), self.mean(POPULARITY))
+            ours, theirs = self.auc
+            if not ours > theirs:
+                yield self._no_value(ours, theirs)
             elif worse := self._worse_than_a_count():
                 yield (
                     f"A model trained on these triples ranks held-out items worse than {worse}. {self.advice} "
@@ -143,12 +140,6 @@ class ProbeResult:
                 if found and (found["high"] or 0.0) < min(0.0, worst[0] if worst else 0.0):
                     worst = found["high"], f"{RANKER_TEXT[name]}, without training ({text} {format_difference(found)})"
         return worst[1] if worst else None
-
-
-def _mean(rankings: Mapping[str, Any], ranking: str, scope: str | None = None) -> float:
-    found = rankings.get(ranking, {})
-    mean = (found if scope is None else found.get(scope, {})).get("auc", NO_INTERVAL)["mean"]
-    return math.nan if mean is None else float(mean)
 
 
 def probe(

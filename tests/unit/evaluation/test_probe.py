@@ -18,11 +18,22 @@ def found(ours: float | None, theirs: float | None) -> ProbeResult:
     def interval(mean: float | None) -> dict:
         return {"mean": mean, "low": mean, "high": mean}
 
-    rankings = {name: {"all": {"auc": interval(mean)}} for name, mean in ((MODEL, ours), (POPULARITY, theirs))}
+    rankings = {
+        name: {"all": {"auc": interval(mean), "ndcg_at_10": interval(None)}}
+        for name, mean in ((MODEL, ours), (POPULARITY, theirs))
+    }
     difference = None if ours is None or theirs is None else ours - theirs
     against = {POPULARITY: {"all": {"auc": interval(difference)}}}
-    follows = {"verdict": {"worse": False}}
-    return ProbeResult({"rankings": rankings, "model_against": against, "next": follows}, bpr.BprConfig(), {})
+    follows = {"rankings": {}, "users": 0, "verdict": {"worse": False, "text": "Nothing."}}
+    facts = {
+        "split": "last-trip",
+        "users": 1,
+        "rankings": rankings,
+        "model_against": against,
+        "next": follows,
+        "verdict": {},
+    }
+    return ProbeResult(facts, bpr.BprConfig(), {})
 
 
 def test_a_model_that_is_better_than_popularity_is_no_warning():

@@ -119,11 +119,13 @@ def result(against, *, next_worse=False):
         found = dict(zip(("mean", "low", "high"), values, strict=True))
         model_against[name]["all"] = {**model_against[name]["all"], metric: found}
     rankings = {
-        name: {"all": {"auc": {"mean": mean, "low": mean, "high": mean}}}
+        name: {"all": dict.fromkeys(("auc", "ndcg_at_10"), {"mean": mean, "low": mean, "high": mean})}
         for name, mean in ((MODEL, 0.7), (POPULARITY, 0.6))
     }
     text = {"worse": next_worse, "text": "For the next item, it is worse."}
-    return ProbeResult({"rankings": rankings, "model_against": model_against, "next": {"verdict": text}}, None, {})
+    follows = {"rankings": {}, "users": 0, "verdict": text}
+    facts = {"split": "last-trip", "users": 1, "rankings": rankings, "model_against": model_against, "next": follows}
+    return ProbeResult({**facts, "verdict": {}}, None, {})
 
 
 def test_ndcg_below_a_count_is_a_warning_though_auc_is_not():
