@@ -27,6 +27,7 @@ from etl.reporting.wording import (
     format_range_note,
     volumes_verdict,
 )
+from etl.settings.model import OPTIONS
 from etl.settings.values import TASKS, format_option
 from etl.snapshots.manifest import RANKER_TEXT
 from etl.triples.partitions import MIN_CORRELATION
@@ -324,15 +325,15 @@ def rows_table(title: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def settings_table(settings: Iterable[Any]) -> Table:
-    """Return every setting (`etl.commands.settings.SettingValue`), by panel: its value, and where that came from."""
+def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return every setting, by panel: its value, and where that came from."""
     table = TextTable(None, "setting", "value", "from")
     panel = None
-    for each in settings:
-        if each.panel != panel:
-            panel = each.panel
+    for name, each in settings.items():
+        if OPTIONS[name].panel != panel:
+            panel = OPTIONS[name].panel
             table.add_section()
-        value = "" if each.value is None else json.dumps(each.value, ensure_ascii=False)
-        style = None if each.origin == "default" else "bold"
-        table.add_row(format_option(each.name).removeprefix("--"), value, each.origin, style=style)
+        value = "" if each["value"] is None else json.dumps(each["value"], ensure_ascii=False)
+        style = None if each["from"] == "default" else "bold"
+        table.add_row(format_option(name).removeprefix("--"), value, each["from"], style=style)
     return table

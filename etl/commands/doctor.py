@@ -49,7 +49,7 @@ def run_checks(settings: Settings, clock: Clock, stop: CancelToken | None = None
     if all(check.state == "ok" for check in address):
         yield from database_checks(settings, clock, stop or CancelToken())
     else:
-        yield from skipped(("connection",), "there is no address")
+        yield skipped("connection", "there is no address")
     yield from catch_errors("store", partial(_store, settings, clock))
     yield _temporary(settings)
 
@@ -120,7 +120,7 @@ def _store(settings: Settings, clock: Clock) -> Iterator[Check]:
         place = list(catch_errors("store", partial(_objects, store, clock)))
     yield from place
     if any(check.name == "store" and check.state == "failed" for check in place):
-        yield from skipped(("snapshots",), "the store can't be used")
+        yield skipped("snapshots", "the store can't be used")
         return
     snapshots = list(catch_errors("snapshots", partial(_snapshots, store, clock)))
     yield from snapshots
@@ -257,13 +257,11 @@ def _age(store: Store, latest: str, count: int, clock: Clock) -> Check:
 
 def _disk(store: LocalStore) -> Iterator[Check]:
     free = shutil.disk_usage(_existing_ancestor(store.root)).free
-    latest = store.latest_name()
-    lines = [line for line in history.list_snapshots(store) if line.name == latest and line.bytes is not None]
-    need = int((lines[-1].bytes or 0) * _ROOM_FACTOR) if lines else _MIN_FREE_BYTES
-    said = f"{format_bytes(free)} free" + (
-        f", the newest snapshot has {format_bytes(need / _ROOM_FACTOR)}" if lines else ""
-    )
-    if free < need / _ROOM_FACTOR:
+    latest = store.latest()
+    size = sum(entry["bytes"] for entry in latest["files"]) if latest else _MIN_FREE_BYTES / _ROOM_FACTOR
+    need = size * _ROOM_FACTOR
+    said = f"{format_bytes(free)} free" + (f", the newest snapshot has {format_bytes(size)}" if latest else "")
+    if free < size:
         yield failed("disk", ConnectError, said, _MAKE_ROOM)
     elif free < need:
         yield warning("disk", said, _MAKE_ROOM)

@@ -63,18 +63,6 @@ _MIN_TIMEOUTS = {
     "lock_timeout": 1.0,
 }
 """Seconds below which a limit of the server may end a run."""
-_WITHOUT_SCHEMA = ("side effects", "rights", "shadow users", "foreign rows", "tables")
-_WITHOUT_CONNECTION = (
-    "server",
-    "TLS",
-    "pooler",
-    "time limits",
-    "clock",
-    "audit",
-    "schema",
-    *_WITHOUT_SCHEMA,
-    "other run",
-)
 _ADD_VERIFICATION = "Add sslmode=verify-full to the URL, and sslrootcert=FILE (or sslrootcert=system)."
 
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -109,9 +97,9 @@ def failed(name: str, kind: type[EtlError], found: str, remedy: str = "") -> Che
     return Check(name, "failed", found, remedy, kind.exit_code)
 
 
-def skipped(names: tuple[str, ...], reason: str) -> Iterator[Check]:
-    """Yield checks that could not be done."""
-    yield from (Check(name, "skipped", reason) for name in names)
+def skipped(name: str, reason: str) -> Check:
+    """Return a check, or all of them about something, that could not be done."""
+    return Check(name, "skipped", reason)
 
 
 def catch_errors(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -160,7 +148,7 @@ def database_checks(settings: Settings, clock: Clock, stop: CancelToken) -> Iter
             yield from _in_transaction(connection, "transactions", _transactions)
     except (ConnectError, SchemaError, SettingsError) as error:
         yield failed("connection", type(error), str(error))
-        yield from skipped(_WITHOUT_CONNECTION, "there is no connection")
+        yield skipped("database", "there is no connection")
 
 
 def _in_transaction(
@@ -289,18 +277,18 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
             findings = schema_check.check(connection, naming)
     except SchemaError as error:
         yield failed("schema", SchemaError, str(error))
-        yield from skipped(_WITHOUT_SCHEMA, "the schema is not there")
+        yield skipped("rights and rows", "the schema is not there")
     else:
         yield from _in_transaction(connection, "schema", _schema, naming)
         yield from _advice(findings)
         yield from _in_transaction(connection, "rights", _privileges, naming)
         scope = Scope.of(naming, settings, MADE_ROWS)
         if any(each.model == "User" and each.kind in {"table", "column"} for each in findings):
-            yield from skipped(("shadow users",), "the table of users does not fit")
+            yield skipped("shadow users", "the table of users does not fit")
         else:
             yield from _in_transaction(connection, "shadow users", _shadow_users, scope, settings)
         if any(each.severity == "blocking" for each in findings):
-            yield from skipped(("foreign rows",), "the schema does not fit")
+            yield skipped("foreign rows", "the schema does not fit")
         else:
             yield from _in_transaction(connection, "foreign rows", _foreign_rows, scope)
         yield from _in_transaction(connection, "tables", _tables, naming)

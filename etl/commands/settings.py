@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -46,12 +44,11 @@ def config_show(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
     from etl.commands.console import settings_table
 
-    rows = list(settings_with_origin(settings))
-    facts = {each.name: {"value": each.value, "from": each.origin} for each in rows}
+    found = settings_with_origin(settings)
     file = settings.origins.get("config")
     return CommandResult(
-        {"settings": facts, "file": file},
-        [settings_table(rows), "", f"Settings file: {file or 'none'}"],
+        {"settings": found, "file": file},
+        [settings_table(found), "", f"Settings file: {file or 'none'}"],
         primary=True,
     )
 
@@ -104,24 +101,16 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class SettingValue:
-    """A setting: its panel, its value without secrets, and its origin."""
-
-    panel: str
-    name: str
-    value: Any
-    origin: str
-
-
-def settings_with_origin(settings: Settings) -> Iterator[SettingValue]:
-    """Every setting, by panel."""
+def settings_with_origin(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every setting, by panel: its `value` without secrets, and where that came `from`."""
+    found = {}
     secrets = secrets_of(settings.database_url or "", settings.environ)
-    for name, option in OPTIONS.items():
+    for name in OPTIONS:
         origin = settings.origins.get(name, "default")
         if origin == "the environment":
             origin = f"environment: {env_variable_for(name, settings.environ)}"
-        yield SettingValue(option.panel, name, _redacted(getattr(settings, name), secrets), origin)
+        found[name] = {"value": _redacted(getattr(settings, name), secrets), "from": origin}
+    return found
 
 
 def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:

@@ -52,7 +52,7 @@ def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
     with locations.local_snapshot(location, settings.environ, kinds=()) as snapshot:
         manifest = snapshot.manifest
     files = [entry["path"] for entry in manifest["files"] if entry["path"].endswith(".parquet")]
-    first = {tables.kind_of(path): path for path in reversed(files)}
+    first = {path.partition("/")[0]: path for path in reversed(files)}
     with locations.local_snapshot(location, settings.environ, kinds=tuple(first.values())) as snapshot:
         columns = {kind: _columns(snapshot.folder / first[kind]) for kind in sorted(first)}
     facts = {name: value for name, value in manifest.items() if name != "files"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -12,6 +13,7 @@ from etl.commands.console import STATES, TextTable, state_lines
 from etl.errors import escape_control_characters
 from etl.reporting.compare import MODERATE, MOVED_MUCH, MUCH, STEADY, CityChange, Comparison, Drift
 from etl.reporting.history import Metric, SnapshotInfo, run_metrics
+from etl.reporting.page_data import files_by_kind
 from etl.reporting.wording import (
     NONE,
     format_bytes,
@@ -29,11 +31,6 @@ if TYPE_CHECKING:
 
 _MAX_CITIES = 12
 """How many cities are shown. The others are counted."""
-
-
-def kind_of(path: str) -> str:
-    """Return the kind of a snapshot's file: its top folder, or its own name."""
-    return path.split("/", maxsplit=1)[0]
 
 
 def _moment(iso: str | None) -> str:
@@ -95,10 +92,9 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
 
 def _files(files: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = TextTable("\nFiles", "kind", ">files", ">rows", ">size")
-    for kind in dict.fromkeys(kind_of(each["path"]) for each in files):
-        own = [each for each in files if kind_of(each["path"]) == kind]
-        rows, total = (sum(each[name] for each in own) for name in ("rows", "bytes"))
-        table.add_row(kind, format_number(len(own)), format_number(rows) if rows else "", format_bytes(total))
+    for kind, found in files_by_kind(files).items():
+        rows = format_number(found["rows"]) if found["rows"] else ""
+        table.add_row(kind, format_number(found["files"]), rows, format_bytes(found["bytes"]))
     return table
 
 
@@ -121,7 +117,7 @@ def diff_tables(found: Comparison) -> RenderableType:
     if found.settings:
         parts.append(settings := TextTable("\nSettings that differ", "option", "before", "after"))
         for name, pair in found.settings.items():
-            settings.add_row(format_option(name), *map(format_setting, pair))
+            settings.add_row(format_option(name), *map(format_setting, pair.values()))
     if not found.same_data:
         parts += [_changes(found.figures), _members(found), _cities(found.cities), _drifts(found.drifts)]
     return Group(*parts)
@@ -140,7 +136,7 @@ def _members(found: Comparison) -> RenderableType:
     table = TextTable("\nUsers and items", "", ">before", ">after", ">added", ">removed")
     for name, each in (("users", found.users), ("items", found.items)):
         table.add_row(name, *map(format_number, (each.before, each.after, each.added, each.gone)))
-    lines = [f"{n:,} items changed from {old} to {new}" for (old, new), n in found.statuses.items()]
+    lines = [f"{each['items']:,} items changed from {each['before']} to {each['after']}" for each in found.statuses]
     lines += [f"{found.moved_items:,} items have another city or category"] if found.moved_items else []
     text = "; ".join(lines) + "." if lines else "No item's status changed."
     return Group(table, Text(escape_control_characters(text)))
@@ -148,11 +144,11 @@ def _members(found: Comparison) -> RenderableType:
 
 def _cities(cities: Sequence[CityChange]) -> RenderableType:
     table = TextTable("\nCities", "city", *("?>events before", "?>after", ">triples before", ">after", ">change", "?"))
-    for city in cities[:_MAX_CITIES]:
-        old, new = city.triples
+    for each in cities[:_MAX_CITIES]:
+        name, *numbers = astuple(each)
+        old, new = each.triples_before, each.triples_after
         change = None if not old or new is None else (new - old) / old
-        numbers = map(format_number, (*city.events, *city.triples))
-        table.add_row(city.name, *numbers, format_change(change), _city_status(city))
+        table.add_row(name, *map(format_number, numbers), format_change(change), _city_status(each))
     more = len(cities) - _MAX_CITIES
     if more <= 0:
         return table
@@ -160,9 +156,9 @@ def _cities(cities: Sequence[CityChange]) -> RenderableType:
 
 
 def _city_status(city: CityChange) -> str:
-    if None in city.events:
-        return "new" if city.events[0] is None else "gone"
-    old, new = (value is None for value in city.triples)
+    if None in {city.events_before, city.events_after}:
+        return "new" if city.events_before is None else "gone"
+    old, new = city.triples_before is None, city.triples_after is None
     return "" if old == new else "excluded now" if new else "excluded before"
 
 
@@ -174,8 +170,8 @@ def _drifts(drifts: Sequence[Drift]) -> RenderableType:
     for each in sorted(drifts, key=lambda found: found.chance - found.psi):
         moved = ""
         if each.mover and each.verdict != STEADY:
-            name, old, new = each.mover
-            moved = f"{name}: {format_percent(old)} → {format_percent(new)}"
+            old, new = (format_percent(each.mover[when]) for when in ("before", "after"))
+            moved = f"{each.mover['group']}: {old} → {new}"
         style = {STEADY: "", MOVED_MUCH: "bold red"}.get(each.verdict, "yellow")
         table.add_row(each.name, f"{each.psi:.3f}", f"{each.chance:.3f}", Text(each.verdict, style=style), moved)
     return table

@@ -47,11 +47,13 @@ Distribution = Mapping[str, float]
 
 @dataclass(frozen=True)
 class CityChange:
-    """Events and triples of a city, (before, after); None where the snapshot lacks the city, or has no triples of it."""
+    """Events and triples of a city; None where the snapshot lacks the city, or has no triples of it."""
 
-    name: str
-    events: tuple[int | None, int | None]
-    triples: tuple[int | None, int | None]
+    city: str
+    events_before: int | None
+    events_after: int | None
+    triples_before: int | None
+    triples_after: int | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class SetChange:
 class Drift:
     """How far a distribution has moved: its PSI over `groups` groups, the PSI that chance can reach, and the verdict.
 
-    `mover` is the group that contributes most, with its shares before and after; None where there is none.
+    `mover` is the group that contributes most, with its shares `before` and `after`; None where there is none.
     """
 
     name: str
@@ -76,55 +78,37 @@ class Drift:
     groups: int
     chance: float
     verdict: str
-    mover: tuple[str, float, float] | None
+    mover: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The differences of two snapshots.
 
-    `same_data`: their data files are equal, byte by byte. `settings` has the differing settings as (before, after).
-    `statuses` counts items by (status before, status after) where it changed. `moved_items` counts the items whose city or
+    `same_data`: their data files are equal, byte by byte. `settings` has the differing settings, `before` and `after`.
+    `statuses` counts `items` by status `before` and `after` where it changed. `moved_items` counts the items whose city or
     category changed.
     """
 
     before: str
     after: str
     same_data: bool
-    settings: Mapping[str, tuple[Any, Any]]
+    settings: Mapping[str, Mapping[str, Any]]
     figures: list[Metric]
     users: SetChange
     items: SetChange
-    statuses: Mapping[tuple[str, str], int]
+    statuses: list[dict[str, Any]]
     moved_items: int
     cities: list[CityChange]
     drifts: list[Drift]
 
     def facts(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        mover = ("group", "before", "after")
-        return asdict(self) | {
-            "settings": {name: {"before": old, "after": new} for name, (old, new) in self.settings.items()},
-            "figures": [
-                {"name": each.name, "before": each.before, "after": each.value, "share": each.change}
-                for each in self.figures
-            ],
-            "statuses": [{"before": old, "after": new, "items": n} for (old, new), n in self.statuses.items()],
-            "cities": [
-                {
-                    "city": each.name,
-                    "events_before": each.events[0],
-                    "events_after": each.events[1],
-                    "triples_before": each.triples[0],
-                    "triples_after": each.triples[1],
-                }
-                for each in self.cities
-            ],
-            "drifts": [
-                asdict(each) | {"mover": dict(zip(mover, each.mover, strict=True)) if each.mover else None}
-                for each in self.drifts
-            ],
-        }
+        figures = [
+            {"name": each.name, "before": each.before, "after": each.value, "share": each.change}
+            for each in self.figures
+        ]
+        return asdict(self) | {"figures": figures}
 
 
 def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
@@ -132,20 +116,21 @@ def compare_snapshots(before: Snapshot, after: Snapshot) -> Comparison:
     try:
         users, items = _set_change(before, after, "user"), _set_change(before, after, "item")
         both = _common_items(before, after)
-        statuses = both.filter(pl.col("status") != pl.col("status_after")).group_by("status", "status_after").len()
+        changed = both.filter(pl.col("status") != pl.col("status_after"))
+        statuses = changed.group_by(before="status", after="status_after").len("items").sort("before", "after")
         moved = (pl.col(name).ne_missing(pl.col(f"{name}_after")) for name in ("city", "category"))
         old, new = run_metrics(before.manifest), run_metrics(after.manifest)
         names = sorted({*before.settings, *after.settings})
-        settings = {name: (before.settings.get(name), after.settings.get(name)) for name in names}
+        settings = {name: {"before": before.settings.get(name), "after": after.settings.get(name)} for name in names}
         return Comparison(
             before.manifest["snapshot"],
             after.manifest["snapshot"],
             before.manifest["content_sha256"] == after.manifest["content_sha256"],
-            {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
+            {name: pair for name, pair in settings.items() if pair["before"] != pair["after"]},
             [Metric(name, value, old[name]) for name, value in new.items() if name in old],
             users,
             items,
-            {(was, now): n for was, now, n in statuses.sort("status", "status_after").iter_rows()},
+            statuses.to_dicts(),
             both.filter(pl.any_horizontal(*moved)).height,
             _cities(before, after),
             [each for each in _drifts(before, after) if each is not None],
@@ -186,10 +171,10 @@ def _cities(before: Snapshot, after: Snapshot) -> list[CityChange]:
     """Return every city of either snapshot, the largest change of triples first."""
     old, new = (each.manifest["published"] for each in (before, after))
     cities = [
-        CityChange(name, *((old[what].get(name), new[what].get(name)) for what in ("events", "triples")))
+        CityChange(name, *(each[what].get(name) for what in ("events", "triples") for each in (old, new)))
         for name in sorted({*old["events"], *new["events"]}, key=str.encode)
     ]
-    return sorted(cities, key=lambda city: -abs((city.triples[1] or 0) - (city.triples[0] or 0)))
+    return sorted(cities, key=lambda city: -abs((city.triples_after or 0) - (city.triples_before or 0)))
 
 
 # --- drift -----------------------------------------------------------------------------------------------------------
@@ -211,7 +196,8 @@ def drift(name: str, before: Distribution, after: Distribution) -> Drift | None:
     verdict = MOVED_MUCH if psi >= MUCH + chance else MOVED if psi >= MODERATE + chance else STEADY
     most = max(parts, key=lambda group: (parts[group], group))
     old, new = counts[most]
-    return Drift(name, psi, len(counts), chance, verdict, (most, old / n, new / m) if parts[most] > 0 else None)
+    mover = {"group": most, "before": old / n, "after": new / m} if parts[most] > 0 else None
+    return Drift(name, psi, len(counts), chance, verdict, mover)
 
 
 def _pooled(before: Distribution, after: Distribution) -> dict[str, tuple[float, float]]:
@@ -264,8 +250,9 @@ def _deciles(before: Snapshot, after: Snapshot) -> Iterator[dict[str, float]]:
         _present(each, "user").select(pl.col(_OPENNESS).cast(pl.Float64)).drop_nulls().collect()[_OPENNESS]
         for each in (before, after)
     )
-    # Rounded as they are shown: each bin then has a name of its own.
-    cuts = sorted({float(f"{old.quantile(step / _DECILES):g}") for step in range(1, _DECILES)}) if len(old) else []
+    cuts = sorted({old.quantile(step / _DECILES) or 0.0 for step in range(1, _DECILES)}) if len(old) else []
     names = ["the least", *(f"{cut:g}" for cut in cuts), "the most"]
+    labels = pl.Series([f"{low} to {high}" for low, high in pairwise(names)])
     for values in (old, new):
-        yield _counts(values.cut(cuts, labels=[f"{low} to {high}" for low, high in pairwise(names)]).value_counts())
+        bins = pl.Series(cuts, dtype=pl.Float64).search_sorted(values, side="left")
+        yield _counts(labels.gather(bins).value_counts())

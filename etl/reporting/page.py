@@ -24,6 +24,7 @@ from etl.reporting.page_data import (
     Manifest,
     changed_settings,
     cities_of,
+    files_by_kind,
     funnel,
     headlines,
     split_of,
@@ -143,7 +144,7 @@ def render(
         cities=cities[:MAX_ROWS],
         more_cities=cities[MAX_ROWS:],
         settings={name: format_setting(value) for name, value in manifest["settings"].items()},
-        files=_files(manifest),
+        files=files_by_kind(each for each in manifest["files"] if each["path"] != REPORT),
         started=datetime.fromisoformat(manifest["started_at"]),
         published_at=_published_at(manifest),
         rankings=RANKER_TEXT,
@@ -244,18 +245,6 @@ def _published_at(manifest: Manifest) -> datetime:
 def _display_name(name: str | None) -> str:
     """Return a name from the data as it can be shown."""
     return escape_control_characters(name or "") or _NAMELESS
-
-
-def _files(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Return the number of the snapshot's files, their rows and bytes by kind, the largest first. The page is not counted."""
-    kinds: dict[str, dict[str, int]] = {}
-    for each in manifest["files"]:
-        if each["path"] != REPORT:
-            kind = kinds.setdefault(each["path"].split("/")[0], {"files": 0, "rows": 0, "bytes": 0})
-            kind["files"] += 1
-            kind["rows"] += each["rows"]
-            kind["bytes"] += each["bytes"]
-    return dict(sorted(kinds.items(), key=lambda kind: -kind[1]["bytes"]))
 
 
 @cache

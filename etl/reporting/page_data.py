@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +186,17 @@ def cities_of(manifest: Manifest, stats: EventStats) -> list[City]:
         for name, entries in partitions.items()
     ]
     return sorted(cities, key=lambda city: (-city.all_rows, -city.stats.events, city.name.encode()))
+
+
+def files_by_kind(files: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the number of a manifest's files, their rows and bytes by top folder or name, the largest first."""
+    kinds: dict[str, dict[str, int]] = {}
+    for each in files:
+        kind = kinds.setdefault(each["path"].partition("/")[0], {"files": 0, "rows": 0, "bytes": 0})
+        kind["files"] += 1
+        kind["rows"] += each["rows"]
+        kind["bytes"] += each["bytes"]
+    return dict(sorted(kinds.items(), key=lambda kind: -kind[1]["bytes"]))
 
 
 # --- headlines -------------------------------------------------------------------------------------------------------

@@ -99,13 +99,13 @@ def test_two_snapshots_side_by_side(two_nights):
     found = compare_snapshots(one, two)
     assert not found.same_data
     assert found.settings == {}
-    assert {each.name: (each.before, each.after) for each in found.figures}["trips read"] == (
+    assert {each.name: (each.before, each.value) for each in found.figures}["trips read"] == (
         first.counts["source_rows"]["trips"],
         second.counts["source_rows"]["trips"],
     )
-    assert {city.name for city in found.cities} == set(first.counts["published"]["events"])
-    assert sum(found.statuses.values()) > 0
-    assert {new for _, new in found.statuses} == {"archived"}
+    assert {city.city for city in found.cities} == set(first.counts["published"]["events"])
+    assert sum(each["items"] for each in found.statuses) > 0
+    assert {each["after"] for each in found.statuses} == {"archived"}
     drifts = {each.name: each for each in found.drifts}
     assert drifts["users' trip_count"].verdict == MOVED_MUCH  # whose trips were halved
     assert drifts["positives over categories"].verdict == "steady"

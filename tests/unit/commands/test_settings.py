@@ -79,22 +79,22 @@ def test_each_value_is_shown_with_where_it_came_from(tmp_path):
     (tmp_path / "own.toml").write_text('seed = 1\nids = "both"\nmin-catalog = 7\n')
     given = {"config": str(tmp_path / "own.toml"), "seed": 3}
     environ = {"BPR_ETL_IDS": "index", "DIRECT_URL": "postgresql://app:s3cr3t@h/d", "PGPASSWORD": "s3cr3t"}
-    rows = {each.name: each for each in settings_with_origin(load_settings(given, environ))}
+    rows = settings_with_origin(load_settings(given, environ))
     assert set(rows) == set(OPTIONS)
-    assert (rows["seed"].value, rows["seed"].origin) == (3, "the command line")
-    assert (rows["ids"].value, rows["ids"].origin) == ("index", "environment: BPR_ETL_IDS")
-    assert (rows["min_catalog"].value, rows["min_catalog"].origin) == (7, str(tmp_path / "own.toml"))
-    assert (rows["out"].value, rows["out"].origin) == ("out", "default")
-    assert rows["database_url"].value == "postgresql://app:***@h/d"
-    assert rows["database_url"].origin == "environment: DIRECT_URL"
+    assert (rows["seed"]["value"], rows["seed"]["from"]) == (3, "the command line")
+    assert (rows["ids"]["value"], rows["ids"]["from"]) == ("index", "environment: BPR_ETL_IDS")
+    assert (rows["min_catalog"]["value"], rows["min_catalog"]["from"]) == (7, str(tmp_path / "own.toml"))
+    assert (rows["out"]["value"], rows["out"]["from"]) == ("out", "default")
+    assert rows["database_url"]["value"] == "postgresql://app:***@h/d"
+    assert rows["database_url"]["from"] == "environment: DIRECT_URL"
     assert "s3cr3t" not in str(rows)
 
 
 def test_a_password_is_masked_wherever_it_was_put():
     given = {"database_url": "host=h password='s3 cr3t' dbname=d", "out": "s3 cr3t", "negatives": ["ranking"]}
-    rows = {each.name: each.value for each in settings_with_origin(load_settings(given, {}))}
+    rows = settings_with_origin(load_settings(given, {}))
     assert "s3 cr3t" not in str(rows)
-    assert rows["negatives"] == ["ranking"]
+    assert rows["negatives"]["value"] == ["ranking"]
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def result(against, *, next_worse=False):
         found = dict(zip(("mean", "low", "high"), values, strict=True))
         model_against[name]["all"] = {**model_against[name]["all"], metric: found}
     rankings = {
-        name: {"all": dict.fromkeys(("auc", "ndcg_at_10"), {"mean": mean, "low": mean, "high": mean})}
+        name: {"all": {key: {"mean": mean, "low": mean, "high": mean} for key in ("auc", "ndcg_at_10")}}
         for name, mean in ((MODEL, 0.7), (POPULARITY, 0.6))
     }
     text = {"worse": next_worse, "text": "For the next item, it is worse."}
