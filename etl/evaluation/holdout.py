@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,19 +56,13 @@ def partitions(training: TrainingSet, part: str, cities: Collection[str] | None 
 
 def table(partition: Partition) -> pl.DataFrame:
     """Return a partition's triples: `user_idx`, `pos_idx`, `neg_idx`, `weight`, `event` (its row), `among` (candidates)."""
-    blocks = list(partition.expand())
-
-    def column(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([np.zeros(0, np.uint32), *(getattr(block, name) for block in blocks)]).astype(np.uint32)
-
-    event = column("event")
-    users = partition.coded.users[event]
-    rows = {"user_idx": users, "pos_idx": column("positive"), "neg_idx": column("negative")}
-    return pl.DataFrame(rows).with_columns(
-        pl.lit(partition.weight, dtype=pl.Float32).alias("weight"),
-        event=event,
-        among=np.concatenate([np.zeros(0, np.bool_), *(block.in_candidates for block in blocks)]),
-    )
+    rows = [pl.DataFrame(schema={**_COLUMNS, "event": pl.Int64, "among": pl.Boolean}).drop("weight")]
+    for block in partition.expand():
+        indexes = partition.coded.users[block.event], block.positive, block.negative
+        columns = dict(zip(INDEXES.values(), indexes, strict=True))
+        rows.append(pl.DataFrame({**columns, "event": block.event, "among": block.in_candidates}))
+    weight = pl.lit(partition.weight, dtype=pl.Float32)
+    return pl.concat(rows, how="vertical_relaxed").with_columns(weight=weight)
 
 
 def published_rows(
