@@ -188,10 +188,8 @@ class _Batch(NamedTuple):
     def pull(self, difference: Floats) -> Floats:
         """Return minus the derivative of each triple's loss by its score difference."""
         half = np.float32(0.5)
-        pull: Floats = (
-            half - half * np.tanh(half * difference)
-        ) * self.weights  # sigmoid(-difference), without overflow
-        return pull
+        chance: Floats = half - half * np.tanh(half * difference)  # sigmoid(-difference), without overflow
+        return chance * self.weights
 
 
 def _dense_gradient(parameters: Parameters, batch: _Batch) -> Parameters:

@@ -43,8 +43,8 @@ from etl.evaluation.verdict import (
     OWN_HISTORY,
     POPULARITY,
     RANDOM,
-    difference,
     format_difference,
+    intervals,
     judged,
     next_verdict,
     summarize,
@@ -191,7 +191,7 @@ def _probe_trip(
         "triples": task.train.height,
         "tuned_on": task.tuned_on if tried else None,
         "variants": [
-            {**asdict(config), "auc_when_tuned": summarize({MODEL: found}, seed)["rankings"][MODEL]["auc"]}
+            {**asdict(config), "auc_when_tuned": intervals(found, seed)["auc"]}
             for config, found in zip(variants, tried, strict=False)
         ],
         "options": asdict(best),
@@ -330,7 +330,7 @@ def _next_summary(
         "users": judged(figures),
         "choices": int(here.sum()),
         **summary,
-        "distance_against": {BY_USERS: difference(figures[BY_DISTANCE], figures[BY_USERS], seed)},
+        "distance_against": {BY_USERS: intervals(figures[BY_DISTANCE] - figures[BY_USERS], seed)},
     }
 
 

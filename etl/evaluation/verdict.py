@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from etl.evaluation.metrics import Interval, RankingMetrics, bootstrap
+from etl.evaluation.metrics import RankingMetrics, bootstrap
 from etl.snapshots.manifest import RANKER_TEXT
 
 MODEL, RANDOM, POPULARITY, OWN_HISTORY, AFFINITY = "model", "random", "popularity", "own_history", "affinity"
@@ -30,18 +30,13 @@ def summarize(figures: Mapping[str, RankingMetrics], seed: int) -> dict[str, dic
 
     Without a model there are no differences.
     """
-    rankings = {name: _intervals(found, seed) for name, found in figures.items()}
+    rankings = {name: intervals(found, seed) for name, found in figures.items()}
     against = {
-        name: difference(figures[MODEL], found, seed)
+        name: intervals(figures[MODEL] - found, seed)
         for name, found in figures.items()
         if MODEL in figures and name not in {MODEL, RANDOM}
     }
     return {"rankings": rankings, "model_against": against}
-
-
-def difference(one: RankingMetrics, other: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
-    """Return the mean differences between two rankings, user by user, with their intervals."""
-    return _intervals(one - other, seed)
 
 
 def judged(figures: Mapping[str, RankingMetrics]) -> int:
@@ -49,15 +44,14 @@ def judged(figures: Mapping[str, RankingMetrics]) -> int:
     return int((~np.isnan(next(iter(figures.values())).auc)).sum())
 
 
-def _intervals(figures: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
+def intervals(figures: RankingMetrics, seed: int) -> dict[str, dict[str, float | None]]:
     """Return the mean of each metric over users, with its 95% bootstrap interval; null without users."""
-    names = ("auc", "ndcg_at_10", "recall_at_10")
-    return {name: _interval(bootstrap(values, seed)) for name, values in zip(names, figures, strict=True)}
-
-
-def _interval(found: Interval) -> dict[str, float | None]:
-    values = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
+    found = {}
+    for name, values in zip(("auc", "ndcg_at_10", "recall_at_10"), figures, strict=True):
+        each = bootstrap(values, seed)
+        ends = zip(("mean", "low", "high"), (each.mean, each.low, each.high), strict=True)
+        found[name] = {end: None if math.isnan(value) else round(value, 6) for end, value in ends}
+    return found
 
 
 def best_untrained(summary: Mapping[str, Any], metric: str) -> str:
