@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -151,11 +152,15 @@ def parse_float(low: float, high: float) -> Callable[[Any], float]:
     return parse
 
 
-def parse_positive(value: Any) -> float:
-    """A finite number above 0."""
-    if not 0 < (number := _number(value)) < math.inf:
-        raise SettingsError("must be a number above 0")
-    return number
+def parse_positive(high: float = math.inf) -> Callable[[Any], float]:
+    """A parser of finite numbers above 0, and up to `high`."""
+
+    def parse(value: Any) -> float:
+        if not 0 < (number := _number(value)) <= min(high, sys.float_info.max):
+            raise SettingsError("must be a number above 0" + (f", at most {high:g}" if high < math.inf else ""))
+        return number
+
+    return parse
 
 
 def _share(value: Any) -> float:
