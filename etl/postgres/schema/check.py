@@ -18,20 +18,21 @@ from etl.postgres.naming import (
     MODELS,
     SOURCE_MODELS,
     WRITTEN_MODELS,
-    MappedColumn,
     Naming,
     quote_identifier,
 )
 from etl.postgres.schema.catalog import Attribute, Catalog, kind_name, read_catalog
 from etl.postgres.schema.ddl import Column, Statement, columns_used, schema_statements
 from etl.postgres.schema.mapping import (
+    CITY_OF_LEGS,
+    conventions,
     deletion_condition,
     elsewhere,
-    iter_problems,
+    map_column,
     named_tables,
     other_naming,
+    resolve_relations,
     unambiguous,
-    with_relations,
 )
 from etl.postgres.schema.side_effects import Finding, publication_findings, side_effects
 from etl.settings.model import Naming as Wanted
@@ -79,7 +80,7 @@ def naming_for_apply(
                 f"second set of them. Say --naming {other}, or another --schema."
             )
         naming = Naming(wanted, schema)
-    return with_relations(connection, replace(naming, map=given or {}))
+    return resolve_relations(connection, replace(naming, map=given or {}))[0]
 
 
 def check(connection: Connection, naming: Naming) -> list[Finding]:
@@ -230,14 +231,17 @@ def _findings(catalog: Catalog, naming: Naming, *, writes: bool = True) -> Itera
 
 
 def _column_findings(catalog: Catalog, naming: Naming, model: str) -> Iterator[Finding]:
-    for problem in iter_problems(catalog, naming, model):
-        yield Finding(problem.kind, model, problem.detail)
-    used = {}
+    used: set[str] = set()
     for column in columns_used(model, legs=naming.has_legs):
-        name = naming.relation(model).columns.get(column.name, MappedColumn(column.name)).name
-        if name is not None and (found := catalog.attributes.get((model, name))) is not None:
-            used[name] = found
-            where = f"Column {quote_identifier(name)} of {naming.table(model)}"
+        mapped = map_column(catalog, naming, model, column)
+        if isinstance(mapped, Finding):
+            used.update(conventions(column.name))
+            if not (naming.has_legs and (model, column.name) == CITY_OF_LEGS):
+                yield mapped
+        elif mapped.name is not None:
+            used.add(mapped.name)
+            found = catalog.attributes[model, mapped.name]
+            where = f"Column {quote_identifier(mapped.name)} of {naming.table(model)}"
             yield from _column_problems(column, found, model, where, is_table=catalog.is_table(model))
             longest = _longest_value(catalog, naming) if column.name == "value" else column.longest
             if found.length is not None and found.length < longest:

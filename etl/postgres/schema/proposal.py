@@ -13,7 +13,7 @@ from etl.postgres.connection import Connection
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, quote_identifier
 from etl.postgres.schema.catalog import READABLE, Attribute, literals, read_attributes
 from etl.postgres.schema.ddl import Column, columns_used
-from etl.postgres.schema.mapping import conventions, deletion_condition, readable_types, writable_types
+from etl.postgres.schema.mapping import accepted_types, conventions, deletion_condition
 
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "userId": ("owner", "account", "traveler", "traveller", "author", "customer", "member"),
@@ -180,7 +180,7 @@ def _alternative(
     column: Column, model: str, found: _Candidate, taken: set[str], chosen: Mapping[str, _Candidate | None]
 ) -> tuple[str | None, str]:
     """Return the column that most likely corresponds to one of the contract, and why."""
-    types = writable_types(column.type) if model in WRITTEN_MODELS else readable_types(column.type)
+    types = accepted_types(model, column.type)
     free = [name for name, each in found.attributes.items() if name not in taken and each.type in types]
     target = chosen.get(_REFERENCES.get(column.name, ""))
     for name in free:
