@@ -47,6 +47,7 @@ LARGE_CATALOGUE_ALPHA = 0.5
 MAX_SAMPLES = 1_000
 MAX_ALPHA = 10.0
 
+_STRATEGY = f"ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}"
 STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
 
 
@@ -354,7 +355,7 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         """Parse a value. Raises SettingsError."""
         if isinstance(value, cls):
             return value
-        words = _split_words(value, "must be a list of strategies")
+        words = _split_words(value, _STRATEGY)
         samples = [size for word in dict.fromkeys(map(_strategy, words)) if (size := _sample_size(word))]
         if len(samples) > 1:
             raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
@@ -371,22 +372,23 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         return NegativeSampling("ranking" in self, "shown" in self, self.samples, alpha or 0.0)
 
 
-def _split_words(value: Any, otherwise: str) -> list[Any]:
-    """The words of a list, or of a text that separates them by commas. Raises SettingsError(otherwise) for others."""
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple):
-        raise SettingsError(otherwise)
-    pieces = (piece for each in given for piece in (each.split(",") if isinstance(each, str) else [each]))
-    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]
+def _texts(value: Any, what: str) -> list[str]:
+    """A text, or those of a list. Raises SettingsError for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise SettingsError(f"must be {what}")
+    return list(texts)
 
 
-def _strategy(word: Any) -> str:
-    if isinstance(word, str) and (word in {"ranking", "shown"} or _sample_size(word)):
+def _split_words(value: Any, what: str) -> list[str]:
+    """The words of a list, or of a text that separates them by commas. Raises SettingsError for others."""
+    return [word.strip() for text in _texts(value, what) for word in text.split(",")]
+
+
+def _strategy(word: str) -> str:
+    if word in {"ranking", "shown"} or _sample_size(word):
         return word
-    raise SettingsError(
-        f"must be ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}, not {word!r}"
-        f"{suggestion(word, STRATEGIES)}"
-    )
+    raise SettingsError(f"must be {_STRATEGY}, not {word!r}{suggestion(word, STRATEGIES)}")
 
 
 def _sample_size(word: str) -> int:
@@ -410,10 +412,10 @@ def advice(negatives: Iterable[str]) -> str:
 
 def parse_tasks(value: Any) -> tuple[Task, ...]:
     """Names of TASKS, each once, in their order: a list of them, or a text that separates them by commas."""
-    message = f"must name at least one of {', '.join(TASKS)}"
-    names = set(map(Choice(TASKS), _split_words(value, message)))
+    wanted = f"one or more of {', '.join(TASKS)}"
+    names = set(map(Choice(TASKS), _split_words(value, wanted)))
     if not names:
-        raise SettingsError(message)
+        raise SettingsError(f"must be {wanted}")
     return tuple(task for task in TASKS if task in names)
 
 
@@ -493,26 +495,18 @@ def _spellings(part: str | None) -> tuple[str, ...]:
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
 
 
-def _texts(value: Any, what: str) -> Iterable[str]:
-    """A text, or those of a list. Raises SettingsError for anything else."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise SettingsError(f"must be the names of {what}")
-    return texts
-
-
 def parse_names(what: str) -> Callable[[Any], tuple[str, ...]]:
     """A parser of texts that are not blank, each once: a list of them, or one text."""
 
     def parse(value: Any) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(map(parse_filled, _texts(value, what))))
+        return tuple(dict.fromkeys(map(parse_filled, _texts(value, f"the names of {what}"))))
 
     return parse
 
 
 def parse_tables(value: Any) -> tuple[TableName, ...]:
     """Names of tables, each once: a list of them, or a text that separates them by commas."""
-    names = (TableName(name.strip()) for word in _texts(value, "tables") for name in _COMMA.split(word))
+    names = (TableName(name.strip()) for word in _texts(value, "the names of tables") for name in _COMMA.split(word))
     return tuple(dict.fromkeys(names))
 
 
