@@ -106,7 +106,7 @@ def _block(plan: _Plan, kind: int, first: int, end: int) -> dict[str, pl.DataFra
         slots=slots,
         signals=draw_signals(rng, scene, slots),
     )
-    return _real(block) if kind == _REAL else _shadow(block)
+    return _frames(block, real=kind == _REAL)
 
 
 def _seed_kinds(rng: np.random.Generator, plan: _Plan, index: Ints) -> Ints:
@@ -119,33 +119,26 @@ def _seed_kinds(rng: np.random.Generator, plan: _Plan, index: Ints) -> Ints:
     return np.where(irregular, tables.FIRST_IRREGULAR_SEED + nth_irregular % len(rules["wild_seeds"]), regular)
 
 
-def _shadow(block: tables.Block) -> dict[str, pl.DataFrame]:
-    """Shadow users' frames: every slot and every signal has its node, no persona, no ranking event."""
+def _frames(block: tables.Block, *, real: bool) -> dict[str, pl.DataFrame]:
+    """The users' frames. Shadow users' slots and signals have their nodes, and they have no persona and no ranking event.
+
+    Real users' references are missing as applications leave them, and some have personas and events.
+    """
+    rng, rules, count = block.rng, block.scene.profile.world["real_users"], len(block.slots.trip)
     users = tables.users(block)
     trips = tables.trips(block, users["id"])
-    missing_node = np.zeros(len(block.slots.trip), dtype=np.bool_)
+    missing_node = rng.random(count) < rules["slot_without_node"] if real else np.zeros(count, dtype=np.bool_)
     slots = tables.itinerary_slots(block, trips["id"], missing_node)
     signals = tables.behavioral_signals(block, trips, slots["id"], missing_node)
-    return {"User": users, "Trip": trips, "ItinerarySlot": slots, "BehavioralSignal": signals}
-
-
-def _real(block: tables.Block) -> dict[str, pl.DataFrame]:
-    """Real users' frames: with missing references as applications leave them, some with personas and events."""
-    rng, rules = block.rng, block.scene.profile.world["real_users"]
-    users = tables.users(block)
-    trips = tables.trips(block, users["id"])
-    missing_node = rng.random(len(block.slots.trip)) < rules["slot_without_node"]
-    slots = tables.itinerary_slots(block, trips["id"], missing_node)
-    signals = tables.real_signals(block, tables.behavioral_signals(block, trips, slots["id"], missing_node))
+    frames = {"User": users, "Trip": trips, "ItinerarySlot": slots, "BehavioralSignal": signals}
+    if not real:
+        return frames
+    frames["BehavioralSignal"] = tables.real_signals(block, signals)
     known = rng.random(len(users)) < rules["with_persona"]
     known[0] = True  # even the smallest world has rows that are not the job's
     logged = known[block.scene.trips.user] & (rng.random(len(trips)) < rules["trip_with_events"])
     logged[0] = True
-    return {
-        "User": users,
-        "Trip": trips,
-        "ItinerarySlot": slots,
-        "BehavioralSignal": signals,
+    return frames | {
         "PersonaDimension": tables.persona_dimensions(block, trips, known),
         "RankingEvent": tables.ranking_events(block, trips, slots, logged),
     }
