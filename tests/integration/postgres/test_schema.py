@@ -375,7 +375,7 @@ PARTITIONED = (
         ([EVERYTHING], ""),
         (
             [NO_IDENTITY, EVERYTHING],
-            'ALTER TABLE "public"."RankingEvent" REPLICA IDENTITY FULL, or give it a primary key',
+            'ALTER TABLE public."RankingEvent" REPLICA IDENTITY FULL, or give it a primary key',
         ),
         ([NO_IDENTITY, f"{EVERYTHING} WITH (publish = 'insert, update')"], ""),
         ([NO_IDENTITY, 'CREATE PUBLICATION p FOR TABLE "RankingEvent"'], 'publication "p" sends deletes'),
