@@ -11,7 +11,7 @@ from functools import cache, partial
 import polars as pl
 
 from etl.errors import EtlError
-from etl.postgres.connection import PINNED_OPTIONS, TRANSACTION_SETTINGS, Connection, connect, to_frame
+from etl.postgres.connection import PINNED_OPTIONS, TRANSACTION_SETTINGS, Connection, connect
 from etl.postgres.naming import quote_literal
 from etl.postgres.transaction import transaction
 from etl.postgres.url import ConnectionTarget
@@ -95,7 +95,7 @@ def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str
 
     def read(sql: str) -> pl.DataFrame:
         table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
-        return to_frame(table)
+        return pl.DataFrame(table).rechunk()
 
     with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
         return dict(zip(queries, pool.map(read, queries.values()), strict=True))
