@@ -67,25 +67,16 @@ class _Candidate:
         return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A mapping as a fragment of a settings file, and how many decisions it leaves open."""
-
-    text: str
-    decisions: int
-
-
-def propose(connection: Connection, schema: str) -> Proposal:
-    """Propose where each model is. Reads the catalogs alone.
+def propose(connection: Connection, schema: str) -> str:
+    """Propose where each model is, as a fragment of a settings file. Reads the catalogs alone.
 
     Comments name what is found automatically. Likely matches are settings with a comment. What is unknown is a comment
-    with `DECIDE`.
+    with `DECIDE`, one in a line.
     """
     relations = _relations(connection)
     chosen = {model: _best(relations, model, schema) for model in MODELS}
     blocks = [_block(model, found, schema, chosen) for model, found in chosen.items()]
-    lines = [line for block in blocks for line in block]
-    return Proposal("\n".join(lines).strip(), sum("DECIDE" in line for line in lines))
+    return "\n".join(line for block in blocks for line in block).strip()
 
 
 def _relations(connection: Connection) -> list[_Candidate]:
