@@ -240,7 +240,7 @@ def _user_by_id(uid: int) -> _Account:
 
 
 def _run(
-    command: Sequence[str], account: _Account | None = None, *, text: str = "", seconds: float = 2 * _SECONDS
+    command: Sequence[str], account: _Account | None = None, *, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a program as the server's user, in a clean environment and a new session. A failure is a return code."""
     switch = account if account is not None and account.pw_uid != os.geteuid() else None
@@ -253,7 +253,7 @@ def _run(
             input=text,
             encoding="utf-8",
             errors="replace",
-            timeout=seconds,
+            timeout=2 * _SECONDS,
             env=_CLEAN,  # without the caller's PG* variables, which would change what these programs do
             cwd="/",  # the caller's may be closed to the server's user
             umask=0o077,
@@ -263,7 +263,7 @@ def _run(
             extra_groups=None if switch is None else [],
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, f"{command[0]} took longer than {seconds:.0f} s")
+        return subprocess.CompletedProcess(command, 124, f"{command[0]} took longer than {2 * _SECONDS:g} s")
     except OSError as error:
         return subprocess.CompletedProcess(command, 126, f"{command[0]}: {error.strerror}")
 

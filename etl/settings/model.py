@@ -241,7 +241,7 @@ class Settings:
     catalog_alpha: float | None = _option(
         PUBLISHED,
         "catalog:N draws in proportion to popularity to this power; default 0, evenly.",
-        parse_float(0, MAX_ALPHA),
+        parse_float(MAX_ALPHA),
         example=0.5,
         decides="triples",
     )
@@ -355,7 +355,7 @@ class Settings:
     fail_below: float | None = _option(
         LIMITS,
         "With --probe: exit 5 if its AUC is lower, and publish nothing.",
-        parse_float(0, 1),
+        parse_float(1),
         example=0.6,
         need="sometimes",
         says={"probe": "Exit 5 if the AUC is lower; the result is written all the same."},

@@ -56,9 +56,9 @@ def format_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def suggestion(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
+def suggestion(word: object, known: Iterable[str]) -> str:
     """The end of a sentence that asks for the closest known word; empty where none is close."""
-    near = difflib.get_close_matches(str(word)[:100], list(known), 1, likeness)
+    near = difflib.get_close_matches(str(word)[:100], list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -142,12 +142,12 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def parse_float(low: float, high: float) -> Callable[[Any], float]:
-    """A parser of numbers from `low` to `high`."""
+def parse_float(high: float) -> Callable[[Any], float]:
+    """A parser of numbers from 0 to `high`."""
 
     def parse(value: Any) -> float:
-        if not low <= (number := _number(value)) <= high:
-            raise SettingsError(f"must be a number from {low:g} to {high:g}")
+        if not 0 <= (number := _number(value)) <= high:
+            raise SettingsError(f"must be a number from 0 to {high:g}")
         return number
 
     return parse
