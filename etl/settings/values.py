@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -157,7 +156,7 @@ def parse_positive(high: float = math.inf) -> Callable[[Any], float]:
     """A parser of finite numbers above 0, and up to `high`."""
 
     def parse(value: Any) -> float:
-        if not 0 < (number := _number(value)) <= min(high, sys.float_info.max):
+        if not (0 < (number := _number(value)) <= high and number < math.inf):
             raise SettingsError("must be a number above 0" + (f", at most {high:g}" if high < math.inf else ""))
         return number
 
