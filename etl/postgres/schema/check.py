@@ -7,7 +7,7 @@ belong to the Prisma project.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -126,14 +126,19 @@ def apply(connection: Connection, naming: Naming) -> list[str]:
     The application's own tables are created only if none of them exists. Existing ones only get the index of the design.
     Raises SchemaError if what exists does not fit, or is in the way.
     """
-    created = _create_schema(connection, naming)
+    created = []
+    if named_tables(connection, naming.schema, SOURCE_MODELS) is None:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)}")
+        created.append(naming.schema)
     catalog = read_catalog(connection, naming)
     can_create = _creatable(catalog, naming)
     left = [each for each in _findings(catalog, naming) if each.kind != "table" or each.model not in can_create]
     _raise_if_blocking(
         left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created."
     )
-    for statement in _missing_statements(catalog, naming, can_create):
+    statements = schema_statements(naming, can_create)
+    new = [each for each in statements if each.kind != "enum" or each.name not in catalog.types]
+    for statement in (*new, *_missing_indexes(catalog, naming)):
         if statement.kind in {"table", "index"} and statement.name in catalog.names:
             raise SchemaError(
                 f"{naming.qualified(statement.name)} can't be created: {kind_name(catalog.names[statement.name])} of that name "
@@ -147,13 +152,6 @@ def apply(connection: Connection, naming: Naming) -> list[str]:
     return created
 
 
-def _create_schema(connection: Connection, naming: Naming) -> list[str]:
-    if named_tables(connection, naming.schema, SOURCE_MODELS) is not None:
-        return []
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)}")
-    return [naming.schema]
-
-
 def _creatable(catalog: Catalog, naming: Naming) -> list[str]:
     """Return the models whose missing tables may be created: our own, and the application's if it has none at all."""
     missing = [
@@ -165,13 +163,6 @@ def _creatable(catalog: Catalog, naming: Naming) -> list[str]:
     ]
     source_too = set(SOURCE_MODELS) <= set(missing)
     return [model for model in missing if source_too or model in WRITTEN_MODELS]
-
-
-def _missing_statements(catalog: Catalog, naming: Naming, models: Sequence[str]) -> list[Statement]:
-    """Return the statements that `apply` runs in order: all of these models, then missing indexes of existing tables."""
-    statements = schema_statements(naming, models)
-    new = [each for each in statements if each.kind != "enum" or each.name not in catalog.types]
-    return [*new, *_missing_indexes(catalog, naming)]
 
 
 def _missing_indexes(catalog: Catalog, naming: Naming) -> Iterator[Statement]:
