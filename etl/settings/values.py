@@ -425,15 +425,9 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
     """
     if not isinstance(value, str | list | tuple | dict):
         raise SettingsError('must be weights of cities, like "New York=2"')
-    if isinstance(value, dict):
-        pairs = [(str(city), weight) for city, weight in value.items()]
-    else:
-        words = _split_weights(value) if isinstance(value, str) else value
-        split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
-        pairs = [(str(city), weight) for city, weight in split]
-    for city, _ in pairs:
-        if "\0" in city or any("\ud800" <= character <= "\udfff" for character in city):
-            raise SettingsError("must name cities that a database can hold: in UTF-8, without a NUL character")
+    words = _split_weights(value) if isinstance(value, str) else value
+    split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
+    pairs = [(parse_text(str(city)), weight) for city, weight in (value.items() if isinstance(value, dict) else split)]
     weights = dict(sorted(((city, _weight(city, weight)) for city, weight in pairs), key=lambda pair: pair[0].encode()))
     if len(weights) != len(pairs):
         raise SettingsError("must name each city once")
