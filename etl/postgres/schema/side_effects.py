@@ -71,8 +71,10 @@ class Finding:
 def publication_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
     """Yield tables whose rows PostgreSQL does not let a run change, because a publication can't identify the row."""
     reported = set()
-    for model, table, key, columns, publication, updates, deletes, sent, condition in _published(connection, naming):
-        verb = _CHANGED[model]
+    for model, schema, name, key, columns, publication, updates, deletes, sent, condition in _published(
+        connection, naming
+    ):
+        verb, table = _CHANGED[model], f"{quote_identifier(schema)}.{quote_identifier(name)}"
         sends = updates if verb == "update" else deletes
         if not sends or table in reported:
             continue
@@ -118,8 +120,8 @@ def _names_in(expression: str) -> set[str]:
 def _published(connection: Connection, naming: Naming) -> list[tuple[Any, ...]]:
     """Return the tables with rows of the models, each with a publication of it, its schema, its partitioned table, or all.
 
-    A row has the model, the table, the columns of its replica identity, all its columns, the publication's name, whether it
-    sends updates and deletes, the columns that it sends (JSON, null for all), and its row filter.
+    A row has the model, schema and name of the table, the columns of its replica identity, all its columns, the publication's
+    name, whether it sends updates and deletes, the columns that it sends (JSON, null for all), and its row filter.
     """
     identity = (  # as for the server, an index that is invalid or deferrable is no replica identity
         "SELECT i.indkey::int2[] FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate "
@@ -136,7 +138,7 @@ def _published(connection: Connection, naming: Naming) -> list[tuple[Any, ...]]:
         "up(oid, above) AS (SELECT oid, oid FROM part UNION "
         "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
         "JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.above) "
-        "SELECT part.model, format('%I.%I', n.nspname, c.relname), "
+        "SELECT part.model, n.nspname::text, c.relname::text, "
         f"ARRAY({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[])) ORDER BY a.attnum), "
         f"ARRAY({columns} ORDER BY a.attnum), p.pubname::text, "
         # The columns and the row filter exist since PostgreSQL 15.
@@ -145,7 +147,7 @@ def _published(connection: Connection, naming: Naming) -> list[tuple[Any, ...]]:
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN up ON up.oid = c.oid "
         "JOIN pg_catalog.pg_class o ON o.oid = up.above JOIN pg_catalog.pg_namespace s ON s.oid = o.relnamespace "
         "JOIN pg_catalog.pg_publication_tables t ON t.schemaname = s.nspname AND t.tablename = o.relname "
-        "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 5"
+        "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 3, 6"
     )
 
 

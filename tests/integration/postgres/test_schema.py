@@ -375,7 +375,7 @@ PARTITIONED = (
         ([EVERYTHING], ""),
         (
             [NO_IDENTITY, EVERYTHING],
-            'ALTER TABLE public."RankingEvent" REPLICA IDENTITY FULL, or give it a primary key',
+            'ALTER TABLE "public"."RankingEvent" REPLICA IDENTITY FULL, or give it a primary key',
         ),
         ([NO_IDENTITY, f"{EVERYTHING} WITH (publish = 'insert, update')"], ""),
         ([NO_IDENTITY, 'CREATE PUBLICATION p FOR TABLE "RankingEvent"'], 'publication "p" sends deletes'),
@@ -395,7 +395,7 @@ PARTITIONED = (
         (['ALTER TABLE "RankingEvent" SET UNLOGGED', NO_IDENTITY, EVERYTHING], ""),
         (
             ['ALTER TABLE "BehavioralSignal" REPLICA IDENTITY NOTHING', EVERYTHING],
-            'updates of public."BehavioralSignal"',
+            'updates of "public"."BehavioralSignal"',
         ),
         (['CREATE PUBLICATION p FOR TABLE "RankingEvent" ("surface")'], "not all columns of its replica identity"),
         (['CREATE PUBLICATION p FOR TABLE "RankingEvent" ("surface", "id")'], ""),
@@ -408,10 +408,10 @@ PARTITIONED = (
         ),
         (["""CREATE PUBLICATION p FOR TABLE "RankingEvent" WHERE ("surface" = 'id')"""], 'filtered by "surface"'),
         (["""CREATE PUBLICATION p FOR TABLE "RankingEvent" WHERE ("id" <> '"surface')"""], ""),
-        ([*PARTITIONED, EVERYTHING], 'ALTER TABLE public."Before" REPLICA IDENTITY FULL'),
+        ([*PARTITIONED, EVERYTHING], 'ALTER TABLE "public"."Before" REPLICA IDENTITY FULL'),
         (
             [*PARTITIONED, 'CREATE PUBLICATION p FOR TABLE "RankingEvent" WITH (publish_via_partition_root)'],
-            'public."Before"',
+            '"public"."Before"',
         ),
         ([*PARTITIONED, 'CREATE PUBLICATION p FOR TABLE "Since"'], ""),
     ],
