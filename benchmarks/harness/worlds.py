@@ -72,19 +72,27 @@ def chunks(scale: float, seed: int = 0) -> Iterator[SourceTables]:
     """Yield the world in chunks of some thousand users, each with their rows and the whole catalogue."""
     nodes = pl.DataFrame()
     for number, world in enumerate(generate(scale=scale, seed=seed)):
-        if world.activity_nodes.height:
-            nodes = world.activity_nodes.rename({"id": "node_id"})
-        users = world.users.filter(pl.col("email").str.starts_with(PREFIX)).select(user_id="id", is_shadow=pl.lit(True))
-        trips = world.trips.filter(pl.col("userId").is_in(users["user_id"].implode())).select(
-            trip_id="id", user_id="userId", city="city", start_us=pl.col("startDate").dt.epoch("us")
+        if world["ActivityNode"].height:
+            nodes = world["ActivityNode"].rename({"id": "node_id"})
+        users = (
+            world["User"].filter(pl.col("email").str.starts_with(PREFIX)).select(user_id="id", is_shadow=pl.lit(True))
         )
-        slots = world.itinerary_slots.filter(pl.col("tripId").is_in(trips["trip_id"].implode())).select(
-            slot_id="id",
-            trip_id="tripId",
-            node_id="activityNodeId",
-            day_number="dayNumber",
-            sort_order="sortOrder",
-            status="status",
+        trips = (
+            world["Trip"]
+            .filter(pl.col("userId").is_in(users["user_id"].implode()))
+            .select(trip_id="id", user_id="userId", city="city", start_us=pl.col("startDate").dt.epoch("us"))
+        )
+        slots = (
+            world["ItinerarySlot"]
+            .filter(pl.col("tripId").is_in(trips["trip_id"].implode()))
+            .select(
+                slot_id="id",
+                trip_id="tripId",
+                node_id="activityNodeId",
+                day_number="dayNumber",
+                sort_order="sortOrder",
+                status="status",
+            )
         )
         yield SourceTables(users, trips, slots, nodes, affinities(users, nodes, (seed, number)))
 

@@ -106,21 +106,19 @@ def to_world(nodes: pl.DataFrame, trips: pl.DataFrame, visits: pl.DataFrame) -> 
     activity_nodes, journeys = node_table(nodes), trip_table(trips)
     slots = slot_table(visits)
     seeds = persona_seeds(journeys, slots, activity_nodes)
-    return WorldChunk(
-        users=user_table(trips),
-        trips=_columns("trips", journeys.drop("personaSeed").join(seeds, on="userId", how="left").sort("id")),
-        activity_nodes=activity_nodes,
-        itinerary_slots=slots,
-        behavioral_signals=signal_table(slots, journeys),
-        persona_dimensions=pl.DataFrame(schema=SCHEMAS["persona_dimensions"]),
-        ranking_events=pl.DataFrame(schema=SCHEMAS["ranking_events"]),
-    )
+    return {
+        "User": user_table(trips),
+        "Trip": _columns("Trip", journeys.drop("personaSeed").join(seeds, on="userId", how="left").sort("id")),
+        "ActivityNode": activity_nodes,
+        "ItinerarySlot": slots,
+        "BehavioralSignal": signal_table(slots, journeys),
+    }
 
 
 def user_table(trips: pl.DataFrame) -> pl.DataFrame:
     """The columns of User. Grain: a user, sorted by id; the email `shadow-<user id>@example.test`."""
     users = trips.select(id="user_id").unique().sort("id")
-    return _columns("users", users.with_columns(email=pl.format(f"{PREFIX}{{}}@example.test", "id")))
+    return _columns("User", users.with_columns(email=pl.format(f"{PREFIX}{{}}@example.test", "id")))
 
 
 def trip_table(trips: pl.DataFrame) -> pl.DataFrame:
@@ -138,7 +136,7 @@ def trip_table(trips: pl.DataFrame) -> pl.DataFrame:
         createdAt=start,
         personaSeed=pl.lit(None, dtype=pl.String),
     )
-    return _columns("trips", named.sort("id"))
+    return _columns("Trip", named.sort("id"))
 
 
 def node_table(nodes: pl.DataFrame) -> pl.DataFrame:
@@ -152,7 +150,7 @@ def node_table(nodes: pl.DataFrame) -> pl.DataFrame:
         latitude="lat",
         longitude="lon",
     )
-    return _columns("activity_nodes", named.sort("id"))
+    return _columns("ActivityNode", named.sort("id"))
 
 
 def slot_table(visits: pl.DataFrame) -> pl.DataFrame:
@@ -165,7 +163,7 @@ def slot_table(visits: pl.DataFrame) -> pl.DataFrame:
         sortOrder="sort_order",
         status=pl.lit("completed"),
     )
-    return _columns("itinerary_slots", named)
+    return _columns("ItinerarySlot", named)
 
 
 def signal_table(slots: pl.DataFrame, trips: pl.DataFrame) -> pl.DataFrame:
@@ -180,7 +178,7 @@ def signal_table(slots: pl.DataFrame, trips: pl.DataFrame) -> pl.DataFrame:
         signalType=pl.lit("complete"),
         modelVersion=pl.lit(None, dtype=pl.String),
     )
-    return _columns("behavioral_signals", signals)
+    return _columns("BehavioralSignal", signals)
 
 
 def persona_seeds(trips: pl.DataFrame, slots: pl.DataFrame, nodes: pl.DataFrame) -> pl.DataFrame:
@@ -213,9 +211,9 @@ def persona_seeds(trips: pl.DataFrame, slots: pl.DataFrame, nodes: pl.DataFrame)
     return wide.select("userId", personaSeed=seed.struct.json_encode()).sort("userId")
 
 
-def _columns(table: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """The table's columns in their order, with the types that COPY needs."""
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in SCHEMAS[table].items())
+def _columns(model: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """The model's columns in their order, with the types that COPY needs."""
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in SCHEMAS[model].items())
 
 
 # --- The job on them ---
@@ -320,7 +318,7 @@ def measure_all(data: Path, url_of: Callable[[str], str], out: Path) -> Iterator
     worlds = [(city, kind, [data / city]) for city, kind in CITIES.items()]
     for label, kind, folders in [*worlds, ("all", "model", [data / city for city in CITIES])]:
         world = read_world(folders)
-        city = ", ".join(world.trips["city"].unique().sort()) if len(folders) == 1 else "all in one database"
+        city = ", ".join(world["Trip"]["city"].unique().sort()) if len(folders) == 1 else "all in one database"
         with fresh_database(url_of, label) as url:
             yield measure(city, kind, url, world, out / label)
 

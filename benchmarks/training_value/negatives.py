@@ -139,9 +139,11 @@ def _weight_of_signals() -> pl.DataFrame:
     """Return weight factors: 2 for loved, 0.5 for disliked, 1.5 for dwelt on."""
     frames = []
     for chunk in generate(scale=1.0, seed=0):
-        slots = chunk.itinerary_slots.select("tripId", "dayNumber", "activityNodeId", slotId="id")
-        marks = chunk.behavioral_signals.group_by("slotId").agg(
-            *((pl.col("signalType") == mark).any().alias(mark) for mark in ("loved", "disliked", "dwell"))
+        slots = chunk["ItinerarySlot"].select("tripId", "dayNumber", "activityNodeId", slotId="id")
+        marks = (
+            chunk["BehavioralSignal"]
+            .group_by("slotId")
+            .agg(*((pl.col("signalType") == mark).any().alias(mark) for mark in ("loved", "disliked", "dwell")))
         )
         factor = pl.when("loved").then(2.0).when("disliked").then(0.5).otherwise(1.0) * pl.when("dwell").then(
             1.5

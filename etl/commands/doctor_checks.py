@@ -22,7 +22,7 @@ from etl.postgres.connection import OLDEST, Connection, connect
 from etl.postgres.naming import MODELS, Naming, quote_identifier, quote_literal
 from etl.postgres.schema import check as schema_check
 from etl.postgres.schema.catalog import read_catalog
-from etl.postgres.schema.mapping import find_naming
+from etl.postgres.schema.mapping import find_relations
 from etl.postgres.schema.privileges import require_privileges
 from etl.postgres.schema.side_effects import SIDE_EFFECTS, Finding
 from etl.postgres.scope import Scope
@@ -273,7 +273,7 @@ def _schema_checks(connection: Connection, settings: Settings) -> Iterator[Check
     name = schema_of(settings, connection.address)
     try:
         with transaction(connection, read_only=True):
-            naming = find_naming(connection, name, settings.naming, settings.map)
+            naming, _ = find_relations(connection, name, settings.naming, settings.map)
             findings = schema_check.check(connection, naming)
     except SchemaError as error:
         yield failed("schema", SchemaError, str(error))

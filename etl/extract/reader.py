@@ -120,13 +120,13 @@ def extract_source(
     categories = read_categories(connection, scope)
     trips_schema, slots_schema = source_schemas(scope)
     with read_in_background(connection, queries_) as others:
-        buckets = others.result()["trips"] if slots.buckets > 1 else None
+        buckets = others()["trips"] if slots.buckets > 1 else None
         read_slots = 0
         for batch in connection.iter_frames(queries.slots(scope, "shadow")):
             read_slots += batch.height
             on_rows(batch.height)
             _spill_slots(slots, rejected.filter(slots_schema, "slots", batch), buckets)
-        read = others.result()
+        read = others()
     seeds = read["seeds"]
     on_rows(sum(read[name].height for name in ("users", "trips", "nodes")))
     rejected.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
@@ -223,7 +223,7 @@ def extract_logged(
         rejected.count_unread(
             "events", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "RankingEvent"))
         )
-        read = others.result()
+        read = others()
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     on_rows(read["users"].height + read["nodes"].height + personas.height)
     return LoggedEvents(

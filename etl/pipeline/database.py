@@ -10,8 +10,8 @@ from etl.load.copy import require_empty
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import Naming
 from etl.postgres.schema import check as schema_check
-from etl.postgres.schema.mapping import find_naming
-from etl.postgres.schema.proposal import Proposal, propose
+from etl.postgres.schema.mapping import find_relations
+from etl.postgres.schema.proposal import propose
 from etl.postgres.schema.side_effects import Finding
 from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.transaction import advisory_lock, require_lock, transaction
@@ -56,11 +56,11 @@ def check_schema(settings: Settings, stop: CancelToken | None = None) -> list[Fi
     """Returns what is missing in the database, or does not fit."""
     target = target_of(settings)
     with connect(target, stop) as connection, transaction(connection, read_only=True):
-        naming = find_naming(connection, schema_of(settings, target), settings.naming, settings.map)
+        naming, _ = find_relations(connection, schema_of(settings, target), settings.naming, settings.map)
         return schema_check.check(connection, naming)
 
 
-def propose_map(settings: Settings, stop: CancelToken | None = None) -> Proposal:
+def propose_map(settings: Settings, stop: CancelToken | None = None) -> str:
     """Propose a mapping for a database: its tables, views and columns whose names are not the contract's."""
     target = target_of(settings)
     with connect(target, stop) as connection, transaction(connection, read_only=True):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 
 import polars as pl
 
 from etl.errors import EtlError
-from etl.postgres.connection import (
-    PINNED_OPTIONS,
-    TRANSACTION_SETTINGS,
-    Connection,
-    connect,
-    to_frame,
-)
+from etl.postgres.connection import PINNED_OPTIONS, TRANSACTION_SETTINGS, Connection, connect
 from etl.postgres.naming import quote_literal
 from etl.postgres.transaction import transaction
 from etl.postgres.url import ConnectionTarget
@@ -28,53 +23,27 @@ READ_CONNECTIONS = 2
 """Number of connections that read at once. More is not faster on two cores, because the server has to produce the rows."""
 
 
-class PendingReads:
-    """Named queries that are read on other connections while the connection itself can be used.
-
-    `frames` is None if connectorx can't express the connection; `reason` says why.
-    """
-
-    def __init__(
-        self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None, reason: str = ""
-    ) -> None:
-        self._connection, self._queries, self._frames, self._reason = connection, queries, frames, reason
-        self._read_now: _Frames | None = None
-
-    def result(self) -> _Frames:
-        """Return the rows by query name. If connectorx can't be used or failed, they are read now through the connection."""
-        if self._read_now is not None:
-            return self._read_now
-        reason = self._reason
-        if self._frames is not None:
-            try:
-                return self._frames.result()
-            # connectorx's Rust code raises PanicException, which is not an Exception.
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-                    raise
-                self._connection.stop.raise_if_cancelled()
-                text = self._connection.address.redact(str(error)) or type(error).__name__  # redacted before it is cut
-                reason = text.splitlines()[0][:200]
-        log.info("Reading through ADBC, since connectorx can't: %s.", reason)
-        self._read_now = {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
-        return self._read_now
-
-
 @contextmanager
-def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[PendingReads]:
+def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[Callable[[], _Frames]]:
     """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
 
-    Where connectorx can't be used they are read through ADBC when the result is asked for, and a log line says why.
+    Yields a function that returns the rows by query name. Where connectorx can't be used or fails, it reads them through ADBC
+    when it is called, and a log line says why.
     """
     tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
     address = connection.address
+
+    @cache
+    def read_now(reason: str) -> _Frames:
+        log.info("Reading through ADBC, since connectorx can't: %s.", reason)
+        return {name: connection.fetch_frame(sql) for name, sql in queries.items()}
+
     url = address.connectorx_url(
         tls=tls, name=name, options=PINNED_OPTIONS, password=address.new_password(connection.stop)
     )
     if url is None or not connection.direct:
-        reason = address.connectorx_unsupported_reason or "a pooler may have no further sessions"
-        yield PendingReads(connection, queries, None, reason)
+        yield partial(read_now, address.connectorx_unsupported_reason or "a pooler may have no further sessions")
         return
     snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
     with (
@@ -82,8 +51,20 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
         ThreadPoolExecutor(1, thread_name_prefix="reading") as pool,
     ):
         frames = pool.submit(_read_connectorx, connection, url, queries, snapshot)
+
+        def result() -> _Frames:
+            try:
+                return frames.result()
+            # connectorx's Rust code raises PanicException, which is not an Exception.
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                    raise
+                connection.stop.raise_if_cancelled()
+                text = address.redact(str(error)) or type(error).__name__  # redacted before it is cut
+                return read_now(text.splitlines()[0][:200])
+
         try:
-            yield PendingReads(connection, queries, frames)
+            yield result
         except BaseException:
             if not frames.done():  # its rows are not needed any more, and leaving the pool waits for it
                 with suppress(EtlError):
@@ -114,7 +95,7 @@ def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str
 
     def read(sql: str) -> pl.DataFrame:
         table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
-        return to_frame(table)
+        return pl.DataFrame(table).rechunk()
 
     with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
         return dict(zip(queries, pool.map(read, queries.values()), strict=True))

@@ -144,7 +144,7 @@ class Connection:
         """Return the rows of a query as a frame. The query must cast enums to text and numerics to int8."""
         with self._mapped_errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
-            return to_frame(cursor.fetch_arrow_table())
+            return pl.DataFrame(cursor.fetch_arrow_table()).rechunk()
 
     def iter_frames(self, sql: str) -> Iterator[pl.DataFrame]:
         """Yield the rows of a query in batches as the driver fetches them. Memory does not grow with the result."""
@@ -152,7 +152,7 @@ class Connection:
             cursor.execute(sql)
             # Not fetch_record_batch(), whose errors are Arrow's and have no SQLSTATE.
             for batch in cursor._results.reader:  # noqa: SLF001
-                yield to_frame(batch)
+                yield pl.DataFrame(batch)
 
     def execute(self, sql: str) -> int:
         """Run a statement that writes. Returns the number of affected rows, -1 if the server reports none.
@@ -315,14 +315,6 @@ def require_supported(encoding: str, version: str, number: int) -> None:
             f"The database's encoding is {encoding}, and bpr-etl needs UTF8: its orders and checksums are of UTF-8 bytes. "
             "Copy the database into one that was created with ENCODING 'UTF8'."
         )
-
-
-def to_frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
-    """Convert an Arrow table or batch to a frame."""
-    frame = pl.from_arrow(table)
-    if not isinstance(frame, pl.DataFrame):  # pragma: no cover - a table always becomes a frame
-        raise TypeError
-    return frame.rechunk()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

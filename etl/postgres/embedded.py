@@ -99,8 +99,8 @@ def start(data_dir: Path, *, parameters: Mapping[str, str] | None = None) -> Ser
     """Start the server of this data folder, which is created on first use. A running server is returned as it is.
 
     The server outlives the calling process and ignores its Ctrl-C: `stop` ends it. `parameters` are settings as in
-    postgresql.conf for this start only; they do not change a running server, and those that keep the server closed are
-    refused. Can be called by several processes at once. Waits while the folder is used by `shared_server`.
+    postgresql.conf for this start only; they change neither a running server nor what keeps it closed. Can be called by
+    several processes at once. Waits while the folder is used by `shared_server`.
     """
     with _prepared(data_dir.resolve()) as host:
         if _is_temporary(host.data_dir):  # left by a `shared_server` that was killed; the next one would stop it
@@ -240,7 +240,7 @@ def _user_by_id(uid: int) -> _Account:
 
 
 def _run(
-    command: Sequence[str], account: _Account | None = None, *, text: str = "", seconds: float = 2 * _SECONDS
+    command: Sequence[str], account: _Account | None = None, *, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a program as the server's user, in a clean environment and a new session. A failure is a return code."""
     switch = account if account is not None and account.pw_uid != os.geteuid() else None
@@ -253,7 +253,7 @@ def _run(
             input=text,
             encoding="utf-8",
             errors="replace",
-            timeout=seconds,
+            timeout=2 * _SECONDS,
             env=_CLEAN,  # without the caller's PG* variables, which would change what these programs do
             cwd="/",  # the caller's may be closed to the server's user
             umask=0o077,
@@ -263,7 +263,7 @@ def _run(
             extra_groups=None if switch is None else [],
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, f"{command[0]} took longer than {seconds:.0f} s")
+        return subprocess.CompletedProcess(command, 124, f"{command[0]} took longer than {2 * _SECONDS:g} s")
     except OSError as error:
         return subprocess.CompletedProcess(command, 126, f"{command[0]}: {error.strerror}")
 
@@ -604,10 +604,6 @@ def _options(parameters: Mapping[str, str], socket_dir: Path) -> str:
         "unix_socket_permissions": "0700",
         "unix_socket_group": "",
     }
-    files = {"config_file", "data_directory", "external_pid_file", "hba_file", "ident_file"}
-    for name in parameters:
-        if name in closed or name in files or not re.fullmatch(r"[a-z_][a-z0-9_.]*", name):
-            raise SettingsError(f"The embedded PostgreSQL does not take the parameter {name!r}: leave it away.")
     return shlex.join(word for name, value in {**parameters, **closed}.items() for word in ("-c", f"{name}={value}"))
 
 

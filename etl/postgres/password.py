@@ -6,8 +6,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from etl.errors import ConnectError, SettingsError
@@ -49,12 +49,17 @@ class PasswordCommand:
             raise SettingsError(
                 f"The password command {words[0]!r} can't be run: {error.strerror}. Correct --password-command."
             ) from None
-        with process, _killed_at_the_end(process):
-            if not stop.poll(lambda: process.poll() is not None, TIMEOUT):
-                raise ConnectError(
-                    f"The password command {words[0]!r} has not ended after {TIMEOUT:g} s. Run it by hand to see why."
-                )
-            output = process.stdout.read() if process.stdout else b""
+        with process:
+            try:
+                if not stop.poll(lambda: process.poll() is not None, TIMEOUT):
+                    raise ConnectError(
+                        f"The password command {words[0]!r} has not ended after {TIMEOUT:g} s. Run it by hand to see why."
+                    )
+                output = process.stdout.read() if process.stdout else b""
+            finally:
+                if process.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)  # and all that it has started
         if process.returncode:
             how = f"exit code {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
             raise ConnectError(
@@ -70,17 +75,6 @@ class PasswordCommand:
             self.printed.append(password)
             hide_secrets([password])
         return password
-
-
-@contextmanager
-def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill the command, and all that it has started, if it still runs at the end of the block."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _only_line(output: bytes) -> str | None:

@@ -6,13 +6,11 @@ another thread while the main thread waits for signals. The work checks the `Can
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -123,76 +121,49 @@ def interruptible(work: Callable[[CancelToken], T]) -> T:
     after GRACE_SECONDS, and what the work raises by itself. Where the signal comes too late, the work's own outcome counts.
     """
     stop, done = CancelToken(), Future[T]()
-    with _catch_signals() as pipe:
+    received: list[int] = []
 
-        def target() -> None:
-            try:
-                done.set_result(work(stop))
-            except BaseException as error:  # noqa: BLE001 - raised again by result(), on the main thread
-                done.set_exception(error)
-            pipe.end()
+    def target() -> None:
+        try:
+            done.set_result(work(stop))
+        except BaseException as error:  # noqa: BLE001 - raised again by result(), on the main thread
+            done.set_exception(error)
 
+    with _catch_signals(received):
         threading.Thread(target=target, daemon=True, name="work").start()
-        number = pipe.next()
-        if number:
-            _end(stop, done, number, pipe)
+        while not done.done():
+            if received:
+                _end(stop, done, received[0])
+                break
+            # In short pieces: the system may give a signal to another thread, and this one handles it when it next wakes.
+            wait([done], POLL_SECONDS)
         return done.result()
 
 
-class _SignalPipe:
-    """A pipe of bytes: the numbers of signals, and 0 for the end of the work."""
-
-    def __init__(self) -> None:
-        self.ended = False
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.writer, False)
-
-    def end(self) -> None:
-        """Signal the end of the work."""
-        os.write(self.writer, b"\0")
-
-    def next(self, seconds: float | None = None) -> int | None:
-        """Returns the next of SIGNALS, or 0 for the end; None where nothing comes in so many seconds."""
-        while select.select([self.reader], [], [], seconds)[0]:
-            number = os.read(self.reader, 1)[0]
-            self.ended = self.ended or number == 0
-            if number in (0, *SIGNALS):  # other signals with a handler arrive here, too
-                return number
-        return None
-
-
 @contextmanager
-def _catch_signals() -> Iterator[_SignalPipe]:
-    """Catch SIGNALS during the block."""
-    # Python writes to this pipe on any thread (`set_wakeup_fd`). Without it, a signal that the system gives to another
-    # thread would not wake the main thread, where alone Python handles signals.
-    pipe = _SignalPipe()
+def _catch_signals(received: list[int]) -> Iterator[None]:
+    """Append the numbers of SIGNALS that arrive during the block."""
     before = {
-        number: signal.signal(number, lambda _number, _frame: None)
+        number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    woken = signal.set_wakeup_fd(pipe.writer, warn_on_full_buffer=False)
     try:
-        yield pipe
+        yield
     finally:
-        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if pipe.ended:  # else work that is still being undone will write to it
-            os.close(pipe.reader)
-            os.close(pipe.writer)
 
 
-def _end(stop: CancelToken, done: Future[T], number: int, pipe: _SignalPipe) -> None:
+def _end(stop: CancelToken, done: Future[T], number: int) -> None:
     """Cancel and wait. Raises CancelledError, unless the work ended by itself all the same."""
     name = signal.Signals(number).name
     deadline = time.monotonic() + GRACE_SECONDS
     in_time = stop.cancel()
-    while not pipe.ended and time.monotonic() < deadline:
-        pipe.next(RETRY_SECONDS)  # returns early at the end, or at one more signal
+    while not done.done() and time.monotonic() < deadline:
+        wait([done], RETRY_SECONDS)
         stop.cancel()  # again: a cancel request that arrives just before its query is lost
-    if not pipe.ended:
+    if not done.done():
         state = (
             "the work could not be undone in time; the server rolls it back, and the next run clears the rest"
             if in_time

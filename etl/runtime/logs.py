@@ -42,9 +42,6 @@ class LogHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - a line that can't be written must not end a run
             self.handleError(record)
 
-    def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 - logging's name
-        """Ignore the formatter that `basicConfig` sets: ours is made when the first line is written."""
-
     def format(self, record: logging.LogRecord) -> str:
         """Returns the record as a line."""
         if self.formatter is None:
@@ -71,18 +68,13 @@ def _formatter(logs: LogHandler) -> logging.Formatter:
     from rich.console import Console  # noqa: PLC0415
 
     def context(_logger: Any, _method: str, event: Event) -> Event:
-        """Puts time, level, event, logger, run and step first, in this order."""
-        record: logging.LogRecord = event["_record"]
-        moment = datetime.fromtimestamp(record.created, UTC)
+        moment = datetime.fromtimestamp(event["_record"].created, UTC)
         event["timestamp"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        run_id, step = logs.run_id, _step.get()
-        first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger")}
-        return {
-            **first,
-            **({"run_id": run_id if logs.as_json else run_id[:_SHORT_ID]} if run_id else {}),
-            **({"step": step} if step else {}),
-            **{name: value for name, value in event.items() if not name.startswith("_ray_")},  # Ray marks every record
-        }
+        if logs.run_id:
+            event["run_id"] = logs.run_id if logs.as_json else logs.run_id[:_SHORT_ID]
+        if step := _step.get():
+            event["step"] = step
+        return event
 
     def plain(_logger: Any, _method: str, event: Event) -> Event:
         """Escapes control characters, since a line may hold names from the database; omits our own logger's name."""
@@ -94,8 +86,8 @@ def _formatter(logs: LogHandler) -> logging.Formatter:
     before: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         context,
+        structlog.stdlib.ExtraAdder(),
     ]
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if logs.as_json:
@@ -121,7 +113,9 @@ def _formatter(logs: LogHandler) -> logging.Formatter:
 def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> LogHandler:
     """Send every log line of this process to stderr: warnings alone with `quiet`, each step with `verbose`."""
     logs = LogHandler(as_json=as_json)
-    logging.basicConfig(handlers=[logs], level=logging.WARNING if quiet else logging.INFO, force=True)
+    root = logging.getLogger()
+    root.handlers[:] = [logs]
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
     log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
     for name in ("r2d2", "openlineage", "urllib3"):  # connectorx's pool, what sends lineage: their retries are no news
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -16,7 +16,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,28 +47,24 @@ _MAX_FOLDER = 24
 """Characters of the temporary folder's path: a socket's path has at most 107, and we and Ray append up to 83."""
 
 _SMALL = (int, float, str, bytes, type(None))
-_unpacked: dict[str, Any] = {}
-"""In a worker: shared values by key."""
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """A value that all calls share: where Ray keeps it, and the versions of the driver."""
+    """A value that all calls share: where Ray keeps it, and the versions of the driver. The key identifies it."""
 
     key: str
-    place: Any
-    versions: dict[str, str]
+    place: Any = field(compare=False)
+    versions: dict[str, str] = field(compare=False)
 
-    def value(self) -> Any:
-        """Returns the value, in a worker. Raises ConnectError where the worker has other versions than the driver."""
-        if self.key not in _unpacked:
-            require_same(self.versions)
-            import ray  # noqa: PLC0415
 
-            while len(_unpacked) > 1:  # a run shares one value after the other
-                _unpacked.pop(next(iter(_unpacked)))
-            _unpacked[self.key] = ray.get(self.place)
-        return _unpacked[self.key]
+@lru_cache(maxsize=2)  # a run shares one value after the other
+def _unpack(shared: Broadcast) -> Any:
+    """Returns the value, in a worker. Raises ConnectError where the worker has other versions than the driver."""
+    require_same(shared.versions)
+    import ray  # noqa: PLC0415
+
+    return ray.get(shared.place)
 
 
 def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any) -> Any:
@@ -76,7 +73,7 @@ def _run_task(step: TaskFunction, shared: Broadcast, keeps: int, *arguments: Any
 
     pa.set_cpu_count(1)
     began = time.perf_counter()
-    answer = step(shared.value(), *arguments)
+    answer = step(_unpack(shared), *arguments)
     result, kept = answer if keeps else (answer, [])
     seconds = time.perf_counter() - began
     return ((result, seconds), *kept) if keeps else (result, seconds)

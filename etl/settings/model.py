@@ -182,7 +182,7 @@ class Settings:
         decides="rows",
     )
     wait_lock: bool = _flag(DATABASE, "Wait for another run to end; default: exit 6.", need="sometimes")
-    max_wait: float = _option(DATABASE, "Seconds that --wait-lock waits; default 3600.", parse_positive, 3600.0)
+    max_wait: float = _option(DATABASE, "Seconds that --wait-lock waits; default 3600.", parse_positive(), 3600.0)
     data_dir: str | None = _text(
         DATABASE, "Data folder of the embedded PostgreSQL.", "FOLDER", "/var/lib/bpr-etl/pg", need="often"
     )
@@ -241,7 +241,7 @@ class Settings:
     catalog_alpha: float | None = _option(
         PUBLISHED,
         "catalog:N draws in proportion to popularity to this power; default 0, evenly.",
-        parse_float(0, MAX_ALPHA),
+        parse_float(MAX_ALPHA),
         example=0.5,
         decides="triples",
     )
@@ -355,7 +355,7 @@ class Settings:
     fail_below: float | None = _option(
         LIMITS,
         "With --probe: exit 5 if its AUC is lower, and publish nothing.",
-        parse_float(0, 1),
+        parse_float(1),
         example=0.6,
         need="sometimes",
         says={"probe": "Exit 5 if the AUC is lower; the result is written all the same."},
@@ -423,7 +423,11 @@ class Settings:
         OTHER, "Print the GRANTs that this database role needs, instead of the tables.", "NAME", "bpr_etl", need="often"
     )
     scale: float = _option(
-        OTHER, "Size of the synthetic world; default 1, the design's size.", parse_positive, 1.0, need="often"
+        OTHER,
+        "Size of the synthetic world; default 1, the design's size.",
+        parse_positive(1000),  # 85 million slots: far above it the trips alone fill the memory
+        1.0,
+        need="often",
     )
 
     remove: bool = _flag(OTHER, "Remove what earlier demos left: their snapshots and their database.", need="often")

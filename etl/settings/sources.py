@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,18 @@ def load_settings(
     never repeats a password.
     """
     environ = process_environment() if environ is None else environ
+    path = explicit_settings_file(given, environ)
+    in_file = _read_file(Path(path)) if path else {}
+    _refuse_mistyped_variables(environ)
+    _refuse_empty_variables(environ)
+    variables = {name: environ[variable] for name in OPTIONS if (variable := env_variable_for(name, environ))}
+    options = {name: value for name, value in given.items() if value is not None and name != "config"}
     values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    if path := explicit_settings_file(given, environ):
-        origins["config"] = path
-    for name, value, where in _given_values(given, environ, origin):
-        values[name] = parse_option(name, value, where)
-        origins[name] = where
+    origins = {"config": path} if path else {}
+    # The strongest origin last. A weaker one's value is checked as well.
+    for layer, where in ((in_file, path or ""), (variables, "the environment"), (options, origin)):
+        values |= {name: parse_option(name, value, where) for name, value in layer.items()}
+        origins |= dict.fromkeys(layer, where)
     return Settings(**values, environ=dict(environ), origins=origins)
 
 
@@ -62,18 +67,6 @@ def with_options(settings: Settings | None, options: Mapping[str, Any]) -> Setti
         if name not in OPTIONS and not (name == "config" and settings is None):
             raise unknown_option(f"There is no setting {name!r}", name)
     return load_settings(options, origin=THE_CALL) if settings is None else replace(settings, **options)
-
-
-def _given_values(given: Mapping[str, Any], environ: Mapping[str, str], origin: str) -> Iterator[tuple[str, Any, str]]:
-    """Every value that is given anywhere: (option, value, origin), the strongest origin last."""
-    if path := explicit_settings_file(given, environ):
-        yield from ((name, value, path) for name, value in _read_file(Path(path)).items())
-    _refuse_mistyped_variables(environ)
-    _refuse_empty_variables(environ)
-    for name in OPTIONS:
-        if variable := env_variable_for(name, environ):
-            yield name, environ[variable], "the environment"
-    yield from ((name, value, origin) for name, value in given.items() if value is not None and name != "config")
 
 
 def explicit_settings_file(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:

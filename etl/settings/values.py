@@ -46,6 +46,7 @@ LARGE_CATALOGUE_ALPHA = 0.5
 MAX_SAMPLES = 1_000
 MAX_ALPHA = 10.0
 
+_STRATEGY = f"ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}"
 STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
 
 
@@ -54,9 +55,9 @@ def format_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def suggestion(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
+def suggestion(word: object, known: Iterable[str]) -> str:
     """The end of a sentence that asks for the closest known word; empty where none is close."""
-    near = difflib.get_close_matches(str(word)[:100], list(known), 1, likeness)
+    near = difflib.get_close_matches(str(word)[:100], list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -140,22 +141,26 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def parse_float(low: float, high: float) -> Callable[[Any], float]:
-    """A parser of numbers from `low` to `high`."""
+def parse_float(high: float) -> Callable[[Any], float]:
+    """A parser of numbers from 0 to `high`."""
 
     def parse(value: Any) -> float:
-        if not low <= (number := _number(value)) <= high:
-            raise SettingsError(f"must be a number from {low:g} to {high:g}")
+        if not 0 <= (number := _number(value)) <= high:
+            raise SettingsError(f"must be a number from 0 to {high:g}")
         return number
 
     return parse
 
 
-def parse_positive(value: Any) -> float:
-    """A finite number above 0."""
-    if not 0 < (number := _number(value)) < math.inf:
-        raise SettingsError("must be a number above 0")
-    return number
+def parse_positive(high: float = math.inf) -> Callable[[Any], float]:
+    """A parser of finite numbers above 0, and up to `high`."""
+
+    def parse(value: Any) -> float:
+        if not (0 < (number := _number(value)) <= high and number < math.inf):
+            raise SettingsError("must be a number above 0" + (f", at most {high:g}" if high < math.inf else ""))
+        return number
+
+    return parse
 
 
 def _share(value: Any) -> float:
@@ -349,7 +354,7 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         """Parse a value. Raises SettingsError."""
         if isinstance(value, cls):
             return value
-        words = _split_words(value, "must be a list of strategies")
+        words = _split_words(value, _STRATEGY)
         samples = [size for word in dict.fromkeys(map(_strategy, words)) if (size := _sample_size(word))]
         if len(samples) > 1:
             raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
@@ -366,22 +371,23 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         return NegativeSampling("ranking" in self, "shown" in self, self.samples, alpha or 0.0)
 
 
-def _split_words(value: Any, otherwise: str) -> list[Any]:
-    """The words of a list, or of a text that separates them by commas. Raises SettingsError(otherwise) for others."""
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple):
-        raise SettingsError(otherwise)
-    pieces = (piece for each in given for piece in (each.split(",") if isinstance(each, str) else [each]))
-    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]
+def _texts(value: Any, what: str) -> list[str]:
+    """A text, or those of a list. Raises SettingsError for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise SettingsError(f"must be {what}")
+    return list(texts)
 
 
-def _strategy(word: Any) -> str:
-    if isinstance(word, str) and (word in {"ranking", "shown"} or _sample_size(word)):
+def _split_words(value: Any, what: str) -> list[str]:
+    """The words of a list, or of a text that separates them by commas. Raises SettingsError for others."""
+    return [word.strip() for text in _texts(value, what) for word in text.split(",")]
+
+
+def _strategy(word: str) -> str:
+    if word in {"ranking", "shown"} or _sample_size(word):
         return word
-    raise SettingsError(
-        f"must be ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}, not {word!r}"
-        f"{suggestion(word, STRATEGIES)}"
-    )
+    raise SettingsError(f"must be {_STRATEGY}, not {word!r}{suggestion(word, STRATEGIES)}")
 
 
 def _sample_size(word: str) -> int:
@@ -405,10 +411,10 @@ def advice(negatives: Iterable[str]) -> str:
 
 def parse_tasks(value: Any) -> tuple[Task, ...]:
     """Names of TASKS, each once, in their order: a list of them, or a text that separates them by commas."""
-    message = f"must name at least one of {', '.join(TASKS)}"
-    names = set(map(Choice(TASKS), _split_words(value, message)))
+    wanted = f"one or more of {', '.join(TASKS)}"
+    names = set(map(Choice(TASKS), _split_words(value, wanted)))
     if not names:
-        raise SettingsError(message)
+        raise SettingsError(f"must be {wanted}")
     return tuple(task for task in TASKS if task in names)
 
 
@@ -419,15 +425,9 @@ def parse_city_weights(value: Any) -> tuple[tuple[str, float], ...]:
     """
     if not isinstance(value, str | list | tuple | dict):
         raise SettingsError('must be weights of cities, like "New York=2"')
-    if isinstance(value, dict):
-        pairs = [(str(city), weight) for city, weight in value.items()]
-    else:
-        words = _split_weights(value) if isinstance(value, str) else value
-        split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
-        pairs = [(str(city), weight) for city, weight in split]
-    for city, _ in pairs:
-        if "\0" in city or any("\ud800" <= character <= "\udfff" for character in city):
-            raise SettingsError("must name cities that a database can hold: in UTF-8, without a NUL character")
+    words = _split_weights(value) if isinstance(value, str) else value
+    split = (word if isinstance(word, tuple) else str(word).rpartition("=")[::2] for word in words)
+    pairs = [(parse_text(str(city)), weight) for city, weight in (value.items() if isinstance(value, dict) else split)]
     weights = dict(sorted(((city, _weight(city, weight)) for city, weight in pairs), key=lambda pair: pair[0].encode()))
     if len(weights) != len(pairs):
         raise SettingsError("must name each city once")
@@ -488,26 +488,18 @@ def _spellings(part: str | None) -> tuple[str, ...]:
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # one that is not within double quotes
 
 
-def _texts(value: Any, what: str) -> Iterable[str]:
-    """A text, or those of a list. Raises SettingsError for anything else."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise SettingsError(f"must be the names of {what}")
-    return texts
-
-
 def parse_names(what: str) -> Callable[[Any], tuple[str, ...]]:
     """A parser of texts that are not blank, each once: a list of them, or one text."""
 
     def parse(value: Any) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(map(parse_filled, _texts(value, what))))
+        return tuple(dict.fromkeys(map(parse_filled, _texts(value, f"the names of {what}"))))
 
     return parse
 
 
 def parse_tables(value: Any) -> tuple[TableName, ...]:
     """Names of tables, each once: a list of them, or a text that separates them by commas."""
-    names = (TableName(name.strip()) for word in _texts(value, "tables") for name in _COMMA.split(word))
+    names = (TableName(name.strip()) for word in _texts(value, "the names of tables") for name in _COMMA.split(word))
     return tuple(dict.fromkeys(names))
 
 

@@ -41,33 +41,17 @@ class Slots:
     finished: Bools
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """What is shown. Grain and order as Slots."""
-
-    trip: Ints
-    day: Ints
-    order: Ints
-    node: Ints
-
-    @property
-    def date(self) -> Ints:
-        """Number the days of all trips."""
-        new: Bools = (np.diff(self.trip, prepend=-1) != 0) | (np.diff(self.day, prepend=-1) != 0)
-        return np.cumsum(new) - 1
-
-
 def draw_slots(rng: np.random.Generator, scene: Scene) -> Slots:
     """Show each user nodes day by day, and let them confirm, skip and swap."""
-    shown = _expose(rng, scene)
-    trip, day, count = shown.trip, shown.day, len(shown.trip)
+    trip, day, order, shown = _expose(rng, scene)
+    count = len(trip)
     rules, user, category = scene.profile.world["behaviour"], scene.trips.user[trip], scene.nodes.category
     jitter = rng.normal(0.0, rules["confirm_jitter"], count)
-    chance = np.clip(scene.people.affinity[user, category[shown.node]] + jitter, 0.0, 1.0)
+    chance = np.clip(scene.people.affinity[user, category[shown]] + jitter, 0.0, 1.0)
     taken = rng.random(count) < chance * (1.0 - rules["loss_per_day"] * np.abs(day - rules["best_day"]))
     skipped = ~taken & (rng.random(count) < rules["skip"])
-    node = _swap(rng, scene, shown, np.flatnonzero(skipped & (rng.random(count) < rules["swap"])))
-    swapped = node != shown.node
+    node = _swap(rng, scene, (trip, day, shown), np.flatnonzero(skipped & (rng.random(count) < rules["swap"])))
+    swapped = node != shown
     finished = (scene.trips.start + scene.trips.days <= 0)[trip]
     date = scene.trips.start[trip] + day - 1
     of_taken = np.select([date < 0, date == 0], [COMPLETED, ACTIVE], CONFIRMED)
@@ -76,17 +60,17 @@ def draw_slots(rng: np.random.Generator, scene: Scene) -> Slots:
     return Slots(
         trip=trip,
         day=day,
-        order=shown.order,
+        order=order,
         node=node,
-        offered=shown.node,
+        offered=shown,
         status=status,
         affinity=scene.people.affinity[user, category[node]],
         finished=finished,
     )
 
 
-def _expose(rng: np.random.Generator, scene: Scene) -> _Shown:
-    """Draw how many slots each day has, by pace, and which nodes stand in them."""
+def _expose(rng: np.random.Generator, scene: Scene) -> tuple[Ints, Ints, Ints, Ints]:
+    """Draw how many slots each day has, by pace, and which nodes stand in them: trip, day, order and node, as in Slots."""
     trips = scene.trips
     low, high = scene.profile.bounds("slots_per_day_by_pace", scene.people.labels["pace"][trips.user])
     length = int(trips.days.max())
@@ -101,7 +85,7 @@ def _expose(rng: np.random.Generator, scene: Scene) -> _Shown:
     trip, day, order, node = np.concatenate(parts, axis=1)
     # Packed into one number because one sort of integers is several times faster than a lexsort of three.
     where = np.argsort((trip * (length + 1) + day) * (int(sizes.max()) + 1) + order)
-    return _Shown(trip[where], day[where], order[where], node[where])
+    return trip[where], day[where], order[where], node[where]
 
 
 def _rounds(rng: np.random.Generator, weights: Floats, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
@@ -127,18 +111,20 @@ def _rounds(rng: np.random.Generator, weights: Floats, sizes: Ints) -> tuple[Int
     return trip, days, order, node
 
 
-def _swap(rng: np.random.Generator, scene: Scene, shown: _Shown, slots: Ints) -> Ints:
+def _swap(rng: np.random.Generator, scene: Scene, exposed: tuple[Ints, Ints, Ints], slots: Ints) -> Ints:
     """Return each slot's node after the `slots` given were swapped for a node of a category that the user likes more.
 
     The new node is new to the trip, or, where the trip has shown the whole city, to the day. Where there is none, or
     where two swaps of a trip hit on the same node, the slot (the later one) keeps its own.
     """
-    nodes, trip, date, node = scene.nodes, shown.trip, shown.date, shown.node.copy()
-    in_trip, on_day = _matrix(trip, shown.node, len(nodes.city)), _matrix(date, shown.node, len(nodes.city))
+    nodes, (trip, day, shown) = scene.nodes, exposed
+    new_date: Bools = (np.diff(trip, prepend=-1) != 0) | (np.diff(day, prepend=-1) != 0)
+    date, node = np.cumsum(new_date) - 1, shown.copy()
+    in_trip, on_day = _matrix(trip, shown, len(nodes.city)), _matrix(date, shown, len(nodes.city))
     for number, eligible in enumerate(nodes.eligible):
         mine = slots[scene.trips.city[trip[slots]] == number]
         affinity = scene.affinity(trip[mine])
-        own = np.take_along_axis(affinity, nodes.category[shown.node[mine]][:, None], axis=1)
+        own = np.take_along_axis(affinity, nodes.category[shown[mine]][:, None], axis=1)
         there = affinity[:, nodes.category[eligible]]
         unseen = ~in_trip[trip[mine]][:, eligible]
         free = np.where(unseen.any(axis=1, keepdims=True), unseen, ~on_day[date[mine]][:, eligible]) & (there > own)

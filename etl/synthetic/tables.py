@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from etl.postgres.schema.ddl import COLUMNS
 from etl.synthetic.behaviour import ACTIVE, COMPLETED, CONFIRMED, SIGNALS, STATUSES
 from etl.synthetic.population import MS_PER_DAY, NODE_STATUSES, normalised, pick
 from etl.transform.candidates import TOP_K
@@ -25,38 +26,21 @@ if TYPE_CHECKING:
     from etl.synthetic.behaviour import Signals, Slots
     from etl.synthetic.population import Bools, Ints, Nodes, Profile, Scene
 
-_TEXT = pl.String()
-_TIME = pl.Datetime("ms")
+_DTYPES: dict[str, pl.DataType] = {
+    **dict.fromkeys(("text", "enum", "jsonb"), pl.String()),
+    "int4": pl.Int32(),
+    "float8": pl.Float64(),
+    "timestamp": pl.Datetime("ms"),
+    "_text": pl.List(pl.String),
+}
+"""The frames' types, by the contract's types of columns."""
 
-
-def _columns(names: str, dtype: pl.DataType) -> dict[str, pl.DataType]:
-    """Returns a schema of columns that share a type."""
-    return dict.fromkeys(names.split(), dtype)
-
+_MODELS = ("User", "Trip", "ActivityNode", "ItinerarySlot", "BehavioralSignal", "PersonaDimension", "RankingEvent")
 
 SCHEMAS: dict[str, dict[str, pl.DataType]] = {
-    "users": _columns("id email", _TEXT),
-    "trips": _columns("id userId city", _TEXT)
-    | _columns("startDate createdAt", _TIME)
-    | _columns("personaSeed", _TEXT),
-    "itinerary_slots": _columns("id tripId activityNodeId", _TEXT)
-    | _columns("dayNumber sortOrder", pl.Int32())
-    | _columns("status", _TEXT),
-    "activity_nodes": _columns("id city category status name", _TEXT) | _columns("latitude longitude", pl.Float64()),
-    "behavioral_signals": _columns("id userId tripId slotId activityNodeId signalType modelVersion", _TEXT),
-    "persona_dimensions": _columns("id userId dimension value", _TEXT)
-    | _columns("confidence", pl.Float64())
-    | _columns("source", _TEXT)
-    | _columns("updatedAt createdAt", _TIME),
-    "ranking_events": _columns("id userId tripId sessionId", _TEXT)
-    | _columns("dayNumber", pl.Int32())
-    | _columns("modelName modelVersion", _TEXT)
-    | _columns("candidateIds rankedIds selectedIds", pl.List(_TEXT))
-    | _columns("surface shadowModelName shadowModelVersion", _TEXT)
-    | _columns("shadowRankedIds", pl.List(_TEXT))
-    | _columns("latencyMs", pl.Int32())
-    | _columns("createdAt", _TIME),
+    model: {column.name: _DTYPES[column.type] for column in COLUMNS[model]} for model in _MODELS
 }
+"""The columns of each model that has rows in the world; parents come first."""
 
 # The keys of a complete personaSeed; an irregular seed may have fewer.
 _SEED_KEYS = (
@@ -118,9 +102,9 @@ class Block:
         return list(self.scene.profile.model["categories"])
 
 
-def table(name: str, columns: dict[str, Any]) -> pl.DataFrame:
-    """Make the frame of a table: its columns, in their order, with their types."""
-    return pl.DataFrame(columns).select(pl.col(name).cast(dtype) for name, dtype in SCHEMAS[name].items())
+def table(model: str, columns: dict[str, Any]) -> pl.DataFrame:
+    """Make the frame of a model's table: its columns, in their order, with their types."""
+    return pl.DataFrame(columns).select(pl.col(name).cast(dtype) for name, dtype in SCHEMAS[model].items())
 
 
 def named(names: Sequence[str], codes: Ints) -> pl.Series:
@@ -175,12 +159,12 @@ def activity_nodes(rng: np.random.Generator, profile: Profile, nodes: Nodes) -> 
         "latitude": spot[:, 0],
         "longitude": spot[:, 1],
     }
-    return table("activity_nodes", columns)
+    return table("ActivityNode", columns)
 
 
 def users(block: Block) -> pl.DataFrame:
     """Make the users. Grain: a user, by running number."""
-    return table("users", {"id": uuids(block.rng, len(block.emails)), "email": block.emails})
+    return table("User", {"id": uuids(block.rng, len(block.emails)), "email": block.emails})
 
 
 def trips(block: Block, user_ids: pl.Series) -> pl.DataFrame:
@@ -197,7 +181,7 @@ def trips(block: Block, user_ids: pl.Series) -> pl.DataFrame:
         "createdAt": block.epoch + block.scene.trips.created,
         "personaSeed": _seeds(block).gather(block.scene.trips.user),
     }
-    return table("trips", columns)
+    return table("Trip", columns)
 
 
 def persona(block: Block) -> pl.DataFrame:
@@ -241,7 +225,7 @@ def itinerary_slots(block: Block, trip_ids: pl.Series, missing_node: Bools) -> p
         "sortOrder": slots.order,
         "status": named(STATUSES, slots.status),
     }
-    return table("itinerary_slots", columns)
+    return table("ItinerarySlot", columns)
 
 
 def behavioral_signals(
@@ -259,7 +243,7 @@ def behavioral_signals(
         "signalType": named(SIGNALS, block.signals.kind),
         "modelVersion": pl.repeat(None, len(slot), dtype=pl.String, eager=True),
     }
-    return table("behavioral_signals", columns)
+    return table("BehavioralSignal", columns)
 
 
 # What only real users have: loose ends, and persona and ranking rows. No run may write or delete any of it.
@@ -293,7 +277,7 @@ def persona_dimensions(block: Block, trip_frame: pl.DataFrame, chosen: Bools) ->
         "source": "onboarding",
         "updatedAt": rows["createdAt"],
     }
-    return table("persona_dimensions", columns)
+    return table("PersonaDimension", columns)
 
 
 def _selected(block: Block, slots: pl.DataFrame, chosen: Bools) -> pl.DataFrame:
@@ -333,7 +317,7 @@ def ranking_events(block: Block, trip_frame: pl.DataFrame, slots: pl.DataFrame, 
         "latencyMs": unless(unmeasured, pl.Series(rng.integers(200, 801, count))),
         "createdAt": block.epoch + scene.trips.start[trip] * MS_PER_DAY + np.floor(late).astype(np.int64),
     }
-    return table("ranking_events", columns)
+    return table("RankingEvent", columns)
 
 
 def _ranked(block: Block, trip: Ints) -> pl.Series:

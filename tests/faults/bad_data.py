@@ -478,17 +478,26 @@ def _event(
 # ------------------------------------------------------------------------------------------ what is found, and by whom
 
 
-def set_aside(bad: Bad, prefix: str) -> dict[str, dict[str, int]]:
-    """What a run is to set aside: users whose every seed is of a trip without a date, and trips whose user is gone."""
+def set_aside(bad: Bad, options: Settings) -> dict[str, dict[str, int]]:
+    """What a run is to reject: users whose every seed is of a trip without a date, and trips whose user is gone.
+
+    So too events whose user is gone, where events are read back from the database: with those of other users.
+    """
     known = {user.id for user in bad.stored.users}
-    shadow = {user.id for user in bad.stored.users if user.email is not None and user.email.startswith(prefix)}
+    shadow = {
+        user.id for user in bad.stored.users if user.email is not None and user.email.startswith(options.shadow_prefix)
+    }
     dated, undated = set(), set()
     for trip in bad.stored.trips:
         if isinstance(trip.persona_seed, Raw) and isinstance(as_jsonb_keeps_it(trip.persona_seed.text), dict):
             (undated if trip.created_at in INFINITE else dated).add(trip.user_id)
     lonely = len((undated - dated) & shadow)
-    orphans = sum(trip.user_id not in known for trip in bad.stored.trips)
-    found = {"seeds": {"created_us nullability": lonely}, "trips": {"user_is_gone": orphans}}
+    trips, events = (sum(row.user_id not in known for row in rows) for rows in (bad.stored.trips, bad.stored.events))
+    found = {
+        "seeds": {"created_us nullability": lonely},
+        "trips": {"user_is_gone": trips},
+        "events": {"user_is_gone": events * (options.audience != "shadow")},
+    }
     return {frame: rules for frame, rules in found.items() if any(rules.values())}
 
 

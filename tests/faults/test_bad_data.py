@@ -263,7 +263,7 @@ def the_fuzzed_night_is_the_oracle_s(databases: Databases, number: int, cases: S
     options = fuzzed_settings(number)
     bad = fuzzed(databases, number, cases)
     report = the_night_is_the_oracle_s(bad, bad.judged, options)
-    assert report.counts["set_aside"] == set_aside(bad, options.shadow_prefix)
+    assert report.counts["set_aside"] == set_aside(bad, options)
 
 
 def test_a_fuzzed_night_is_the_oracle_s(databases, number, effort, tally):

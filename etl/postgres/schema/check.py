@@ -7,7 +7,7 @@ belong to the Prisma project.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -18,20 +18,21 @@ from etl.postgres.naming import (
     MODELS,
     SOURCE_MODELS,
     WRITTEN_MODELS,
-    MappedColumn,
     Naming,
     quote_identifier,
 )
 from etl.postgres.schema.catalog import Attribute, Catalog, kind_name, read_catalog
 from etl.postgres.schema.ddl import Column, Statement, columns_used, schema_statements
 from etl.postgres.schema.mapping import (
+    CITY_OF_LEGS,
+    conventions,
     deletion_condition,
     elsewhere,
-    iter_problems,
+    map_column,
     named_tables,
     other_naming,
+    resolve_relations,
     unambiguous,
-    with_relations,
 )
 from etl.postgres.schema.side_effects import Finding, publication_findings, side_effects
 from etl.settings.model import Naming as Wanted
@@ -79,7 +80,7 @@ def naming_for_apply(
                 f"second set of them. Say --naming {other}, or another --schema."
             )
         naming = Naming(wanted, schema)
-    return with_relations(connection, replace(naming, map=given or {}))
+    return resolve_relations(connection, replace(naming, map=given or {}))[0]
 
 
 def check(connection: Connection, naming: Naming) -> list[Finding]:
@@ -125,14 +126,19 @@ def apply(connection: Connection, naming: Naming) -> list[str]:
     The application's own tables are created only if none of them exists. Existing ones only get the index of the design.
     Raises SchemaError if what exists does not fit, or is in the way.
     """
-    created = _create_schema(connection, naming)
+    created = []
+    if named_tables(connection, naming.schema, SOURCE_MODELS) is None:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)}")
+        created.append(naming.schema)
     catalog = read_catalog(connection, naming)
     can_create = _creatable(catalog, naming)
     left = [each for each in _findings(catalog, naming) if each.kind != "table" or each.model not in can_create]
     _raise_if_blocking(
         left, naming, "Migrate the Prisma project to what `bpr-etl schema print --all` shows; nothing was created."
     )
-    for statement in _missing_statements(catalog, naming, can_create):
+    statements = schema_statements(naming, can_create)
+    new = [each for each in statements if each.kind != "enum" or each.name not in catalog.types]
+    for statement in (*new, *_missing_indexes(catalog, naming)):
         if statement.kind in {"table", "index"} and statement.name in catalog.names:
             raise SchemaError(
                 f"{naming.qualified(statement.name)} can't be created: {kind_name(catalog.names[statement.name])} of that name "
@@ -146,13 +152,6 @@ def apply(connection: Connection, naming: Naming) -> list[str]:
     return created
 
 
-def _create_schema(connection: Connection, naming: Naming) -> list[str]:
-    if named_tables(connection, naming.schema, SOURCE_MODELS) is not None:
-        return []
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(naming.schema)}")
-    return [naming.schema]
-
-
 def _creatable(catalog: Catalog, naming: Naming) -> list[str]:
     """Return the models whose missing tables may be created: our own, and the application's if it has none at all."""
     missing = [
@@ -164,13 +163,6 @@ def _creatable(catalog: Catalog, naming: Naming) -> list[str]:
     ]
     source_too = set(SOURCE_MODELS) <= set(missing)
     return [model for model in missing if source_too or model in WRITTEN_MODELS]
-
-
-def _missing_statements(catalog: Catalog, naming: Naming, models: Sequence[str]) -> list[Statement]:
-    """Return the statements that `apply` runs in order: all of these models, then missing indexes of existing tables."""
-    statements = schema_statements(naming, models)
-    new = [each for each in statements if each.kind != "enum" or each.name not in catalog.types]
-    return [*new, *_missing_indexes(catalog, naming)]
 
 
 def _missing_indexes(catalog: Catalog, naming: Naming) -> Iterator[Statement]:
@@ -230,14 +222,17 @@ def _findings(catalog: Catalog, naming: Naming, *, writes: bool = True) -> Itera
 
 
 def _column_findings(catalog: Catalog, naming: Naming, model: str) -> Iterator[Finding]:
-    for problem in iter_problems(catalog, naming, model):
-        yield Finding(problem.kind, model, problem.detail)
-    used = {}
+    used: set[str] = set()
     for column in columns_used(model, legs=naming.has_legs):
-        name = naming.relation(model).columns.get(column.name, MappedColumn(column.name)).name
-        if name is not None and (found := catalog.attributes.get((model, name))) is not None:
-            used[name] = found
-            where = f"Column {quote_identifier(name)} of {naming.table(model)}"
+        mapped = map_column(catalog, naming, model, column)
+        if isinstance(mapped, Finding):
+            used.update(conventions(column.name))
+            if not (naming.has_legs and (model, column.name) == CITY_OF_LEGS):
+                yield mapped
+        elif mapped.name is not None:
+            used.add(mapped.name)
+            found = catalog.attributes[model, mapped.name]
+            where = f"Column {quote_identifier(mapped.name)} of {naming.table(model)}"
             yield from _column_problems(column, found, model, where, is_table=catalog.is_table(model))
             longest = _longest_value(catalog, naming) if column.name == "value" else column.longest
             if found.length is not None and found.length < longest:

@@ -1,14 +1,15 @@
 """The tables as a Prisma project has them: columns, enums, indexes and foreign keys, and their DDL as SQL and as Prisma text.
 
-Pure: no server is contacted. The SQL is what Prisma generates from `data/schema.prisma`; a test compares it with
-Prisma's own engine.
+Pure: no server is contacted. All is read from `data/schema.prisma`, whose SQL is what Prisma generates from it; a test compares
+it with Prisma's own engine.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Literal
 
@@ -38,93 +39,77 @@ class Column:
     longest: int = 0
 
 
-def _columns(
-    type_: str, *names: str, nullable: bool = False, default: str = "", writes_null: bool = False
-) -> tuple[Column, ...]:
-    return tuple(Column(name, type_, nullable, default, writes_null) for name in names)
+_BLOCK = re.compile(r"^(?://[^\n]*\n)*(model|enum) (?P<name>\w+) \{\n(?P<lines>.*?)^\}", re.MULTILINE | re.DOTALL)
+_FIELD = re.compile(r"^  (?P<name>\w+) +(?P<type>\w+)(?P<mark>\?|\[\])?(?P<attributes>.*)$", re.MULTILINE)
+_DEFAULT = re.compile(r'@default\((?P<quote>"?)(?P<value>[\w.]+(?:\(\))?)"?\)')
+_RELATION = re.compile(r"@relation\(fields: \[(\w+)\], references: \[id\](?:, onDelete: (\w+))?\)")
+_INDEX = re.compile(r"^  @@(index|unique)\(\[(.*)\]\)$", re.MULTILINE)
+
+_PRISMA = resource("schema.prisma").read_text(encoding="utf-8")
+_BLOCKS: Mapping[str, re.Match[str]] = {block["name"]: block for block in _BLOCK.finditer(_PRISMA)}
+
+_TYPES = {"String": "text", "Int": "int4", "Float": "float8", "DateTime": "timestamp", "Json": "jsonb"}
+"""The types of `data/schema.prisma` that are no enums, and their names in pg_type."""
+
+_ENUMS = {
+    name: tuple(re.findall(r"^  (\w+)$", block["lines"], re.MULTILINE))
+    for name, block in _BLOCKS.items()
+    if name not in MODELS
+}
+
+_LABELS = {
+    ("ItinerarySlot", "status"): ("confirmed", "active", "completed"),
+    ("ActivityNode", "status"): ("archived",),
+    ("ModelRegistry", "stage"): ("production", "staging"),
+}
+"""The labels of enums that bpr-etl relies on, by model and column."""
+
+_WRITTEN_NULL = ("sessionId", "shadowModelName", "shadowModelVersion", "shadowRankedIds")
+"""The columns that bpr-etl writes NULL to."""
+
+_LONGEST = {
+    "BehavioralSignal": {"modelVersion": 16},
+    "PersonaDimension": {"id": 36, "dimension": 19, "source": 13},
+    "RankingEvent": {"id": 36, "modelName": 10, "modelVersion": 5, "surface": 9},
+    "ModelRegistry": {"id": 36, "modelName": 10, "modelVersion": 5, "modelType": 23, "description": 44},
+}
+"""The length of the longest text of its own that bpr-etl writes, by model and column."""
 
 
-def _text(name: str, longest: int, *, nullable: bool = False, default: str = "") -> Column:
-    return Column(name, _TEXT, nullable, default, longest=longest)
+def _column(model: str, field: re.Match[str]) -> Column:
+    """Read a field of a model in `data/schema.prisma`."""
+    name, enum = field["name"], field["type"] if field["type"] in _ENUMS else ""
+    default, value = _DEFAULT.search(field["attributes"]), ""
+    if default and default["value"] == "now()":
+        value = "CURRENT_TIMESTAMP"
+    elif default and default["value"] != "uuid()":  # Prisma makes UUIDs itself
+        value = quote_literal(default["value"]) if enum or default["quote"] else default["value"]
+    return Column(
+        name,
+        "enum" if enum else f"{'_' if field['mark'] == '[]' else ''}{_TYPES[field['type']]}",
+        nullable=field["mark"] is not None,  # Prisma's arrays are nullable in the database and never null in Prisma
+        default=value,
+        writes_null=name in _WRITTEN_NULL,
+        enum=enum,
+        labels=_LABELS.get((model, name), ()),
+        longest=_LONGEST.get(model, {}).get(name, 0),
+    )
 
-
-def _enum(name: str, enum: str, default: str = "", labels: tuple[str, ...] = ()) -> Column:
-    return Column(name, "enum", default=default, enum=enum, labels=labels)
-
-
-_TEXT, _TEXTS, _INT, _FLOAT, _TIME = "text", "_text", "int4", "float8", "timestamp"
-_NOW = "CURRENT_TIMESTAMP"
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
-        "User": _columns(_TEXT, "id", "email"),
-        "Trip": (
-            *_columns(_TEXT, "id", "userId", "city"),
-            *_columns(_TIME, "startDate"),
-            *_columns(_TIME, "createdAt", default=_NOW),
-            *_columns("jsonb", "personaSeed", nullable=True),
-        ),
-        "ItinerarySlot": (
-            *_columns(_TEXT, "id", "tripId"),
-            *_columns(_TEXT, "activityNodeId", nullable=True),
-            *_columns(_INT, "dayNumber", "sortOrder"),
-            _enum("status", "SlotStatus", "'proposed'", labels=("confirmed", "active", "completed")),
-        ),
-        "ActivityNode": (
-            *_columns(_TEXT, "id", "city"),
-            _enum("category", "ActivityCategory"),
-            _enum("status", "NodeStatus", "'pending'", labels=("archived",)),
-            *_columns(_TEXT, "name"),
-            *_columns(_FLOAT, "latitude", "longitude"),
-        ),
-        "BehavioralSignal": (
-            *_columns(_TEXT, "id", "userId"),
-            *_columns(_TEXT, "tripId", "slotId", "activityNodeId", nullable=True),
-            _enum("signalType", "SignalType"),
-            _text("modelVersion", 16, nullable=True),
-        ),
-        "PersonaDimension": (
-            _text("id", 36),
-            *_columns(_TEXT, "userId"),
-            _text("dimension", 19),
-            *_columns(_TEXT, "value"),
-            *_columns(_FLOAT, "confidence", default="1.0"),
-            _text("source", 13, default="'onboarding'"),
-            *_columns(_TIME, "updatedAt"),
-            *_columns(_TIME, "createdAt", default=_NOW),
-        ),
-        "RankingEvent": (
-            _text("id", 36),
-            *_columns(_TEXT, "userId", "tripId"),
-            *_columns(_TEXT, "sessionId", nullable=True, writes_null=True),
-            *_columns(_INT, "dayNumber"),
-            _text("modelName", 10),
-            _text("modelVersion", 5),
-            *_columns(_TEXTS, "candidateIds", "rankedIds", "selectedIds", nullable=True),
-            _text("surface", 9),
-            *_columns(_TEXT, "shadowModelName", "shadowModelVersion", nullable=True, writes_null=True),
-            *_columns(_TEXTS, "shadowRankedIds", nullable=True, writes_null=True),
-            *_columns(_INT, "latencyMs", nullable=True),
-            *_columns(_TIME, "createdAt", default=_NOW),
-        ),
-        "ModelRegistry": (
-            _text("id", 36),
-            _text("modelName", 10),
-            _text("modelVersion", 5),
-            _enum("stage", "ModelStage", "'staging'", labels=("production", "staging")),
-            _text("modelType", 23),
-            _text("description", 44, nullable=True),
-            *_columns(_TIME, "createdAt", default=_NOW),
-            *_columns(_TIME, "updatedAt"),
-        ),
+        model: tuple(
+            _column(model, field) for field in _FIELD.finditer(_BLOCKS[model]["lines"]) if field["type"] not in MODELS
+        )
+        for model in MODELS
     }
 )
 """The columns that bpr-etl uses of each model, in the order in which they are created. A table may have more."""
 
 _LEG_COLUMNS: Mapping[str, tuple[Column, ...]] = MappingProxyType(
     {
-        LEGS: (*_columns(_TEXT, "id"), *_columns(_TEXT, "city", nullable=True)),
-        "ItinerarySlot": _columns(_TEXT, "tripLegId", nullable=True),
+        LEGS: (Column("id", "text"), Column("city", "text", nullable=True)),
+        "ItinerarySlot": (Column("tripLegId", "text", nullable=True),),
     }
 )
 """The additional columns that are used if trips have legs."""
@@ -144,44 +129,10 @@ _SQL_TYPES = {
     "jsonb": "JSONB",
 }
 
-_ENUMS = {
-    "SlotStatus": "proposed voted confirmed active completed skipped",
-    "ActivityCategory": (
-        "dining drinks culture outdoors active entertainment shopping experience nightlife group_activity wellness"
-    ),
-    "NodeStatus": "pending approved flagged archived",
-    "SignalType": "view confirm complete dwell skip loved disliked",
-    "ModelStage": "staging shadow production archived",
-}
-
 _INDEXED = "ItinerarySlot"
 """The application's model that gets an index."""
 
-_INDEXES = (
-    ("User", ("email",), "key"),
-    ("Trip", ("userId",), "idx"),
-    (_INDEXED, ("tripId", "dayNumber"), "idx"),
-    ("ActivityNode", ("city",), "idx"),
-    ("BehavioralSignal", ("userId",), "idx"),
-    ("BehavioralSignal", ("tripId",), "idx"),
-    ("BehavioralSignal", ("activityNodeId",), "idx"),
-    ("PersonaDimension", ("userId",), "idx"),
-    ("PersonaDimension", ("dimension", "value"), "idx"),
-    ("PersonaDimension", ("userId", "dimension"), "key"),
-    ("RankingEvent", ("userId", "createdAt"), "idx"),
-    ("RankingEvent", ("tripId", "dayNumber"), "idx"),
-    ("RankingEvent", ("modelName", "modelVersion"), "idx"),
-    ("ModelRegistry", ("modelName", "modelVersion"), "key"),
-)
-"""Model, columns, and the suffix of the name: `key` for a unique index."""
-
-_FOREIGN_KEYS = (
-    ("Trip", "userId", "User", "RESTRICT"),
-    ("ItinerarySlot", "tripId", "Trip", "CASCADE"),
-    ("ItinerarySlot", "activityNodeId", "ActivityNode", "SET NULL"),
-    ("BehavioralSignal", "userId", "User", "RESTRICT"),
-)
-"""Model, column, the model that it refers to, ON DELETE."""
+_ON_DELETE = {None: "RESTRICT", "Cascade": "CASCADE", "SetNull": "SET NULL"}
 
 _HEADINGS: Mapping[StatementKind, str] = {
     "enum": "CreateEnum",
@@ -216,8 +167,8 @@ def schema_statements(naming: Naming, models: Collection[str] = tuple(MODELS)) -
     statements = [
         *(_create_enum(naming, enum) for enum in _ENUMS),
         *(_create_table(naming, model) for model in MODELS),
-        *(_create_index(naming, *index) for index in _INDEXES),
-        *(_add_foreign_key(naming, *key) for key in _FOREIGN_KEYS),
+        *(index for model in MODELS for index in _create_indexes(naming, model)),
+        *(key for model in MODELS for key in _add_foreign_keys(naming, model)),
     ]
     needs = {"foreign_key": all}
     return [each for each in statements if needs.get(each.kind, any)(model in models for model in each.models)]
@@ -225,14 +176,13 @@ def schema_statements(naming: Naming, models: Collection[str] = tuple(MODELS)) -
 
 def _create_enum(naming: Naming, enum: str) -> Statement:
     users = tuple(model for model, columns in COLUMNS.items() if any(column.enum == enum for column in columns))
-    labels = ", ".join(map(quote_literal, _ENUMS[enum].split()))
+    labels = ", ".join(map(quote_literal, _ENUMS[enum]))
     return Statement("enum", enum, users, f"CREATE TYPE {naming.qualified(enum)} AS ENUM ({labels})")
 
 
 def _create_table(naming: Naming, model: str) -> Statement:
     lines = [
         f"    {quote_identifier(column.name)} {naming.qualified(column.enum) if column.enum else _SQL_TYPES[column.type]}"
-        # Prisma's arrays are nullable in the database and never null in Prisma.
         f"{'' if column.nullable else ' NOT NULL'}{f' DEFAULT {column.default}' if column.default else ''},\n"
         for column in COLUMNS[model]
     ]
@@ -241,21 +191,31 @@ def _create_table(naming: Naming, model: str) -> Statement:
     return Statement("table", naming.table_name(model), (model,), f"CREATE TABLE {naming.table(model)} (\n{body})")
 
 
-def _create_index(naming: Naming, model: str, columns: tuple[str, ...], suffix: str) -> Statement:
-    columns = tuple(naming.columns(model, columns))
-    name, unique = naming.constraint(model, "_".join(columns), suffix), suffix == "key"
-    on = f"{naming.table(model)}({', '.join(map(quote_identifier, columns))})"
-    sql = f"CREATE {'UNIQUE ' if unique else ''}INDEX {quote_identifier(name)} ON {on}"
-    return Statement("index", name, (model,), sql, columns, unique)
-
-
-def _add_foreign_key(naming: Naming, model: str, column: str, to: str, on_delete: str) -> Statement:
-    name = naming.constraint(model, column, "fkey")
-    sql = (
-        f"ALTER TABLE {naming.table(model)} ADD CONSTRAINT {quote_identifier(name)} FOREIGN KEY ({quote_identifier(column)}) "
-        f'REFERENCES {naming.table(to)}("id") ON DELETE {on_delete} ON UPDATE CASCADE'
+def _create_indexes(naming: Naming, model: str) -> Iterator[Statement]:
+    """Yield a model's indexes as Prisma orders them: the unique ones last. Their names have the suffixes `idx` and `key`."""
+    fields = (
+        (field["name"],) for field in _FIELD.finditer(_BLOCKS[model]["lines"]) if "@unique" in field["attributes"]
     )
-    return Statement("foreign_key", name, (model, to), sql)
+    blocks = [(kind == "unique", tuple(names.split(", "))) for kind, names in _INDEX.findall(_BLOCKS[model]["lines"])]
+    for unique, fields_ in sorted([*((True, each) for each in fields), *blocks], key=itemgetter(0)):
+        columns = tuple(naming.columns(model, fields_))
+        name = naming.constraint(model, "_".join(columns), "key" if unique else "idx")
+        on = f"{naming.table(model)}({', '.join(map(quote_identifier, columns))})"
+        sql = f"CREATE {'UNIQUE ' if unique else ''}INDEX {quote_identifier(name)} ON {on}"
+        yield Statement("index", name, (model,), sql, columns, unique)
+
+
+def _add_foreign_keys(naming: Naming, model: str) -> Iterator[Statement]:
+    for field in _FIELD.finditer(_BLOCKS[model]["lines"]):
+        if relation := _RELATION.search(field["attributes"]):
+            column, to = relation[1], field["type"]
+            name = naming.constraint(model, column, "fkey")
+            sql = (
+                f"ALTER TABLE {naming.table(model)} ADD CONSTRAINT {quote_identifier(name)} FOREIGN KEY "
+                f'({quote_identifier(column)}) REFERENCES {naming.table(to)}("id") ON DELETE {_ON_DELETE[relation[2]]} '
+                "ON UPDATE CASCADE"
+            )
+            yield Statement("foreign_key", name, (model, to), sql)
 
 
 def schema_sql(naming: Naming, *, added: bool = False) -> str:
@@ -273,17 +233,12 @@ def schema_sql(naming: Naming, *, added: bool = False) -> str:
     return "\n".join(parts)
 
 
-_BLOCK = re.compile(r"^(?://[^\n]*\n)*(?:model|enum) (?P<name>\w+) \{\n.*?^\}", re.MULTILINE | re.DOTALL)
-
-
 def schema_prisma(naming: Naming, *, added: bool = False) -> str:
     """Return the Prisma models, in the mapped naming with their `@@map` lines.
 
     With `added` only what the design adds to an application's: three models, their enum, and the index as a comment.
     """
-    text = resource("schema.prisma").read_text(encoding="utf-8")
-    if naming.kind == "mapped":
-        text = _BLOCK.sub(_add_map, text)
+    text = _BLOCK.sub(_add_map, _PRISMA) if naming.kind == "mapped" else _PRISMA
     if not added:
         return text
     blocks = {found["name"]: found[0] for found in _BLOCK.finditer(text)}

@@ -7,8 +7,8 @@ is read through a cast.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from etl.errors import SchemaError, SettingsError
@@ -26,6 +26,7 @@ from etl.postgres.naming import (
 )
 from etl.postgres.schema.catalog import READABLE, Attribute, Catalog, literals, read_catalog
 from etl.postgres.schema.ddl import Column, columns_used
+from etl.postgres.schema.side_effects import Finding
 from etl.settings.model import Naming as Wanted
 from etl.settings.values import TableName, suggestion
 
@@ -84,27 +85,12 @@ _EXACT = {"text": ("text", "varchar"), "enum": ("enum",)}
 _MODEL_KEYS = ("table", "where")
 """The keys of `[map.Model]` that are not columns."""
 
-_CITY_OF_LEGS = ("Trip", "city")
+CITY_OF_LEGS = ("Trip", "city")
 """The column that a database with legs may lack: each leg has its own."""
 
 _DELETED = re.compile(r"(?:is_?)?(?:soft_?)?(?:deleted|removed|trashed)(?:_?at)?", re.IGNORECASE)
 
 _NAME = re.compile(r'[^\W\d][\w$]*|"(?:[^"]|"")+"')
-
-
-@dataclass(frozen=True)
-class ColumnProblem:
-    """Why a column of a model can't be used: missing, of a wrong type, or found twice. `detail` is a sentence."""
-
-    kind: Literal["column", "type"]
-    detail: str
-
-
-def find_naming(
-    connection: Connection, schema: str, wanted: Wanted, given: Mapping[str, Mapping[str, str]] | None = None
-) -> Naming:
-    """Return where the models are. See `find_relations`."""
-    return find_relations(connection, schema, wanted, given)[0]
 
 
 def find_relations(
@@ -134,7 +120,7 @@ def find_relations(
                 f"The tables of schema {quote_identifier(schema)} have {other} names ({', '.join(found[other])}), and none has "
                 f"those of --naming {wanted}. Say --naming {other}, or drop the option: the naming is detected."
             )
-        return _resolve(connection, Naming(wanted, schema, map=given))
+        return resolve_relations(connection, Naming(wanted, schema, map=given))
     if not any(found.values()):
         if len(models) == len(SOURCE_MODELS):
             raise SchemaError(
@@ -144,7 +130,7 @@ def find_relations(
                 " (`bpr-etl schema map`)."
             )
         found = named_tables(connection, schema, WRITTEN_MODELS) or found
-    return _resolve(connection, replace(unambiguous(found, schema), map=given))
+    return resolve_relations(connection, replace(unambiguous(found, schema), map=given))
 
 
 def _require_known(given: Mapping[str, Mapping[str, str]]) -> None:
@@ -168,12 +154,11 @@ def _is_sql(key: str, text: str) -> bool:
     return key == "where" or (key != "table" and not _NAME.fullmatch(text))
 
 
-def with_relations(connection: Connection, naming: Naming) -> Naming:
-    """Return the naming with each model's relation as it is in the database. A missing one has no kind and no columns."""
-    return _resolve(connection, naming)[0]
+def resolve_relations(connection: Connection, naming: Naming) -> tuple[Naming, Catalog]:
+    """Return the naming with each model's relation as it is in the database, and the catalog.
 
-
-def _resolve(connection: Connection, naming: Naming) -> tuple[Naming, Catalog]:
+    A missing relation has no kind and no columns.
+    """
     tables = {
         model: _named_relation(connection, naming.schema, TableName(entries["table"]))
         for model, entries in naming.map.items()
@@ -181,15 +166,10 @@ def _resolve(connection: Connection, naming: Naming) -> tuple[Naming, Catalog]:
     }
     named = replace(naming, relations=tables)
     catalog = read_catalog(connection, named)
-    legs = LEGS in catalog.kinds and _leg_column(catalog, naming) is not None
+    leg = map_column(catalog, naming, "ItinerarySlot", columns_used("ItinerarySlot", legs=True)[-1])
+    legs = LEGS in catalog.kinds and isinstance(leg, MappedColumn)
     relations = {model: _resolved(catalog, named, model, legs=legs) for model in (*MODELS, *((LEGS,) if legs else ()))}
     return replace(named, relations=relations), catalog
-
-
-def _leg_column(catalog: Catalog, naming: Naming) -> MappedColumn | None:
-    (column,) = (each for each in columns_used("ItinerarySlot", legs=True) if each.name == "tripLegId")
-    found = map_column(catalog, naming, "ItinerarySlot", column)
-    return found if isinstance(found, MappedColumn) else None
 
 
 def _named_relation(connection: Connection, schema: str, table: TableName) -> Relation:
@@ -209,7 +189,7 @@ def _resolved(catalog: Catalog, naming: Naming, model: str, *, legs: bool) -> Re
         found = map_column(catalog, naming, model, column)
         if isinstance(found, MappedColumn):
             columns[column.name] = found
-        elif legs and (model, column.name) == _CITY_OF_LEGS:
+        elif legs and (model, column.name) == CITY_OF_LEGS:
             columns[column.name] = MappedColumn(None, "NULL::pg_catalog.text")
     where = naming.map.get(model, {}).get("where", "")
     return replace(
@@ -221,7 +201,7 @@ def _resolved(catalog: Catalog, naming: Naming, model: str, *, legs: bool) -> Re
     )
 
 
-def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> MappedColumn | ColumnProblem:
+def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> MappedColumn | Finding:
     """Return how a column is read and written, or why it can't be."""
     text = naming.map.get(model, {}).get(column.name)
     if text is not None and not _NAME.fullmatch(text):
@@ -232,26 +212,26 @@ def map_column(catalog: Catalog, naming: Naming, model: str, column: Column) -> 
     table = naming.table(model)
     if not names:
         mapped = f" (named by [map.{model}] {column.name})" if text is not None else ""
-        return ColumnProblem("column", f"{table} has no column {quote_identifier(spellings[0])}{mapped}.")
+        return Finding("column", model, f"{table} has no column {quote_identifier(spellings[0])}{mapped}.")
     if text is None and len(names) > 1:
         both = " and ".join(map(quote_identifier, names))
-        return ColumnProblem(
-            "column", f"{table} has the columns {both}: say which with {column.name} in [map.{model}]."
+        return Finding(
+            "column", model, f"{table} has the columns {both}: say which with {column.name} in [map.{model}]."
         )
     return _converted(names[0], catalog.attributes[model, names[0]], model, column, table)
 
 
-def _converted(name: str, found: Attribute, model: str, column: Column, table: str) -> MappedColumn | ColumnProblem:
+def _converted(name: str, found: Attribute, model: str, column: Column, table: str) -> MappedColumn | Finding:
     wanted = column.type
-    read, write = _READ[wanted].get(found.type), "{}"
-    known = list(_READ[wanted])
-    if model in WRITTEN_MODELS:
-        write, known = _WRITE[wanted].get(found.type, ""), [each for each in known if each in _WRITE[wanted]]
-    if read is None or not write:
+    known = accepted_types(model, wanted)
+    if found.type not in known:
         needed = ", ".join("an enum" if each == "enum" else type_name(each) for each in known)
-        return ColumnProblem(
-            "type", f"Column {quote_identifier(name)} of {table} has type {found.sql_type}, needed is one of: {needed}."
+        return Finding(
+            "type",
+            model,
+            f"Column {quote_identifier(name)} of {table} has type {found.sql_type}, needed is one of: {needed}.",
         )
+    read, write = _READ[wanted][found.type], _WRITE[wanted][found.type] if model in WRITTEN_MODELS else "{}"
     if found.is_domain and read == "{}":
         read = f"{{}}::{_sql_type(column)}" if wanted != "enum" else _TO_TEXT
     if not found.deterministic:
@@ -262,14 +242,9 @@ def _converted(name: str, found: Attribute, model: str, column: Column, table: s
     return MappedColumn(name, read, write.replace("{type}", found.sql_type), exact, found.precision)
 
 
-def readable_types(type_: str) -> Collection[str]:
-    """Return the types in pg_type that convert to a type of the contract without loss."""
-    return _READ[type_]
-
-
-def writable_types(type_: str) -> Collection[str]:
-    """Return the types in pg_type that a value of a type of the contract can also be written to."""
-    return _WRITE[type_]
+def accepted_types(model: str, type_: str) -> list[str]:
+    """Return the types in pg_type that convert to a type of the contract without loss, and back where a run writes."""
+    return [each for each in _READ[type_] if model not in WRITTEN_MODELS or each in _WRITE[type_]]
 
 
 def _sql_type(column: Column) -> str:
@@ -343,11 +318,3 @@ def deletion_condition(name: str, found: Attribute) -> str | None:
     if not _DELETED.fullmatch(name):
         return None
     return f"NOT {quote_identifier(name)}" if found.type == "bool" else f"{quote_identifier(name)} IS NULL"
-
-
-def iter_problems(catalog: Catalog, naming: Naming, model: str) -> Iterator[ColumnProblem]:
-    """Yield why columns of a model can't be used."""
-    for column in columns_used(model, legs=naming.has_legs):
-        found = map_column(catalog, naming, model, column)
-        if isinstance(found, ColumnProblem) and not (naming.has_legs and (model, column.name) == _CITY_OF_LEGS):
-            yield found

@@ -1,15 +1,14 @@
-"""The privileges that a run's role needs, and no more: the GRANTs, and which of them are missing."""
+"""The privileges that a run's role needs, and no more: the GRANTs, which of them are missing, what row security may hide."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from etl.errors import ConnectError, SchemaError
 from etl.postgres.connection import Connection
 from etl.postgres.naming import LEGS, MODELS, WRITTEN_MODELS, XMIN, Naming, quote_identifier, quote_literal
 from etl.postgres.schema.ddl import columns_used
-from etl.postgres.schema.row_security import hiding_tables
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ def required(naming: Naming, *, writes: bool) -> list[Privilege]:
 
 _READ = ("User", "Trip", "ItinerarySlot", "ActivityNode")
 
+_COMMANDS = {"SELECT": "r", "INSERT": "a", "UPDATE": "w", "DELETE": "d"}
+"""The letters of `pg_policy.polcmd`."""
+
 
 def _names(naming: Naming, model: str) -> tuple[str, ...]:
     return tuple(naming.columns(model, (column.name for column in columns_used(model, legs=naming.has_legs))))
@@ -86,43 +88,54 @@ def require_privileges(connection: Connection, naming: Naming, *, writes: bool) 
         raise ConnectError(
             _missing(role, [f"USAGE on schema {quote_identifier(schema)}" for schema in unusable], naming)
         )
-    if hiding := hiding_tables(connection, naming, writes=writes):
+    privileges = required(naming, writes=writes)
+    if hiding := _hiding_tables(connection, naming, privileges):
         to = quote_identifier(role)
         raise SchemaError(
             f"Row security may hide or refuse rows of {', '.join(hiding)} for the role {role}, so what it reads would "
             f"not be all. Give it BYPASSRLS (ALTER ROLE {to} BYPASSRLS), or each table a policy that shows it all rows: CREATE "
             f"POLICY bpr_etl ON {hiding[0]} TO {to} USING (true) WITH CHECK (true)."
         )
-    needed = list(_by_column(required(naming, writes=writes)))
-    checks = ", ".join(_check_sql(naming, *each) for each in needed)
-    allowed = connection.fetch_rows(f"SELECT {checks}")[0]
-    lacking = [_describe(naming, *each) for each, may in zip(needed, allowed, strict=True) if not may]
-    if lacking:
+    checks: dict[str, str] = {}
+    for each in privileges:
+        table = naming.table(each.model)
+        for column in each.columns:
+            checks[f"{each.verb} of column {quote_identifier(column)} on {table}"] = (
+                f"has_column_privilege({quote_literal(table)}, {quote_literal(column)}, '{each.verb}')"
+            )
+        if not each.columns:
+            checks[f"{each.verb} on {table}"] = f"has_table_privilege({quote_literal(table)}, '{each.verb}')"
+    allowed = connection.fetch_rows(f"SELECT {', '.join(checks.values())}")[0]
+    if lacking := [what for what, may in zip(checks, allowed, strict=True) if not may]:
         raise ConnectError(_missing(role, lacking, naming))
+
+
+def _hiding_tables(connection: Connection, naming: Naming, privileges: Iterable[Privilege]) -> list[str]:
+    """Return the tables, sorted, whose policies may hide rows, keep rows from being replaced, or refuse new rows.
+
+    Policies show everything if at least one permissive policy of the command is `true`, and all restrictive ones are.
+    What an expression other than `true` hides can't be known. For INSERT any permissive policy is enough: it hides
+    nothing, and what it refuses is an error.
+    """
+    needed = ", ".join(
+        f'({quote_literal(naming.table(each.model))}::regclass::oid, {quote_literal(_COMMANDS[each.verb])}::"char")'
+        for each in privileges
+    )
+    rows = connection.fetch_rows(
+        f"SELECT DISTINCT t.oid::regclass::text FROM (VALUES {needed}) t(oid, command) "
+        "CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE p.polpermissive AND shows) AS showing, "
+        "count(*) FILTER (WHERE NOT p.polpermissive AND NOT shows) AS narrowing FROM pg_policy p "
+        "CROSS JOIN LATERAL (SELECT t.command = 'a' OR COALESCE(pg_get_expr(p.polqual, p.polrelid) = 'true', false)) e(shows) "
+        "WHERE p.polrelid = t.oid AND p.polcmd IN ('*', t.command) AND EXISTS "
+        "(SELECT FROM unnest(p.polroles) r(oid) WHERE r.oid = 0 OR pg_has_role(r.oid, 'USAGE'))) found "
+        "WHERE row_security_active(t.oid) AND (showing = 0 OR narrowing > 0) ORDER BY 1"
+    )
+    return [name for (name,) in rows]
 
 
 def _verb_sql(privilege: Privilege) -> str:
     columns = f" ({', '.join(quote_identifier(name) for name in privilege.columns)})" if privilege.columns else ""
     return privilege.verb + columns
-
-
-def _by_column(privileges: Iterable[Privilege]) -> Iterator[tuple[str, str, str | None]]:
-    """Yield (model, verb, column). The column is None for a privilege on the table."""
-    for privilege in privileges:
-        for column in privilege.columns or (None,):
-            yield privilege.model, privilege.verb, column
-
-
-def _check_sql(naming: Naming, model: str, verb: str, column: str | None) -> str:
-    table = quote_literal(naming.table(model))
-    if column is None:
-        return f"has_table_privilege({table}, '{verb}')"
-    return f"has_column_privilege({table}, {quote_literal(column)}, '{verb}')"
-
-
-def _describe(naming: Naming, model: str, verb: str, column: str | None) -> str:
-    of_column = "" if column is None else f" of column {quote_identifier(column)}"
-    return f"{verb}{of_column} on {naming.table(model)}"
 
 
 def _missing(role: str, lacking: list[str], naming: Naming) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from operator import itemgetter
 
@@ -13,7 +13,7 @@ from etl.postgres.connection import Connection
 from etl.postgres.naming import MODELS, SOURCE_MODELS, WRITTEN_MODELS, quote_identifier
 from etl.postgres.schema.catalog import READABLE, Attribute, literals, read_attributes
 from etl.postgres.schema.ddl import Column, columns_used
-from etl.postgres.schema.mapping import conventions, deletion_condition, readable_types, writable_types
+from etl.postgres.schema.mapping import accepted_types, conventions, deletion_condition
 
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "userId": ("owner", "account", "traveler", "traveller", "author", "customer", "member"),
@@ -52,39 +52,31 @@ _MIN_SHARE = 0.6
 """The share of a model's columns that a relation of another name must have to be proposed for it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Candidate:
-    """A relation of the database. `references` has the columns that refer to another relation, by name."""
+    """A relation of the database. `references` has the OIDs of the relations that columns refer to, by the columns' names."""
 
+    oid: str
     schema: str
     name: str
-    attributes: Mapping[str, Attribute]
-    references: Mapping[str, str]
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return f"{quote_identifier(self.schema)}.{quote_identifier(self.name)}"
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A mapping as a fragment of a settings file, and how many decisions it leaves open."""
-
-    text: str
-    decisions: int
-
-
-def propose(connection: Connection, schema: str) -> Proposal:
-    """Propose where each model is. Reads the catalogs alone.
+def propose(connection: Connection, schema: str) -> str:
+    """Propose where each model is, as a fragment of a settings file. Reads the catalogs alone.
 
     Comments name what is found automatically. Likely matches are settings with a comment. What is unknown is a comment
-    with `DECIDE`.
+    with `DECIDE`, one in a line.
     """
     relations = _relations(connection)
     chosen = {model: _best(relations, model, schema) for model in MODELS}
     blocks = [_block(model, found, schema, chosen) for model, found in chosen.items()]
-    lines = [line for block in blocks for line in block]
-    return Proposal("\n".join(lines).strip(), sum("DECIDE" in line for line in lines))
+    return "\n".join(line for block in blocks for line in block).strip()
 
 
 def _relations(connection: Connection) -> list[_Candidate]:
@@ -95,30 +87,20 @@ def _relations(connection: Connection) -> list[_Candidate]:
         f"WHERE c.relkind IN ({literals(READABLE)}) AND NOT c.relispartition AND n.nspname !~ '^pg_' "
         "AND n.nspname <> 'information_schema') ours"
     )
-    names = connection.fetch_rows(
+    rows = connection.fetch_rows(
         f"SELECT ours.model, n.nspname::text, c.relname::text FROM {own} JOIN pg_catalog.pg_class c ON c.oid = ours.oid "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY 2, 3"
     )
-    references: dict[str, dict[str, str]] = {}
-    for relation, column, target in connection.fetch_rows(
+    found = {oid: _Candidate(oid, schema, name) for oid, schema, name in rows}
+    for oid, column, target in connection.fetch_rows(
         f"SELECT ours.model, a.attname::text, f.confrelid::text FROM {own} JOIN pg_catalog.pg_constraint f "
         "ON f.conrelid = ours.oid AND f.contype = 'f' AND cardinality(f.conkey) = 1 "
         "JOIN pg_catalog.pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = f.conkey[1]"
     ):
-        references.setdefault(relation, {})[column] = target
-    attributes: dict[str, dict[str, Attribute]] = {}
-    for relation, column, attribute in read_attributes(connection, own):
-        attributes.setdefault(relation, {})[column] = attribute
-    key_of = {oid: f"{quote_identifier(schema)}.{quote_identifier(name)}" for oid, schema, name in names}
-    return [
-        _Candidate(
-            schema,
-            name,
-            attributes.get(oid, {}),
-            {column: key_of.get(target, "") for column, target in references.get(oid, {}).items()},
-        )
-        for oid, schema, name in names
-    ]
+        found[oid].references[column] = target
+    for oid, column, attribute in read_attributes(connection, own):
+        found[oid].attributes[column] = attribute
+    return list(found.values())
 
 
 def _best(relations: Sequence[_Candidate], model: str, schema: str) -> _Candidate | None:
@@ -180,11 +162,11 @@ def _alternative(
     column: Column, model: str, found: _Candidate, taken: set[str], chosen: Mapping[str, _Candidate | None]
 ) -> tuple[str | None, str]:
     """Return the column that most likely corresponds to one of the contract, and why."""
-    types = writable_types(column.type) if model in WRITTEN_MODELS else readable_types(column.type)
+    types = accepted_types(model, column.type)
     free = [name for name, each in found.attributes.items() if name not in taken and each.type in types]
     target = chosen.get(_REFERENCES.get(column.name, ""))
     for name in free:
-        if target is not None and found.references.get(name) == target.key:
+        if target is not None and found.references.get(name) == target.oid:
             return name, f"refers to {target.key}"
     for name in free:
         if _stands_for(name, column):

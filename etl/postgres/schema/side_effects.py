@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from etl.postgres.connection import Connection
 from etl.postgres.naming import Naming, quote_identifier, quote_literal
@@ -71,50 +71,43 @@ class Finding:
 def publication_findings(connection: Connection, naming: Naming) -> Iterator[Finding]:
     """Yield tables whose rows PostgreSQL does not let a run change, because a publication can't identify the row."""
     reported = set()
-    for each in _published(connection, naming):
-        verb = _CHANGED[each.model]
-        why = each.unidentified() if each.sends[verb] and each.table not in reported else None
-        if why:
-            reported.add(each.table)
+    for model, schema, name, key, columns, publication, updates, deletes, sent, condition in _published(
+        connection, naming
+    ):
+        verb, table = _CHANGED[model], f"{quote_identifier(schema)}.{quote_identifier(name)}"
+        sends = updates if verb == "update" else deletes
+        if not sends or table in reported:
+            continue
+        if why := _unidentified(table, key, columns, json.loads(sent or "null"), condition):
+            reported.add(table)
             yield Finding(
                 "publication",
-                each.model,
-                f"The publication {quote_identifier(each.publication)} sends {verb}s of {each.table}, {why[0]}: "
+                model,
+                f"The publication {quote_identifier(publication)} sends {verb}s of {table}, {why[0]}: "
                 f"PostgreSQL refuses every {verb.upper()} of it. {why[1]}.",
             )
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A table with rows of a model, and a publication that contains it, its schema, its partitioned table, or all tables.
+def _unidentified(
+    table: str, key: Sequence[str], columns: Sequence[str], sent: Sequence[str] | None, condition: str
+) -> tuple[str, str] | None:
+    """Return why a publication can't identify a changed row and what to do, None if it can.
 
     `key` are the columns of the replica identity: all for a full one, none if there is none. `sent` are the columns that the
-    publication sends, None for all. `rows` is its row filter.
+    publication sends, None for all. `condition` is its row filter.
     """
-
-    model: str
-    table: str
-    key: list[str]
-    columns: list[str]
-    publication: str
-    sends: Mapping[Literal["update", "delete"], bool]
-    sent: list[str] | None
-    rows: str
-
-    def unidentified(self) -> tuple[str, str] | None:
-        """Return why the publication can't identify a changed row and what to do, None if it can."""
-        full = f"ALTER TABLE {self.table} REPLICA IDENTITY FULL"
-        if not self.key:
-            return "which has no replica identity", f"{full}, or give it a primary key"
-        if self.sent is not None and not set(self.key) <= set(self.sent):
-            return (
-                "but not all columns of its replica identity",
-                "Drop the column list from the publication, or extend it",
-            )
-        named = _names_in(self.rows) - set(self.key)
-        if more := [quote_identifier(name) for name in self.columns if name in named]:
-            return f"filtered by {', '.join(more)}, which its replica identity does not have", full
-        return None
+    full = f"ALTER TABLE {table} REPLICA IDENTITY FULL"
+    if not key:
+        return "which has no replica identity", f"{full}, or give it a primary key"
+    if sent is not None and not set(key) <= set(sent):
+        return (
+            "but not all columns of its replica identity",
+            "Drop the column list from the publication, or extend it",
+        )
+    named = _names_in(condition) - set(key)
+    if more := [quote_identifier(name) for name in columns if name in named]:
+        return f"filtered by {', '.join(more)}, which its replica identity does not have", full
+    return None
 
 
 def _names_in(expression: str) -> set[str]:
@@ -124,16 +117,21 @@ def _names_in(expression: str) -> set[str]:
     return quoted | set(re.findall(r"\w+", re.sub(r'"(?:[^"]|"")*"', " ", bare)))
 
 
-def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
+def _published(connection: Connection, naming: Naming) -> list[tuple[Any, ...]]:
+    """Return the tables with rows of the models, each with a publication of it, its schema, its partitioned table, or all.
+
+    A row has the model, schema and name of the table, the columns of its replica identity, all its columns, the publication's
+    name, whether it sends updates and deletes, the columns that it sends (JSON, null for all), and its row filter.
+    """
     identity = (  # as for the server, an index that is invalid or deferrable is no replica identity
         "SELECT i.indkey::int2[] FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate "
         "AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END"
     )
     columns = (
-        "SELECT COALESCE(json_agg(a.attname ORDER BY a.attnum), '[]')::text FROM pg_catalog.pg_attribute a "
+        "SELECT a.attname::text FROM pg_catalog.pg_attribute a "
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
     )
-    rows = connection.fetch_rows(
+    return connection.fetch_rows(
         "WITH RECURSIVE part(model, oid) AS ("
         f"SELECT ours.model, ours.oid FROM {relations_sql(naming, _CHANGED)} UNION "
         "SELECT part.model, i.inhrelid FROM part JOIN pg_catalog.pg_inherits i ON i.inhparent = part.oid), "
@@ -141,7 +139,8 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
         "SELECT up.oid, i.inhparent FROM up JOIN pg_catalog.pg_class c ON c.oid = up.above AND c.relispartition "
         "JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.above) "
         "SELECT part.model, n.nspname::text, c.relname::text, "
-        f"({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[]))), ({columns}), p.pubname::text, "
+        f"ARRAY({columns} AND (c.relreplident = 'f' OR a.attnum = ANY (({identity})::int2[])) ORDER BY a.attnum), "
+        f"ARRAY({columns} ORDER BY a.attnum), p.pubname::text, "
         # The columns and the row filter exist since PostgreSQL 15.
         "p.pubupdate, p.pubdelete, (to_jsonb(t)->'attnames')::text, COALESCE(to_jsonb(t)->>'rowfilter', '') "
         "FROM part JOIN pg_catalog.pg_class c ON c.oid = part.oid AND c.relkind = 'r' "
@@ -150,17 +149,6 @@ def _published(connection: Connection, naming: Naming) -> Iterator[_Published]:
         "JOIN pg_catalog.pg_publication_tables t ON t.schemaname = s.nspname AND t.tablename = o.relname "
         "JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname ORDER BY 1, 2, 3, 6"
     )
-    for model, schema, table, key, every, publication, updates, deletes, sent, condition in rows:
-        yield _Published(
-            model,
-            f"{quote_identifier(schema)}.{quote_identifier(table)}",
-            json.loads(key),
-            json.loads(every),
-            publication,
-            {"update": updates, "delete": deletes},
-            json.loads(sent or "null"),
-            condition,
-        )
 
 
 def side_effects(connection: Connection, naming: Naming) -> Iterator[Finding]:

@@ -161,7 +161,7 @@ VISITS = pl.DataFrame(
 
 
 def test_the_latest_trip_is_not_in_the_persona_and_a_single_trip_gives_none() -> None:
-    trips = {row["id"]: row for row in realdata.to_world(NODES, TRIPS, VISITS).trips.to_dicts()}
+    trips = {row["id"]: row for row in realdata.to_world(NODES, TRIPS, VISITS)["Trip"].to_dicts()}
     assert trips["u1"]["personaSeed"] is None
     vector = json.loads(trips["t1"]["personaSeed"])["category_affinities"]
     assert trips["t1"]["personaSeed"] == trips["t2"]["personaSeed"] == trips["t3"]["personaSeed"]
@@ -173,7 +173,7 @@ def test_the_latest_trip_is_not_in_the_persona_and_a_single_trip_gives_none() ->
 
 
 def test_every_place_is_loaded_under_the_applications_categories() -> None:
-    nodes = realdata.to_world(NODES, TRIPS, VISITS).activity_nodes
+    nodes = realdata.to_world(NODES, TRIPS, VISITS)["ActivityNode"]
     assert nodes["category"].to_list() == ["culture", "outdoors", "experience"]
     assert nodes["status"].unique().to_list() == ["approved"]
 

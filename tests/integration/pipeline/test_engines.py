@@ -213,7 +213,7 @@ def test_errors_come_through_and_an_end_is_heard(ray):
 def test_other_versions_are_refused():
     shared = ray_engine.Broadcast("key", None, versions() | {"pyarrow": "1.0"})
     with pytest.raises(ConnectError, match=r"^A worker has pyarrow \S+ and not 1\.0\. Install the same versions"):
-        shared.value()
+        ray_engine._unpack(shared)
 
 
 def called(process: psutil.Process) -> str:

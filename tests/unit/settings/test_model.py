@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import fields, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_the_url_s_variables_in_their_order(variables, expected):
         ({"seed": -1}, "--seed must be a whole number"),
         ({"seed": "x"}, "--seed must be a whole number"),
         ({"ids": "Both"}, "did you mean 'both'"),
-        ({"scale": 0}, "above 0"),
+        *(({"scale": scale}, "above 0, at most 1000") for scale in (0, -1, math.inf, math.nan, 1_001)),
         ({"shadow_prefix": ""}, "must not be empty"),
         ({"negatives": ["catalogue:16"]}, "must be ranking, shown, catalog:N"),
         ({"negatives": ["catalog:0"]}, "catalog:N"),
