@@ -22,7 +22,7 @@ from etl.postgres.transaction import transaction
 from etl.postgres.url import ConnectionTarget
 
 log = logging.getLogger(__name__)
-_Frames = dict[str, pl.DataFrame]
+_Frame = Future[pl.DataFrame]
 
 READ_CONNECTIONS = 2
 """Number of connections that read at once. More is not faster on two cores, because the server has to produce the rows."""
@@ -31,23 +31,24 @@ READ_CONNECTIONS = 2
 class PendingReads:
     """Named queries that are read on other connections while the connection itself can be used.
 
-    `frames` is None if connectorx can't express the connection; `reason` says why.
+    A query without a future is read through the connection when its result is asked for; `reason` says why.
     """
 
     def __init__(
-        self, connection: Connection, queries: Mapping[str, str], frames: Future[_Frames] | None, reason: str = ""
+        self, connection: Connection, queries: Mapping[str, str], frames: Mapping[str, _Frame], reason: str = ""
     ) -> None:
-        self._connection, self._queries, self._frames, self._reason = connection, queries, frames, reason
-        self._read_now: _Frames | None = None
+        self._connection, self._queries, self._frames, self._reason = connection, queries, dict(frames), reason
+        self._told = ""
 
-    def result(self) -> _Frames:
-        """Return the rows by query name. If connectorx can't be used or failed, they are read now through the connection."""
-        if self._read_now is not None:
-            return self._read_now
-        reason = self._reason
-        if self._frames is not None:
+    def result(self, name: str) -> pl.DataFrame:
+        """Wait for the rows of a query. Each can be asked for once, so that they are freed when the caller is done with them.
+
+        If connectorx can't be used or failed, they are read now through the connection.
+        """
+        frame, reason = self._frames.pop(name, None), self._reason
+        if frame is not None:
             try:
-                return self._frames.result()
+                return frame.result()
             # connectorx's Rust code raises PanicException, which is not an Exception.
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
@@ -55,16 +56,18 @@ class PendingReads:
                 self._connection.stop.raise_if_cancelled()
                 text = self._connection.address.redact(str(error)) or type(error).__name__  # redacted before it is cut
                 reason = text.splitlines()[0][:200]
-        log.info("Reading through ADBC, since connectorx can't: %s.", reason)
-        self._read_now = {name: self._connection.fetch_frame(sql) for name, sql in self._queries.items()}
-        return self._read_now
+        if reason != self._told:
+            log.info("Reading through ADBC, since connectorx can't: %s.", reason)
+            self._told = reason
+        return self._connection.fetch_frame(self._queries[name])
 
 
 @contextmanager
 def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[PendingReads]:
-    """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
+    """Begin to read named queries, in their order, under the snapshot of the connection's open transaction.
 
-    Where connectorx can't be used they are read through ADBC when the result is asked for, and a log line says why.
+    Several are read at a time. Where connectorx can't be used they are read through ADBC when the result is asked for, and a
+    log line says why.
     """
     tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
@@ -74,20 +77,28 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
     )
     if url is None or not connection.direct:
         reason = address.connectorx_unsupported_reason or "a pooler may have no further sessions"
-        yield PendingReads(connection, queries, None, reason)
+        yield PendingReads(connection, queries, {}, reason)
         return
     snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
+    frames: dict[str, _Frame] = {}
+
+    def end() -> None:
+        if not all(frame.done() for frame in frames.values()):
+            _end_sessions(address, name)
+
     with (
-        connection.stop.on_cancel(lambda: _end_sessions(address, name)),
-        ThreadPoolExecutor(1, thread_name_prefix="reading") as pool,
+        connection.stop.on_cancel(end),
+        ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool,
     ):
-        frames = pool.submit(_read_connectorx, connection, url, queries, snapshot)
+        reachable = pool.submit(_connect_once, address)
+        for each, sql in queries.items():
+            frames[each] = pool.submit(_read_connectorx, connection, url, sql, snapshot, reachable)
         try:
             yield PendingReads(connection, queries, frames)
         except BaseException:
-            if not frames.done():  # its rows are not needed any more, and leaving the pool waits for it
-                with suppress(EtlError):
-                    _end_sessions(address, name)
+            pool.shutdown(wait=False, cancel_futures=True)
+            with suppress(EtlError):
+                end()  # the rows are not needed any more, and leaving the pool waits for them
             raise
 
 
@@ -99,10 +110,16 @@ def _end_sessions(address: ConnectionTarget, name: str) -> None:
         )
 
 
-def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str], snapshot: str) -> _Frames:
-    # Fails at once if no connection is available; connectorx would retry for half a minute.
-    with connect(connection.address):
+def _connect_once(address: ConnectionTarget) -> None:
+    """Fail at once if no connection is available: connectorx would retry for half a minute."""
+    with connect(address):
         pass
+
+
+def _read_connectorx(
+    connection: Connection, url: str, sql: str, snapshot: str, reachable: Future[None]
+) -> pl.DataFrame:
+    reachable.result()
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
 
     pinned = [
@@ -111,10 +128,5 @@ def _read_connectorx(connection: Connection, url: str, queries: Mapping[str, str
         connection.pin_search_path,
         f"SELECT {TRANSACTION_SETTINGS}",
     ]
-
-    def read(sql: str) -> pl.DataFrame:
-        table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
-        return to_frame(table)
-
-    with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
-        return dict(zip(queries, pool.map(read, queries.values()), strict=True))
+    table = connectorx.read_sql(url, sql, protocol="binary", return_type="arrow", pre_execution_query=pinned)
+    return to_frame(table)
