@@ -10,7 +10,7 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.postgres.bulk_read import PendingReads, read_in_background
+from etl.postgres.bulk_read import BackgroundReads, read_in_background
 from etl.postgres.connection import Connection
 from etl.postgres.naming import SOURCE_MODELS
 from etl.postgres.scope import Scope
@@ -116,7 +116,7 @@ def source_queries(scope: Scope) -> dict[str, str]:
 def extract_source(
     connection: Connection,
     scope: Scope,
-    reads: PendingReads,
+    reads: BackgroundReads,
     slots: BucketSpill,
     rejected: RejectedRows,
     on_rows: Callable[[int], object],

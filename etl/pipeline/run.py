@@ -43,7 +43,7 @@ from etl.pipeline.guards import (
 from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import Publication, open_publication
 from etl.pipeline.published import probe_published
-from etl.postgres.bulk_read import PendingReads, read_in_background
+from etl.postgres.bulk_read import BackgroundReads, read_in_background
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
@@ -128,16 +128,17 @@ def _run_in_transaction(
     rejected = RejectedRows()
     with ExitStack() as stack:
         # Begun before all else: while these are read, the connection itself does the checks, and then reads the slots.
-        tables = () if settings.write == "replace" else ("RankingEvent", "PersonaDimension")
-        standing = {model: standing_query(scope, model) for model in tables}
-        reads = stack.enter_context(read_in_background(connection, source_queries(scope) | standing))
+        compares = settings.write != "replace"
+        first = source_queries(scope) | _standing(scope, "PersonaDimension", when=compares)
+        reads = stack.enter_context(read_in_background(connection, first))
         check_scope(connection, scope, settings, result)
         count_foreign_rows(connection, scope, result)
         audit = WriteAudit(connection, scope, settings.allow_side_effects)
         source = _read(connection, scope, reads, publication, rejected, stack)
+        reads.begin(_standing(scope, "RankingEvent", when=compares))  # now: the slots are needed earlier
         hashing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hashing"))
         worker = stack.enter_context(ordered_worker())
-        writes = _Writes(result, worker, hashing, reads if standing else None)
+        writes = _Writes(result, worker, hashing, reads if compares else None)
         personas, events = (
             TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
             for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
@@ -181,10 +182,15 @@ def _run_in_transaction(
     return publication.write_manifest(summary)
 
 
+def _standing(scope: Scope, model: str, *, when: bool) -> dict[str, str]:
+    """Return the query of the hashes of a model's existing rows, by its name; none if they are not compared."""
+    return {model: standing_query(scope, model)} if when else {}
+
+
 def _read(
     connection: Connection,
     scope: Scope,
-    reads: PendingReads,
+    reads: BackgroundReads,
     publication: Publication,
     rejected: RejectedRows,
     stack: ExitStack,
@@ -254,7 +260,7 @@ class _Writes:
     result: RunResult
     worker: OrderedWorker
     hashing: ThreadPoolExecutor
-    standing: PendingReads | None
+    standing: BackgroundReads | None
 
     def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
         """Schedule `work`. It is called with a function that counts the step's rows."""

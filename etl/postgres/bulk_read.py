@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import polars as pl
 
@@ -28,17 +29,22 @@ READ_CONNECTIONS = 2
 """Number of connections that read at once. More is not faster on two cores, because the server has to produce the rows."""
 
 
-class PendingReads:
+class BackgroundReads:
     """Named queries that are read on other connections while the connection itself can be used.
 
-    A query without a future is read through the connection when its result is asked for; `reason` says why.
+    Where `read` is None, they are read through the connection when their result is asked for; `reason` says why.
     """
 
-    def __init__(
-        self, connection: Connection, queries: Mapping[str, str], frames: Mapping[str, _Frame], reason: str = ""
-    ) -> None:
-        self._connection, self._queries, self._frames, self._reason = connection, queries, dict(frames), reason
-        self._told = ""
+    def __init__(self, connection: Connection, read: Callable[[str], _Frame] | None, reason: str = "") -> None:
+        self._connection, self._read, self._reason = connection, read, reason
+        self._queries: dict[str, str] = {}
+        self._frames: dict[str, _Frame] = {}
+
+    def begin(self, queries: Mapping[str, str]) -> None:
+        """Begin to read queries, in their order, after those that were begun before."""
+        self._queries |= queries
+        if self._read is not None:
+            self._frames |= {name: self._read(sql) for name, sql in queries.items()}
 
     def result(self, name: str) -> pl.DataFrame:
         """Wait for the rows of a query. Each can be asked for once, so that they are freed when the caller is done with them.
@@ -56,18 +62,22 @@ class PendingReads:
                 self._connection.stop.raise_if_cancelled()
                 text = self._connection.address.redact(str(error)) or type(error).__name__  # redacted before it is cut
                 reason = text.splitlines()[0][:200]
-        if reason != self._told:
+        if self._read is not None or self._reason:  # said once
             log.info("Reading through ADBC, since connectorx can't: %s.", reason)
-            self._told = reason
+            self._read, self._reason = None, ""
         return self._connection.fetch_frame(self._queries[name])
+
+    @property
+    def active(self) -> bool:
+        """Whether a query is being read, or waits for its turn."""
+        return not all(frame.done() for frame in self._frames.values())
 
 
 @contextmanager
-def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[PendingReads]:
-    """Begin to read named queries, in their order, under the snapshot of the connection's open transaction.
+def read_in_background(connection: Connection, queries: Mapping[str, str]) -> Iterator[BackgroundReads]:
+    """Begin to read named queries under the snapshot of the connection's open transaction, several at a time.
 
-    Several are read at a time. Where connectorx can't be used they are read through ADBC when the result is asked for, and a
-    log line says why.
+    Where connectorx can't be used they are read through ADBC when the result is asked for, and a log line says why.
     """
     tls = connection.fetch_rows("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == [(True,)]
     name = f"{connection.name}:reading"
@@ -76,30 +86,27 @@ def read_in_background(connection: Connection, queries: Mapping[str, str]) -> It
         tls=tls, name=name, options=PINNED_OPTIONS, password=address.new_password(connection.stop)
     )
     if url is None or not connection.direct:
-        reason = address.connectorx_unsupported_reason or "a pooler may have no further sessions"
-        yield PendingReads(connection, queries, {}, reason)
+        reads = BackgroundReads(
+            connection, None, address.connectorx_unsupported_reason or "a pooler may have no further sessions"
+        )
+        reads.begin(queries)
+        yield reads
         return
     snapshot = connection.fetch_rows("SELECT pg_export_snapshot()")[0][0]
-    frames: dict[str, _Frame] = {}
-
-    def end() -> None:
-        if not all(frame.done() for frame in frames.values()):
-            _end_sessions(address, name)
-
-    with (
-        connection.stop.on_cancel(end),
-        ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool,
-    ):
+    with ThreadPoolExecutor(READ_CONNECTIONS, thread_name_prefix="connectorx") as pool:
         reachable = pool.submit(_connect_once, address)
-        for each, sql in queries.items():
-            frames[each] = pool.submit(_read_connectorx, connection, url, sql, snapshot, reachable)
-        try:
-            yield PendingReads(connection, queries, frames)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with suppress(EtlError):
-                end()  # the rows are not needed any more, and leaving the pool waits for them
-            raise
+        read = partial(_read_connectorx, connection, url, snapshot, reachable)
+        reads = BackgroundReads(connection, lambda sql: pool.submit(read, sql))
+        with connection.stop.on_cancel(lambda: _end_sessions(address, name) if reads.active else None):
+            reads.begin(queries)
+            try:
+                yield reads
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if reads.active:  # their rows are not needed any more, and leaving the pool waits for them
+                    with suppress(EtlError):
+                        _end_sessions(address, name)
+                raise
 
 
 def _end_sessions(address: ConnectionTarget, name: str) -> None:
@@ -117,7 +124,7 @@ def _connect_once(address: ConnectionTarget) -> None:
 
 
 def _read_connectorx(
-    connection: Connection, url: str, sql: str, snapshot: str, reachable: Future[None]
+    connection: Connection, url: str, snapshot: str, reachable: Future[None], sql: str
 ) -> pl.DataFrame:
     reachable.result()
     import connectorx  # noqa: PLC0415 - only here, so that a machine without a wheel for it can still read by ADBC
