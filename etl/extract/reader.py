@@ -10,7 +10,7 @@ import dataframely as dy
 import polars as pl
 
 from etl.extract import queries
-from etl.postgres.bulk_read import read_in_background
+from etl.postgres.bulk_read import BackgroundReads, read_in_background
 from etl.postgres.connection import Connection
 from etl.postgres.naming import SOURCE_MODELS
 from etl.postgres.scope import Scope
@@ -103,30 +103,38 @@ def source_schemas(scope: Scope) -> tuple[type[Trips], type[Slots]]:
     return (LegTrips, LegSlots) if scope.naming.has_legs else (Trips, Slots)
 
 
-def extract_source(
-    connection: Connection, scope: Scope, slots: BucketSpill, rejected: RejectedRows, on_rows: Callable[[int], object]
-) -> SourceData:
-    """Read what a run needs of the shadow users under the open transaction's snapshot.
-
-    The slots, which are most of the rows, are read in batches through the connection itself, the rest meanwhile through other
-    connections. `on_rows` is called with the number of rows of each batch.
-    """
-    queries_ = {
+def source_queries(scope: Scope) -> dict[str, str]:
+    """Return the queries of a run whose rows `extract_source` takes from background reads."""
+    return {
         "trips": queries.trips(scope, "shadow"),
         "users": queries.users(scope, "shadow"),
         "nodes": queries.nodes(scope),
         "seeds": queries.persona_seeds(scope),
     }
+
+
+def extract_source(
+    connection: Connection,
+    scope: Scope,
+    reads: BackgroundReads,
+    slots: BucketSpill,
+    rejected: RejectedRows,
+    on_rows: Callable[[int], object],
+) -> SourceData:
+    """Read what a run needs of the shadow users under the open transaction's snapshot.
+
+    The slots, which are most of the rows, are read in batches through the connection itself, the rest meanwhile by `reads`,
+    which has `source_queries`. `on_rows` is called with the number of rows of each batch.
+    """
     categories = read_categories(connection, scope)
     trips_schema, slots_schema = source_schemas(scope)
-    with read_in_background(connection, queries_) as others:
-        buckets = others()["trips"] if slots.buckets > 1 else None
-        read_slots = 0
-        for batch in connection.iter_frames(queries.slots(scope, "shadow")):
-            read_slots += batch.height
-            on_rows(batch.height)
-            _spill_slots(slots, rejected.filter(slots_schema, "slots", batch), buckets)
-        read = others()
+    read = {"trips": reads.result("trips")} if slots.buckets > 1 else {}
+    read_slots = 0
+    for batch in connection.iter_frames(queries.slots(scope, "shadow")):
+        read_slots += batch.height
+        on_rows(batch.height)
+        _spill_slots(slots, rejected.filter(slots_schema, "slots", batch), read.get("trips"))
+    read |= {name: reads.result(name) for name in source_queries(scope) if name not in read}
     seeds = read["seeds"]
     on_rows(sum(read[name].height for name in ("users", "trips", "nodes")))
     rejected.count_unread("trips", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "Trip")))
@@ -223,7 +231,7 @@ def extract_logged(
         rejected.count_unread(
             "events", "user_is_gone", connection.fetch_int(queries.orphan_count(scope, "RankingEvent"))
         )
-        read = others()
+        read = {name: others.result(name) for name in ("users", "nodes")}
     counts = {"events": read_events, "users": read["users"].height, "slots": read_slots}
     on_rows(read["users"].height + read["nodes"].height + personas.height)
     return LoggedEvents(

@@ -31,11 +31,11 @@ MOSTLY_NEW, FEW = 0.9, 20_000
 Holding new rows back until the end would then cost more than copying some equal rows again.
 """
 
-_TIDS_PER_DELETE = 10_000
+_TIDS_PER_DELETE, _TEXTS_PER_QUERY = 10_000, 5_000
 _HASH = "hash"
 
-# Separators of fields and of list elements in the text of a row that is hashed.
-_FIELD, _ELEMENT = "\x1f", "\x1e"
+_FIELD = "\x1f"
+"""Separates fields in the text of a row that is hashed."""
 
 _DTYPES: dict[str, pl.DataType] = {
     "text": pl.String(),
@@ -51,25 +51,84 @@ def columns_of(model: str) -> dict[str, pl.DataType]:
     return {column.name: _DTYPES[column.type] for column in COLUMNS[model]}
 
 
-def row_hashes(model: str, rows: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """Return 64 bits of the MD5 of each row's text. `_sql_hash` is the same in the database."""
-    line = pl.concat_str([_text(name, dtype) for name, dtype in columns_of(model).items()], separator=_FIELD)
+def row_hashes(model: str, rows: pl.DataFrame, texts: TextHashes) -> npt.NDArray[np.int64]:
+    """Return 64 bits of the MD5 of each row's text. `_sql_hash` is the same in the database.
+
+    `rows` have the model's columns; lists may be of an Enum. `texts` must know their elements.
+    """
+    line = pl.concat_str(
+        [_text(rows[name], dtype, texts) for name, dtype in columns_of(model).items()], separator=_FIELD
+    )
     return rows.select(md5_64(line)).to_series().to_numpy().view(np.int64)
 
 
-def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    value = pl.col(column)
+def _text(values: pl.Series, dtype: pl.DataType, texts: TextHashes) -> pl.Expr:
+    value = pl.col(values.name)
     if dtype == pl.Float64:
         text = format_float(value)
     elif isinstance(dtype, pl.Datetime):
         text = value.dt.epoch("us").cast(pl.String)
     elif isinstance(dtype, pl.List):
-        length = value.list.len().cast(pl.String)
-        dims = pl.when(value.list.len() > 0).then("[1:" + length + "]").otherwise(pl.lit(""))
-        text = dims + value.list.join(_ELEMENT)
+        length = value.list.len()
+        dims = pl.when(length > 0).then("[1:" + length.cast(pl.String) + "]").otherwise(pl.lit(""))
+        text = dims + pl.lit(texts.of_lists(values)).cast(pl.String)
     else:
         text = value.cast(pl.String)
     return text.fill_null(NULL_TEXT)
+
+
+class TextHashes:
+    """The server's 64-bit hashes of texts, each asked for once, and of lists of them, which follow from these.
+
+    The server's hash of a text depends on its byte order, so it is not computed here.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: dict[str, int] = {}
+
+    def learn(self, rows: pl.DataFrame) -> None:
+        """Ask the server for the hashes of the elements of all lists. It uses the connection if some are not known yet."""
+        lists = [_elements(rows[name]) for name, dtype in rows.schema.items() if isinstance(dtype, pl.List)]
+        new = sorted({text for codes, texts in lists for text in texts.gather(np.unique(codes))} - self._known.keys())
+        for start in range(0, len(new), _TEXTS_PER_QUERY):
+            part = new[start : start + _TEXTS_PER_QUERY]
+            values = ", ".join(f"({number}, {quote_literal(text)})" for number, text in enumerate(part))
+            hashes = self._connection.fetch_rows(
+                f'SELECT hashtextextended(v.text COLLATE "C", 0) FROM (VALUES {values}) v(number, text) ORDER BY v.number'
+            )
+            self._known.update(zip(part, (number for (number,) in hashes), strict=True))
+
+    def of_lists(self, lists: pl.Series) -> pl.Series:
+        """Return the server's `hash_array_extended(list, 0)` of each list (Int64). Null stays null.
+
+        From h = 1, each element makes 31 h + its own hash of it, modulo 2**64. Servers place rows in hash partitions by it,
+        so it is the same in all versions.
+        """
+        codes, texts = _elements(lists)
+        hashes = np.array([self._known.get(text, 0) for text in texts], np.int64).view(np.uint64)
+        lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+        ends = np.cumsum(lengths)
+        ones = np.full(int(lengths.max(initial=0)) + 1, 31, np.uint64)
+        ones[0] = 1
+        powers = np.multiply.accumulate(ones)
+        after = np.repeat(ends, lengths) - 1 - np.arange(len(codes))
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes[codes] * powers[after], dtype=np.uint64)])
+        found = pl.Series((powers[lengths] + sums[ends] - sums[ends - lengths]).view(np.int64))
+        return found if not lists.null_count() else found.zip_with(lists.is_not_null(), _NO_HASH)
+
+
+_NO_HASH = pl.Series([None], dtype=pl.Int64)
+
+
+def _elements(lists: pl.Series) -> tuple[npt.NDArray[np.integer], pl.Series]:
+    """Return the elements of all lists, one after the other, as positions in the texts that are returned with them."""
+    flat = lists.explode(empty_as_null=False, keep_nulls=False)
+    dtype = flat.dtype
+    if not isinstance(dtype, pl.Enum):
+        dtype = pl.Enum(flat.unique())
+        flat = flat.cast(dtype)
+    return flat.to_physical().to_numpy(), dtype.categories
 
 
 def _sql_hash(naming: Naming, model: str) -> str:
@@ -83,9 +142,9 @@ def _sql_text(value: str, dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Datetime):
         text = f"trunc(extract(epoch FROM {value}) * 1000000)::text"  # numeric has infinity, int8 has not
     elif isinstance(dtype, pl.List):
-        # With its dimensions: an array of one empty text, or one that begins at 0, is another than the one we send.
-        text = f"concat(array_dims({value}), array_to_string({value}, {quote_literal(_ELEMENT)}, {quote_literal(NULL_TEXT)}))"
-        text = f"CASE WHEN {value} IS NOT NULL THEN {text} END"
+        # With its dimensions: an array that begins at 0 is another than the one we send. A hash, because writing and hashing
+        # the text of 20 ids costs several times as much.
+        text = f"COALESCE(array_dims({value}), '') || hash_array_extended({value} COLLATE \"C\", 0)::text"
     else:
         text = f"{value}::text"
     return f"COALESCE({text}, {quote_literal(NULL_TEXT)})"
@@ -94,6 +153,14 @@ def _sql_text(value: str, dtype: pl.DataType) -> str:
 def held_rows(model: str) -> pl.DataFrame:
     """Return an empty frame with the columns of the rows that a `TableWriter` holds."""
     return pl.DataFrame(schema=columns_of(model) | {_HASH: pl.Int64()})
+
+
+def standing_query(scope: Scope, model: str) -> str:
+    """SQL of the hash and the location of each existing row, for any connection that has the transaction's snapshot."""
+    return (
+        f'SELECT {_sql_hash(scope.naming, model)} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
+        f"FROM {scope.naming.table(model)} x WHERE {scope.replaces(model, 'x')}"
+    )
 
 
 class _StandingRows:
@@ -146,21 +213,23 @@ class _Sent:
 class TableWriter:
     """Writes the shadow users' rows of a table, and checks what the table holds afterwards.
 
-    Call `compare` to keep equal rows, or `delete` to replace all. Then call `add` for each batch of rows, and finally
-    `delete`, `copy_held` and `check`. New rows are collected in `held`, because all rows that must go are deleted
-    before the first new one is inserted. After `delete`, rows are copied at once.
+    Call `compare` with the rows of `standing_query` to keep equal rows, or `delete` to replace all. Then call `learn` and
+    `add` for each batch of rows, and finally `delete`, `copy_held` and `check`. New rows are collected in `held`, because all
+    rows that must go are deleted before the first new one is inserted. After `delete`, rows are copied at once.
 
     Raises SchemaError if a column's type does not match what is sent, DataError if the server refuses a row or if the table
     does not hold what it should.
     """
 
     def __init__(self, connection: Connection, scope: Scope, model: str, held: BucketSpill) -> None:
-        self._connection, self._scope, self._model, self._held = connection, scope, model, held
+        self.model = model
+        self._connection, self._scope, self._held = connection, scope, held
         self._name, self._hash = scope.naming.table(model), _sql_hash(scope.naming, model)
         self._standing: _StandingRows | None = None
         self._batches = self._seen = self._deleted = 0
         self._copies = False
         self._sent = _Sent()
+        self._texts = TextHashes(connection)
 
     @property
     def written(self) -> RowCounts:
@@ -177,14 +246,9 @@ class TableWriter:
         """Whether nearly all rows added so far are new, so that all should be replaced (call `delete`)."""
         return not self._copies and self._seen > FEW and self._seen - self.unchanged > MOSTLY_NEW * self._seen
 
-    def compare(self) -> int:
-        """Read the hashes of the existing rows. Returns their number."""
-        empty = pl.DataFrame(schema={"hash": pl.Int64, "table": pl.Int64, "place": pl.String})
-        batches = self._connection.iter_frames(
-            f'SELECT {self._hash} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
-            f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
-        )
-        self._standing = _StandingRows(pl.concat([empty, *batches]))
+    def compare(self, standing: pl.DataFrame) -> int:
+        """Take the rows of `standing_query`. Returns their number."""
+        self._standing = _StandingRows(standing)
         self._copies = not len(self._standing)
         return len(self._standing)
 
@@ -202,7 +266,7 @@ class TableWriter:
                 self._connection.execute(f"DELETE FROM {self._name} x WHERE {places}")
                 self._require_gone(places)
         else:
-            rows = f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
+            rows = f"FROM {self._name} x WHERE {self._scope.replaces(self.model, 'x')}"
             self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
             self._connection.execute(f"DELETE {rows}")
         return self._deleted
@@ -215,22 +279,27 @@ class TableWriter:
                 "on the table keeps them: fix or disable it, then run again."
             )
 
+    def learn(self, rows: pl.DataFrame) -> None:
+        """Ask the server for what `hash` needs to know of these rows."""
+        self._texts.learn(rows)
+
     def hash(self, rows: pl.DataFrame) -> npt.NDArray[np.int64]:
-        """Return the hashes of rows. Can be called from any thread."""
-        return row_hashes(self._model, rows)
+        """Return the hashes of rows that were learnt. Can be called from any thread."""
+        return row_hashes(self.model, rows, self._texts)
 
     def add(self, rows: pl.DataFrame, hashed: Future[npt.NDArray[np.int64]]) -> int:
         """Add a batch of rows and their hashes. Returns how many were copied: after `delete` all, before it none.
 
         A COPY does not wait for the hashes.
         """
-        rows = rows.select(*columns_of(self._model))
+        columns = columns_of(self.model)
+        rows = rows.select(*columns)
         if self._copies:
-            return self._copy(rows, hashed.result)
+            return self._copy(rows.cast(columns), hashed.result)  # type: ignore[arg-type]  # a column's type by its name
         hashes = hashed.result()
         new = rows.with_columns(pl.Series(_HASH, hashes)).filter(~pl.Series(self._keep(hashes)))
         if new.height:
-            self._held.append_bucket(new, self._batches % self._held.buckets)
+            self._held.append_bucket(new.cast(columns), self._batches % self._held.buckets)  # type: ignore[arg-type]
         self._batches, self._seen = self._batches + 1, self._seen + rows.height
         return 0
 
@@ -245,7 +314,7 @@ class TableWriter:
         return copied
 
     def _copy(self, rows: pl.DataFrame, hashes: Callable[[], npt.NDArray[np.int64]]) -> int:
-        copy_rows(self._connection, self._scope, self._model, rows)
+        copy_rows(self._connection, self._scope, self.model, rows)
         self._sent.add(hashes())
         return rows.height
 
@@ -260,7 +329,7 @@ class TableWriter:
         found = self._connection.fetch_rows(
             f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {self._hash} END), 0)"
             f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) "
-            f"FROM {self._name} x WHERE {self._scope.replaces(self._model, 'x')}"
+            f"FROM {self._name} x WHERE {self._scope.replaces(self.model, 'x')}"
         )[0]
         wanted = (self._sent.rows, str(self._sent.checksum), self.unchanged)
         if found != wanted:

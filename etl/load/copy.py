@@ -69,8 +69,10 @@ def to_persona_rows(rows: dy.DataFrame[PersonaRows]) -> pl.DataFrame:
 
 
 def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
-    """Convert ranking events (`RankingEvents.events`) to the columns of RankingEvent. Session and shadow model are null."""
-    texts = pl.List(pl.String)
+    """Convert ranking events (`RankingEvents.events`) to the columns of RankingEvent. Session and shadow model are null.
+
+    Lists stay lists of an Enum: only rows that are written need their texts.
+    """
     return events.select(
         pl.col("event_id").alias("id"),
         pl.col("user_id").alias("userId"),
@@ -79,13 +81,13 @@ def to_event_rows(events: pl.DataFrame) -> pl.DataFrame:
         pl.col("day_number").alias("dayNumber"),
         pl.col("model_name").alias("modelName"),
         pl.col("model_version").alias("modelVersion"),
-        pl.col("candidate_ids").cast(texts).alias("candidateIds"),
-        pl.col("ranked_ids").cast(texts).alias("rankedIds"),
-        pl.col("selected_ids").cast(texts).alias("selectedIds"),
+        pl.col("candidate_ids").alias("candidateIds"),
+        pl.col("ranked_ids").alias("rankedIds"),
+        pl.col("selected_ids").alias("selectedIds"),
         "surface",
         pl.lit(None, dtype=pl.String).alias("shadowModelName"),
         pl.lit(None, dtype=pl.String).alias("shadowModelVersion"),
-        pl.lit(None, dtype=texts).alias("shadowRankedIds"),
+        pl.lit(None, dtype=pl.List(pl.String)).alias("shadowRankedIds"),
         pl.col("latency_ms").alias("latencyMs"),
         pl.from_epoch("created_us", time_unit="us").alias("createdAt"),
     )

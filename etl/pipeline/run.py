@@ -24,11 +24,12 @@ from etl.extract.reader import (
     extract_source,
     read_personas,
     seed_affinities,
+    source_queries,
     source_schemas,
 )
 from etl.load import copy as load
 from etl.load.audit import RowCounts, WriteAudit
-from etl.load.changes import TableWriter, held_rows
+from etl.load.changes import TableWriter, held_rows, standing_query
 from etl.pipeline.context import Clock, RunResult, new_result, open_context, prepare, previous_vocabulary, utc_now
 from etl.pipeline.export import dataset_from_logged_events
 from etl.pipeline.guards import (
@@ -42,6 +43,7 @@ from etl.pipeline.guards import (
 from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import Publication, open_publication
 from etl.pipeline.published import probe_published
+from etl.postgres.bulk_read import BackgroundReads, read_in_background
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
 from etl.postgres.scope import Scope, resolve_scope
@@ -124,14 +126,19 @@ def _run_in_transaction(
     """Run the steps inside the transaction. Returns the staged snapshot's name, None if nothing has changed."""
     settings, result = publication.context.settings, publication.result
     rejected = RejectedRows()
-    check_scope(connection, scope, settings, result)
-    count_foreign_rows(connection, scope, result)
-    audit = WriteAudit(connection, scope, settings.allow_side_effects)
     with ExitStack() as stack:
-        source = _read(connection, scope, publication, rejected, stack)
+        # Begun before all else: while these are read, the connection itself does the checks, and then reads the slots.
+        compares = settings.write != "replace"
+        first = source_queries(scope) | _standing(scope, "PersonaDimension", when=compares)
+        reads = stack.enter_context(read_in_background(connection, first))
+        check_scope(connection, scope, settings, result)
+        count_foreign_rows(connection, scope, result)
+        audit = WriteAudit(connection, scope, settings.allow_side_effects)
+        source = _read(connection, scope, reads, publication, rejected, stack)
+        reads.begin(_standing(scope, "RankingEvent", when=compares))  # now: the slots are needed earlier
         hashing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hashing"))
         worker = stack.enter_context(ordered_worker())
-        writes = _Writes(result, worker, hashing, replaces=settings.write == "replace")
+        writes = _Writes(result, worker, hashing, reads if compares else None)
         personas, events = (
             TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
             for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
@@ -175,8 +182,18 @@ def _run_in_transaction(
     return publication.write_manifest(summary)
 
 
+def _standing(scope: Scope, model: str, *, when: bool) -> dict[str, str]:
+    """Return the query of the hashes of a model's existing rows, by its name; none if they are not compared."""
+    return {model: standing_query(scope, model)} if when else {}
+
+
 def _read(
-    connection: Connection, scope: Scope, publication: Publication, rejected: RejectedRows, stack: ExitStack
+    connection: Connection,
+    scope: Scope,
+    reads: BackgroundReads,
+    publication: Publication,
+    rejected: RejectedRows,
+    stack: ExitStack,
 ) -> SourceData:
     """Read the source tables. Slots are spilled by user bucket into files that `stack` deletes."""
     trips = connection.fetch_int(queries.trip_count(scope))
@@ -184,7 +201,7 @@ def _read(
     slots = stack.enter_context(open_spill(publication.scratch, buckets, source_schemas(scope)[1].create_empty()))
     with publication.result.step("read") as rows:
         publication.result.counts |= count_filtered(connection, scope)
-        return extract_source(connection, scope, slots, rejected, rows)
+        return extract_source(connection, scope, reads, slots, rejected, rows)
 
 
 def _batches(source: SourceData) -> int:
@@ -237,13 +254,13 @@ def _backfill_and_verify(
 class _Writes:
     """Work on the server: done by one thread in the order submitted, each piece as a step of the run.
 
-    Rows are hashed by another thread.
+    Rows are hashed by another thread. `standing` has the hashes of the existing rows, by model; None if all are replaced.
     """
 
     result: RunResult
     worker: OrderedWorker
     hashing: ThreadPoolExecutor
-    replaces: bool
+    standing: BackgroundReads | None
 
     def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
         """Schedule `work`. It is called with a function that counts the step's rows."""
@@ -256,9 +273,9 @@ class _Writes:
         return self.worker.submit(timed)
 
     def begin(self, table: TableWriter) -> None:
-        """Read the hashes of a table's rows, or delete the rows if all are to be replaced."""
-        if not self.replaces:
-            self.submit("compare", lambda rows: rows(table.compare()))
+        """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced."""
+        if (standing := self.standing) is not None:
+            self.submit("compare", lambda rows: rows(table.compare(standing.result(table.model))))
             self.result.get_step("delete")
         else:
             self.submit("delete", lambda rows: rows(table.delete()))
@@ -268,11 +285,12 @@ class _Writes:
     ) -> Future[None]:
         """Write a frame as the table's rows. The caller must not use the frame object afterwards."""
         converted = self.hashing.submit(to_rows, frame)
-        # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
-        hashed = self.hashing.submit(lambda: table.hash(converted.result().clone()))
 
         def work(rows: Callable[[int], None]) -> None:
-            rows(table.add(converted.result(), hashed))
+            batch = converted.result()
+            table.learn(batch)
+            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
+            rows(table.add(batch, self.hashing.submit(table.hash, batch.clone())))
             if table.is_mostly_new:
                 self._delete(table)
                 rows(table.copy_held())

@@ -223,6 +223,9 @@ class Dimension:
     without: int
 
 
+_SMALL_FILE = 16 << 20
+
+
 @dataclass(frozen=True)
 class UserStats:
     """The users of the audience, the dimensions of their personas, and their mean affinity for each category."""
@@ -289,10 +292,12 @@ def _top_decile_share(counts: I64, items: int) -> float:
 
 
 def user_stats(folder: Path) -> UserStats:
-    """Count the users of a snapshot that still exist, column by column."""
+    """Count the users of a snapshot that still exist: of a large file, column by column."""
     path = _file(folder, "users")
     schema = pl.read_parquet_schema(path)
-    users = pl.scan_parquet(path, glob=False)
+    users = pl.scan_parquet(path, glob=False).drop(_VECTOR, strict=False)
+    if path.stat().st_size <= _SMALL_FILE:
+        users = users.collect().lazy()  # a scan per column takes longer than all that is counted
     if "status" in schema:
         users = users.filter(pl.col("status") != GONE)
     height = int(users.select(pl.len()).collect().item())

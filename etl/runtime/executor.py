@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from etl.errors import ConnectError
-from etl.runtime.resources import __version__
+from etl.runtime.resources import __version__, installed_version
 
 LOCAL, RAY = "local", "ray"
 
@@ -106,7 +105,9 @@ def map_ordered(
 def versions() -> dict[str, str]:
     """Returns the versions that decide published bytes: all workers must have the same."""
     deciding = ("polars", "pyarrow", "numpy", "polars-hash")
-    return {"bpr-etl": __version__, "Python": platform.python_version()} | {name: version(name) for name in deciding}
+    return {"bpr-etl": __version__, "Python": platform.python_version()} | {
+        name: installed_version(name) for name in deciding
+    }
 
 
 def require_same(wanted: Mapping[str, str]) -> None:

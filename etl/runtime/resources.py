@@ -6,9 +6,18 @@ that nothing but `etl` and `bpr_etl.py` is installed at top level.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+
+@cache
+def installed_version(name: str) -> str:
+    """Returns a library's version. Reading it takes a millisecond, and a run needs some of them three times."""
+    from importlib.metadata import version  # noqa: PLC0415 - `--help` does without
+
+    return version(name)
 
 
 def resource(name: str) -> Path:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from etl.runtime.cancellation import CancelToken
-from etl.runtime.resources import __version__
+from etl.runtime.resources import __version__, installed_version
 from etl.settings.model import Settings
 
 LIBRARIES = ("polars", "pyarrow", "connectorx", "adbc-driver-postgresql", "dataframely", "polars-hash", "numpy")
@@ -185,7 +184,7 @@ class RunRecord:
             "started_at": self.started_at.isoformat(),
             "ended_at": now.isoformat(),
             "tool": {"name": "bpr-etl", "version": __version__},
-            "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "libraries": {name: installed_version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "settings": settings.manifest_settings(),
             "profile": self.timings(),
             "warnings": self.warnings,

@@ -96,6 +96,18 @@ def at_write(n: int, act: Callable[[], None]) -> None:
     pq.ParquetWriter.write_table = write_table
 
 
+def at_link(n: int, act: Callable[[], None]) -> None:
+    """Act when the n-th file of the newest snapshot has been linked into the new one."""
+    original, count = Path.hardlink_to, itertools.count(1)
+
+    def hardlink_to(self: Path, target: Any) -> None:
+        original(self, target)
+        if next(count) == n:
+            act()
+
+    Path.hardlink_to = hardlink_to  # type: ignore[method-assign]
+
+
 def at_upload(n: int, act: Callable[[], None]) -> None:
     """Act when the n-th file is sent to an object store; in a folder, when the n-th is put on disk."""
     from etl.snapshots.stores import object_store as objects
@@ -153,6 +165,8 @@ def main() -> None:
         at_copy(spec["n"], act)
     elif kind == "write":
         at_write(spec["n"], act)
+    elif kind == "link":
+        at_link(spec["n"], act)
     elif kind == "upload":
         at_upload(spec["n"], act)
     elif kind == "latest":

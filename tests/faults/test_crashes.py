@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -12,6 +13,8 @@ import psycopg
 import pytest
 
 import etl
+from etl.snapshots.reading.snapshot import LATEST, MANIFEST
+from etl.snapshots.validation import validate_snapshot
 from tests.faults.nights import SECONDS_TO_STOP, SEEDS, Ended, Nights, call, until_it_waits
 
 WAITS = {
@@ -169,6 +172,34 @@ def test_every_boundary(nights, effort, tally, name):
         hit(nights, {**spec, "signal": name}, ways[number % len(ways)])
         tally(f"named moments hit by {name}")
     nights.require_mended(SEEDS[0])
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_while_unchanged_files_are_linked(nights, effort, tally, name):
+    """A run on unchanged data is hit while it links the newest snapshot's files, and while the links are put on disk.
+
+    The snapshot that the files belong to stays whole and the newest; the next run links them all.
+    """
+    seed = SEEDS[0]
+    nights.require_mended(seed)
+    files = len(nights.published())
+    points = [
+        {"at": at, "n": n} for at, numbers in (("link", (1, files // 2, files)), ("upload", (1,))) for n in numbers
+    ]
+    step = effort(3, 1)
+    for point in points[SIGNALS.index(name) % step :: step]:
+        newest = (nights.out / LATEST).read_text()
+        nights.forget_versions()  # else nothing would be lost with the transaction
+        before = nights.state()
+        ended = call(nights.command(seed), nights.url, {**point, "signal": name})
+        assert ended.code == -NUMBER[name], ended.err
+        assert nights.require_before_or_after(before, seed) == "before"
+        assert (nights.out / LATEST).read_text() == newest
+        assert not [each for each in validate_snapshot(nights.out / "snapshots" / newest) if each.broken]
+        nights.require_mended(seed)
+        manifest = json.loads((nights.out / "snapshots" / (nights.out / LATEST).read_text() / MANIFEST).read_text())
+        assert manifest["linked_from"] == newest
+        tally(f"moments of linking hit by {name}")
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -9,6 +9,7 @@ import psycopg
 import etl
 from etl.extract import reader as extract
 from etl.pipeline import run as pipeline
+from etl.postgres.bulk_read import read_in_background
 from etl.postgres.scope import Scope, resolve_scope
 from etl.postgres.url import target_of
 from etl.transform.buckets import open_spill
@@ -74,7 +75,11 @@ def test_rows_written_after_the_snapshot_are_not_seen(small_world, settings_for,
             with psycopg.connect(small_world) as other:
                 other.execute('DELETE FROM "BehavioralSignal"')
                 other.execute('DELETE FROM "ItinerarySlot"')
-            with open_spill(tmp_path, 1, Slots.create_empty()) as held:
-                source = extract.extract_source(connection, scope, held, extract.RejectedRows(), lambda _rows: None)
+            with (
+                open_spill(tmp_path, 1, Slots.create_empty()) as held,
+                read_in_background(connection, extract.source_queries(scope)) as reads,
+            ):
+                rejected = extract.RejectedRows()
+                source = extract.extract_source(connection, scope, reads, held, rejected, lambda _rows: None)
                 read = source.slots_of(0).height
     assert read == slots > 1000

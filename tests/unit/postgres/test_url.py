@@ -26,7 +26,7 @@ def test_a_unix_socket_is_reached_by_both():
     address = parse_url("postgresql://u@localhost/app?host=/var/run/my%20pg", NO_HOME)
     assert address.connectorx == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
     assert address.libpq == "postgresql://u@localhost/app?host=%2Fvar%2Frun%2Fmy%20pg"
-    assert address.connectorx_url(tls=False, name="me") == f"{address.connectorx}&application_name=me"
+    assert address.connectorx_url(tls=False, name="me") == f"{address.connectorx}&application_name=me&sslmode=disable"
 
 
 @pytest.mark.parametrize(
