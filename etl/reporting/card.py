@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.reporting.history import run_metrics
-from etl.snapshots.descriptions import TABLES, describe_column
+from etl.snapshots.descriptions import TABLES
 
 
 def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
@@ -23,7 +23,7 @@ def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
     parts = list(_header(counts)) + list(_body(manifest, counts))
     for table, schema in _schemas(manifest, counts, folder):
         parts += [f"\n### {table}\n", TABLES[table], "", "| column | type | meaning |", "|---|---|---|"]
-        parts += [f"| `{field.name}` | {_type(field)} | {describe_column(field.name)} |" for field in schema]
+        parts += [f"| `{field.name}` | {_type(field)} | {_description(field)} |" for field in schema]
     return "\n".join(parts) + "\n"
 
 
@@ -60,6 +60,11 @@ def build_croissant(manifest: Mapping[str, Any], folder: Path) -> str:
     return json.dumps(text, indent=1, ensure_ascii=False) + "\n"
 
 
+def _description(field: pa.Field) -> str:
+    text: bytes = field.metadata[b"description"]
+    return text.decode()
+
+
 def _croissant_field(table: str, source: Mapping[str, Any], field: pa.Field) -> dict[str, Any]:
     of_list = pa.types.is_list(field.type)
     kind = field.type.value_type if of_list else field.type
@@ -67,7 +72,7 @@ def _croissant_field(table: str, source: Mapping[str, Any], field: pa.Field) -> 
         "@type": "cr:Field",
         "@id": f"{table}/{field.name}",
         "name": field.name,
-        "description": describe_column(field.name),
+        "description": _description(field),
         "dataType": next(name for name, fits in _CROISSANT_TYPES.items() if fits(kind)),
         **({"repeated": True} if of_list else {}),
         "source": {**source, "extract": {"column": field.name}},
