@@ -198,7 +198,6 @@ class Publication:
         """Make the staged snapshot the newest, after the database's COMMIT. From here on, a run can't be cancelled."""
         settings, store, result = self.context.settings, self.context.store, self.result
         if settings.dry_run:
-            result.notes.append("Dry run: all of it was done and rolled back; nothing was published.")
             if name is not None:
                 probe_afterwards(settings, result, partial(run_probe, open_snapshot(self.staged), settings))
             return

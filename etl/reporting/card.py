@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from etl.reporting.history import run_metrics
 from etl.reporting.page import load_template
-from etl.snapshots.descriptions import TABLES, describe_column
+from etl.snapshots.descriptions import TABLES
 
 
 def build_card(manifest: Mapping[str, Any], folder: Path) -> str:
     """Build README.md of a staged snapshot from its manifest and the footers of one file per table in `folder`."""
     counts = _counts(manifest)
     columns = {
-        table: [(field.name, _type(field), describe_column(field.name)) for field in schema]
+        table: [(field.name, _type(field), _description(field)) for field in schema]
         for table, schema in _schemas(manifest, counts, folder)
     }
     card: str = load_template("card.md").render(
@@ -73,6 +73,11 @@ def build_croissant(manifest: Mapping[str, Any], folder: Path) -> str:
     return json.dumps(text, indent=1, ensure_ascii=False) + "\n"
 
 
+def _description(field: pa.Field) -> str:
+    text: bytes = field.metadata[b"description"]
+    return text.decode()
+
+
 def _croissant_field(table: str, source: Mapping[str, Any], field: pa.Field) -> dict[str, Any]:
     of_list = pa.types.is_list(field.type)
     kind = field.type.value_type if of_list else field.type
@@ -80,7 +85,7 @@ def _croissant_field(table: str, source: Mapping[str, Any], field: pa.Field) -> 
         "@type": "cr:Field",
         "@id": f"{table}/{field.name}",
         "name": field.name,
-        "description": describe_column(field.name),
+        "description": _description(field),
         "dataType": next(name for name, fits in _CROISSANT_TYPES.items() if fits(kind)),
         **({"repeated": True} if of_list else {}),
         "source": {**source, "extract": {"column": field.name}},

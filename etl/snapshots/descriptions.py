@@ -79,5 +79,7 @@ def describe_column(column: str) -> str:
 
 def described_schema(table: str, columns: Mapping[str, pa.DataType]) -> pa.Schema:
     """Return the Arrow schema of a table whose metadata, and its fields', have their `description`."""
-    fields = [pa.field(name, kind, metadata={"description": describe_column(name)}) for name, kind in columns.items()]
+    previous = "prev_item" if "prev_item" in columns else "prev_idx"  # with `--ids index`
+    texts = {name: describe_column(name).replace("prev_item", previous) for name in columns}
+    fields = [pa.field(name, kind, metadata={"description": texts[name]}) for name, kind in columns.items()]
     return pa.schema(fields, metadata={"description": TABLES.get(table, "")})

@@ -148,7 +148,8 @@ def _encode_rows(batches: Sequence[EventRows], vocabulary: Vocabulary, schema: p
 
     def plain(name: str) -> pa.Array:
         values, spread = of_rows(name)
-        return pa.array(spread(values), from_pandas=True)  # NaN is null
+        # NaN is null. Looking for it is cheaper than what Arrow does for columns that might have some.
+        return pa.array(spread(values), from_pandas=bool(np.isnan(values).any()))
 
     def item(name: str) -> pa.DictionaryArray:
         codes, spread = of_rows(name)

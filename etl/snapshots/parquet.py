@@ -50,6 +50,8 @@ OPTIONS = {
     "write_statistics": ["timestamp", "day_number"],
     # One page for each column of a row group.
     "max_rows_per_page": ROW_GROUP,
+    # More values at a time than by default: the same bytes, written faster.
+    "write_batch_size": 4096,
 }
 """How all files are written. `python -m benchmarks triples` measures what each of these saves."""
 

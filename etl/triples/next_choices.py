@@ -17,19 +17,19 @@ import numpy.typing as npt
 import polars as pl
 
 from etl.settings.model import Reject
-from etl.transform.arrays import I64, U64, Positions
+from etl.transform.arrays import I64, U64, Flags, Positions
 from etl.transform.hashing import mix64
-from etl.triples.generate import I32, NO_NEGATIVES, U32, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
-from etl.triples.sampling import build_pools, sample
-from etl.triples.selections import Past, Selections
+from etl.triples.generate import NO_NEGATIVES, WHOLE_CATALOGUE_SEEN, EventArrays, EventRows, HashKeys
+from etl.triples.sampling import MATERIALIZE_RATIO, build_pools, sample, sample_ranks
+from etl.triples.selections import F32, Past, Selections
 
 F64 = npt.NDArray[np.float64]
 
 EARTH_RADIUS_KM = 6371.0088
 """The mean radius (IUGG)."""
 
-_BATCH = 1 << 18
-"""About how many rows and rejected items there are at a time."""
+_BATCH = 1 << 19
+"""About how many rows and items of their pools there are at a time."""
 
 _BEFORE_ALL = np.iinfo(np.int64).min
 
@@ -58,15 +58,28 @@ class Coordinates:
         km: F64 = 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(squared, 1.0)))
         return km.astype(np.float32)
 
-    def km_to(self, here: U32, row: I32, codes: I64, position: Positions) -> npt.NDArray[np.float32]:
-        """The distance from `here[row]` to `codes[position]`; from a table of all pairs where these are fewer."""
-        used = np.zeros(len(self.latitude), np.bool_)
-        used[here] = True
-        distinct, place = np.flatnonzero(used), (np.cumsum(used) - 1)[here]
-        if len(distinct) * len(codes) > len(row):
-            return self.km(here[row], codes[position])
-        table = self.km(np.repeat(distinct, len(codes)), np.tile(codes, len(distinct)))
-        return table.take((place * len(codes))[row] + position)
+
+@dataclass(frozen=True)
+class Distances:
+    """The distances between some items, by place among these; from a table of all pairs, unless it is None."""
+
+    coordinates: Coordinates
+    items: I64
+    table: F32 | None
+
+    @classmethod
+    def of(cls, coordinates: Coordinates, items: I64, wanted: int) -> Distances:
+        """Compute the table, unless fewer distances are `wanted` than it has."""
+        count, table = len(items), None
+        if count**2 <= wanted:
+            table = coordinates.km(items.repeat(count), np.tile(items, count))
+        return cls(coordinates, items, table)
+
+    def km(self, here: I64, there: I64) -> F32:
+        """The distance between items; the places may have any shapes that fit together."""
+        if self.table is None:
+            return self.coordinates.km(self.items[here], self.items[there])
+        return self.table.take(here * len(self.items) + there)
 
 
 class TripOrder:
@@ -107,11 +120,6 @@ class TripsOfPart:
     trip_starts: I64
     user_starts: I64
 
-    @cached_property
-    def firsts(self) -> I64:
-        """The ranks of elements whose user selected the item for the first time."""
-        return np.flatnonzero(self.past.new)
-
 
 @dataclass(frozen=True)
 class ChoiceBatch:
@@ -150,102 +158,165 @@ class Choices:
         """Generate the rows, batch by batch: all choices of some events, whose rows depend on no other event."""
         to_sample = keys.of_events("next", self.events, with_user=True)
         to_shuffle = keys.of_events("shuffle", self.events, with_user=False) if shuffle else None
-        low, high, _ = self._of_group
-        sizes = np.cumsum(high - low + self.wanted)
+        distances = Distances.of(places, self._named, len(self.elements) * self.wanted)
+        cells = len(self.codes) if self._laid_out else self._rejections.lengths(self._now)
+        sizes = np.cumsum(np.full(len(self.elements), self.wanted) + cells)
         event = self.selections.event[self.elements]
         bounds = np.searchsorted(sizes, np.arange(_BATCH, sizes[-1:].sum(), _BATCH), side="right")
         bounds = np.searchsorted(event, event[bounds])  # where that event begins
         for first, end in pairwise(np.unique([0, *bounds, len(sizes)])):
-            yield self._batch(slice(first, end), keys, to_sample, to_shuffle, places)
+            yield self._batch(slice(first, end), keys, to_sample, to_shuffle, distances)
 
     def _batch(
-        self, which: slice, keys: HashKeys, to_sample: U64, to_shuffle: U64 | None, places: Coordinates
+        self, which: slice, keys: HashKeys, to_sample: U64, to_shuffle: U64 | None, distances: Distances
     ) -> ChoiceBatch:
         past, chosen = self.trips.past, self.elements[which]
         ranks, items = past.ranks[chosen], self.selections.items
         event = np.searchsorted(self.rows, self.selections.event[chosen]).astype(np.int32)
         positive, earlier = items[chosen], past.order[ranks - 1]
-        groups, rejected = self._rejected(which)
-        pools = build_pools(len(self.codes), groups, rejected, len(chosen))
-        drawn, counts = sample(
-            mix64(to_sample[event] ^ keys.nodes[positive]), np.arange(len(chosen)), self.wanted, pools
-        )
-        lengths = counts.sum(axis=0)
-        choice = np.arange(len(chosen), dtype=np.int32).repeat(lengths)
-        position = drawn.T.ravel() if counts.all() else drawn.T[counts.T]
-        negative = self.codes.astype(np.uint32)[position]
-        days, previous = self.selections.events["day_number"].to_numpy(), items[earlier]
+        previous = items[earlier]
+        here = self._places[previous]
+        sizes, position = self._sampled(self._now[which], mix64(to_sample[event] ^ keys.nodes[positive]))
+        lengths = np.minimum(sizes, self.wanted)
+        if lengths.min(initial=self.wanted) == self.wanted:  # the usual case
+            neg_km = distances.km(here[:, None], position).ravel()
+            position = position.ravel()
+        else:
+            position = position[np.arange(self.wanted) < lengths[:, None]]
+            neg_km = distances.km(here.repeat(lengths), position)
+        negative = self.codes.astype(np.uint32).take(position)
+        days = self.selections.events["day_number"].to_numpy()
         runs = {
             "event": event,
             "step": (ranks - self.trips.trip_starts[ranks]).astype(np.int32),
             "previous": previous,
             "same_day": days[self.selections.event[earlier]] == days[self.selections.event[chosen]],
             "positive": positive,
-            "pos_km": places.km(previous, positive),
+            "pos_km": distances.km(here, self._places[positive]),
             "is_new": past.new[ranks],
         }
-        values = {"negative": negative, "neg_km": places.km_to(previous, choice, self.codes, position)}
+        values = {"negative": negative, "neg_km": neg_km}
         if self.history:
             users = self.selections.users[self.selections.event[chosen]]
-            users, before, now = (each[choice] for each in (users, ranks, self.events.timestamps[event]))
-            values |= past.history(users, before, now, positive[choice], negative)
+            users, before, now = (each.repeat(lengths) for each in (users, ranks, self.events.timestamps[event]))
+            values |= past.history(users, before, now, positive.repeat(lengths), negative)
         order = None
         if to_shuffle is not None:
-            of_choices = mix64(to_shuffle[event] ^ keys.nodes[positive])
-            order = mix64(of_choices[choice] ^ keys.nodes[negative])
-        empty = int(np.count_nonzero(pools.sizes == 0))
+            of_choice = mix64(to_shuffle[event] ^ keys.nodes[positive])
+            order = mix64(of_choice.repeat(lengths) ^ keys.nodes[negative])
+        empty = int(np.count_nonzero(sizes == 0))
         reason = WHOLE_CATALOGUE_SEEN if len(self.codes) else NO_NEGATIVES
         rows = EventRows.of_runs(self.events, runs, lengths, values, order)
         return ChoiceBatch(rows, len(chosen) - empty, {reason: empty})
 
-    @cached_property
-    def _offered(self) -> Positions:
-        """The position of each item in the city's catalogue, -1 for items that are not in it."""
-        offered = np.full(self.selections.nodes, -1, np.int32)
-        offered[self.codes] = np.arange(len(self.codes), dtype=np.int32)
-        return offered
+    def _sampled(self, now: I64, keys: U64) -> tuple[I64, I64]:
+        """The size of each choice's pool, and what is sampled: positions in the catalogue, of shape (choices, wanted)."""
+        items = len(self.codes)
+        if not self._laid_out:
+            pools = build_pools(items, *self._rejections.pairs(now), len(now))
+            drawn, _ = sample(keys, np.arange(len(now)), self.wanted, pools)
+            return pools.sizes, drawn.T.astype(np.int64, order="C")
+        sizes = items - self._rejections.counts(now)
+        ranks, _ = sample_ranks(keys, sizes, self.wanted)
+        position = ranks.T.astype(np.int64, order="C")
+        position += (np.cumsum(sizes) - sizes)[:, None]
+        position = np.flatnonzero(self._rejections.others(now, items)).take(position)
+        position -= (np.arange(len(now)) * items)[:, None]
+        return sizes, position
+
+    @property
+    def _laid_out(self) -> bool:
+        """Whether the items of every pool are laid out: not if these are many more than are sampled."""
+        return len(self.codes) <= MATERIALIZE_RATIO * self.wanted
 
     @cached_property
-    def _known(self) -> tuple[I64, Positions, I32]:
-        """What may be rejected, by group and position: the groups, the positions, and from which index on each is.
+    def _named(self) -> I64:
+        """The items that rows name: the city's eligible items, in their order, then the others."""
+        past = self.trips.past
+        of_choices = np.concatenate([self.elements, past.order[past.ranks[self.elements] - 1]])
+        others = np.zeros(self.selections.nodes, np.bool_)
+        others[self.selections.items[of_choices]] = True
+        others[self.codes] = False
+        return np.concatenate([self.codes, np.flatnonzero(others)])
 
-        A group is the rank where its user begins, and the index a rank; with `--reject event` the same of elements and events.
-        """
+    @cached_property
+    def _places(self) -> I64:
+        """The place of each item in `_named`, -1 for items that are not in it."""
+        places = np.full(self.selections.nodes, -1)
+        places[self._named] = np.arange(len(self._named))
+        return places
+
+    @cached_property
+    def _rejections(self) -> Rejections:
+        """What choices may reject: what their user selected, by rank, or with `--reject event` their event, by element."""
         if self.reject == "event":
-            index, items = np.arange(len(self.selections.event)), self.selections.items
-            groups = self.selections.lists.ends[self.selections.event]
+            starts, items = self.selections.lists.ends[self.selections.event], self.selections.items
+            known = np.ones(len(items), np.bool_)
         else:
-            index = self.trips.firsts
-            items, groups = self.selections.items[self.trips.past.order[index]], self.trips.user_starts[index]
-        positions = self._offered[items]
-        known = np.flatnonzero(positions >= 0)
-        known = known[np.argsort((groups[known] << 32) | positions[known])]
-        return groups[known], positions[known], index[known].astype(np.int32)
+            starts, items = self.trips.user_starts, self.selections.items[self.trips.past.order]
+            known = self.trips.past.new
+        positions = self._places[items]
+        return Rejections(starts, positions, known & (positions >= 0) & (positions < len(self.codes)))
+
+    @property
+    def _now(self) -> I64:
+        """Where the choices are among what may be rejected."""
+        return self.elements if self.reject == "event" else self.trips.past.ranks[self.elements]
+
+
+class Rejections:
+    """What choices reject: of their group, what is known and not later than they are; their positives are among it.
+
+    By place in some order, `starts` has the first place of the group, `positions` the position in the catalogue, and
+    `known` whether it can be rejected. Groups are adjacent, and know a position once.
+    """
+
+    def __init__(self, starts: I64, positions: I64, known: Flags) -> None:
+        self._starts = starts
+        self._group = np.cumsum(starts == np.arange(len(starts)), dtype=np.int32)
+        self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(known)])
+        self._known = np.flatnonzero(known).astype(np.int32)
+        self._positions = positions[self._known]
+
+    def counts(self, now: I64) -> I64:
+        """How many each choice rejects."""
+        counts: I64 = self._before[now + 1] - self._before[self._starts[now]]
+        return counts
+
+    def others(self, now: I64, items: int) -> Flags:
+        """Whether a choice does not reject an item: of all choices, by item. What comes last is true, so there is always one.
+
+        The choices are in the order of their groups.
+        """
+        others = np.ones(len(now) * items + 1, np.bool_)
+        if len(now):
+            group = self._group[now]
+            known = slice(self._before[self._starts[now[0]]], self._before[now.max() + 1])
+            since = np.full((group[-1] - group[0] + 1, items), np.iinfo(np.int32).max, np.int32)
+            since[self._group[self._known[known]] - group[0], self._positions[known]] = self._known[known]
+            cells = since.take(group - group[0], axis=0)
+            np.greater(cells, now.astype(np.int32)[:, None], out=others[:-1].reshape(cells.shape))
+        return others
 
     @cached_property
-    def _of_group(self) -> tuple[I64, I64, I32]:
-        """The range in `_known` that each choice's group has, and the choice's own index: what is not later is rejected.
+    def _sorted(self) -> I64:
+        """What is known, by group and position."""
+        return np.argsort((self._group[self._known].astype(np.int64) << 32) | self._positions)
 
-        That is all that was selected before, and the positive.
-        """
-        if self.reject == "event":
-            group, now = self.selections.lists.ends[self.selections.event[self.elements]], self.elements
-        else:
-            now = self.trips.past.ranks[self.elements]
-            group = self.trips.user_starts[now]
-        low, high = (np.searchsorted(self._known[0], group, side) for side in ("left", "right"))
-        return low, high, now.astype(np.int32)
+    def lengths(self, now: I64) -> I64:
+        """How much each choice's group knows."""
+        of_group: I64 = np.bincount(self._group[self._known], minlength=int(self._group.max(initial=0)) + 1)
+        return of_group[self._group[now]]
 
-    def _rejected(self, which: slice) -> tuple[I64, Positions]:
-        """What some choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
-        _, positions, index = self._known
-        low, high, now = (each[which] for each in self._of_group)
-        lengths = high - low
+    def pairs(self, now: I64) -> tuple[I64, Positions]:
+        """What choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
+        lengths = self.lengths(now)
         choice = np.arange(len(now), dtype=np.int32).repeat(lengths)
-        inside = (low - (np.cumsum(lengths) - lengths)).astype(np.int32).take(choice)
-        inside += np.arange(len(choice), dtype=np.int32)
-        kept = np.flatnonzero(index.take(inside) <= now.take(choice))
-        return choice.take(kept).astype(np.int64), positions.take(inside.take(kept))
+        inside = (self._before[self._starts[now]] - (np.cumsum(lengths) - lengths)).take(choice)
+        inside += np.arange(len(choice))
+        which = self._sorted.take(inside)
+        kept = np.flatnonzero(self._known.take(which) <= now.astype(np.int32).take(choice))
+        return choice.take(kept).astype(np.int64), self._positions.take(which.take(kept)).astype(np.int32)
 
 
 def _numbered(order: I64, columns: list[I64]) -> I64:

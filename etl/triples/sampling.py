@@ -26,7 +26,9 @@ _GAMMA = 0x9E3779B97F4A7C15
 _UPPER, _LOWER = np.uint64(32), np.uint64(2**32 - 1)
 _BLOCK = 1 << 14  # samples at a time: one column of them fits into the cache
 _CELLS = 1 << 26  # the most (sample, item) cells of a block: one byte each
-_MATERIALIZE_RATIO = 16  # the most positions of materialized pools per sampled item
+MATERIALIZE_RATIO = 16
+"""The most positions of materialized pools per sampled item."""
+
 _NUMBERS_PER_ITEM = 4  # two attempts each, before weighted sampling materializes the rest
 
 
@@ -158,26 +160,33 @@ def _sample_block(
     """One block of `sample`."""
     pools, groups = pools.of(groups)
     sizes = pools.sizes[groups]
+    if table is None:
+        ranks, counts = sample_ranks(keys, sizes, wanted)
+        return _items_at(pools, groups, ranks), counts
     column = np.arange(wanted, dtype=np.int32)[:, None]
     counts, many = column < sizes, sizes > wanted
     if many.all():  # the usual case, without a copy
-        return _drawn(keys, groups, wanted, pools, table), counts
+        return _weighted(keys, groups, wanted, pools, table), counts
     places = _items_at(pools, groups, np.where(counts, column, 0))
     if many.any():
-        places[:, many] = _drawn(keys[many], groups[many], wanted, pools, table)
+        places[:, many] = _weighted(keys[many], groups[many], wanted, pools, table)
     return places, counts
 
 
-def _drawn(keys: U64, groups: I64, wanted: int, pools: SamplingPools, table: AliasTable | None) -> Positions:
-    """Sample from pools of more than `wanted` items."""
-    if table is None:
-        return _items_at(pools, groups, _floyd(keys, pools.sizes[groups], wanted))
-    return _weighted(keys, groups, wanted, pools, table)
+def sample_ranks(keys: U64, sizes: I64, wanted: int) -> tuple[Positions, Flags]:
+    """Sample as `sample` does, evenly: ranks in pools of these sizes instead of their items."""
+    column = np.arange(wanted, dtype=np.int32)[:, None]
+    counts, many = column < sizes, sizes > wanted
+    if many.all():  # the usual case, without a copy
+        return _floyd(keys, sizes, wanted), counts
+    ranks = np.where(counts, column, 0)
+    ranks[:, many] = _floyd(keys[many], sizes[many], wanted)
+    return ranks, counts
 
 
 def _items_at(pools: SamplingPools, groups: I64, positions: Positions) -> Positions:
     """The items at these positions of their pools, which are materialized unless that is much more than is sampled."""
-    if len(pools.sizes) * pools.items > _MATERIALIZE_RATIO * positions.size:
+    if len(pools.sizes) * pools.items > MATERIALIZE_RATIO * positions.size:
         return np.stack([pools.item_at(groups, row) for row in positions])
     # An empty pool has no entry: what is read for it doesn't count.
     laid_out = np.append(np.flatnonzero(~pools.outside), 0)

@@ -83,7 +83,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch, alpha):
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases())
 def test_laid_out_or_searched_pools_give_the_same(monkeypatch, laid_out, case):
-    monkeypatch.setattr(draws, "_MATERIALIZE_RATIO", laid_out)
+    monkeypatch.setattr(draws, "MATERIALIZE_RATIO", laid_out)
     assert ours(case) == theirs(case)
 
 

@@ -234,6 +234,8 @@ def test_interactions_next_and_history_are_the_oracle_s(made, options):
 @pytest.mark.parametrize(("make", "number"), WORLDS)
 def test_of_dense_worlds_in_batches_and_buckets_of_any_size_too(monkeypatch, make, number, other):
     monkeypatch.setattr(next_choices, "_BATCH", (next_choices._BATCH, 40)[(number + other) % 2])
+    # Pools that are laid out, and those that are too large for it.
+    monkeypatch.setattr(next_choices, "MATERIALIZE_RATIO", (next_choices.MATERIALIZE_RATIO, 0)[number % 2])
     options = replace(both_settings(number)[other], task=BOTH, history=number % 2 == 0)
     after = oracle.after_run(make(number), options, MODEL)
     made = Journeys(after, oracle.exported(after, options))

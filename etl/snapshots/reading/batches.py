@@ -42,7 +42,7 @@ class Batches:
     """The batches of one rank: dicts of numpy arrays by column, of at most `batch_size` rows.
 
     Each of `world_size` ranks has the same number of batches (`len`), and every row is in exactly one batch of one rank.
-    Nothing is dropped or repeated: instead, the sizes of batches differ by one.
+    `rank` may be left out if there is one. Nothing is dropped or repeated: instead, the sizes of batches differ by one.
 
     `set_epoch` chooses the order: row groups in random order, rows shuffled within a buffer of `buffer_rows`. Seed,
     epoch, rank and `world_size` decide it. `shuffle=False` keeps the order of the files. Memory holds the buffer, twice
@@ -52,7 +52,7 @@ class Batches:
     files: Sequence[tuple[str, int]]
     columns: Sequence[pl.Expr]
     batch_size: int = 4096
-    rank: int = 0
+    rank: int | None = None
     world_size: int = 1
     seed: int = 0
     shuffle: bool = True
@@ -61,9 +61,15 @@ class Batches:
 
     def __post_init__(self) -> None:
         """Raise SettingsError if the rows can't be shared out."""
-        if not 0 <= self.rank < self.world_size:
+        if self.rank is None and self.world_size > 1:
             raise SettingsError(
-                f"rank is {self.rank}. With world_size {self.world_size} it must be from 0 to {self.world_size - 1}."
+                f"world_size is {self.world_size}, and rank is not given. Give each process its own, from 0 to "
+                f"{self.world_size - 1}."
+            )
+        self._rank = self.rank or 0
+        if not 0 <= self._rank < self.world_size:
+            raise SettingsError(
+                f"rank is {self._rank}. With world_size {self.world_size} it must be from 0 to {self.world_size - 1}."
             )
         if min(self.batch_size, self.buffer_rows) < 2:  # with 1, a rank could be a row short
             raise SettingsError("batch_size and buffer_rows must be at least 2.")
@@ -90,7 +96,7 @@ class Batches:
 
     def share(self, worker: int, workers: int) -> Iterator[Batch]:
         """Iterate over the batches of this rank that one of its `workers` makes: a contiguous share of its rows."""
-        first, last = (rank * self._rows // self.world_size for rank in (self.rank, self.rank + 1))
+        first, last = (rank * self._rows // self.world_size for rank in (self._rank, self._rank + 1))
         ends = [first + number * (last - first) // max(1, len(self)) for number in range(len(self) + 1)]
         mine = ends[worker * len(self) // workers : (worker + 1) * len(self) // workers + 1]
         return self._cut(mine)

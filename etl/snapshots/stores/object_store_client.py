@@ -108,7 +108,7 @@ def _error_message(location: str, text: str) -> str:
     why = found[1] if found else text.partition("\n")[0] or "no reason given"
     why = escape_control_characters(why)[:200].rstrip(". ")
     if any(word in text for word in _NO_PLACE):
-        return f"{location} cannot be used: there is no such bucket ({why}). Create it, or correct --out."
+        return f"{location} cannot be used: there is no such bucket ({why}). Create it, or correct the location."
     if any(word in text for word in _NO_CREDENTIALS):
         return (
             f"{location} cannot be used: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

@@ -126,6 +126,8 @@ def test_what_is_not_there_is_refused_by_name(folder, tmp_path):
     for plan in ({"rank": 2, "world_size": 2}, {"batch_size": 1}, {"world_size": 10**9}):
         with pytest.raises(SettingsError):
             snapshot.batches(**plan)
+    with pytest.raises(SettingsError, match=r"world_size is 2, and rank is not given\. .* from 0 to 1"):
+        snapshot.batches(world_size=2)
     plain = etl.open_snapshot(etl.expand(load_settings({"snapshot": str(folder), "out": str(tmp_path)}, {})).snapshot)
     assert plain.scan("triples", split="train").collect()["split"].null_count() == sum(
         plain.manifest["published"]["triples"].values()

@@ -90,6 +90,14 @@ def test_runs_are_encoded_as_their_rows_are(batches, sparse):
         assert sorted(held.dictionary.to_pylist()) == sorted(set(tables[0][name].to_pylist()))
 
 
+@pytest.mark.parametrize(("ids", "previous"), [("string", "prev_item"), ("both", "prev_item"), ("index", "prev_idx")])
+def test_descriptions_name_the_previous_item_s_column_as_it_is(ids, previous):
+    schema = table_schemas(ids, history=False)["next"]
+    assert previous in schema.names
+    for name in ("same_day", "pos_km", "neg_km"):
+        assert f"`{previous}`" in schema.field(name).metadata[b"description"].decode()
+
+
 def test_columns_are_required_unless_they_may_be_unknown():
     schemas = table_schemas("both", history=True)
     history = {"pos_days_since", "neg_days_since"}

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from etl.triples.next_choices import Coordinates, TripOrder, TripsOfPart
+from etl.triples.next_choices import Coordinates, Distances, TripOrder, TripsOfPart
 from etl.triples.selections import Selections
 from etl.triples.splits import SPLIT
 
@@ -134,12 +134,11 @@ HALF = 20_015.114  # half of the way round
 def test_distances(here, there, km):
     items = pl.DataFrame([here, there], schema={"latitude": pl.Float64, "longitude": pl.Float64}, orient="row")
     places = Coordinates.of(items)
-    pairs = [places.km(np.array([0]), np.array([1]))]
-    # One pair is worked out by itself, many are looked up in a table of all pairs.
-    for times in (1, 20):
-        row, position = np.zeros(times, np.int32), np.ones(times, np.int32)
-        pairs.append(places.km_to(np.zeros(1, np.uint32), row, np.array([1, 1]), position))
-    for found in pairs:
+    # Few pairs are worked out one by one, many are looked up in a table of all pairs.
+    for times, has_table in ((1, False), (20, True)):
+        distances = Distances.of(places, np.arange(2), times)
+        assert (distances.table is not None) == has_table
+        found = distances.km(np.zeros((times, 1), np.int64), np.ones((1, 1), np.int64)).ravel()
         assert found.dtype == np.float32
         if km is None:
             assert np.isnan(found).all()
