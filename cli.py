@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from importlib.abc import MetaPathFinder
 from typing import Annotated
 
 import typer
@@ -190,10 +189,11 @@ db_app.register("url", database.db_url, "data_dir", 'psql "$(bpr-etl db url)"')
 app.add_typer(db_app, name="db", rich_help_panel=TRYING)
 
 
-class _WithoutPandas(MetaPathFinder):
+class _WithoutPandas:
     """Hides pandas from pyarrow, which would import it for 0.4 s; no frame here ever becomes a pandas frame."""
 
-    def find_spec(self, fullname: str, *_: object) -> None:
+    @staticmethod
+    def find_spec(fullname: str, *_: object) -> None:
         """Refuse pandas; leave everything else to the other finders."""
         if fullname == "pandas":
             raise ModuleNotFoundError(fullname)

@@ -22,6 +22,8 @@ from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from etl.pipeline.context import RunResult
 
 log = logging.getLogger("bpr-etl")
@@ -51,19 +53,24 @@ def expand(settings: Settings, stop: CancelToken) -> CommandResult:
 def _publish(action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_run(settings) as observer:
         record = action(settings, progress=observer, stop=stop)
-    from etl.commands import console  # only now: the run need not wait for it
-
     _log_outcome(settings, record)
-    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
     nothing = record.snapshot is None and not settings.dry_run
     return CommandResult(
         record.facts_for_json(),
-        [
-            *console.styled(map(escape_control_characters, lines)),
-            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
-        ],
+        [] if settings.json else _summary(settings, record),
         NothingToDo.exit_code if nothing and settings.skip_unchanged != "ok" else 0,
     )
+
+
+def _summary(settings: Settings, record: RunResult) -> list[RenderableType]:
+    """Return what a person is shown."""
+    from etl.commands import console  # only now: the run need not wait for it
+
+    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
+    return [
+        *console.styled(map(escape_control_characters, lines)),
+        console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
+    ]
 
 
 def _log_outcome(settings: Settings, record: RunResult) -> None:

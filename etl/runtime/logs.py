@@ -1,26 +1,31 @@
-"""Log lines on stderr, through structlog: one per event, with run and step, for people or as JSON. Libraries' lines too."""
+"""Log lines on stderr: one per event, with run and step, for people or as JSON. Libraries' lines too."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etl.errors import escape_control_characters
 from etl.runtime.run_record import RunObserver, RunRecord, Step
 
-if TYPE_CHECKING:
-    from structlog.typing import Processor
-
 log = logging.getLogger("bpr-etl")
 
-Event = MutableMapping[str, Any]
 _SHORT_ID = 8
 """Characters of the run's id that a person is shown: enough to tell two runs apart."""
+
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+"""What every record has; all else was added by `extra`."""
+
+_TRACEBACKS = logging.Formatter()
+_BOLD, _DIM, _CYAN = 1, 2, 36
+_COLORS = {"debug": (32,), "info": (32,), "warning": (33,), "error": (31,), "critical": (31,)}
 
 _step: ContextVar[str | None] = ContextVar("step", default=None)
 """The step that this thread works on. A new thread begins without one."""
@@ -43,13 +48,27 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 - logging's name
-        """Ignore the formatter that `basicConfig` sets: ours is made when the first line is written."""
+        """Ignore the formatter that `basicConfig` sets: a line has the form that `format` gives it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the record as a line."""
-        if self.formatter is None:
-            self.formatter = _formatter(self)
-        return super().format(record)
+        """Returns the record as a line: time, level, event, logger, run and step, and what `extra` added."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        level, event, step = record.levelname.lower(), record.getMessage(), _step.get()
+        run_id = self.run_id and (self.run_id if self.as_json else self.run_id[:_SHORT_ID])
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        # Ray marks every record.
+        extra = {name: value for name, value in extra.items() if not name.startswith("_ray_")}
+        facts = {**({"run_id": run_id} if run_id else {}), **({"step": step} if step else {}), **extra}
+        trace = _TRACEBACKS.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else None
+        if self.as_json:
+            first = {"timestamp": moment, "level": level, "event": event, "logger": record.name}
+            return json.dumps({**first, **facts, **({"exception": trace} if trace else {})}, default=str)
+        # Control characters are escaped, since a line may hold names from the database. Our own logger's name is omitted.
+        pieces = [_paint(moment, _DIM), f"[{_paint(level, *_COLORS.get(level, ()))}]"]
+        pieces += [_paint(escape_control_characters(event), _BOLD)]
+        pieces += [f"[{_paint(record.name, _BOLD)}]"] if record.name != log.name else []
+        pieces += [f"{_paint(name, _CYAN)}={_shown(value)}" for name, value in facts.items()]
+        return " ".join(pieces) + (f"\n{trace}" if trace else "")
 
     @contextmanager
     def redirect(self, sink: Callable[[str], object]) -> Iterator[None]:
@@ -66,56 +85,17 @@ class LogHandler(logging.Handler):
         sys.stderr.flush()
 
 
-def _formatter(logs: LogHandler) -> logging.Formatter:
-    import structlog  # noqa: PLC0415 - slow to import, and most commands log nothing
-    from rich.console import Console  # noqa: PLC0415
+def _paint(text: str, *codes: int) -> str:
+    """Returns the text in colors where stderr is a terminal that may show them."""
+    environ = os.environ
+    plain = not sys.stderr.isatty() or environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown")
+    return text if plain or not codes else f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m"
 
-    def context(_logger: Any, _method: str, event: Event) -> Event:
-        """Puts time, level, event, logger, run and step first, in this order."""
-        record: logging.LogRecord = event["_record"]
-        moment = datetime.fromtimestamp(record.created, UTC)
-        event["timestamp"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        run_id, step = logs.run_id, _step.get()
-        first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger")}
-        return {
-            **first,
-            **({"run_id": run_id if logs.as_json else run_id[:_SHORT_ID]} if run_id else {}),
-            **({"step": step} if step else {}),
-            **{name: value for name, value in event.items() if not name.startswith("_ray_")},  # Ray marks every record
-        }
 
-    def plain(_logger: Any, _method: str, event: Event) -> Event:
-        """Escapes control characters, since a line may hold names from the database; omits our own logger's name."""
-        event["event"] = escape_control_characters(str(event["event"]))
-        if event.get("logger") == log.name:
-            del event["logger"]
-        return event
-
-    before: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        context,
-    ]
-    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    if logs.as_json:
-        last: list[Processor] = [
-            meta,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str),
-        ]
-    else:
-        console = Console(stderr=True)
-        colors = console.is_terminal and not console.no_color
-        traceback = structlog.dev.plain_traceback
-        last = [
-            meta,
-            plain,
-            structlog.dev.ConsoleRenderer(
-                colors=colors, pad_event_to=0, pad_level=False, sort_keys=False, exception_formatter=traceback
-            ),
-        ]
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=last)
+def _shown(value: object) -> str:
+    """Returns a fact as text, in quotes where its end would not be seen."""
+    plain = isinstance(value, str) and value.isprintable() and not set(value) & set(" ='\"")
+    return str(value) if plain else repr(value)
 
 
 def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> LogHandler:

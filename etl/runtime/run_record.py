@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ class Step:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.name, self.seconds, self.rows))
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Returns the versions of what decides the published bytes, and Python's."""
+    from importlib.metadata import version  # noqa: PLC0415 - 0.01 s, which `--help` need not wait for
+
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def peak_mib() -> float:
@@ -185,7 +193,7 @@ class RunRecord:
             "started_at": self.started_at.isoformat(),
             "ended_at": now.isoformat(),
             "tool": {"name": "bpr-etl", "version": __version__},
-            "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "libraries": library_versions(),
             "settings": settings.manifest_settings(),
             "profile": self.timings(),
             "warnings": self.warnings,
