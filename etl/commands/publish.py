@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.commands.database import validate_database
-from etl.commands.runner import CommandResult, observe_run, observe_step
+from etl.commands.runner import CommandResult, observe_run, observe_step, uncollected
 from etl.errors import NothingToDo, escape_control_characters
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
@@ -31,21 +31,24 @@ log = logging.getLogger("bpr-etl")
 
 def run(settings: Settings, stop: CancelToken) -> CommandResult:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
-    from etl.pipeline.run import run as action
+    with uncollected():
+        from etl.pipeline.run import run as action
 
     return _publish(action, settings, stop)
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
-    from etl.pipeline.export import export as action
+    with uncollected():
+        from etl.pipeline.export import export as action
 
     return _publish(action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
-    from etl.pipeline.expand import expand as action
+    with uncollected():
+        from etl.pipeline.expand import expand as action
 
     return _publish(action, settings, stop)
 

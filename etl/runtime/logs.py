@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,9 +33,9 @@ _step: ContextVar[str | None] = ContextVar("step", default=None)
 class LogHandler(logging.Handler):
     """Writes all log lines. `run_id` is the process's; the step is each thread's. `StepLogger` sets both."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, colors: bool = False) -> None:
         super().__init__()
-        self.as_json = as_json
+        self.as_json, self.colors = as_json, colors
         self.sink: Callable[[str], object] = self._to_stderr
         self.run_id: str | None = None
 
@@ -64,11 +63,14 @@ class LogHandler(logging.Handler):
             first = {"timestamp": moment, "level": level, "event": event, "logger": record.name}
             return json.dumps({**first, **facts, **({"exception": trace} if trace else {})}, default=str)
         # Control characters are escaped, since a line may hold names from the database. Our own logger's name is omitted.
-        pieces = [_paint(moment, _DIM), f"[{_paint(level, *_COLORS.get(level, ()))}]"]
-        pieces += [_paint(escape_control_characters(event), _BOLD)]
-        pieces += [f"[{_paint(record.name, _BOLD)}]"] if record.name != log.name else []
-        pieces += [f"{_paint(name, _CYAN)}={_shown(value)}" for name, value in facts.items()]
+        pieces = [self._paint(moment, _DIM), f"[{self._paint(level, *_COLORS.get(level, ()))}]"]
+        pieces += [self._paint(escape_control_characters(event), _BOLD)]
+        pieces += [f"[{self._paint(record.name, _BOLD)}]"] if record.name != log.name else []
+        pieces += [f"{self._paint(name, _CYAN)}={_shown(value)}" for name, value in facts.items()]
         return " ".join(pieces) + (f"\n{trace}" if trace else "")
+
+    def _paint(self, text: str, *codes: int) -> str:
+        return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if self.colors and codes else text
 
     @contextmanager
     def redirect(self, sink: Callable[[str], object]) -> Iterator[None]:
@@ -85,22 +87,15 @@ class LogHandler(logging.Handler):
         sys.stderr.flush()
 
 
-def _paint(text: str, *codes: int) -> str:
-    """Returns the text in colors where stderr is a terminal that may show them."""
-    environ = os.environ
-    plain = not sys.stderr.isatty() or environ.get("NO_COLOR") or environ.get("TERM") in ("dumb", "unknown")
-    return text if plain or not codes else f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m"
-
-
 def _shown(value: object) -> str:
     """Returns a fact as text, in quotes where its end would not be seen."""
     plain = isinstance(value, str) and value.isprintable() and not set(value) & set(" ='\"")
     return str(value) if plain else repr(value)
 
 
-def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> LogHandler:
+def configure(*, as_json: bool, colors: bool = False, quiet: bool = False, verbose: bool = False) -> LogHandler:
     """Send every log line of this process to stderr: warnings alone with `quiet`, each step with `verbose`."""
-    logs = LogHandler(as_json=as_json)
+    logs = LogHandler(as_json=as_json, colors=colors)
     logging.basicConfig(handlers=[logs], level=logging.WARNING if quiet else logging.INFO, force=True)
     log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
     for name in ("r2d2", "openlineage", "urllib3"):  # connectorx's pool, what sends lineage: their retries are no news
