@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from textwrap import wrap
 from typing import Any, get_args
@@ -33,7 +34,27 @@ _WORDED = {format_option(name): name for name, each in OPTIONS.items() if each.k
 """Flags that may have a word after "=", which a flag of Typer's can't."""
 
 
-class Command(TyperCommand):
+class _Plain:
+    """Takes the parameters' values as they are given: texts, lists of texts and flags, which our own parsers check.
+
+    Typer would check their types through pydantic, whose import and adapters take 0.05 s of every command.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, each with our `process_value`."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for each in parameters:
+            each.process_value = partial(_process, each)
+        return parameters
+
+
+def _process(parameter: Any, ctx: Any, value: Any) -> Any:
+    """Return a parameter's value, after its callback if it has one."""
+    taken = list(value) if isinstance(value, tuple) else value
+    return parameter.callback(ctx, parameter, taken) if parameter.callback else taken
+
+
+class Command(_Plain, TyperCommand):
     """A command whose help has its options by panel, and whose flags may have words: `--skip-unchanged=ok`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -74,7 +95,7 @@ class Command(TyperCommand):
         """Write nothing: the examples come first."""
 
 
-class Group(TyperGroup):
+class Group(_Plain, TyperGroup):
     """Commands; their help is by panel, too, each with the whole first sentence of its own."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.commands.database import validate_database
-from etl.commands.runner import CommandResult, observe_run, observe_step
+from etl.commands.runner import CommandResult, observe_run, observe_step, uncollected
 from etl.errors import NothingToDo, escape_control_characters
 from etl.runtime.cancellation import CancelToken
 from etl.settings.model import Settings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from etl.pipeline.context import RunResult
 
 log = logging.getLogger("bpr-etl")
@@ -29,21 +31,24 @@ log = logging.getLogger("bpr-etl")
 
 def run(settings: Settings, stop: CancelToken) -> CommandResult:
     """The nightly job: personas, ranking events, backfill and triples, all of it or nothing."""
-    from etl.pipeline.run import run as action
+    with uncollected():
+        from etl.pipeline.run import run as action
 
     return _publish(action, settings, stop)
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish triples of the ranking events that are there; writes nothing to the database."""
-    from etl.pipeline.export import export as action
+    with uncollected():
+        from etl.pipeline.export import export as action
 
     return _publish(action, settings, stop)
 
 
 def expand(settings: Settings, stop: CancelToken) -> CommandResult:
     """Publish other triples of a snapshot's events, with other options; needs no database."""
-    from etl.pipeline.expand import expand as action
+    with uncollected():
+        from etl.pipeline.expand import expand as action
 
     return _publish(action, settings, stop)
 
@@ -51,19 +56,24 @@ def expand(settings: Settings, stop: CancelToken) -> CommandResult:
 def _publish(action: Callable[..., RunResult], settings: Settings, stop: CancelToken) -> CommandResult:
     with observe_run(settings) as observer:
         record = action(settings, progress=observer, stop=stop)
-    from etl.commands import console  # only now: the run need not wait for it
-
     _log_outcome(settings, record)
-    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
     nothing = record.snapshot is None and not settings.dry_run
     return CommandResult(
         record.facts_for_json(),
-        [
-            *console.styled(map(escape_control_characters, lines)),
-            console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
-        ],
+        [] if settings.json else _summary(settings, record),
         NothingToDo.exit_code if nothing and settings.skip_unchanged != "ok" else 0,
     )
+
+
+def _summary(settings: Settings, record: RunResult) -> list[RenderableType]:
+    """Return what a person is shown."""
+    from etl.commands import console  # only now: the run need not wait for it
+
+    lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
+    return [
+        *console.styled(map(escape_control_characters, lines)),
+        console.run_summary(record, profile=settings.profile, dry_run=settings.dry_run, verbose=settings.verbose),
+    ]
 
 
 def _log_outcome(settings: Settings, record: RunResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import gc
 import json
 import logging
 import os
@@ -110,7 +111,10 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
             f"POLARS_MAX_THREADS is {threads}, and polars needs at least 1 thread: raise it, or unset it."
         )
     given |= {"json": settings.json, "log_format": settings.log_format}
-    logs.configure(as_json=settings.log_format == "json", quiet=settings.quiet, verbose=settings.verbose)
+    plain = not sys.stderr.isatty() or environ.get("NO_COLOR") or environ.get("TERM", "dumb") == "dumb"
+    logs.configure(
+        as_json=settings.log_format == "json", colors=not plain, quiet=settings.quiet, verbose=settings.verbose
+    )
     if default_file:
         log.info('Settings are read from %s in this folder; --config "" reads none.', default_file)
     if unknown := unknown_variables(environ):
@@ -220,6 +224,17 @@ def _print(output: Sequence[RenderableType | str], *, as_it_is: bool) -> None:
             console.print(part, soft_wrap=unwrapped or longest > console.width or str(part).startswith("  "))
         else:
             console.print(part)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector out of a block that imports libraries: it would look for 0.03 s, and find nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor will it find any there later
+        gc.enable()
 
 
 @contextmanager

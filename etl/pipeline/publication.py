@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,19 @@ log = logging.getLogger(__name__)
 def open_publication(context: RunContext, result: RunResult) -> Iterator[Publication]:
     """Yields a publication with folders for staged and for temporary files, which are deleted after the block."""
     with translate_os_errors(context.settings.out), context.store.staging(result.run_id) as (staged, scratch):
-        # The template is compiled while the database is read. If that fails, making the report fails and reports it.
-        threading.Thread(target=_load_template, daemon=True, name="template").start()
+        threading.Thread(target=_prepare, daemon=True, name="preparing").start()
         _load_history(context, result)
         yield Publication(context, result, staged, scratch)
 
 
-def _load_template() -> None:
+def _prepare() -> None:
+    """Do while the database is read what comes later: libraries' own late imports, and compiling the page's template.
+
+    If that fails, what needs it fails and reports it.
+    """
     with suppress(Exception):
+        for name in ("pyarrow.compute", "numpy.ma"):
+            import_module(name)
         load_template()
 
 

@@ -14,19 +14,32 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import adbc_driver_postgresql
 import polars as pl
 import pyarrow as pa
-from adbc_driver_manager import AdbcConnection
-from adbc_driver_manager import dbapi as adbc_errors
-from adbc_driver_postgresql import dbapi as adbc
+from adbc_driver_manager import (
+    INGEST_OPTION_MODE_APPEND,
+    INGEST_OPTION_MODE_CREATE,
+    AdbcConnection,
+    AdbcDatabase,
+    AdbcStatement,
+    StatementOptions,
+)
+from adbc_driver_manager import Error as DriverError
+
+# Not the driver's `dbapi`, which imports pyarrow.dataset for 0.03 s, but what it is made of: a call that Ctrl-C ends, and a
+# reader whose errors have an SQLSTATE.
+from adbc_driver_manager._lib import _blocking_call
+from adbc_driver_manager._reader import AdbcRecordBatchReader
 
 from etl.errors import ConnectError, DataError, EtlError, SchemaError, SettingsError
 from etl.postgres.naming import quote_identifier, quote_literal
 from etl.postgres.url import ConnectionTarget
 from etl.runtime.cancellation import CancelToken
+
+T = TypeVar("T", AdbcStatement, AdbcRecordBatchReader)
 
 OLDEST = 14
 """The oldest supported major version of PostgreSQL."""
@@ -99,8 +112,9 @@ class Connection:
         self.name = f"bpr-etl:{uuid.uuid4().hex[:12]}"
         self._closing, self._closed = threading.Lock(), False
         self._in_transaction = False
+        self._open: list[Any] = []
         with self._mapped_errors():
-            self._connection = _open(address, self.name, stop)
+            self._database, self._connection = _open(address, self.name, stop)
         try:
             mark, path, encoding, version, number = self._read_session()
             require_supported(encoding, version, number)
@@ -121,7 +135,7 @@ class Connection:
         Asked in a transaction: outside of one a pooler may switch the server process between two messages.
         """
         with self._mapped_errors():
-            self._connection.adbc_connection.set_autocommit(False)
+            self._connection.set_autocommit(False)
         row = self.fetch_rows(
             f"SELECT pg_catalog.current_setting('{_MARK}', true), pg_catalog.current_setting('search_path'), "
             "pg_catalog.current_setting('server_encoding'), pg_catalog.current_setting('server_version'), "
@@ -132,9 +146,7 @@ class Connection:
 
     def fetch_rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a small query as Python values."""
-        with self._mapped_errors(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall())
+        return list(zip(*(column.to_pylist() for column in self._fetch(sql).columns), strict=True))
 
     def fetch_int(self, sql: str) -> int:
         """Return the single number that a query yields."""
@@ -142,17 +154,12 @@ class Connection:
 
     def fetch_frame(self, sql: str) -> pl.DataFrame:
         """Return the rows of a query as a frame. The query must cast enums to text and numerics to int8."""
-        with self._mapped_errors(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return pl.DataFrame(cursor.fetch_arrow_table()).rechunk()
+        return pl.DataFrame(self._fetch(sql)).rechunk()
 
     def iter_frames(self, sql: str) -> Iterator[pl.DataFrame]:
         """Yield the rows of a query in batches as the driver fetches them. Memory does not grow with the result."""
-        with self._mapped_errors(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            # Not fetch_record_batch(), whose errors are Arrow's and have no SQLSTATE.
-            for batch in cursor._results.reader:  # noqa: SLF001
-                yield pl.DataFrame(batch)
+        with self._results(sql) as (_, reader):
+            yield from map(pl.DataFrame, reader)
 
     def execute(self, sql: str) -> int:
         """Run a statement that writes. Returns the number of affected rows, -1 if the server reports none.
@@ -164,13 +171,14 @@ class Connection:
 
     def copy(self, schema: str, table: str, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Send rows by binary COPY into the table's columns of the same names. Returns the number of rows sent."""
-        with self._own_path(), self._mapped_errors(table), self._connection.cursor() as cursor:
-            return int(cursor.adbc_ingest(table, rows, mode="append", db_schema_name=schema))
+        with self._own_path():
+            return self._ingest(
+                table, rows, INGEST_OPTION_MODE_APPEND, **{StatementOptions.INGEST_TARGET_DB_SCHEMA.value: schema}
+            )
 
     def copy_temporary(self, table: str, rows: pa.Table) -> int:
         """Send rows by binary COPY into a new temporary table. Returns the number of rows sent."""
-        with self._mapped_errors(), self._connection.cursor() as cursor:
-            return int(cursor.adbc_ingest(table, rows, mode="create", temporary=True))
+        return self._ingest(table, rows, INGEST_OPTION_MODE_CREATE, **{StatementOptions.INGEST_TEMPORARY.value: "true"})
 
     def begin(self, mode: str) -> None:
         """Begin a transaction with the modes of SET TRANSACTION, and set what `TRANSACTION_SETTINGS` says.
@@ -179,7 +187,7 @@ class Connection:
         `synchronous_commit` is off, because snapshots are published after it.
         """
         with self._mapped_errors():
-            self._connection.adbc_connection.set_autocommit(False)
+            self._connection.set_autocommit(False)
         self._execute(f"SET TRANSACTION {mode}")
         self._execute(self.pin_search_path)
         self.fetch_rows(
@@ -207,36 +215,78 @@ class Connection:
     def commit(self) -> None:
         """Commit and return to autocommit. After a ConnectError the outcome is unknown: `transaction` looks it up."""
         with self._mapped_errors():
-            self._connection.adbc_connection.commit()
-            self._connection.adbc_connection.set_autocommit(True)
+            self._connection.commit()
+            self._connection.set_autocommit(True)
             self._in_transaction = False
 
     def cancel(self) -> None:
         """Cancel the statement that the connection waits for, if it is open. Can be called from any thread."""
         with self._closing:
             if not self._closed:
-                self._connection.adbc_cancel()
+                self._connection.cancel()
 
     def rollback(self) -> None:
         """Roll back the open transaction, if any, and return to autocommit. Never raises: a lost connection rolls back."""
         self._in_transaction = False
         for _ in range(_ROLLBACK_ATTEMPTS):
-            with suppress(adbc_errors.Error):
-                self._connection.adbc_connection.rollback()
+            with suppress(DriverError):
+                self._connection.rollback()
                 break
-        with suppress(adbc_errors.Error):
-            self._connection.adbc_connection.set_autocommit(True)
+        with suppress(DriverError):
+            self._connection.set_autocommit(True)
 
     def close(self) -> None:
         """Close the connection. The server rolls back an open transaction and releases the session's locks."""
-        with self._closing, suppress(adbc_errors.Error, RuntimeError):
+        with self._closing, suppress(DriverError, RuntimeError):
             self._closed = True
+            for each in reversed(self._open):
+                with suppress(DriverError):
+                    each.close()
             self._connection.close()
+            self._database.close()
 
     def _execute(self, sql: str) -> int:
-        with self._mapped_errors(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
-            return int(cursor.rowcount)
+        with self._statement() as statement:
+            statement.set_sql_query(sql)
+            stream, rows = _blocking_call(statement.execute_query, (), {}, statement.cancel)
+            stream.release()
+            return int(rows)
+
+    def _fetch(self, sql: str) -> pa.Table:
+        with self._results(sql) as (statement, reader):
+            return _blocking_call(reader.read_all, (), {}, statement.cancel)
+
+    @contextmanager
+    def _results(self, sql: str) -> Iterator[tuple[AdbcStatement, AdbcRecordBatchReader]]:
+        """Run a query for a block that reads its rows. Yields the statement and the reader."""
+        with self._statement() as statement:
+            statement.set_sql_query(sql)
+            stream, _ = _blocking_call(statement.execute_query, (), {}, statement.cancel)
+            with self._kept(AdbcRecordBatchReader._import_from_c(stream.address)) as reader:  # noqa: SLF001
+                yield statement, reader
+
+    @contextmanager
+    def _statement(self, table: str | None = None) -> Iterator[AdbcStatement]:
+        with self._mapped_errors(table), self._kept(AdbcStatement(self._connection)) as statement:
+            yield statement
+
+    @contextmanager
+    def _kept(self, resource: T) -> Iterator[T]:
+        """Close a resource after the block, or before the connection: the driver keeps a connection open that has some."""
+        self._open.append(resource)
+        try:
+            yield resource
+        finally:
+            resource.close()
+            self._open.remove(resource)
+
+    def _ingest(self, table: str, rows: pa.Table | pa.RecordBatchReader, mode: str, **options: str) -> int:
+        """Send rows by binary COPY into a table. Returns their number."""
+        named = {StatementOptions.INGEST_TARGET_TABLE.value: table, StatementOptions.INGEST_MODE.value: mode}
+        with self._statement(None if StatementOptions.INGEST_TEMPORARY.value in options else table) as statement:
+            statement.set_options(**named, **options)
+            statement.bind_stream(rows)
+            return int(_blocking_call(statement.execute_update, (), {}, statement.cancel))
 
     @contextmanager
     def _own_path(self) -> Iterator[None]:
@@ -253,12 +303,12 @@ class Connection:
         self.stop.raise_if_cancelled()
         try:
             yield
-        except adbc_errors.Error as error:
+        except DriverError as error:
             self.stop.raise_if_cancelled()
             raise _map_error(error, self.address, table) from None
 
 
-def _open(address: ConnectionTarget, mark: str, stop: CancelToken) -> adbc.Connection:
+def _open(address: ConnectionTarget, mark: str, stop: CancelToken) -> tuple[AdbcDatabase, AdbcConnection]:
     """Open a connection whose session has the setting `_MARK` = `mark`, unless a pooler drops startup options.
 
     The driver first opens a connection of its own and runs `SELECT version()` there. That is resolved by the search_path, so
@@ -274,18 +324,17 @@ def _open(address: ConnectionTarget, mark: str, stop: CancelToken) -> adbc.Conne
     )
     try:
         database = adbc_driver_postgresql.connect(pinned, db_kwargs=_DRIVER)
-    except adbc_errors.Error as error:
+    except DriverError as error:
         if not _REFUSED_OPTIONS.search(str(error)):
             raise
         marked = plain
         database = adbc_driver_postgresql.connect(plain, db_kwargs=_DRIVER)
     try:
         database.set_options(uri=marked)
-        connection = AdbcConnection(database)
+        return database, AdbcConnection(database)
     except BaseException:
         database.close()
         raise
-    return adbc.Connection(database, connection, autocommit=True)
 
 
 @contextmanager
@@ -423,7 +472,7 @@ _STATES = (
 )
 
 
-def _map_error(error: adbc_errors.Error, address: ConnectionTarget, table: str | None = None) -> EtlError:
+def _map_error(error: DriverError, address: ConnectionTarget, table: str | None = None) -> EtlError:
     """Translate a driver's error by its SQLSTATE into the kind that says what a caller can do.
 
     The server's DETAIL is dropped, because it holds row values. `table` is the table written to, for errors that name none.

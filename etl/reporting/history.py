@@ -5,10 +5,11 @@ An earlier run is a published snapshot's manifest. A run's own counts are read i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from math import isfinite, nan, sqrt
@@ -114,10 +115,14 @@ class Compared:
 # --- metrics of one run ----------------------------------------------------------------------------------------------
 
 
+_TIME = re.compile(r"\d{8}T\d{12}Z", re.ASCII)
+
+
 def published_at(name: str) -> datetime | None:
     """Return when a snapshot of this name was published; None where the name does not begin with a time."""
-    try:
-        return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
+    time = name.partition("-")[0]
+    try:  # not strptime, whose import and first use take 0.01 s
+        return datetime.fromisoformat(f"{time[:15]}.{time[15:]}") if _TIME.fullmatch(time) else None
     except ValueError:
         return None
 

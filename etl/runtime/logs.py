@@ -1,26 +1,30 @@
-"""Log lines on stderr, through structlog: one per event, with run and step, for people or as JSON. Libraries' lines too."""
+"""Log lines on stderr: one per event, with run and step, for people or as JSON. Libraries' lines too."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etl.errors import escape_control_characters
 from etl.runtime.run_record import RunObserver, RunRecord, Step
 
-if TYPE_CHECKING:
-    from structlog.typing import Processor
-
 log = logging.getLogger("bpr-etl")
 
-Event = MutableMapping[str, Any]
 _SHORT_ID = 8
 """Characters of the run's id that a person is shown: enough to tell two runs apart."""
+
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+"""What every record has; all else was added by `extra`."""
+
+_TRACEBACKS = logging.Formatter()
+_BOLD, _DIM, _CYAN = 1, 2, 36
+_COLORS = {"debug": (32,), "info": (32,), "warning": (33,), "error": (31,), "critical": (31,)}
 
 _step: ContextVar[str | None] = ContextVar("step", default=None)
 """The step that this thread works on. A new thread begins without one."""
@@ -29,9 +33,9 @@ _step: ContextVar[str | None] = ContextVar("step", default=None)
 class LogHandler(logging.Handler):
     """Writes all log lines. `run_id` is the process's; the step is each thread's. `StepLogger` sets both."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, colors: bool = False) -> None:
         super().__init__()
-        self.as_json = as_json
+        self.as_json, self.colors = as_json, colors
         self.sink: Callable[[str], object] = self._to_stderr
         self.run_id: str | None = None
 
@@ -43,10 +47,27 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the record as a line."""
-        if self.formatter is None:
-            self.formatter = _formatter(self)
-        return super().format(record)
+        """Returns the record as a line: time, level, event, logger, run and step, and what `extra` added."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        level, event, step = record.levelname.lower(), record.getMessage(), _step.get()
+        run_id = self.run_id and (self.run_id if self.as_json else self.run_id[:_SHORT_ID])
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        # Ray marks every record.
+        extra = {name: value for name, value in extra.items() if not name.startswith("_ray_")}
+        facts = {**({"run_id": run_id} if run_id else {}), **({"step": step} if step else {}), **extra}
+        trace = _TRACEBACKS.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else None
+        if self.as_json:
+            first = {"timestamp": moment, "level": level, "event": event, "logger": record.name}
+            return json.dumps({**first, **facts, **({"exception": trace} if trace else {})}, default=str)
+        # Control characters are escaped, since a line may hold names from the database. Our own logger's name is omitted.
+        pieces = [self._paint(moment, _DIM), f"[{self._paint(level, *_COLORS.get(level, ()))}]"]
+        pieces += [self._paint(escape_control_characters(event), _BOLD)]
+        pieces += [f"[{self._paint(record.name, _BOLD)}]"] if record.name != log.name else []
+        pieces += [f"{self._paint(name, _CYAN)}={_shown(value)}" for name, value in facts.items()]
+        return " ".join(pieces) + (f"\n{trace}" if trace else "")
+
+    def _paint(self, text: str, *codes: int) -> str:
+        return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if self.colors and codes else text
 
     @contextmanager
     def redirect(self, sink: Callable[[str], object]) -> Iterator[None]:
@@ -63,56 +84,15 @@ class LogHandler(logging.Handler):
         sys.stderr.flush()
 
 
-def _formatter(logs: LogHandler) -> logging.Formatter:
-    import structlog  # noqa: PLC0415 - slow to import, and most commands log nothing
-    from rich.console import Console  # noqa: PLC0415
-
-    def context(_logger: Any, _method: str, event: Event) -> Event:
-        moment = datetime.fromtimestamp(event["_record"].created, UTC)
-        event["timestamp"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if logs.run_id:
-            event["run_id"] = logs.run_id if logs.as_json else logs.run_id[:_SHORT_ID]
-        if step := _step.get():
-            event["step"] = step
-        return event
-
-    def plain(_logger: Any, _method: str, event: Event) -> Event:
-        """Escapes control characters, since a line may hold names from the database; omits our own logger's name."""
-        event["event"] = escape_control_characters(str(event["event"]))
-        if event.get("logger") == log.name:
-            del event["logger"]
-        return event
-
-    before: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        context,
-        structlog.stdlib.ExtraAdder(),
-    ]
-    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    if logs.as_json:
-        last: list[Processor] = [
-            meta,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str),
-        ]
-    else:
-        console = Console(stderr=True)
-        colors = console.is_terminal and not console.no_color
-        traceback = structlog.dev.plain_traceback
-        last = [
-            meta,
-            plain,
-            structlog.dev.ConsoleRenderer(
-                colors=colors, pad_event_to=0, pad_level=False, sort_keys=False, exception_formatter=traceback
-            ),
-        ]
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=last)
+def _shown(value: object) -> str:
+    """Returns a fact as text, in quotes where its end would not be seen."""
+    plain = isinstance(value, str) and value.isprintable() and not set(value) & set(" ='\"")
+    return str(value) if plain else repr(value)
 
 
-def configure(*, as_json: bool, quiet: bool = False, verbose: bool = False) -> LogHandler:
+def configure(*, as_json: bool, colors: bool = False, quiet: bool = False, verbose: bool = False) -> LogHandler:
     """Send every log line of this process to stderr: warnings alone with `quiet`, each step with `verbose`."""
-    logs = LogHandler(as_json=as_json)
+    logs = LogHandler(as_json=as_json, colors=colors)
     root = logging.getLogger()
     root.handlers[:] = [logs]
     root.setLevel(logging.WARNING if quiet else logging.INFO)

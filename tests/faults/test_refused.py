@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import adbc_driver_manager
 import psycopg
 import pytest
-from adbc_driver_manager import dbapi as adbc_errors
 
 import etl
 from etl.errors import ConnectError, DataError, EtlError, SchemaError
@@ -288,7 +288,7 @@ FATAL = 'connection to server at "127.0.0.1", port 5432 failed: FATAL:  '
 )
 def test_a_connection_that_does_not_come_about_says_why(words, said):
     """For libpq gives no SQLSTATE there; all of it is exit 3."""
-    error = adbc_errors.OperationalError(f"IO: [libpq] Failed to connect: {words}\n", status_code=0)
+    error = adbc_driver_manager.OperationalError(f"IO: [libpq] Failed to connect: {words}\n", status_code=0)
     told = database._map_error(error, parse_url("postgresql://etl@127.0.0.1/app", {}))
     assert said in str(told)
     assert told.exit_code == 3

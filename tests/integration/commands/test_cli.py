@@ -246,3 +246,44 @@ def test_schema_print_needs_no_database():
     assert 'CREATE TABLE "public"."User"' in call("schema", "print", "--all").stdout
     mapped = call("schema", "print", "--naming", "mapped", "--format", "prisma").stdout
     assert '@@map("ranking_events")' in mapped
+
+
+IMPORTED = """
+import atexit, pathlib, sys
+found, *words = sys.argv[1:]
+atexit.register(lambda: pathlib.Path(found).write_text(" ".join(sys.modules)))
+sys.argv = ["bpr-etl", *words]
+sys.path.insert(0, ".")
+import cli
+cli.main()
+"""
+
+
+def imported(file: Path, *words: str, **environment: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, str(file), *words],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(file.read_text().split())
+
+
+def test_a_run_imports_nothing_that_it_does_not_use(small_world, tmp_path):
+    words = ("run", "--json", "--out", str(tmp_path / "out"))
+    for _ in range(2):  # a first run, and one after which nothing has changed
+        there = imported(tmp_path / "modules", *words, DATABASE_URL=small_world)
+        assert {"polars", "numpy", "pyarrow", "dataframely", "connectorx", "jinja2"} <= there
+        unused = "pandas matplotlib scipy torch duckdb ray openlineage boto3 obstore numpy.random pydantic rich asyncio"
+        assert there & {*unused.split(), "http.client", "pyarrow.dataset", "adbc_driver_manager.dbapi"} == set()
+
+
+def test_help_imports_no_library_but_typer(tmp_path):
+    there = imported(tmp_path / "modules", "run", "--help")
+    assert "typer" in there
+    assert there & {"polars", "numpy", "pyarrow", "pydantic", "rich", "importlib.metadata", "jinja2"} == set()

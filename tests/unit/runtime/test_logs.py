@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -101,6 +102,17 @@ def test_a_person_s_line_is_plain_short_and_obeys_nobody(listen):
     assert "\n" not in line
     assert "[warning] city \\x1b[31mred\\nERROR forged" in line
     assert line.endswith(" run_id=01234567")
+
+
+def test_what_is_added_to_a_line_is_told_apart_from_it(listen):
+    logs, lines = listen(as_json=False)
+    logging.getLogger("library").info("There.", extra={"folder": "out/a b", "rows": 7, "name_": 'a"b', "at": None})
+    (line,) = lines
+    assert line.endswith("""Z [info] There. [library] folder='out/a b' rows=7 name_='a"b' at=None""")
+    logs.colors = True
+    log.error("Lost.", extra={"rows": 7})
+    assert re.sub(r"\x1b\[\d+m", "", lines[1]).endswith("Z [error] Lost. rows=7")
+    assert "\x1b[31merror\x1b[0m" in lines[1]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
