@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy.typing as npt
 import polars as pl
 
 from etl.runtime.run_record import Progress
+from etl.runtime.workers import OrderedWorker
 from etl.transform.arrays import I64
 from etl.transform.schemas import ARCHIVED, DIMENSIONS
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.generate import ListColumn
+from etl.triples.generate import ListColumn, MembershipTable
 
 AFFINITY_STEPS = 10_000
 """Affinities, from 0 to 1, are counted in ten-thousandths."""
@@ -109,20 +110,30 @@ class EventStats:
         offered, selected = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
         self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
         self.selected += np.bincount(selected.codes, minlength=len(self.selected))
-        rows, codes = np.repeat(np.arange(events.height), selected.lengths), selected.codes
-        inside = _in_candidates(offered, rows, codes, len(self.candidate))
-        users = events["user_idx"].to_numpy()
+        users, number = np.unique(events["user_idx"].to_numpy(), return_inverse=True)
         self.has_events[users] = True
-        self._add_affinities(CANDIDATE, users[np.repeat(np.arange(events.height), offered.lengths)], offered.codes)
-        self._add_affinities(SELECTED_IN, users[rows[inside]], codes[inside])
-        self._add_affinities(SELECTED_OUTSIDE, users[rows[~inside]], codes[~inside])
-        for day, number in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
-            self.days[day] += number
+        inside = MembershipTable(len(self.candidate)).elements_among(selected, offered)
+        of_selected = self._cells(number, selected)
+        self._add_affinities(CANDIDATE, users, self._cells(number, offered))
+        self._add_affinities(SELECTED_IN, users, of_selected[inside])
+        self._add_affinities(SELECTED_OUTSIDE, users, of_selected[~inside])
+        for day, events_of_day in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
+            self.days[day] += events_of_day
+        rows = np.repeat(np.arange(events.height), selected.lengths)
         self._add_cities(events["city"], selected.lengths, np.bincount(rows[~inside], minlength=events.height))
 
-    def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint32]) -> None:
-        found = self.affinity[users, self.category[codes]][self.known[users]]
-        self.affinities[name] += np.bincount(found, minlength=AFFINITY_STEPS + 1)
+    def _cells(self, users: I64, lists: ListColumn) -> I64:
+        """The user and the category of each element of lists, as one number. `users` has a number for each list."""
+        cells = np.repeat(users * self.affinity.shape[1], lists.lengths)
+        cells += self.category.take(lists.codes)
+        return cells
+
+    def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], cells: I64) -> None:
+        """Count cells, whose users are numbered as in `users`."""
+        affinity = self.affinity[users]
+        times = np.bincount(cells, minlength=affinity.size).reshape(affinity.shape)
+        known = self.known[users]
+        np.add.at(self.affinities[name], affinity[known], times[known])
 
     def _add_cities(self, cities: pl.Series, selected: I64, outside: npt.NDArray[np.intp]) -> None:
         frame = pl.DataFrame({"city": cities, "selected": selected, "outside": outside})
@@ -147,6 +158,26 @@ def count_events(dataset: Dataset, default_affinity: float, progress: Progress) 
     return stats
 
 
+class BackgroundCount:
+    """Counts events on a worker, bucket by bucket, while they are used for something else."""
+
+    def __init__(self, dataset: Dataset, default_affinity: float, worker: OrderedWorker) -> None:
+        # A frame object must not be shared by threads.
+        own = replace(dataset, users=dataset.users.clone(), items=dataset.items.clone())
+        self._stats = worker.submit(lambda: EventStats.of(own, default_affinity))
+        self._worker = worker
+
+    def add(self, events: pl.DataFrame) -> None:
+        """Count a bucket's events later. A failure is raised by `result`."""
+        own = events.clone()
+        self._worker.submit(lambda: self._stats.result().add(own))
+
+    def result(self) -> EventStats:
+        """Wait for the counts. Raises the first failure of counting."""
+        self._worker.wait()
+        return self._stats.result()
+
+
 def _affinity_matrix(
     users: pl.DataFrame, default_affinity: float
 ) -> tuple[list[str], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
@@ -159,19 +190,6 @@ def _affinity_matrix(
         values = users[name].fill_null(default_affinity).clip(0, 1) * AFFINITY_STEPS
         matrix[:, number] = values.round().cast(pl.UInt16).to_numpy()
     return [name.removeprefix(_PREFIX) for name in columns], matrix, known
-
-
-def _in_candidates(
-    offered: ListColumn, rows: npt.NDArray[np.intp], codes: npt.NDArray[np.uint32], items: int
-) -> npt.NDArray[np.bool_]:
-    """Return for each (event's row, item) whether it is among the event's candidates."""
-    keys = np.repeat(np.arange(len(offered.lengths)), offered.lengths) * items + offered.codes
-    if not len(keys):
-        return np.zeros(len(rows), np.bool_)
-    keys.sort()  # fast: candidates are in the order of their ids, which nearly always is that of their indexes
-    wanted = rows * items + codes
-    found: npt.NDArray[np.bool_] = keys[np.searchsorted(keys, wanted).clip(max=len(keys) - 1)] == wanted
-    return found
 
 
 # --- items and users -------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 BATCH = 1 << 18
 """About how many triples are generated at a time."""
 
-_MARKS = 1 << 25  # (event, item) cells of a batch: one byte each
+_MARKS, _CELLS = 1 << 25, 1 << 22
+"""The most (event, item) cells of a batch, and of a block of lists: one byte each."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,7 @@ def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> lis
     return bounds
 
 
-class _MembershipTable:
+class MembershipTable:
     """Set membership of (event, item) keys: a table of flags. Each use resets the cells that it set."""
 
     def __init__(self, nodes: int) -> None:
@@ -335,6 +336,13 @@ class _MembershipTable:
         self._table[theirs] = False
         return found
 
+    def elements_among(self, lists: ListColumn, others: ListColumn) -> Flags:
+        """Which elements of lists are in the list of the same row in `others`, too."""
+        rows = len(lists.ends) - 1
+        bounds = [*range(0, rows, max(1, _CELLS // max(1, self.nodes))), rows]
+        found = [self.among(lists.long(*block), others.long(*block)) for block in pairwise(bounds)]
+        return np.concatenate([np.zeros(0, np.bool_), *found])
+
 
 class _Generator:
     """Generates the batches of a partition."""
@@ -351,7 +359,7 @@ class _Generator:
         self.negatives = negatives
         self.catalogue = catalogue
         self.nodes = keys.nodes
-        self.marks = _MembershipTable(len(keys.nodes))
+        self.marks = MembershipTable(len(keys.nodes))
         self.to_sample = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
         self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 

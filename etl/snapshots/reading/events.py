@@ -53,18 +53,23 @@ def read_events(
     in_order = users.with_columns(hash=sha256_hex(pl.col("user_id"))).sort("hash", "user_id")["user_idx"]
     rank[in_order.to_numpy()] = np.arange(users.height, dtype=np.uint32)
     split = any(split is not None for split, _, _ in parts)
+    none = ENCODED_EVENTS.select(name for name in ENCODED_EVENTS.columns if name in {*columns, "city"} | _ALWAYS)
+    # Added last, as columns of one value: nothing is copied for them.
+    unread = [
+        pl.lit([] if isinstance(dtype, pl.List) else "", dtype).alias(name)
+        for name, dtype in ENCODED_EVENTS.drop(none.columns).schema.items()
+    ]
     # The parts of a partition are read one after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
-        _PartitionReader(
-            [path for _, _, path in parts if path.parent == folder], city, indexes, bucket, frozenset(columns)
-        )
+        _PartitionReader([path for _, _, path in parts if path.parent == folder], city, indexes, bucket, none)
         for folder, city in folders.items()
     ]
     for number in range(buckets):
-        rows = pl.concat([ENCODED_EVENTS, *(cursor.read_bucket(number) for cursor in cursors)])
+        rows = pl.concat([none, *(cursor.read_bucket(number) for cursor in cursors)])
         place = pl.Series("place", rank[rows["user_idx"].to_numpy()])
-        yield _merged(rows.with_columns(place), keep_order=not split).drop("place")
+        merged = _merged(rows.with_columns(place), keep_order=not split)
+        yield merged.with_columns(unread).select(ENCODED_EVENTS.columns)
 
 
 def _merged(rows: pl.DataFrame, *, keep_order: bool) -> pl.DataFrame:
@@ -73,6 +78,9 @@ def _merged(rows: pl.DataFrame, *, keep_order: bool) -> pl.DataFrame:
     if not keep_order:
         return rows.sort(*second, *within, maintain_order=True)
     rows = rows.sort(*second, maintain_order=True)
+    same = [pl.col(name) == pl.col(name).shift() for name in second]
+    if not rows.select((pl.all_horizontal(same) & (pl.col("city") != pl.col("city").shift())).any()).item():
+        return rows
     tied = rows.lazy().with_row_index("row").filter(pl.col("city").n_unique().over(second) > 1)
     # In each city, an event is as late as the latest one before it.
     late = (
@@ -104,16 +112,16 @@ class _PartitionReader:
         city: str,
         indexes: Indexes,
         bucket: npt.NDArray[np.uint32],
-        wanted: frozenset[str],
+        none: pl.DataFrame,
     ) -> None:
-        self._batches = _batches(paths, city, indexes, wanted)
+        self._batches = _batches(paths, city, indexes, none.schema)
         self._bucket = bucket
         self._paths = paths
-        self._waiting = ENCODED_EVENTS
+        self._waiting = self._none = none
 
     def read_bucket(self, bucket: int) -> pl.DataFrame:
         """Read the rows of a bucket. Those before it must have been read already."""
-        rows = [ENCODED_EVENTS]
+        rows = [self._none]
         while True:
             of_rows = self._bucket[self._waiting["user_idx"].to_numpy()]
             if len(of_rows) and (of_rows[0] < bucket or (np.diff(of_rows.astype(np.int64)) < 0).any()):
@@ -132,13 +140,13 @@ class _PartitionReader:
         return pl.concat(rows)
 
 
-def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozenset[str]) -> Iterator[pl.DataFrame]:
-    names = {name: _TEXTS.get(name, name) for name in ENCODED_EVENTS.columns[:-1] if name in wanted | _ALWAYS}
+def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Schema) -> Iterator[pl.DataFrame]:
+    names = {name: _TEXTS.get(name, name) for name in schema if name != "city"}
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
-                    rows = _encoded(batch, names, city, indexes)
+                    rows = _encoded(batch, names, indexes).with_columns(city=pl.lit(city)).cast(schema)
                     if (
                         any(rows[name].has_nulls() for name in _ALWAYS)
                         or not rows["timestamp"].is_between(*_MOMENTS).all()
@@ -157,7 +165,7 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozens
             raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
 
 
-def _encoded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, indexes: Indexes) -> pl.DataFrame:
+def _encoded(batch: pa.RecordBatch, names: Mapping[str, str], indexes: Indexes) -> pl.DataFrame:
     columns = {}
     for name, text in names.items():
         column = batch.column(text)
@@ -165,13 +173,7 @@ def _encoded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, indexes
             columns[name] = list_series(column.value_lengths().to_numpy(), _encode(column.flatten(), indexes[text]))
         else:
             columns[name] = _encode(column, indexes[text]) if text in indexes else pl.Series(column)
-    unread = {
-        name: pl.lit([], dtype=dtype) if isinstance(dtype, pl.List) else pl.lit("")
-        for name, dtype in ENCODED_EVENTS.schema.items()
-        if name not in names
-    }
-    whole = pl.DataFrame(columns).with_columns(**unread | {"city": pl.lit(city)})
-    return whole.select(ENCODED_EVENTS.columns).cast(ENCODED_EVENTS.schema)
+    return pl.DataFrame(columns)
 
 
 def _encode(column: pa.DictionaryArray, index: IdIndex) -> pl.Series:

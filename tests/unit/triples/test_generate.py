@@ -267,6 +267,16 @@ def test_rows_of_a_column_of_lists_are_counted_from_the_first_of_them():
     assert long.keys(100).tolist() == [106, 107]
 
 
+@pytest.mark.parametrize("cells", [1, 40, 1 << 22])
+def test_elements_of_lists_are_looked_for_in_the_list_of_the_same_row(monkeypatch, cells):
+    monkeypatch.setattr(triples, "_CELLS", cells)
+    rng = np.random.default_rng(7)
+    lists, others = ([rng.choice(12, rng.integers(0, 9), replace=False).tolist() for _ in range(50)] for _ in range(2))
+    columns = [ListColumn.of(pl.Series(each, dtype=pl.List(pl.UInt32))) for each in (lists, others)]
+    found = triples.MembershipTable(12).elements_among(*columns)
+    assert found.tolist() == [item in other for some, other in zip(lists, others, strict=True) for item in some]
+
+
 def test_an_event_and_a_node_are_one_number_however_many_there_are():
     """In 32 bits the product would wrap: a million events of a partition by a catalogue of 10,000."""
     long = FlatPairs(np.array([1_000_000], np.int32), np.array([9_999], np.uint32))
