@@ -20,7 +20,7 @@ from etl.runtime.workers import OrderedWorker
 from etl.transform.arrays import I64
 from etl.transform.schemas import ARCHIVED, DIMENSIONS
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.generate import ListColumn, MembershipTable
+from etl.triples.generate import I32, MARKS, U32, ListColumn, MembershipTable
 
 AFFINITY_STEPS = 10_000
 """Affinities, from 0 to 1, are counted in ten-thousandths."""
@@ -36,6 +36,8 @@ MAX_UNUSED, MAX_TOP = 50, 10
 
 MAX_MAPS, MAX_POINTS = 6, 1_000
 """How many cities have a map, and how many of their items are on it."""
+
+_BLOCK = 4_096  # events that are counted at a time: their items fit into the cache
 
 _COORDINATES = {"latitude": 90, "longitude": 180}
 _KM_PER_DEGREE, _MIDDLE = 111.195, (0.02, 0.98)
@@ -69,8 +71,8 @@ class EventStats:
     - `affinities`: for each of CANDIDATE, SELECTED_IN and SELECTED_OUTSIDE, the number of (event, item) with an affinity of 0,
       1, 2 ... AFFINITY_STEPS. Users without any affinity are not counted.
 
-    The other fields are each user's affinity for each category (last: for any other), each item's category as a column of
-    that, and which users have an affinity at all.
+    The other fields are each user's affinity for each category (last: for any other; more than AFFINITY_STEPS for a user who
+    has none at all), and each item's category as a column of that.
     """
 
     candidate: I64
@@ -78,7 +80,6 @@ class EventStats:
     has_events: npt.NDArray[np.bool_]
     affinity: npt.NDArray[np.uint16]
     category: npt.NDArray[np.intp]
-    known: npt.NDArray[np.bool_]
     days: Counter[int] = field(default_factory=Counter)
     cities: dict[str, CityStats] = field(default_factory=dict)
     affinities: dict[str, I64] = field(
@@ -92,7 +93,7 @@ class EventStats:
         """Return the counts of no events of a dataset."""
         items = dataset.items.height
         tables = [_affinity_matrix(rows, default_affinity) for rows in dataset.user_features()]
-        names = next((names for names, _, _ in tables), [])
+        names = next((names for names, _ in tables), [])
         columns = dataset.items["category"].replace_strict(
             names, range(len(names)), default=len(names), return_dtype=pl.Int64
         )
@@ -100,9 +101,8 @@ class EventStats:
             np.zeros(items, np.int64),
             np.zeros(items, np.int64),
             np.zeros(dataset.users.height, np.bool_),
-            np.concatenate([affinity for _, affinity, _ in tables]),
+            np.concatenate([affinity for _, affinity in tables]),
             columns.fill_null(len(names)).to_numpy().astype(np.intp),
-            np.concatenate([known for _, _, known in tables]),
         )
 
     def add(self, events: pl.DataFrame) -> None:
@@ -110,32 +110,30 @@ class EventStats:
         offered, selected = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
         self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
         self.selected += np.bincount(selected.codes, minlength=len(self.selected))
-        users, number = np.unique(events["user_idx"].to_numpy(), return_inverse=True)
+        users, outside = events["user_idx"].to_numpy(), np.zeros(events.height, np.int64)
         self.has_events[users] = True
-        inside = MembershipTable(len(self.candidate)).elements_among(selected, offered)
-        of_selected = self._cells(number, selected)
-        self._add_affinities(CANDIDATE, users, self._cells(number, offered))
-        self._add_affinities(SELECTED_IN, users, of_selected[inside])
-        self._add_affinities(SELECTED_OUTSIDE, users, of_selected[~inside])
-        for day, events_of_day in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
-            self.days[day] += events_of_day
-        rows = np.repeat(np.arange(events.height), selected.lengths)
-        self._add_cities(events["city"], selected.lengths, np.bincount(rows[~inside], minlength=events.height))
+        marks = MembershipTable(len(self.candidate))
+        block = max(1, min(_BLOCK, MARKS // max(1, len(self.candidate))))
+        for first in range(0, events.height, block):
+            end = min(first + block, events.height)
+            candidates, chosen = offered.long(first, end), selected.long(first, end)
+            inside = marks.among(chosen, candidates)
+            affinity = self.affinity[users[first:end]]
+            self._add_affinities(CANDIDATE, affinity, candidates.event, candidates.code)
+            self._add_affinities(SELECTED_IN, affinity, chosen.event[inside], chosen.code[inside])
+            self._add_affinities(SELECTED_OUTSIDE, affinity, chosen.event[~inside], chosen.code[~inside])
+            outside[first:end] = np.bincount(chosen.event[~inside], minlength=end - first)
+        for day, number in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
+            self.days[day] += number
+        self._add_cities(events["city"], selected.lengths, outside)
 
-    def _cells(self, users: I64, lists: ListColumn) -> I64:
-        """The user and the category of each element of lists, as one number. `users` has a number for each list."""
-        cells = np.repeat(users * self.affinity.shape[1], lists.lengths)
-        cells += self.category.take(lists.codes)
-        return cells
+    def _add_affinities(self, name: str, affinity: npt.NDArray[np.uint16], events: I32, codes: U32) -> None:
+        """Count the affinities of items, by event. `affinity` has a row for each event."""
+        cells = events.astype(np.intp) * affinity.shape[1]
+        cells += self.category.take(codes.astype(np.intp))
+        self.affinities[name] += np.bincount(affinity.take(cells), minlength=AFFINITY_STEPS + 2)[:-1]
 
-    def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], cells: I64) -> None:
-        """Count cells, whose users are numbered as in `users`."""
-        affinity = self.affinity[users]
-        times = np.bincount(cells, minlength=affinity.size).reshape(affinity.shape)
-        known = self.known[users]
-        np.add.at(self.affinities[name], affinity[known], times[known])
-
-    def _add_cities(self, cities: pl.Series, selected: I64, outside: npt.NDArray[np.intp]) -> None:
+    def _add_cities(self, cities: pl.Series, selected: I64, outside: I64) -> None:
         frame = pl.DataFrame({"city": cities, "selected": selected, "outside": outside})
         per_city = frame.group_by("city").agg(
             pl.len(), (pl.col("selected") == 0).sum().alias("without"), pl.col("selected", "outside").sum()
@@ -178,10 +176,8 @@ class BackgroundCount:
         return self._stats.result()
 
 
-def _affinity_matrix(
-    users: pl.DataFrame, default_affinity: float
-) -> tuple[list[str], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-    """Return the categories, each user's affinity for them (and last for any other), and which users have any."""
+def _affinity_matrix(users: pl.DataFrame, default_affinity: float) -> tuple[list[str], npt.NDArray[np.uint16]]:
+    """Return the categories, and `EventStats.affinity` of some users."""
     columns = [name for name in users.columns if name.startswith(_PREFIX)]
     matrix = np.full((users.height, len(columns) + 1), round(default_affinity * AFFINITY_STEPS), np.uint16)
     known = np.zeros(users.height, np.bool_)
@@ -189,7 +185,8 @@ def _affinity_matrix(
         known |= users[name].is_not_null().to_numpy()
         values = users[name].fill_null(default_affinity).clip(0, 1) * AFFINITY_STEPS
         matrix[:, number] = values.round().cast(pl.UInt16).to_numpy()
-    return [name.removeprefix(_PREFIX) for name in columns], matrix, known
+    matrix[~known] = AFFINITY_STEPS + 1
+    return [name.removeprefix(_PREFIX) for name in columns], matrix
 
 
 # --- items and users -------------------------------------------------------------------------------------------------

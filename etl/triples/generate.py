@@ -35,8 +35,8 @@ NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 BATCH = 1 << 18
 """About how many triples are generated at a time."""
 
-_MARKS, _CELLS = 1 << 25, 1 << 22
-"""The most (event, item) cells of a batch, and of a block of lists: one byte each."""
+MARKS = 1 << 25
+"""The most (event, item) cells of a batch: one byte each."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> lis
     """The bounds of batches: about BATCH triples each, and no more events than the membership table has cells for."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
-    most = max(1, _MARKS // max(1, nodes))
+    most = max(1, MARKS // max(1, nodes))
     bounds = [0]
     while bounds[-1] < len(events):
         first = bounds[-1]
@@ -335,13 +335,6 @@ class MembershipTable:
         found = self._table[ours]
         self._table[theirs] = False
         return found
-
-    def elements_among(self, lists: ListColumn, others: ListColumn) -> Flags:
-        """Which elements of lists are in the list of the same row in `others`, too."""
-        rows = len(lists.ends) - 1
-        bounds = [*range(0, rows, max(1, _CELLS // max(1, self.nodes))), rows]
-        found = [self.among(lists.long(*block), others.long(*block)) for block in pairwise(bounds)]
-        return np.concatenate([np.zeros(0, np.bool_), *found])
 
 
 class _Generator:

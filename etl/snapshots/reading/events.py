@@ -23,7 +23,7 @@ from etl.transform.hashing import sha256_hex
 from etl.triples.dataset import ENCODED_EVENTS, LISTS
 from etl.triples.vocabulary import IdIndex, UnknownIdError, Vocabulary
 
-_BATCH = 65_536
+_BATCH = 32_768
 _TEXTS = {"user_idx": "user_id", "trip_idx": "trip_id"} | {index: text for text, index in LISTS.items()}
 _ALWAYS = frozenset({"event_id", "user_idx", "trip_idx", "day_number", "timestamp"})
 _MOMENTS = (-62_135_596_800, 253_402_300_799)
@@ -145,8 +145,9 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Sche
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
+                lookups: dict[str, tuple[pa.Array, pl.Series]] = {}
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
-                    rows = _encoded(batch, names, indexes).with_columns(city=pl.lit(city)).cast(schema)
+                    rows = _encoded(batch, names, indexes, lookups).with_columns(city=pl.lit(city)).cast(schema)
                     if (
                         any(rows[name].has_nulls() for name in _ALWAYS)
                         or not rows["timestamp"].is_between(*_MOMENTS).all()
@@ -165,17 +166,22 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Sche
             raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
 
 
-def _encoded(batch: pa.RecordBatch, names: Mapping[str, str], indexes: Indexes) -> pl.DataFrame:
+def _encoded(
+    batch: pa.RecordBatch, names: Mapping[str, str], indexes: Indexes, lookups: dict[str, tuple[pa.Array, pl.Series]]
+) -> pl.DataFrame:
+    """Encode a batch. `lookups` has the last dictionary of each column of ids, and the indexes of its ids."""
+
+    def encode(text: str, column: pa.DictionaryArray) -> pl.Series:
+        # The batches of a row group have the same dictionary: each of its ids is looked up once.
+        if text not in lookups or not lookups[text][0].equals(column.dictionary):
+            lookups[text] = column.dictionary, indexes[text].encode(pl.Series(column.dictionary, dtype=pl.String))
+        return lookups[text][1].gather(pl.Series(column.indices))
+
     columns = {}
     for name, text in names.items():
         column = batch.column(text)
         if text in LISTS:
-            columns[name] = list_series(column.value_lengths().to_numpy(), _encode(column.flatten(), indexes[text]))
+            columns[name] = list_series(column.value_lengths().to_numpy(), encode(text, column.flatten()))
         else:
-            columns[name] = _encode(column, indexes[text]) if text in indexes else pl.Series(column)
+            columns[name] = encode(text, column) if text in indexes else pl.Series(column)
     return pl.DataFrame(columns)
-
-
-def _encode(column: pa.DictionaryArray, index: IdIndex) -> pl.Series:
-    """Encode a column of ids. Each id of its dictionary is looked up once."""
-    return index.encode(pl.Series(column.dictionary, dtype=pl.String)).gather(pl.Series(column.indices))

@@ -267,16 +267,6 @@ def test_rows_of_a_column_of_lists_are_counted_from_the_first_of_them():
     assert long.keys(100).tolist() == [106, 107]
 
 
-@pytest.mark.parametrize("cells", [1, 40, 1 << 22])
-def test_elements_of_lists_are_looked_for_in_the_list_of_the_same_row(monkeypatch, cells):
-    monkeypatch.setattr(triples, "_CELLS", cells)
-    rng = np.random.default_rng(7)
-    lists, others = ([rng.choice(12, rng.integers(0, 9), replace=False).tolist() for _ in range(50)] for _ in range(2))
-    columns = [ListColumn.of(pl.Series(each, dtype=pl.List(pl.UInt32))) for each in (lists, others)]
-    found = triples.MembershipTable(12).elements_among(*columns)
-    assert found.tolist() == [item in other for some, other in zip(lists, others, strict=True) for item in some]
-
-
 def test_an_event_and_a_node_are_one_number_however_many_there_are():
     """In 32 bits the product would wrap: a million events of a partition by a catalogue of 10,000."""
     long = FlatPairs(np.array([1_000_000], np.int32), np.array([9_999], np.uint32))
@@ -288,7 +278,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
     """About BATCH rows: as many whole events as fit, one at least; and no more of them than there are marks for."""
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(triples, "BATCH", int(rng.integers(1, 60)))
-    monkeypatch.setattr(triples, "_MARKS", NODES * int(rng.integers(1, 12)) + 5)
+    monkeypatch.setattr(triples, "MARKS", NODES * int(rng.integers(1, 12)) + 5)
     events = coded(*([rng.permutation(NODES)[: rng.integers(0, 6)] for _ in range(3)] for _ in range(40)))
     negatives = NegativeSampling(ranking=seed % 2 == 0, shown=seed % 3 == 0, catalog=(0, 4)[seed % 5 > 1])
     rows = [
@@ -298,7 +288,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
             strict=True,
         )
     ]
-    most = triples._MARKS // NODES
+    most = triples.MARKS // NODES
     bounds = triples._bounds(events, negatives, NODES)
     assert (bounds[0], bounds[-1]) == (0, len(events))
     for first, end in pairwise(bounds):
@@ -309,9 +299,9 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
 
 
 def test_a_block_has_one_event_where_there_are_more_nodes_than_marks(monkeypatch):
-    monkeypatch.setattr(triples, "_MARKS", NODES - 1)
+    monkeypatch.setattr(triples, "MARKS", NODES - 1)
     events = coded(([1], [2], []), ([1], [2], []))
     assert triples._bounds(events, NegativeSampling(ranking=True), NODES) == [0, 1, 2]
     assert triples._bounds(events, NegativeSampling(ranking=True), 0) == [0, 2]
-    monkeypatch.setattr(triples, "_MARKS", 2)
+    monkeypatch.setattr(triples, "MARKS", 2)
     assert triples._bounds(events, NegativeSampling(ranking=True), 1) == [0, 2]
