@@ -229,8 +229,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     limit = (
         f"Ours computes for {processor:.2f} s on {cores} cores: it can't take less than {processor / cores:.2f} s. To write "
         f"the columns of the triples is {columns:.2f} s of that. The rest is generating and encoding the rows, and what the "
-        "others don't do: interactions, vocabularies, the report, hashes. The report begins when the files are written, takes "
-        f"{results['steps']['report']:.2f} s, reads the events once more, and mostly uses one core."
+        "others don't do: interactions, vocabularies, counts for the report, hashes."
     )
     tables = [
         targets_table(results["targets"]),

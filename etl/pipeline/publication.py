@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from etl.errors import ConnectError, EtlError
 from etl.pipeline.context import RunContext, RunResult
@@ -29,7 +28,9 @@ from etl.pipeline.published import probe_afterwards, run_probe
 from etl.reporting.card import build_card, build_croissant
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
+from etl.reporting.page_stats import BackgroundCount, EventStats, count_events
 from etl.reporting.wording import format_bytes
+from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.snapshots.manifest import DataSummary, build_manifest
 from etl.snapshots.publish import snapshot_name, write_manifest, write_probe, write_sidecar
 from etl.snapshots.reading.snapshot import CARD, CROISSANT, REPORT, Snapshot, open_snapshot
@@ -47,10 +48,14 @@ log = logging.getLogger(__name__)
 @contextmanager
 def open_publication(context: RunContext, result: RunResult) -> Iterator[Publication]:
     """Yields a publication with folders for staged and for temporary files, which are deleted after the block."""
-    with translate_os_errors(context.settings.out), context.store.staging(result.run_id) as (staged, scratch):
+    with (
+        translate_os_errors(context.settings.out),
+        context.store.staging(result.run_id) as (staged, scratch),
+        ordered_worker() as worker,
+    ):
         threading.Thread(target=_prepare, daemon=True, name="preparing").start()
         _load_history(context, result)
-        yield Publication(context, result, staged, scratch)
+        yield Publication(context, result, staged, scratch, worker)
 
 
 def _prepare() -> None:
@@ -86,12 +91,13 @@ def _load_history(context: RunContext, result: RunResult) -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """One snapshot that is being published. Data files go to `staged`, temporary ones to `scratch`."""
+    """One snapshot that is being published. Data files go to `staged`, temporary ones to `scratch`; `worker` counts."""
 
     context: RunContext
     result: RunResult
     staged: Path
     scratch: Path
+    worker: OrderedWorker
 
     def publish(self, dataset: Dataset) -> None:
         """Stage the snapshot and make it the newest: for commands without a transaction to commit in between."""
@@ -107,11 +113,7 @@ class Publication:
         triple_options = TripleOptions(**{each.name: getattr(settings, each.name) for each in fields(TripleOptions)})
         options = StageOptions(triple_options, settings.ids, settings.rows_per_file)
         with result.step("stage files") as rows:
-            inputs = inputs_sha256(dataset, options)
-            summary = link_data_files(self.context.store, inputs, self.staged) or write_data_files(
-                dataset, options, self.staged, self.scratch, result.progress, executor=self.context.executor
-            )
-            summary.inputs_sha256 = inputs
+            summary, count = self._stage_files(dataset, options)
             result.counts["published"] = summary.counts(dataset)
             rows(sum(sum(result.counts["published"][task].values()) for task in settings.task))
         for task in settings.task:
@@ -123,8 +125,22 @@ class Publication:
         self._compare()
         if settings.fail_below is not None:  # else the probe waits until no transaction is open: it may take a minute
             self._probe(summary)
-        self._finalize(summary, dataset)
+        self._finalize(summary, count, dataset.trips.height)
         return summary
+
+    def _stage_files(self, dataset: Dataset, options: StageOptions) -> tuple[DataSummary, Callable[[], EventStats]]:
+        """Link or write the data files. Returns their summary, and what returns the counts of the events for the report."""
+        progress, affinity = self.result.progress, affinity_model().default_affinity
+        inputs = inputs_sha256(dataset, options)
+        summary = link_data_files(self.context.store, inputs, self.staged)
+        count: Callable[[], EventStats] = partial(count_events, dataset, affinity, progress)
+        if summary is None:
+            # Writing reads the events anyway: they are counted on the way.
+            counted = BackgroundCount(dataset, affinity, self.worker)
+            folders, count = (self.staged, self.scratch), counted.result
+            summary = write_data_files(dataset, options, *folders, progress, self.context.executor, counted.add)
+        summary.inputs_sha256 = inputs
+        return summary, count
 
     def _compare(self) -> None:
         """Compare the metrics with previous runs. Raises DataError if one changed too much and `fail_on_change` is set."""
@@ -149,7 +165,7 @@ class Publication:
         self.result.counts["probe"] = found.manifest_entry()
         self.result.warnings += found.warnings()
 
-    def _finalize(self, summary: DataSummary, dataset: Dataset) -> None:
+    def _finalize(self, summary: DataSummary, count: Callable[[], EventStats], trips: int) -> None:
         """Name the snapshot, make its card and report, and persist its files. Its name stays None if nothing has changed."""
         store, result = self.context.store, self.result
         latest = store.latest() if self.context.settings.skip_unchanged else None
@@ -162,7 +178,7 @@ class Publication:
             for name, build in (
                 (CARD, lambda manifest: build_card(manifest, self.staged)),
                 (CROISSANT, lambda manifest: build_croissant(manifest, self.staged)),
-                (REPORT, lambda manifest: self._build_report(manifest, dataset)),
+                (REPORT, lambda manifest: build_report(manifest, self.staged, count(), trips, result.previous_runs)),
             ):
                 manifest = build_manifest(summary.name, facts, summary)  # the report counts the cards
                 content = self._description(name, partial(build, manifest))
@@ -171,10 +187,6 @@ class Publication:
         # Before the backfill, which locks rows that the application may want: on an object store this is the upload.
         with result.step("secure files"):
             store.persist(self.staged, summary.name)
-
-    def _build_report(self, manifest: dict[str, Any], dataset: Dataset) -> str:
-        runs, affinity = self.result.previous_runs, affinity_model().default_affinity
-        return build_report(manifest, self.staged, dataset, runs, affinity, self.result.progress)
 
     def _description(self, name: str, build: Callable[[], str]) -> str | None:
         """Return a card or the report, or None with a warning: a bug in one must not fail the run.

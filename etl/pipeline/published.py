@@ -13,6 +13,7 @@ from etl.errors import DataError, EtlError
 from etl.pipeline.guards import check_auc
 from etl.reporting.history import previous_runs
 from etl.reporting.page import REQUIRED_FILES, build_report
+from etl.reporting.page_stats import count_events
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, no_progress
 from etl.settings.model import Settings
@@ -106,5 +107,6 @@ def _add_report(
         with suppress(UnlistableError):
             earlier = previous_runs(store, [name for name in store.folders() if name < location[1]])
     dataset, affinity = read_dataset(snapshot), affinity_model().default_affinity
-    page = build_report(snapshot.manifest, snapshot.folder, dataset, earlier, affinity, progress, probe)
+    stats = count_events(dataset, affinity, progress)
+    page = build_report(snapshot.manifest, snapshot.folder, stats, dataset.trips.height, earlier, probe)
     add_sidecars(snapshot, {REPORT: page.encode()}, {}, settings.environ)

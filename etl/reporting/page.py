@@ -38,16 +38,13 @@ from etl.reporting.page_stats import (
     SELECTED_OUTSIDE,
     EventStats,
     ItemStats,
-    count_events,
     item_stats,
     user_stats,
 )
 from etl.reporting.wording import exclusions, format_setting
 from etl.runtime.resources import resource
-from etl.runtime.run_record import Progress
 from etl.snapshots.manifest import RANKER_TEXT, parse_probe
 from etl.snapshots.reading.snapshot import PROBE, REPORT, read_small
-from etl.triples.dataset import Dataset
 
 REQUIRED_FILES = ("events/", "users.parquet", "items.parquet", "trips.parquet", "probe.json")
 """The files of a snapshot that its report is made from."""
@@ -76,10 +73,9 @@ class Affinity:
 def build_report(
     manifest: Manifest,
     folder: Path,
-    dataset: Dataset,
+    stats: EventStats,
+    trips: int,
     runs: Sequence[PreviousRun],
-    default_affinity: float,
-    progress: Progress,
     probe: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the HTML page of a snapshot, published or staged.
@@ -87,27 +83,13 @@ def build_report(
     Args:
         manifest: The snapshot's. Its entry of the page itself, and the end of the run, are not used.
         folder: Where the snapshot's files are.
-        dataset: What the snapshot was made from; its events are gone through once.
+        stats: The counts of the snapshot's events.
+        trips: How many trips have an event.
         runs: The earlier runs, oldest first.
-        default_affinity: The affinity for a category that a user has none for.
-        progress: Called for each bucket of events.
         probe: What a probe found, if that is not in the folder.
 
     Raises ConnectError or DataError where files can't be read.
     """
-    stats = count_events(dataset, default_affinity, progress)
-    return render(manifest, folder, stats, dataset.trips.height, runs, probe)
-
-
-def render(
-    manifest: Manifest,
-    folder: Path,
-    stats: EventStats,
-    trips: int,
-    runs: Sequence[PreviousRun],
-    probe: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the page from the counts of its events. `trips` are those that have an event."""
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
     runs, split = list(runs)[-(MAX_RUNS - 1) :], split_of(manifest)

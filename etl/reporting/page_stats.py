@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy.typing as npt
 import polars as pl
 
 from etl.runtime.run_record import Progress
+from etl.runtime.workers import OrderedWorker
 from etl.transform.arrays import I64
 from etl.transform.schemas import ARCHIVED, DIMENSIONS
 from etl.triples.dataset import GONE, Dataset
-from etl.triples.generate import ListColumn
+from etl.triples.generate import I32, MARKS, U32, ListColumn, MembershipTable
 
 AFFINITY_STEPS = 10_000
 """Affinities, from 0 to 1, are counted in ten-thousandths."""
@@ -35,6 +36,8 @@ MAX_UNUSED, MAX_TOP = 50, 10
 
 MAX_MAPS, MAX_POINTS = 6, 1_000
 """How many cities have a map, and how many of their items are on it."""
+
+_BLOCK = 4_096  # events that are counted at a time: their items fit into the cache
 
 _COORDINATES = {"latitude": 90, "longitude": 180}
 _KM_PER_DEGREE, _MIDDLE = 111.195, (0.02, 0.98)
@@ -68,8 +71,8 @@ class EventStats:
     - `affinities`: for each of CANDIDATE, SELECTED_IN and SELECTED_OUTSIDE, the number of (event, item) with an affinity of 0,
       1, 2 ... AFFINITY_STEPS. Users without any affinity are not counted.
 
-    The other fields are each user's affinity for each category (last: for any other), each item's category as a column of
-    that, and which users have an affinity at all.
+    The other fields are each user's affinity for each category (last: for any other; more than AFFINITY_STEPS for a user who
+    has none at all), and each item's category as a column of that.
     """
 
     candidate: I64
@@ -77,7 +80,6 @@ class EventStats:
     has_events: npt.NDArray[np.bool_]
     affinity: npt.NDArray[np.uint16]
     category: npt.NDArray[np.intp]
-    known: npt.NDArray[np.bool_]
     days: Counter[int] = field(default_factory=Counter)
     cities: dict[str, CityStats] = field(default_factory=dict)
     affinities: dict[str, I64] = field(
@@ -91,7 +93,7 @@ class EventStats:
         """Return the counts of no events of a dataset."""
         items = dataset.items.height
         tables = [_affinity_matrix(rows, default_affinity) for rows in dataset.user_features()]
-        names = next((names for names, _, _ in tables), [])
+        names = next((names for names, _ in tables), [])
         columns = dataset.items["category"].replace_strict(
             names, range(len(names)), default=len(names), return_dtype=pl.Int64
         )
@@ -99,9 +101,8 @@ class EventStats:
             np.zeros(items, np.int64),
             np.zeros(items, np.int64),
             np.zeros(dataset.users.height, np.bool_),
-            np.concatenate([affinity for _, affinity, _ in tables]),
+            np.concatenate([affinity for _, affinity in tables]),
             columns.fill_null(len(names)).to_numpy().astype(np.intp),
-            np.concatenate([known for _, _, known in tables]),
         )
 
     def add(self, events: pl.DataFrame) -> None:
@@ -109,22 +110,30 @@ class EventStats:
         offered, selected = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
         self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
         self.selected += np.bincount(selected.codes, minlength=len(self.selected))
-        rows, codes = np.repeat(np.arange(events.height), selected.lengths), selected.codes
-        inside = _in_candidates(offered, rows, codes, len(self.candidate))
-        users = events["user_idx"].to_numpy()
+        users, outside = events["user_idx"].to_numpy(), np.zeros(events.height, np.int64)
         self.has_events[users] = True
-        self._add_affinities(CANDIDATE, users[np.repeat(np.arange(events.height), offered.lengths)], offered.codes)
-        self._add_affinities(SELECTED_IN, users[rows[inside]], codes[inside])
-        self._add_affinities(SELECTED_OUTSIDE, users[rows[~inside]], codes[~inside])
+        marks = MembershipTable(len(self.candidate))
+        block = max(1, min(_BLOCK, MARKS // max(1, len(self.candidate))))
+        for first in range(0, events.height, block):
+            end = min(first + block, events.height)
+            candidates, chosen = offered.long(first, end), selected.long(first, end)
+            inside = marks.among(chosen, candidates)
+            affinity = self.affinity[users[first:end]]
+            self._add_affinities(CANDIDATE, affinity, candidates.event, candidates.code)
+            self._add_affinities(SELECTED_IN, affinity, chosen.event[inside], chosen.code[inside])
+            self._add_affinities(SELECTED_OUTSIDE, affinity, chosen.event[~inside], chosen.code[~inside])
+            outside[first:end] = np.bincount(chosen.event[~inside], minlength=end - first)
         for day, number in events.group_by(pl.col("timestamp").floordiv(_SECONDS_PER_DAY)).len().iter_rows():
             self.days[day] += number
-        self._add_cities(events["city"], selected.lengths, np.bincount(rows[~inside], minlength=events.height))
+        self._add_cities(events["city"], selected.lengths, outside)
 
-    def _add_affinities(self, name: str, users: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint32]) -> None:
-        found = self.affinity[users, self.category[codes]][self.known[users]]
-        self.affinities[name] += np.bincount(found, minlength=AFFINITY_STEPS + 1)
+    def _add_affinities(self, name: str, affinity: npt.NDArray[np.uint16], events: I32, codes: U32) -> None:
+        """Count the affinities of items, by event. `affinity` has a row for each event."""
+        cells = events.astype(np.intp) * affinity.shape[1]
+        cells += self.category.take(codes.astype(np.intp))
+        self.affinities[name] += np.bincount(affinity.take(cells), minlength=AFFINITY_STEPS + 2)[:-1]
 
-    def _add_cities(self, cities: pl.Series, selected: I64, outside: npt.NDArray[np.intp]) -> None:
+    def _add_cities(self, cities: pl.Series, selected: I64, outside: I64) -> None:
         frame = pl.DataFrame({"city": cities, "selected": selected, "outside": outside})
         per_city = frame.group_by("city").agg(
             pl.len(), (pl.col("selected") == 0).sum().alias("without"), pl.col("selected", "outside").sum()
@@ -147,10 +156,28 @@ def count_events(dataset: Dataset, default_affinity: float, progress: Progress) 
     return stats
 
 
-def _affinity_matrix(
-    users: pl.DataFrame, default_affinity: float
-) -> tuple[list[str], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-    """Return the categories, each user's affinity for them (and last for any other), and which users have any."""
+class BackgroundCount:
+    """Counts events on a worker, bucket by bucket, while they are used for something else."""
+
+    def __init__(self, dataset: Dataset, default_affinity: float, worker: OrderedWorker) -> None:
+        # A frame object must not be shared by threads.
+        own = replace(dataset, users=dataset.users.clone(), items=dataset.items.clone())
+        self._stats = worker.submit(lambda: EventStats.of(own, default_affinity))
+        self._worker = worker
+
+    def add(self, events: pl.DataFrame) -> None:
+        """Count a bucket's events later. A failure is raised by `result`."""
+        own = events.clone()
+        self._worker.submit(lambda: self._stats.result().add(own))
+
+    def result(self) -> EventStats:
+        """Wait for the counts. Raises the first failure of counting."""
+        self._worker.wait()
+        return self._stats.result()
+
+
+def _affinity_matrix(users: pl.DataFrame, default_affinity: float) -> tuple[list[str], npt.NDArray[np.uint16]]:
+    """Return the categories, and `EventStats.affinity` of some users."""
     columns = [name for name in users.columns if name.startswith(_PREFIX)]
     matrix = np.full((users.height, len(columns) + 1), round(default_affinity * AFFINITY_STEPS), np.uint16)
     known = np.zeros(users.height, np.bool_)
@@ -158,20 +185,8 @@ def _affinity_matrix(
         known |= users[name].is_not_null().to_numpy()
         values = users[name].fill_null(default_affinity).clip(0, 1) * AFFINITY_STEPS
         matrix[:, number] = values.round().cast(pl.UInt16).to_numpy()
-    return [name.removeprefix(_PREFIX) for name in columns], matrix, known
-
-
-def _in_candidates(
-    offered: ListColumn, rows: npt.NDArray[np.intp], codes: npt.NDArray[np.uint32], items: int
-) -> npt.NDArray[np.bool_]:
-    """Return for each (event's row, item) whether it is among the event's candidates."""
-    keys = np.repeat(np.arange(len(offered.lengths)), offered.lengths) * items + offered.codes
-    if not len(keys):
-        return np.zeros(len(rows), np.bool_)
-    keys.sort()  # fast: candidates are in the order of their ids, which nearly always is that of their indexes
-    wanted = rows * items + codes
-    found: npt.NDArray[np.bool_] = keys[np.searchsorted(keys, wanted).clip(max=len(keys) - 1)] == wanted
-    return found
+    matrix[~known] = AFFINITY_STEPS + 1
+    return [name.removeprefix(_PREFIX) for name in columns], matrix
 
 
 # --- items and users -------------------------------------------------------------------------------------------------

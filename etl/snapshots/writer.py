@@ -94,11 +94,12 @@ def write_data_files(
     scratch: Path,
     progress: Progress,
     executor: Executor = LOCAL_EXECUTOR,
+    observe: Callable[[pl.DataFrame], None] = lambda _: None,
 ) -> DataSummary:
     """Write and verify the data files of a snapshot in an empty folder, bucket by bucket. `scratch` is for temporary files.
 
-    `executor` does not affect the bytes. Raises DataError if a footer doesn't count the rows that were written, or if two
-    cities would share a folder.
+    `executor` does not affect the bytes. `observe` is called with the events of each bucket. Raises DataError if a footer
+    doesn't count the rows that were written, or if two cities would share a folder.
     """
     reused = dataset.events.published
     if options.training.split != "none" or reused is None or reused.rows_per_file != options.rows_per_file:
@@ -112,7 +113,7 @@ def write_data_files(
         training = build_training_set(dataset, options.training)
         writer = _SnapshotWriter(training, options, (folder, scratch), reused, pool, executor)
         progress("stage files", 0, buckets)
-        for number, stats in enumerate(writer.expand(), start=1):
+        for number, stats in enumerate(writer.expand(observe), start=1):
             writer.add_stats(stats)
             progress("stage files", number, buckets)
         progress("stage files", buckets, buckets)
@@ -365,10 +366,16 @@ class _SnapshotWriter:
         self.exhausted_users: set[int] = set()
         self.sources = np.zeros(len(SOURCES), np.int64)
 
-    def expand(self) -> Iterator[BucketStats]:
+    def expand(self, observe: Callable[[pl.DataFrame], None]) -> Iterator[BucketStats]:
         """Expand all buckets, and send each batch to the parts of its partition. Yields the counts of each bucket."""
-        buckets = (events for events in prefetch(iter(self.dataset.events)) if events.height)
+        buckets = self._buckets(observe)
         return self._expand(buckets) if self.workers is None else self._expand_apart(buckets)
+
+    def _buckets(self, observe: Callable[[pl.DataFrame], None]) -> Iterator[pl.DataFrame]:
+        for events in prefetch(iter(self.dataset.events)):
+            if events.height:
+                observe(events)
+                yield events
 
     def _expand(self, buckets: Iterator[pl.DataFrame]) -> Iterator[BucketStats]:
         for events in buckets:

@@ -35,7 +35,8 @@ NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 BATCH = 1 << 18
 """About how many triples are generated at a time."""
 
-_MARKS = 1 << 25  # (event, item) cells of a batch: one byte each
+MARKS = 1 << 25
+"""The most (event, item) cells of a batch: one byte each."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> lis
     """The bounds of batches: about BATCH triples each, and no more events than the membership table has cells for."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
-    most = max(1, _MARKS // max(1, nodes))
+    most = max(1, MARKS // max(1, nodes))
     bounds = [0]
     while bounds[-1] < len(events):
         first = bounds[-1]
@@ -317,7 +318,7 @@ def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> lis
     return bounds
 
 
-class _MembershipTable:
+class MembershipTable:
     """Set membership of (event, item) keys: a table of flags. Each use resets the cells that it set."""
 
     def __init__(self, nodes: int) -> None:
@@ -351,7 +352,7 @@ class _Generator:
         self.negatives = negatives
         self.catalogue = catalogue
         self.nodes = keys.nodes
-        self.marks = _MembershipTable(len(keys.nodes))
+        self.marks = MembershipTable(len(keys.nodes))
         self.to_sample = keys.of_events("negative", events, with_user=True) if negatives.catalog else None
         self.to_shuffle = keys.of_events("shuffle", events, with_user=False) if shuffle else None
 

@@ -23,7 +23,7 @@ from etl.transform.hashing import sha256_hex
 from etl.triples.dataset import ENCODED_EVENTS, LISTS
 from etl.triples.vocabulary import IdIndex, UnknownIdError, Vocabulary
 
-_BATCH = 65_536
+_BATCH = 32_768
 _TEXTS = {"user_idx": "user_id", "trip_idx": "trip_id"} | {index: text for text, index in LISTS.items()}
 _ALWAYS = frozenset({"event_id", "user_idx", "trip_idx", "day_number", "timestamp"})
 _MOMENTS = (-62_135_596_800, 253_402_300_799)
@@ -53,18 +53,23 @@ def read_events(
     in_order = users.with_columns(hash=sha256_hex(pl.col("user_id"))).sort("hash", "user_id")["user_idx"]
     rank[in_order.to_numpy()] = np.arange(users.height, dtype=np.uint32)
     split = any(split is not None for split, _, _ in parts)
+    none = ENCODED_EVENTS.select(name for name in ENCODED_EVENTS.columns if name in {*columns, "city"} | _ALWAYS)
+    # Added last, as columns of one value: nothing is copied for them.
+    unread = [
+        pl.lit([] if isinstance(dtype, pl.List) else "", dtype).alias(name)
+        for name, dtype in ENCODED_EVENTS.drop(none.columns).schema.items()
+    ]
     # The parts of a partition are read one after the other.
     folders = {path.parent: city for _, city, path in parts}
     cursors = [
-        _PartitionReader(
-            [path for _, _, path in parts if path.parent == folder], city, indexes, bucket, frozenset(columns)
-        )
+        _PartitionReader([path for _, _, path in parts if path.parent == folder], city, indexes, bucket, none)
         for folder, city in folders.items()
     ]
     for number in range(buckets):
-        rows = pl.concat([ENCODED_EVENTS, *(cursor.read_bucket(number) for cursor in cursors)])
+        rows = pl.concat([none, *(cursor.read_bucket(number) for cursor in cursors)])
         place = pl.Series("place", rank[rows["user_idx"].to_numpy()])
-        yield _merged(rows.with_columns(place), keep_order=not split).drop("place")
+        merged = _merged(rows.with_columns(place), keep_order=not split)
+        yield merged.with_columns(unread).select(ENCODED_EVENTS.columns)
 
 
 def _merged(rows: pl.DataFrame, *, keep_order: bool) -> pl.DataFrame:
@@ -73,6 +78,9 @@ def _merged(rows: pl.DataFrame, *, keep_order: bool) -> pl.DataFrame:
     if not keep_order:
         return rows.sort(*second, *within, maintain_order=True)
     rows = rows.sort(*second, maintain_order=True)
+    same = [pl.col(name) == pl.col(name).shift() for name in second]
+    if not rows.select((pl.all_horizontal(same) & (pl.col("city") != pl.col("city").shift())).any()).item():
+        return rows
     tied = rows.lazy().with_row_index("row").filter(pl.col("city").n_unique().over(second) > 1)
     # In each city, an event is as late as the latest one before it.
     late = (
@@ -104,16 +112,16 @@ class _PartitionReader:
         city: str,
         indexes: Indexes,
         bucket: npt.NDArray[np.uint32],
-        wanted: frozenset[str],
+        none: pl.DataFrame,
     ) -> None:
-        self._batches = _batches(paths, city, indexes, wanted)
+        self._batches = _batches(paths, city, indexes, none.schema)
         self._bucket = bucket
         self._paths = paths
-        self._waiting = ENCODED_EVENTS
+        self._waiting = self._none = none
 
     def read_bucket(self, bucket: int) -> pl.DataFrame:
         """Read the rows of a bucket. Those before it must have been read already."""
-        rows = [ENCODED_EVENTS]
+        rows = [self._none]
         while True:
             of_rows = self._bucket[self._waiting["user_idx"].to_numpy()]
             if len(of_rows) and (of_rows[0] < bucket or (np.diff(of_rows.astype(np.int64)) < 0).any()):
@@ -132,13 +140,14 @@ class _PartitionReader:
         return pl.concat(rows)
 
 
-def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozenset[str]) -> Iterator[pl.DataFrame]:
-    names = {name: _TEXTS.get(name, name) for name in ENCODED_EVENTS.columns[:-1] if name in wanted | _ALWAYS}
+def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Schema) -> Iterator[pl.DataFrame]:
+    names = {name: _TEXTS.get(name, name) for name in schema if name != "city"}
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
+                lookups: dict[str, tuple[pa.Array, pl.Series]] = {}
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
-                    rows = _encoded(batch, names, city, indexes)
+                    rows = _encoded(batch, names, indexes, lookups).with_columns(city=pl.lit(city)).cast(schema)
                     if (
                         any(rows[name].has_nulls() for name in _ALWAYS)
                         or not rows["timestamp"].is_between(*_MOMENTS).all()
@@ -157,23 +166,22 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, wanted: frozens
             raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
 
 
-def _encoded(batch: pa.RecordBatch, names: Mapping[str, str], city: str, indexes: Indexes) -> pl.DataFrame:
+def _encoded(
+    batch: pa.RecordBatch, names: Mapping[str, str], indexes: Indexes, lookups: dict[str, tuple[pa.Array, pl.Series]]
+) -> pl.DataFrame:
+    """Encode a batch. `lookups` has the last dictionary of each column of ids, and the indexes of its ids."""
+
+    def encode(text: str, column: pa.DictionaryArray) -> pl.Series:
+        # The batches of a row group have the same dictionary: each of its ids is looked up once.
+        if text not in lookups or not lookups[text][0].equals(column.dictionary):
+            lookups[text] = column.dictionary, indexes[text].encode(pl.Series(column.dictionary, dtype=pl.String))
+        return lookups[text][1].gather(pl.Series(column.indices))
+
     columns = {}
     for name, text in names.items():
         column = batch.column(text)
         if text in LISTS:
-            columns[name] = list_series(column.value_lengths().to_numpy(), _encode(column.flatten(), indexes[text]))
+            columns[name] = list_series(column.value_lengths().to_numpy(), encode(text, column.flatten()))
         else:
-            columns[name] = _encode(column, indexes[text]) if text in indexes else pl.Series(column)
-    unread = {
-        name: pl.lit([], dtype=dtype) if isinstance(dtype, pl.List) else pl.lit("")
-        for name, dtype in ENCODED_EVENTS.schema.items()
-        if name not in names
-    }
-    whole = pl.DataFrame(columns).with_columns(**unread | {"city": pl.lit(city)})
-    return whole.select(ENCODED_EVENTS.columns).cast(ENCODED_EVENTS.schema)
-
-
-def _encode(column: pa.DictionaryArray, index: IdIndex) -> pl.Series:
-    """Encode a column of ids. Each id of its dictionary is looked up once."""
-    return index.encode(pl.Series(column.dictionary, dtype=pl.String)).gather(pl.Series(column.indices))
+            columns[name] = encode(text, column) if text in indexes else pl.Series(column)
+    return pl.DataFrame(columns)

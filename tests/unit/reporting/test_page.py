@@ -21,13 +21,14 @@ from etl.pipeline.context import RunResult
 from etl.reporting import charts, wording
 from etl.reporting.charts import MAX_BINS, bin_by_time
 from etl.reporting.history import Metric, PreviousRun, run_metrics
-from etl.reporting.page import build_report, render
+from etl.reporting.page import build_report
 from etl.reporting.page_data import cities_of, funnel, trends
 from etl.reporting.page_stats import (
     AFFINITY_STEPS,
     CANDIDATE,
     SELECTED_IN,
     SELECTED_OUTSIDE,
+    BackgroundCount,
     CityStats,
     EventStats,
     count_events,
@@ -36,6 +37,7 @@ from etl.reporting.page_stats import (
 )
 from etl.reporting.wording import exclusions
 from etl.runtime.resources import resource
+from etl.runtime.workers import ordered_worker
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import build_manifest
 from etl.snapshots.publish import snapshot_name
@@ -81,7 +83,11 @@ def staged(folder: Path, make, number, other=0, **changes):
     out, scratch = folder / "staged", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
-    account = write_data_files(dataset, StageOptions(training_options(options)), out, scratch, no_progress)
+    with ordered_worker() as worker:
+        counted = BackgroundCount(dataset, MODEL.default_affinity, worker)
+        stage = StageOptions(training_options(options))
+        account = write_data_files(dataset, stage, out, scratch, no_progress, observe=counted.add)
+        tally = counted.result()
     report = RunResult("run", NOW)
     report.counts["published"] = account.counts(dataset)
     settings = load_settings(
@@ -89,7 +95,7 @@ def staged(folder: Path, make, number, other=0, **changes):
     )
     manifest = build_manifest(snapshot_name(account, NOW), report.manifest_facts(settings, NOW), account)
     events = [(city, event) for city, events in exported.cities.items() for event in events]
-    return dataset, events, count_events(dataset, MODEL.default_affinity, no_progress), out, manifest
+    return dataset, events, tally, out, manifest
 
 
 @pytest.mark.parametrize(("make", "number"), WORLDS[::2])
@@ -220,8 +226,9 @@ def test_a_page_is_the_same_bytes_again_asks_nobody_and_has_each_id_once(tmp_pat
     before = nights_of(manifest, nights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        page = build_report(manifest, out, dataset, before, MODEL.default_affinity, no_progress)
-    assert page == render(manifest, out, tally, dataset.trips.height, before)
+        page = build_report(manifest, out, tally, dataset.trips.height, before)
+    again = count_events(dataset, MODEL.default_affinity, no_progress)
+    assert page == build_report(manifest, out, again, dataset.trips.height, before)
     read = Page(page)
     assert not [(tag, name, value) for tag, names in read.tags for name, value in names.items() if fetches(name, value)]
     assert "http://" not in page
@@ -282,7 +289,7 @@ def test_names_that_mean_harm_are_only_text(tmp_path, make, number):
     renamed(manifest, tally, out)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that no font has is one
-        page = render(manifest, out, tally, dataset.trips.height, [])
+        page = build_report(manifest, out, tally, dataset.trips.height, [])
     read = Page(page)
     assert sum(tag == "script" for tag, _ in read.tags) == 1
     assert "<script>alert" not in page
@@ -307,7 +314,7 @@ def test_of_thousands_of_cities_the_largest_are_shown_and_the_others_added_up(tm
         tally.cities[name] = CityStats(events=2, selected=1)
         if number % 2:
             published["cities_left_out"][name] = "too small"
-    page = render(manifest, out, tally, dataset.trips.height, [])
+    page = build_report(manifest, out, tally, dataset.trips.height, [])
     assert len(page.encode()) < 400_000
     read = " ".join(Page(page).text.split())
     assert f"and 2,970 more cities, with {sum(range(1, 2971)):,} triples of 5,940 events" in read
@@ -470,7 +477,7 @@ def test_every_figure_that_left_its_range_has_a_chart_directly_under_the_three_q
     dataset, _, tally, out, manifest = staged(tmp_path, *WORLDS[1])
     manifest["warnings"] = ["Do this. It is why."]
     nights = nights_of(manifest, 7)
-    page = render(manifest, out, tally, dataset.trips.height, nights)
+    page = build_report(manifest, out, tally, dataset.trips.height, nights)
     assert (
         page.index('class="answers"')
         < page.index('id="trend"')
@@ -481,7 +488,7 @@ def test_every_figure_that_left_its_range_has_a_chart_directly_under_the_three_q
     assert "items over 8 runs" not in page
     for night in nights:
         night.metrics["items"] *= 100
-    odd = render(manifest, out, tally, dataset.trips.height, nights)
+    odd = build_report(manifest, out, tally, dataset.trips.height, nights)
     assert "items over 8 runs" in odd
     assert odd.index("items over 8 runs") < odd.index("triples over 8 runs")
     assert "below expected range" in odd
@@ -493,7 +500,7 @@ def test_the_figures_of_next_are_shown(tmp_path, tasks):
     manifest["settings"]["task"] = tasks
     published = manifest["published"]
     rows, choices = sum(published["next"].values()), published["choices"]
-    read = " ".join(Page(render(manifest, out, tally, dataset.trips.height, [])).text.split())
+    read = " ".join(Page(build_report(manifest, out, tally, dataset.trips.height, [])).text.split())
     assert rows > 0
     assert f"{rows} rows of next from" in read
     assert f"{choices} of {choices + sum(published['choices_left_out'].values())} of a next place are in next" in read

@@ -154,7 +154,7 @@ def test_events_whose_file_is_missing_or_harmed_are_not_read_as_none(tmp_path):
     path = tmp_path / "part-00000.parquet"
 
     def read() -> list[pl.DataFrame]:
-        return list(_batches([path], "Rome", id_indexes(Vocabulary(ids, ids, ids)), frozenset(ENCODED_EVENTS.columns)))
+        return list(_batches([path], "Rome", id_indexes(Vocabulary(ids, ids, ids)), ENCODED_EVENTS.schema))
 
     with pytest.raises(ConnectError, match=r"part-00000.parquet is not there"):
         read()

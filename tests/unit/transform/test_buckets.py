@@ -156,7 +156,7 @@ def test_blocks_do_not_show_in_the_triples(events, words):
     whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triples, "BATCH", 1)
-        patch.setattr(triples, "_MARKS", 1)
+        patch.setattr(triples, "MARKS", 1)
         blocks = list(generate_triples(coded_, negatives, catalogue, KEYS))
     assert rows_of(blocks) == whole
     assert len(blocks) == len(rows)

@@ -278,7 +278,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
     """About BATCH rows: as many whole events as fit, one at least; and no more of them than there are marks for."""
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(triples, "BATCH", int(rng.integers(1, 60)))
-    monkeypatch.setattr(triples, "_MARKS", NODES * int(rng.integers(1, 12)) + 5)
+    monkeypatch.setattr(triples, "MARKS", NODES * int(rng.integers(1, 12)) + 5)
     events = coded(*([rng.permutation(NODES)[: rng.integers(0, 6)] for _ in range(3)] for _ in range(40)))
     negatives = NegativeSampling(ranking=seed % 2 == 0, shown=seed % 3 == 0, catalog=(0, 4)[seed % 5 > 1])
     rows = [
@@ -288,7 +288,7 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
             strict=True,
         )
     ]
-    most = triples._MARKS // NODES
+    most = triples.MARKS // NODES
     bounds = triples._bounds(events, negatives, NODES)
     assert (bounds[0], bounds[-1]) == (0, len(events))
     for first, end in pairwise(bounds):
@@ -299,9 +299,9 @@ def test_blocks_are_as_large_as_they_may_be_and_no_larger(monkeypatch, seed):
 
 
 def test_a_block_has_one_event_where_there_are_more_nodes_than_marks(monkeypatch):
-    monkeypatch.setattr(triples, "_MARKS", NODES - 1)
+    monkeypatch.setattr(triples, "MARKS", NODES - 1)
     events = coded(([1], [2], []), ([1], [2], []))
     assert triples._bounds(events, NegativeSampling(ranking=True), NODES) == [0, 1, 2]
     assert triples._bounds(events, NegativeSampling(ranking=True), 0) == [0, 2]
-    monkeypatch.setattr(triples, "_MARKS", 2)
+    monkeypatch.setattr(triples, "MARKS", 2)
     assert triples._bounds(events, NegativeSampling(ranking=True), 1) == [0, 2]
