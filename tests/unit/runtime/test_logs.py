@@ -96,7 +96,7 @@ def test_each_thread_s_lines_bear_its_own_step(listen):
 def test_a_person_s_line_is_plain_short_and_obeys_nobody(listen):
     logs, lines = listen(as_json=False)
     a_run(logs)
-    log.warning("city %s", "\x1b[31mred\nERROR forged")
+    log.warning("city %s", "\x1b[31mred\nERROR forged", extra={"_ray_of_a_test": 1})
     (line,) = lines
     assert "\x1b" not in line
     assert "\n" not in line
