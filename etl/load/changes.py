@@ -243,8 +243,13 @@ class TableWriter:
 
     @property
     def is_mostly_new(self) -> bool:
-        """Whether nearly all rows added so far are new, so that all should be replaced (call `delete`)."""
-        return not self._copies and self._seen > FEW and self._seen - self.unchanged > MOSTLY_NEW * self._seen
+        """Whether nearly all rows are new of those that were compared so far."""
+        return self._seen - self.unchanged > MOSTLY_NEW * self._seen
+
+    @property
+    def should_replace(self) -> bool:
+        """Whether so many of the rows added so far are new that all should be replaced (call `delete`)."""
+        return not self._copies and self._seen > FEW and self.is_mostly_new
 
     def compare(self, standing: pl.DataFrame) -> int:
         """Take the rows of `standing_query`. Returns their number."""

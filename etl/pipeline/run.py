@@ -151,7 +151,7 @@ def _run_in_transaction(
         if settings.audience == "shadow":
             spill = open_spill(publication.scratch, source.slots.buckets, ENCODED_EVENTS)
             builder = DatasetBuilder(stack.enter_context(spill))
-        writes.begin(events)
+        writes.begin(events, personas)
         # Where there is nothing to backfill, that is found out while events are ranked; else the signals are looked up while
         # files are written. The backfill itself comes last, because it locks rows.
         pending = worker.submit(partial(load.has_pending_signals, connection, scope))
@@ -272,10 +272,21 @@ class _Writes:
 
         return self.worker.submit(timed)
 
-    def begin(self, table: TableWriter) -> None:
-        """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced."""
+    def begin(self, table: TableWriter, earlier: TableWriter | None = None) -> None:
+        """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced.
+
+        All are if nearly all rows of the `earlier` table were new, because these then most likely are too: with another seed, or
+        another model. To find that out by comparing would cost more than it could save.
+        """
+
+        def compare(rows: Callable[[int], None]) -> None:
+            if standing is None or (earlier is not None and earlier.is_mostly_new):
+                self._delete(table)
+            else:
+                rows(table.compare(standing.result(table.model)))
+
         if (standing := self.standing) is not None:
-            self.submit("compare", lambda rows: rows(table.compare(standing.result(table.model))))
+            self.submit("compare", compare)
             self.result.get_step("delete")
         else:
             self.submit("delete", lambda rows: rows(table.delete()))
@@ -291,7 +302,7 @@ class _Writes:
             table.learn(batch)
             # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
             rows(table.add(batch, self.hashing.submit(table.hash, batch.clone())))
-            if table.is_mostly_new:
+            if table.should_replace:
                 self._delete(table)
                 rows(table.copy_held())
 
