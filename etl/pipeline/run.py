@@ -275,8 +275,8 @@ class _Writes:
     def begin(self, table: TableWriter, earlier: TableWriter | None = None) -> None:
         """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced.
 
-        All are if nearly all rows of the `earlier` table were new, because these then most likely are too: with another seed, or
-        another model. To find that out by comparing would cost more than it could save.
+        All are if nearly all rows of the `earlier` table were new, because then these most likely are too: with another seed,
+        say. Comparing them would cost more than it could save.
         """
 
         def compare(rows: Callable[[int], None]) -> None:
