@@ -25,8 +25,8 @@ from etl.postgres.scope import Scope
 from etl.transform.buckets import BucketSpill
 from etl.transform.hashing import format_float, md5_64
 
-MOSTLY_NEW, FEW = 0.9, 20_000
-"""If more than this share of more than FEW rows are new, all remaining rows are replaced.
+MOSTLY_NEW, FEW = 0.9, 5_000
+"""If more than this share of more than FEW rows are new, all remaining rows are replaced, and those of the next table.
 
 Holding new rows back until the end would then cost more than copying some equal rows again.
 """
@@ -243,13 +243,13 @@ class TableWriter:
 
     @property
     def is_mostly_new(self) -> bool:
-        """Whether nearly all rows are new of those that were compared so far."""
-        return self._seen - self.unchanged > MOSTLY_NEW * self._seen
+        """Whether many rows were compared so far, and nearly all of them are new."""
+        return self._seen > FEW and self._seen - self.unchanged > MOSTLY_NEW * self._seen
 
     @property
     def should_replace(self) -> bool:
         """Whether so many of the rows added so far are new that all should be replaced (call `delete`)."""
-        return not self._copies and self._seen > FEW and self.is_mostly_new
+        return not self._copies and self.is_mostly_new
 
     def compare(self, standing: pl.DataFrame) -> int:
         """Take the rows of `standing_query`. Returns their number."""

@@ -306,6 +306,18 @@ def test_rows_that_are_mostly_new_are_not_held_back(night_of, monkeypatch, state
         rows_are_the_oracle_s(night.url, night.after)
 
 
+def test_where_the_personas_are_new_events_are_not_compared(night_of, monkeypatch):
+    """As with another seed: to compare them would take longer than to replace them."""
+    monkeypatch.setattr(changes, "FEW", 3)
+    night = night_of(0)
+    night.run("replace", seed=night.options.seed + 1)
+    result = night.run("changes")
+    personas, events = (each["deleted"] for each in result.counts["written"].values())
+    assert events > 3
+    assert (result.get_step("compare").rows, result.get_step("delete").rows) == (personas, personas + events)
+    rows_are_the_oracle_s(night.url, night.after)
+
+
 @pytest.mark.parametrize("write", WAYS)
 @pytest.mark.parametrize("table", TABLES)
 def test_an_id_that_a_real_user_s_row_has_is_refused(night_of, table, write):
