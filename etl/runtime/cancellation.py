@@ -131,12 +131,11 @@ def interruptible(work: Callable[[CancelToken], T]) -> T:
 
     with _catch_signals(received):
         threading.Thread(target=target, daemon=True, name="work").start()
-        while not done.done():
-            if received:
-                _end(stop, done, received[0])
-                break
+        while not done.done() and not received:
             # In short pieces: the system may give a signal to another thread, and this one handles it when it next wakes.
             wait([done], POLL_SECONDS)
+        if received:  # also if the work has ended: Polars ends its own at SIGINT, with a KeyboardInterrupt
+            _end(stop, done, received[0])
         return done.result()
 
 
