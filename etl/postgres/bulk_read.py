@@ -45,10 +45,11 @@ class BackgroundReads:
 
         If connectorx can't be used or failed, they are read now through the connection.
         """
-        frame, reason = self._frames.pop(name, None), self._reason
-        if frame is not None:
+        reason = self._reason
+        if name in self._frames:
             try:
-                return frame.result()
+                self._frames[name].exception()  # waits; until it is done, it counts as active
+                return self._frames.pop(name).result()
             # connectorx's Rust code raises PanicException, which is not an Exception.
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
@@ -64,7 +65,7 @@ class BackgroundReads:
     @property
     def active(self) -> bool:
         """Whether a query is being read, or waits for its turn."""
-        return not all(frame.done() for frame in self._frames.values())
+        return not all(frame.done() for frame in list(self._frames.values()))  # other threads ask
 
 
 @contextmanager
