@@ -159,8 +159,13 @@ def standing_query(scope: Scope, model: str) -> str:
     """SQL of the hash and the location of each existing row, for any connection that has the transaction's snapshot."""
     return (
         f'SELECT {_sql_hash(scope.naming, model)} AS "hash", x.tableoid::int8 AS "table", x.ctid::text AS "place" '
-        f"FROM {scope.naming.table(model)} x WHERE {scope.replaces(model, 'x')}"
+        f"{_existing(scope, model)}"
     )
+
+
+def _existing(scope: Scope, model: str) -> str:
+    """SQL from FROM on: the existing rows `x` of a model's table that a run keeps or replaces."""
+    return f"FROM {scope.naming.table(model)} x WHERE {scope.replaces(model, 'x')}"
 
 
 class _StandingRows:
@@ -225,6 +230,7 @@ class TableWriter:
         self.model = model
         self._connection, self._scope, self._held = connection, scope, held
         self._name, self._hash = scope.naming.table(model), _sql_hash(scope.naming, model)
+        self._rows = _existing(scope, model)
         self._standing: _StandingRows | None = None
         self._batches = self._seen = self._deleted = 0
         self._copies = False
@@ -271,9 +277,8 @@ class TableWriter:
                 self._connection.execute(f"DELETE FROM {self._name} x WHERE {places}")
                 self._require_gone(places)
         else:
-            rows = f"FROM {self._name} x WHERE {self._scope.replaces(self.model, 'x')}"
-            self._deleted = self._connection.fetch_int(f"SELECT count(*) {rows}")
-            self._connection.execute(f"DELETE {rows}")
+            self._deleted = self._connection.fetch_int(f"SELECT count(*) {self._rows}")
+            self._connection.execute(f"DELETE {self._rows}")
         return self._deleted
 
     def _require_gone(self, places: str) -> None:
@@ -333,8 +338,7 @@ class TableWriter:
         """
         found = self._connection.fetch_rows(
             f"SELECT count(*) FILTER (WHERE {OURS}), COALESCE(sum(CASE WHEN {OURS} THEN {self._hash} END), 0)"
-            f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) "
-            f"FROM {self._name} x WHERE {self._scope.replaces(self.model, 'x')}"
+            f"::text, count(*) FILTER (WHERE ({OURS}) IS NOT TRUE) {self._rows}"
         )[0]
         wanted = (self._sent.rows, str(self._sent.checksum), self.unchanged)
         if found != wanted:

@@ -278,18 +278,19 @@ class _Writes:
         All are if nearly all rows of the `earlier` table were new, because then these most likely are too: with another seed,
         say. Comparing them would cost more than it could save.
         """
+        standing = self.standing
+        if standing is None:
+            self.submit("delete", lambda rows: rows(table.delete()))
+            return
 
         def compare(rows: Callable[[int], None]) -> None:
-            if standing is None or (earlier is not None and earlier.is_mostly_new):
+            if earlier is not None and earlier.is_mostly_new:
                 self._delete(table)
             else:
                 rows(table.compare(standing.result(table.model)))
 
-        if (standing := self.standing) is not None:
-            self.submit("compare", compare)
-            self.result.get_step("delete")
-        else:
-            self.submit("delete", lambda rows: rows(table.delete()))
+        self.submit("compare", compare)
+        self.result.get_step("delete")
 
     def add(
         self, step: str, table: TableWriter, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame

@@ -258,7 +258,7 @@ class Choices:
         positions = self._places[items]
         return Rejections(starts, positions, known & (positions >= 0) & (positions < len(self.codes)))
 
-    @property
+    @cached_property
     def _now(self) -> I64:
         """Where the choices are among what may be rejected."""
         return self.elements if self.reject == "event" else self.trips.past.ranks[self.elements]
@@ -303,10 +303,14 @@ class Rejections:
         """What is known, by group and position."""
         return np.argsort((self._group[self._known].astype(np.int64) << 32) | self._positions)
 
+    @cached_property
+    def _of_group(self) -> I64:
+        """How much each group knows."""
+        return np.bincount(self._group[self._known], minlength=int(self._group.max(initial=0)) + 1)
+
     def lengths(self, now: I64) -> I64:
         """How much each choice's group knows."""
-        of_group: I64 = np.bincount(self._group[self._known], minlength=int(self._group.max(initial=0)) + 1)
-        return of_group[self._group[now]]
+        return self._of_group[self._group[now]]
 
     def pairs(self, now: I64) -> tuple[I64, Positions]:
         """What choices reject, in the form of `build_pools`: the choice, and the position in the catalogue."""
