@@ -7,11 +7,11 @@ read ─► personas ─► write ─► read back ─► rankings ─┬─► 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import dataframely as dy
 import polars as pl
@@ -43,6 +43,7 @@ from etl.pipeline.guards import (
 from etl.pipeline.lineage import with_lineage
 from etl.pipeline.publication import Publication, open_publication
 from etl.pipeline.published import probe_published
+from etl.pipeline.writes import Writes
 from etl.postgres.bulk_read import BackgroundReads, read_in_background
 from etl.postgres.connection import Connection, connect
 from etl.postgres.naming import MODELS
@@ -59,7 +60,7 @@ from etl.postgres.url import schema_of, target_of
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.executor import map_ordered
 from etl.runtime.run_record import Progress, RunObserver
-from etl.runtime.workers import OrderedWorker, ordered_worker
+from etl.runtime.workers import ordered_worker
 from etl.settings.model import Settings
 from etl.transform.buckets import BucketSpill, bucket_count, open_spill, partition_by_bucket
 from etl.transform.personas import PersonaStats, affinity_model, build_personas
@@ -67,8 +68,6 @@ from etl.transform.ranking_events import MADE_ROWS, RankingInputs, RankingStats,
 from etl.transform.schemas import Personas, Seeds
 from etl.triples.dataset import ENCODED_EVENTS, DatasetBuilder
 from etl.triples.vocabulary import Vocabulary
-
-T = TypeVar("T")
 
 EVENTS_PER_TRIP = 6
 """Assumed days per trip: estimates the number of events before they are computed."""
@@ -138,7 +137,7 @@ def _run_in_transaction(
         reads.begin(_standing(scope, "RankingEvent", when=compares))  # now: the slots are needed earlier
         hashing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hashing"))
         worker = stack.enter_context(ordered_worker())
-        writes = _Writes(result, worker, hashing, reads if compares else None)
+        writes = Writes(result, worker, hashing, reads if compares else None)
         personas, events = (
             TableWriter(connection, scope, model, _held_rows(publication, model, parts, stack))
             for model, parts in (("PersonaDimension", _batches(source)), ("RankingEvent", source.slots.buckets))
@@ -250,82 +249,8 @@ def _backfill_and_verify(
         ensure_tables_not_rewritten(connection, map(scope.naming.table, MODELS))
 
 
-@dataclass(frozen=True)
-class _Writes:
-    """Work on the server: done by one thread in the order submitted, each piece as a step of the run.
-
-    Rows are hashed by another thread. `standing` has the hashes of the existing rows, by model; None if all are replaced.
-    """
-
-    result: RunResult
-    worker: OrderedWorker
-    hashing: ThreadPoolExecutor
-    standing: BackgroundReads | None
-
-    def submit(self, step: str, work: Callable[[Callable[[int], None]], T]) -> Future[T]:
-        """Schedule `work`. It is called with a function that counts the step's rows."""
-        self.result.get_step(step)  # steps are listed in the order in which they were submitted
-
-        def timed() -> T:
-            with self.result.step(step) as rows:
-                return work(rows)
-
-        return self.worker.submit(timed)
-
-    def begin(self, table: TableWriter, earlier: TableWriter | None = None) -> None:
-        """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced.
-
-        All are if nearly all rows of the `earlier` table were new, because then these most likely are too: with another seed,
-        say. Comparing them would cost more than it could save.
-        """
-        standing = self.standing
-        if standing is None:
-            self.submit("delete", lambda rows: rows(table.delete()))
-            return
-
-        def compare(rows: Callable[[int], None]) -> None:
-            if earlier is not None and earlier.is_mostly_new:
-                self._delete(table)
-            else:
-                rows(table.compare(standing.result(table.model)))
-
-        self.submit("compare", compare)
-        self.result.get_step("delete")
-
-    def add(
-        self, step: str, table: TableWriter, to_rows: Callable[[Any], pl.DataFrame], frame: pl.DataFrame
-    ) -> Future[None]:
-        """Write a frame as the table's rows. The caller must not use the frame object afterwards."""
-        converted = self.hashing.submit(to_rows, frame)
-
-        def work(rows: Callable[[int], None]) -> None:
-            batch = converted.result()
-            table.learn(batch)
-            # A clone: Polars deadlocks if two threads use one frame object and one of them converts it to Arrow.
-            rows(table.add(batch, self.hashing.submit(table.hash, batch.clone())))
-            if table.should_replace:
-                self._delete(table)
-                rows(table.copy_held())
-
-        return self.submit(step, work)
-
-    def end(self, step: str, table: TableWriter) -> None:
-        """Write the rows that were held back until all were known, and check the table."""
-
-        def work(rows: Callable[[int], None]) -> None:
-            self._delete(table)
-            rows(table.copy_held())
-            table.check()
-
-        self.submit(step, work)
-
-    def _delete(self, table: TableWriter) -> None:
-        with self.result.step("delete") as rows:
-            rows(table.delete())
-
-
 def _write_personas(
-    source: SourceData, rejected: RejectedRows, seed: int, writes: _Writes, table: TableWriter
+    source: SourceData, rejected: RejectedRows, seed: int, writes: Writes, table: TableWriter
 ) -> PersonaStats:
     """Build and write the persona rows. The server receives one batch of users while the next is computed."""
     writes.begin(table)
@@ -348,7 +273,7 @@ def _write_events(
     publication: Publication,
     source: SourceData,
     personas: dy.DataFrame[Personas],
-    writes: _Writes,
+    writes: Writes,
     table: TableWriter,
     builder: DatasetBuilder | None,
 ) -> RankingStats:
