@@ -26,9 +26,9 @@ from etl.pipeline.guards import (
 )
 from etl.pipeline.published import probe_afterwards, run_probe
 from etl.reporting.card import build_card, build_croissant
+from etl.reporting.event_stats import BackgroundCount, EventStats, count_events
 from etl.reporting.history import compare, compare_with_history, misdated, previous_runs, prune, published, run_metrics
 from etl.reporting.page import build_report, load_template
-from etl.reporting.page_stats import BackgroundCount, EventStats, count_events
 from etl.reporting.wording import format_bytes
 from etl.runtime.workers import OrderedWorker, ordered_worker
 from etl.snapshots.manifest import DataSummary, build_manifest

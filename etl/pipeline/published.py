@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from etl.errors import DataError, EtlError
 from etl.pipeline.guards import check_auc
+from etl.reporting.event_stats import count_events
 from etl.reporting.history import previous_runs
 from etl.reporting.page import REQUIRED_FILES, build_report
-from etl.reporting.page_stats import count_events
 from etl.runtime.cancellation import CancelToken
 from etl.runtime.run_record import Progress, no_progress
 from etl.settings.model import Settings

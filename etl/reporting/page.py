@@ -16,6 +16,7 @@ import numpy as np
 
 from etl.errors import escape_control_characters
 from etl.reporting import charts, wording
+from etl.reporting.event_stats import AFFINITY_STEPS, CANDIDATE, SELECTED_IN, SELECTED_OUTSIDE, EventStats
 from etl.reporting.history import Metric, PreviousRun, published_at
 from etl.reporting.page_data import (
     KEY_METRICS,
@@ -31,16 +32,7 @@ from etl.reporting.page_data import (
     tables_of,
     trends,
 )
-from etl.reporting.page_stats import (
-    AFFINITY_STEPS,
-    CANDIDATE,
-    SELECTED_IN,
-    SELECTED_OUTSIDE,
-    EventStats,
-    ItemStats,
-    item_stats,
-    user_stats,
-)
+from etl.reporting.page_stats import ItemStats, item_stats, user_stats
 from etl.reporting.wording import exclusions, format_setting
 from etl.runtime.resources import resource
 from etl.snapshots.manifest import RANKER_TEXT, parse_probe

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from etl.reporting.event_stats import CityStats, EventStats
 from etl.reporting.history import MIN_RUNS, Metric, PreviousRun, compare_with_history, run_metrics
-from etl.reporting.page_stats import CityStats, EventStats
 from etl.reporting.wording import (
     NO_SEED,
     Exclusion,

@@ -140,7 +140,7 @@ def test_real_users_events_make_a_sensible_page_and_names_are_only_text(small_wo
     assert [warning for warning in report.warnings if "report" in warning] == []
 
 
-@pytest.mark.parametrize("broken_part", ["etl.reporting.page_stats.EventStats.add", "etl.reporting.page.headlines"])
+@pytest.mark.parametrize("broken_part", ["etl.reporting.event_stats.EventStats.add", "etl.reporting.page.headlines"])
 def test_a_report_that_can_t_be_made_is_a_warning_and_the_night_is_published(
     small_world, settings_for, monkeypatch, broken_part
 ):

@@ -20,10 +20,7 @@ from hypothesis import strategies as st
 from etl.pipeline.context import RunResult
 from etl.reporting import charts, wording
 from etl.reporting.charts import MAX_BINS, bin_by_time
-from etl.reporting.history import Metric, PreviousRun, run_metrics
-from etl.reporting.page import build_report
-from etl.reporting.page_data import cities_of, funnel, trends
-from etl.reporting.page_stats import (
+from etl.reporting.event_stats import (
     AFFINITY_STEPS,
     CANDIDATE,
     SELECTED_IN,
@@ -32,9 +29,11 @@ from etl.reporting.page_stats import (
     CityStats,
     EventStats,
     count_events,
-    item_stats,
-    user_stats,
 )
+from etl.reporting.history import Metric, PreviousRun, run_metrics
+from etl.reporting.page import build_report
+from etl.reporting.page_data import cities_of, funnel, trends
+from etl.reporting.page_stats import item_stats, user_stats
 from etl.reporting.wording import exclusions
 from etl.runtime.resources import resource
 from etl.runtime.workers import ordered_worker
