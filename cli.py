@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from etl.commands import database, publish, settings, snapshots, streams
-from etl.commands.help import App, run_app
+from etl.commands import database, publish, settings, snapshots
+from etl.commands.terminal import streams
+from etl.commands.terminal.help import App, run_app
 from etl.runtime import notices
 from etl.runtime.resources import __version__
 from etl.settings.model import OPTIONS

@@ -22,7 +22,7 @@ def validate(settings: Settings, stop: CancelToken) -> CommandResult:
 
 def validate_database(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a database."""
-    from etl.commands.console import findings_lines, rows_table
+    from etl.commands.terminal.console import findings_lines, rows_table
     from etl.pipeline import database
 
     with observe_step(settings, stop, "checks") as (progress, _):
@@ -50,7 +50,7 @@ def doctor(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check all that a run needs, and say what to do where it is not there: database, rights, schema, store, libraries."""
     from etl.commands.doctor import run_checks
     from etl.commands.doctor_checks import exit_code
-    from etl.commands.tables import checks_table
+    from etl.commands.terminal.tables import checks_table
     from etl.pipeline.context import utc_now
 
     checks = list(run_checks(settings, utc_now, stop))

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from etl.commands.console import TextTable
+from etl.commands.terminal.console import TextTable
 from etl.pipeline import database
 from etl.postgres import embedded
 from etl.postgres.connection import connect

@@ -67,7 +67,7 @@ def _publish(action: Callable[..., RunResult], settings: Settings, stop: CancelT
 
 def _summary(settings: Settings, record: RunResult) -> list[RenderableType]:
     """Return what a person is shown."""
-    from etl.commands import console  # only now: the run need not wait for it
+    from etl.commands.terminal import console  # only now: the run need not wait for it
 
     lines = console.status_lines(record, dry_run=settings.dry_run, verbose=settings.verbose)
     return [
@@ -137,7 +137,7 @@ def _program() -> str:
 
 def probe(settings: Settings, stop: CancelToken) -> CommandResult:
     """Train small models on a snapshot, and say what its data are worth compared with rankings that need no training."""
-    from etl.commands.console import probe_tables
+    from etl.commands.terminal.console import probe_tables
     from etl.pipeline import published
 
     with observe_step(settings, stop, "probe") as (progress, _):

@@ -42,7 +42,7 @@ def init(_settings: Settings, _stop: CancelToken, *, config: str | None) -> Comm
 
 def config_show(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Print every setting, its value, and where it came from: command line, environment, settings file or default."""
-    from etl.commands.console import settings_table
+    from etl.commands.terminal.console import settings_table
 
     found = settings_with_origin(settings)
     file = settings.origins.get("config")

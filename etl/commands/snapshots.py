@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def list_(settings: Settings, _stop: CancelToken) -> CommandResult:
     """List the snapshots of an --out folder: when, how much, and which is the newest."""
-    from etl.commands import tables
+    from etl.commands.terminal import tables
     from etl.reporting import history
     from etl.snapshots.stores import locations
 
@@ -45,7 +45,7 @@ def _stray_lines(strays: list[str]) -> list[str]:
 
 def inspect(settings: Settings, _stop: CancelToken) -> CommandResult:
     """Say what a snapshot is: its settings, counts, partitions, files and their columns."""
-    from etl.commands import console, tables
+    from etl.commands.terminal import console, tables
     from etl.snapshots.stores import locations
 
     location = settings.snapshot or settings.out
@@ -80,7 +80,7 @@ def _columns(path: Any) -> list[tuple[str, str]]:
 
 def diff(settings: Settings, _stop: CancelToken, *, newer: str | None = None) -> CommandResult:
     """Compare two snapshots: rows, users, items, cities, settings, and how far distributions have moved."""
-    from etl.commands import tables
+    from etl.commands.terminal import tables
     from etl.reporting import compare
     from etl.snapshots.stores import locations
 
@@ -169,7 +169,7 @@ def _prune_lines(found: Pruned, *, dry_run: bool) -> list[str]:
 
 def validate_snapshot(settings: Settings, stop: CancelToken) -> CommandResult:
     """Check a published snapshot against its manifest."""
-    from etl.commands.console import findings_lines
+    from etl.commands.terminal.console import findings_lines
     from etl.snapshots import validation
 
     with observe_step(settings, stop, "check files"):

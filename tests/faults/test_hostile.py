@@ -22,7 +22,7 @@ import pytest
 
 import cli
 import etl
-from etl.commands.help import run_app
+from etl.commands.terminal.help import run_app
 from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings

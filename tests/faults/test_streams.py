@@ -106,7 +106,7 @@ def test_every_command_ends_with_its_own_exit_code_whoever_listens(place, name, 
 
 
 def test_a_closed_stderr_is_not_what_the_next_file_or_socket_becomes():
-    look = "import cli, os, sys, etl.commands.streams as s; s.open_closed(); print(*(os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)))"
+    look = "import cli, os, sys, etl.commands.terminal.streams as s; s.open_closed(); print(*(os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)))"
     done = subprocess.run(
         ["sh", "-c", '"$@" 0<&- 2>&-', "sh", sys.executable, "-c", look],
         cwd=ROOT,

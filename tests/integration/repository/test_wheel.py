@@ -252,7 +252,7 @@ def test_help_imports_no_library_of_the_work(installed, tmp_path):
     done = in_environment(installed, tmp_path, "python", "-X", "importtime", "-m", "bpr_etl", "--help")
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"bpr_etl", "etl.commands.help"} & imported
+    assert {"bpr_etl", "etl.commands.terminal.help"} & imported
     assert not {"polars", "pyarrow", "numpy", "connectorx", "dataframely"} & imported
 
 

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from rich.console import Console, RenderableType
 
-from etl.commands.console import TextTable, findings_lines, probe_tables, rows_table, run_summary, status_lines
 from etl.commands.database import db_url
 from etl.commands.doctor_checks import failed
-from etl.commands.tables import checks_table
+from etl.commands.terminal.console import TextTable, findings_lines, probe_tables, rows_table, run_summary, status_lines
+from etl.commands.terminal.tables import checks_table
 from etl.errors import ConnectError
 from etl.load.constraints import Finding
 from etl.pipeline.context import RunResult

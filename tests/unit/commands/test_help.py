@@ -13,8 +13,8 @@ import pytest
 from typer.main import get_command
 
 import cli
-from etl.commands.help import run_app
 from etl.commands.options import with_parameters
+from etl.commands.terminal.help import run_app
 from etl.settings.model import OPTIONS, PANELS
 from etl.settings.values import Choice, format_option
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from etl.commands.console import STATES, TextTable, state_lines
+from etl.commands.terminal.console import STATES, TextTable, state_lines
 from etl.errors import escape_control_characters
 from etl.reporting.compare import MODERATE, MOVED_MUCH, MUCH, STEADY, CityChange, Comparison, Drift
 from etl.reporting.history import Metric, SnapshotInfo, run_metrics
