@@ -182,7 +182,8 @@ def describe_kind(kind: Mapping[str, Any]) -> str:
     """Describe a kind of rows that a run does not make: `surface discovery, model llm_ranker 0.1.0`, `dimension mood`."""
     if "dimension" in kind:
         return f"dimension {kind['dimension']}"
-    return f"surface {kind['surface']}, model {kind['modelName']} {kind['modelVersion']}"
+    surface, model, version = map(kind.get, ("surface", "modelName", "modelVersion"))
+    return f"surface {surface}, model {model} {version}"
 
 
 # --- exclusions ------------------------------------------------------------------------------------------------------

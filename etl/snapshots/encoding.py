@@ -41,26 +41,27 @@ def _required_schema(table: str, columns: Mapping[str, pa.DataType]) -> pa.Schem
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 """The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
 
-_ID = pa.dictionary(pa.int32(), pa.string())
+ID = pa.dictionary(pa.int32(), pa.string())
+"""The type of columns of ids."""
 _TRIPLES = {
-    **dict.fromkeys(INDEXES, _ID),
+    **dict.fromkeys(INDEXES, ID),
     "timestamp": pa.int64(),
-    "event_id": _ID,
-    "trip_id": _ID,
+    "event_id": ID,
+    "trip_id": ID,
     "day_number": pa.int32(),
-    "neg_source": _ID,
+    "neg_source": ID,
     "pos_in_candidates": pa.bool_(),
     "weight": pa.float32(),
 }
 _NEXT_INDEXES = {"user_id": "user_idx", "prev_item": "prev_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 _NEXT = {
-    **dict.fromkeys(("user_id", "trip_id", "event_id"), _ID),
+    **dict.fromkeys(("user_id", "trip_id", "event_id"), ID),
     "day_number": pa.int32(),
     "step": pa.int32(),
-    "prev_item": _ID,
+    "prev_item": ID,
     "same_day": pa.bool_(),
-    "pos_item": _ID,
-    "neg_item": _ID,
+    "pos_item": ID,
+    "neg_item": ID,
     "pos_km": pa.float32(),
     "neg_km": pa.float32(),
     "is_new": pa.bool_(),
@@ -79,14 +80,14 @@ EVENT_SCHEMA = described_schema(
     "events",
     {
         "event_id": pa.string(),
-        "user_id": _ID,
+        "user_id": ID,
         "trip_id": pa.string(),
         "day_number": pa.int32(),
         "timestamp": pa.int64(),
         "surface": pa.string(),
         "model_name": pa.string(),
         "model_version": pa.string(),
-        **dict.fromkeys(LISTS, pa.list_(_ID)),
+        **dict.fromkeys(LISTS, pa.list_(ID)),
     },
 )
 """The columns of `events`."""
@@ -94,9 +95,9 @@ EVENT_SCHEMA = described_schema(
 INTERACTION_SCHEMA = _required_schema(
     "interactions",
     {
-        **dict.fromkeys(("user_id", "item_id"), _ID),
+        **dict.fromkeys(("user_id", "item_id"), ID),
         "timestamp": pa.int64(),
-        **dict.fromkeys(("event_id", "trip_id"), _ID),
+        **dict.fromkeys(("event_id", "trip_id"), ID),
         **dict.fromkeys(("day_number", "position"), pa.int32()),
         "is_new": pa.bool_(),
         "weight": pa.float32(),

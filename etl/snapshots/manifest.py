@@ -201,6 +201,31 @@ class Profile(TypedDict):
     peak_mib: float
 
 
+class ForeignKind(TypedDict):
+    """One kind of rows that a run does not make: a dimension, or a surface and a model."""
+
+    model: str
+    rows: Count
+    dimension: NotRequired[str]
+    surface: NotRequired[str]
+    modelName: NotRequired[str]
+    modelVersion: NotRequired[str]
+
+
+class ForeignRows(TypedDict):
+    """The rows that a run does not make, and whether they were kept."""
+
+    kept: bool
+    kinds: list[ForeignKind]
+
+
+class ConfirmedPositives(TypedDict):
+    """How many of the positives a slot confirms."""
+
+    positives: Count
+    confirmed: Count
+
+
 class Manifest(TypedDict):
     """A manifest. What only `run` counts is not in that of an `export` or `expand`."""
 
@@ -233,6 +258,10 @@ class Manifest(TypedDict):
     positives_outside_candidates: NotRequired[Count]
     days_in_several_cities: NotRequired[Count]
     events_left_out: NotRequired[Counts]
+    foreign_rows: NotRequired[ForeignRows]
+    surfaces: NotRequired[Counts]
+    surfaces_excluded: NotRequired[Counts]
+    confirmed_positives: NotRequired[ConfirmedPositives]
     signals_backfilled: NotRequired[Count]
     written: NotRequired[dict[str, Counts]]
     expanded_from: NotRequired[str]

@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import Any, Protocol, TypeVar
 
 import polars as pl
@@ -139,18 +139,20 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 class WriterPool:
-    """Threads that write, with a bound on the work that waits for them."""
+    """Threads that write, with a bound on the work that is not done."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parquet")
         self._room = BoundedSemaphore(2 * threads)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Schedule work; blocks while too much is waiting."""
+        """Schedule work; blocks while too much is not done. Whoever completes it calls `release`."""
         self._room.acquire()
-        future = self._pool.submit(work)
-        future.add_done_callback(lambda _: self._room.release())
-        return future
+        return self._pool.submit(work)
+
+    def release(self) -> None:
+        """Make room for more work."""
+        self._room.release()
 
     def stop(self) -> None:
         """Wait for work that has begun, and drop the rest."""
@@ -161,10 +163,14 @@ class WriterPool:
 def writer_pool(threads: int | None = None) -> Iterator[WriterPool]:
     """Start writing threads for the length of a block, by default one per core."""
     pool = WriterPool(threads or len(os.sched_getaffinity(0)))
+    # Arrow's own allocator returns memory at once and gets it anew in huge pages, which the kernel has to clear each time.
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
     try:
         yield pool
     finally:
         pool.stop()
+        pa.set_memory_pool(before)
 
 
 class Part(Protocol):
@@ -229,6 +235,8 @@ class PartCopier:
         folder.mkdir(parents=True)
         self._files = [(file, folder / f"part-{number:05}.parquet") for number, file in enumerate(files)]
         self._done = [pool.submit(partial(_copy, file, path)) for file, path in self._files]
+        for future in self._done:
+            future.add_done_callback(lambda _: pool.release())
 
     def add(self, batch: Any, rows: int) -> None:
         """Ignore the rows: they are in the files."""
@@ -285,51 +293,69 @@ class _Tail(io.RawIOBase):
 class ThreadPart:
     """A part that the threads of a pool write, row group by row group as they come.
 
-    Several threads may encode row groups of the same part. Each step then waits for the one before it, so the row groups are
-    written in order.
+    Several threads may encode row groups of the same part, and one at a time writes those whose turn it is. A thread never
+    waits for another: what it has encoded too early, or while another thread is writing, it leaves to that one.
     """
 
     def __init__(self, path: Path, encode: Encoder, pool: WriterPool) -> None:
         self._path, self._encode, self._pool = path, encode, pool
         self._tail = _Tail(path)
         self._writer: pq.ParquetWriter | None = None
-        self._last: Future[Any] | None = None
-        self._rows = 0
+        self._rows = self._scheduled = self._next = 0
+        self._encoded: dict[int, pa.Table | None] = {}
+        self._turn = Lock()
+        self._info: Future[FileInfo] = Future()
 
     def write(self, group: RowGroup) -> None:
         """Schedule a row group."""
-        before, self._rows = self._last, self._rows + group_rows(group)
+        self._rows += group_rows(group)
+        self._schedule(partial(encode_group, self._encode, group))
+
+    def close(self) -> None:
+        """Schedule the end of the file."""
+        self._schedule(lambda: None)
+
+    def written(self) -> FileInfo:
+        """Wait for the file. Raises the error of writing it, DataError if its footer counts other rows."""
+        return self._info.result()
+
+    def _schedule(self, encode: Callable[[], pa.Table | None]) -> None:
+        number, self._scheduled = self._scheduled, self._scheduled + 1
 
         def work() -> None:
-            table = encode_group(self._encode, group)
-            if before is not None:
-                before.result()
+            self._encoded[number] = self._unless_failed(encode)
+            # Looks again after each turn: meanwhile another thread may have left something.
+            while self._next in self._encoded and self._turn.acquire(blocking=False):
+                while self._next in self._encoded:
+                    self._unless_failed(partial(self._write, self._encoded.pop(self._next)))
+                    self._next += 1
+                    self._pool.release()
+                self._turn.release()
+
+        self._pool.submit(work)
+
+    def _unless_failed(self, step: Callable[[], T]) -> T | None:
+        """Do one step. After the first error of any step there is nothing more to do."""
+        if not self._info.done():
+            try:
+                return step()
+            except BaseException as error:  # noqa: BLE001 - `written` raises it
+                with suppress(InvalidStateError):
+                    self._info.set_exception(error)
+        return None
+
+    def _write(self, table: pa.Table | None) -> None:
+        """Write a row group; None ends the file."""
+        if table is not None:
             if self._writer is None:
                 self._writer = open_writer(self._tail, table.schema)
             self._writer.write_table(table)
             self._tail.put()
-
-        self._last = self._pool.submit(work)
-
-    def close(self) -> None:
-        """Schedule the end of the file."""
-        before = self._last
-
-        def work() -> FileInfo:
-            if before is not None:
-                before.result()
-            if self._writer is not None:
-                self._writer.close()
-                self._tail.put()
-            return file_info(self._path, self._rows)
-
-        self._last = self._pool.submit(work)
-
-    def written(self) -> FileInfo:
-        """Wait for the file. Raises the error of writing it, DataError if its footer counts other rows."""
-        assert self._last is not None  # noqa: S101 - for the type checker: parts are closed first
-        found: FileInfo = self._last.result()
-        return found
+            return
+        if self._writer is not None:
+            self._writer.close()
+            self._tail.put()
+        self._info.set_result(file_info(self._path, self._rows))
 
 
 def write_file(path: Path, frames: Iterable[pl.DataFrame]) -> FileInfo:

@@ -26,7 +26,7 @@ from etl.commands.terminal.help import run_app
 from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
-from etl.snapshots.manifest import parse_manifest
+from etl.snapshots.manifest import Manifest, Published, parse_manifest
 from etl.snapshots.reading.snapshot import MANIFEST
 from tests.states import database_state
 
@@ -197,6 +197,12 @@ def relisted(snapshot: Path, path: Path) -> None:
         if snapshot / entry["path"] == path:
             entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     (snapshot / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_what_a_manifest_says_is_checked_where_it_is_read(published):
+    manifest = json.loads((newest(published) / MANIFEST).read_text())
+    assert manifest.keys() - Manifest.__annotations__.keys() == {"format"}
+    assert manifest["published"].keys() <= Published.__annotations__.keys()
 
 
 def test_no_manifest_makes_a_command_crash(published, tmp_path, capsys, effort, tally):

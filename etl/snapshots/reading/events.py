@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.errors import DataError
+from etl.snapshots.encoding import ID
 from etl.snapshots.parquet import missing_file
 from etl.transform.arrays import list_series
 from etl.transform.buckets import bucket_expr
@@ -145,6 +146,9 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Sche
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
+                types = {name: file.schema_arrow.field(name).type for name in names.values() if name in indexes}
+                if any(kind != (pa.list_(ID) if name in LISTS else ID) for name, kind in types.items()):
+                    raise DataError(f"{path} has a column of ids that are not strings. Publish the snapshot again.")
                 lookups: dict[str, tuple[pa.Array, pl.Series]] = {}
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
                     rows = _encoded(batch, names, indexes, lookups).with_columns(city=pl.lit(city)).cast(schema)
