@@ -4,6 +4,7 @@ The names here are the public Python API, described in docs/api.md. Anything els
 They are imported on first use, so that `--help` stays fast.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from etl.settings.sources import load_settings as load_settings
     from etl.snapshots.reading.snapshot import Snapshot as Snapshot
     from etl.snapshots.stores.locations import open_snapshot as open_snapshot
+
+# Read when pyarrow is imported. Its own allocator returns memory early and takes it anew in huge pages, which the kernel has to
+# clear: writing the first files took a quarter longer with it, and needed more memory (docs/pitfalls.md, 29).
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 _MODULES = {
     "EtlError": "etl.errors",

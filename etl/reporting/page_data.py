@@ -175,7 +175,7 @@ def cities_of(manifest: Manifest, stats: EventStats) -> list[City]:
     cities = [
         City(
             name,
-            {entry["split"] or NO_SPLIT: entry[table] for entry in entries},
+            {entry["split"] or NO_SPLIT: entry.get(table, 0) for entry in entries},
             sum(entry["positives"] for entry in entries),
             sum(entry.get("choices", 0) for entry in entries),
             stats.cities.get(name, CityStats()),

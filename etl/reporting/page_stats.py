@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from etl.reporting.event_stats import AFFINITY_PREFIX, EventStats
+from etl.snapshots.reading.snapshot import read_file, require_columns
 from etl.transform.arrays import I64
 from etl.transform.schemas import ARCHIVED, DIMENSIONS
 from etl.triples.dataset import GONE
@@ -96,7 +97,7 @@ def item_stats(folder: Path, stats: EventStats, cities: Sequence[str]) -> ItemSt
     """
     columns = ["item_id", *_ITEM, "n_positive", "n_negative", *_COORDINATES]
     there = pl.read_parquet_schema(_file(folder, "items"))
-    items = pl.read_parquet(_file(folder, "items"), columns=[name for name in columns if name in there], glob=False)
+    items = read_file(folder, "items.parquet", [name for name in columns if name in there])
     zeros = [pl.lit(0, pl.Int64).alias(name) for name in columns if name not in there]  # a snapshot of release 0.1
     items = items.with_columns(
         *zeros, pl.Series("n_candidate", stats.candidate), pl.Series("n_selected", stats.selected)
@@ -148,7 +149,7 @@ def _top_decile_share(counts: I64, items: int) -> float:
 def user_stats(folder: Path) -> UserStats:
     """Count the users of a snapshot that still exist: of a large file, column by column."""
     path = _file(folder, "users")
-    schema = pl.read_parquet_schema(path)
+    schema = require_columns(pl.DataFrame(schema=pl.read_parquet_schema(path)), path).schema
     users = pl.scan_parquet(path, glob=False).drop(_VECTOR, strict=False)
     if path.stat().st_size <= _SMALL_FILE:
         users = users.collect().lazy()  # a scan per column takes longer than all that is counted

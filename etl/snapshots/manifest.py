@@ -111,7 +111,7 @@ class Settings(TypedDict):
     min_catalog: NotRequired[Count]
     small_catalog: NotRequired[str]
     city_weight: NotRequired[list[tuple[str, float]]]
-    task: NotRequired[list[str]]
+    task: NotRequired[Annotated[list[Task], msgspec.Meta(min_length=1)]]
     shuffle: NotRequired[bool]
     history: NotRequired[bool]
     ids: NotRequired[str]

@@ -163,14 +163,10 @@ class WriterPool:
 def writer_pool(threads: int | None = None) -> Iterator[WriterPool]:
     """Start writing threads for the length of a block, by default one per core."""
     pool = WriterPool(threads or len(os.sched_getaffinity(0)))
-    # Arrow's own allocator returns memory at once and gets it anew in huge pages, which the kernel has to clear each time.
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
     try:
         yield pool
     finally:
         pool.stop()
-        pa.set_memory_pool(before)
 
 
 class Part(Protocol):

@@ -39,6 +39,10 @@ STAGING = ".staging-"
 _LARGEST = 1 << 30
 """Bytes. The manifest of some millions of files is smaller."""
 
+USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
+ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative", "n_users")
+"""The columns of the vocabularies that count what is in train."""
+
 _TRIP_COLUMNS = ["trip_id", "city", "start_us"]
 _TEXTS = ("surface", "model_name", "model_version", "city", "category", "name", "status", "neg_source")
 _TYPES: dict[str, pl.DataType] = {
@@ -47,11 +51,10 @@ _TYPES: dict[str, pl.DataType] = {
     ),
     **dict.fromkeys(("user_idx", "item_idx", "prev_idx", "pos_idx", "neg_idx"), pl.UInt32()),
     **dict.fromkeys((*LISTS,), pl.List(pl.String())),
-    **dict.fromkeys(DIMENSIONS, pl.String()),
+    **dict.fromkeys((*DIMENSIONS, *(f"{name}_source" for name in DIMENSIONS)), pl.String()),
     "cuisine_openness": pl.Float64(),
     **dict.fromkeys(("day_number", "position", "step", "pos_n_before", "neg_n_before"), pl.Int32()),
-    "timestamp": pl.Int64(),
-    "start_us": pl.Int64(),
+    **dict.fromkeys(("timestamp", "start_us", *USER_COUNTS, *ITEM_COUNTS), pl.Int64()),
     "latitude": pl.Float64(),
     "longitude": pl.Float64(),
     **dict.fromkeys(("weight", "pos_km", "neg_km", "pos_days_since", "neg_days_since"), pl.Float32()),
@@ -75,12 +78,10 @@ _NEVER_NULL = frozenset(
             "neg_idx",
         ),
         *("day_number", "position", "step", "same_day", "is_new", "timestamp", "weight"),
+        *(USER_COUNTS + ITEM_COUNTS),
     }
 )
 _ITEM_COLUMNS = ("item_id", "item_idx", "city", "category", "name", "latitude", "longitude", "status")
-USER_COUNTS = ("n_trips", "n_events", "n_selected", "n_triples")
-ITEM_COUNTS = ("n_candidate", "n_selected", "n_positive", "n_negative", "n_users")
-"""The columns of the vocabularies that count what is in train."""
 
 
 @dataclass(frozen=True)
