@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import partial
 
 import numpy as np
@@ -91,16 +92,43 @@ def test_pieces_and_threads_do_not_show_in_the_files(tmp_path_factory, sizes, ro
     ]
 
 
-def test_what_goes_wrong_in_a_writing_thread_is_raised(tmp_path):
-    def broken(_):
-        raise RuntimeError("no")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("which", [0, 7, 19])
+def test_what_goes_wrong_in_a_writing_thread_is_raised(tmp_path, monkeypatch, threads, which):
+    """Also with more row groups to come than may wait."""
+    monkeypatch.setattr(parquet, "ROW_GROUP", 1)
 
-    with writer_pool(1) as writers:
-        parts = PartWriter(tmp_path / "p", 10, partial(ThreadPart, encode=broken, pool=writers))
-        parts.add([1], 1)
+    def broken(batches):
+        if batches[0][0] == which:
+            raise RuntimeError("no")
+        return encode(batches)
+
+    with writer_pool(threads) as writers:
+        for name in ("p", "q"):  # the pool is as good as new for the next one
+            parts = PartWriter(tmp_path / name, 100, partial(ThreadPart, encode=broken, pool=writers))
+            parts.add(list(range(20)), 20)
+            parts.end()
+            with pytest.raises(RuntimeError, match="no"):
+                parts.written()
+
+
+def test_a_row_group_that_is_encoded_before_its_turn_is_written_in_its_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_GROUP", 1)
+    encoded = {n: threading.Event() for n in range(4)}
+
+    def in_pairs(batches):
+        first = batches[0][0]
+        if first % 2 == 0:
+            assert encoded[first + 1].wait(10)
+        encoded[first].set()
+        return encode(batches)
+
+    with writer_pool(2) as writers:
+        parts = PartWriter(tmp_path / "p", 100, partial(ThreadPart, encode=in_pairs, pool=writers))
+        parts.add(list(range(4)), 4)
         parts.end()
-        with pytest.raises(RuntimeError, match="no"):
-            parts.written()
+        (file,) = parts.written()
+    assert pl.read_parquet(file.path)["n"].to_list() == [0, 1, 2, 3]
 
 
 @st.composite
