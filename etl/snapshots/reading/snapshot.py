@@ -52,7 +52,7 @@ _TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("user_idx", "item_idx", "prev_idx", "pos_idx", "neg_idx"), pl.UInt32()),
     **dict.fromkeys((*LISTS,), pl.List(pl.String())),
     **dict.fromkeys((*DIMENSIONS, *(f"{name}_source" for name in DIMENSIONS)), pl.String()),
-    "cuisine_openness": pl.Float64(),
+    **dict.fromkeys(("cuisine_openness", *(f"{name}_confidence" for name in DIMENSIONS)), pl.Float64()),
     **dict.fromkeys(("day_number", "position", "step", "pos_n_before", "neg_n_before"), pl.Int32()),
     **dict.fromkeys(("timestamp", "start_us", *USER_COUNTS, *ITEM_COUNTS), pl.Int64()),
     "latitude": pl.Float64(),
