@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from etl.snapshots.reading.snapshot import Snapshot as Snapshot
     from etl.snapshots.stores.locations import open_snapshot as open_snapshot
 
-# Read when pyarrow is imported. Its own allocator returns memory early and takes it anew in huge pages, which the kernel has to
-# clear: writing the first files took a quarter longer with it, and needed more memory (docs/pitfalls.md, 29).
+# Read when pyarrow is imported. Its own allocator returns memory early and takes it again in huge pages, which the kernel has
+# to clear: that costs a quarter of the time of the first files, and more memory (docs/pitfalls.md, 29).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 _MODULES = {

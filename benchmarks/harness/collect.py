@@ -71,7 +71,7 @@ def _format_number(value: float) -> str:
 def page(results: Results) -> str:
     """Return the text of the results' README."""
     head = (
-        "# Measurements\n\n`make bench` (minutes) and `make bench-full` (up to an hour) measure again; `python -m "
+        "# Measurements\n\n`make bench` (minutes) and `make bench-full` (an hour or more) measure again; `python -m "
         "benchmarks.harness.collect` makes this page from the JSON files. Ratios are medians of paired rounds.\n"
     )
     plots = [f"![{what}]({name})\n" for name, what in PLOTS.items() if (RESULTS / name).exists()]

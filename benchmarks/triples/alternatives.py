@@ -184,7 +184,7 @@ def floor_pyarrow(groups: Mapping[str, list[pa.Table]], out: Path) -> None:
 def writing_costs(groups: list[pa.Table]) -> dict[str, tuple[float, float]]:
     """Return what pyarrow's writer takes for a row with other options than ours: nanoseconds of one core, and bytes."""
     required = pa.schema([column.with_nullable(False) for column in groups[0].schema])
-    ours = {**parquet.OPTIONS, "use_dictionary": parquet.with_dictionary(required)}
+    ours = {**parquet.WRITER_OPTIONS, "use_dictionary": parquet.with_dictionary(required)}
     pages, dictionaries, summaries = {"max_rows_per_page": None}, {"use_dictionary": True}, {"write_statistics": True}
     ways: dict[str, tuple[dict[str, Any], pa.Schema]] = {
         "as ours": (ours, required),

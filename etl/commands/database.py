@@ -66,9 +66,7 @@ def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
     try:
         naming, known = database.naming_to_print(settings, stop)
     except ConnectError as error:
-        raise ConnectError(
-            f"{error} With --naming model or --naming mapped it is not asked how tables are named."
-        ) from None
+        raise ConnectError(f"{error} With --naming model or --naming mapped, this command needs no database.") from None
     as_sql = settings.role is not None or settings.format == "sql"
     if settings.role is not None:
         text = privileges.grants(naming, settings.role)
@@ -83,7 +81,7 @@ def schema_print(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def schema_check(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Say what is missing in a database, and what a run would set off there; exit 4 where a run can't work."""
+    """Report what is missing in a database, and which triggers a run would fire there; exit 4 if a run can't work."""
     from etl.pipeline import database
 
     findings = database.check_schema(settings, stop)

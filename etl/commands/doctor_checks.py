@@ -220,7 +220,7 @@ def _pooler(connection: Connection) -> Iterator[Check]:
     elif hint := connection.address.pooler_hint:
         yield warning("pooler", f"a transaction pooler is suspected: {hint}", remedy)
     else:
-        yield ok("pooler", "there may be one, and it keeps a server process for a session: rows are read one by one")
+        yield ok("pooler", "there may be one in session mode: all rows are read through this connection")
 
 
 def _time_limits(connection: Connection, settings: Settings) -> Iterator[Check]:
@@ -311,7 +311,7 @@ def _advice(findings: list[Finding]) -> Iterator[Check]:
         elif each.model == "ModelRegistry" and each.kind == "foreign_key":
             yield ok("side effects", each.detail)
         else:
-            remedy = "`bpr-etl run --dry-run` says what it comes to, and keeps nothing."
+            remedy = "`bpr-etl run --dry-run` reports the rows concerned, and rolls back."
             yield warning("side effects", each.detail, remedy)
     if not any(each.kind in {"index", "table"} for each in findings):
         yield ok("index", "the design's indexes are there")
@@ -322,7 +322,7 @@ def _advice(findings: list[Finding]) -> Iterator[Check]:
 
 def _audit(connection: Connection) -> Iterator[Check]:
     require_counted(connection)
-    yield ok("audit", "the server counts the rows that a run writes, by which a run sees what triggers write")
+    yield ok("audit", "the server counts written rows, so a run can detect what triggers write")
 
 
 def _privileges(connection: Connection, naming: Naming) -> Iterator[Check]:

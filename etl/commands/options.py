@@ -26,8 +26,8 @@ _COMMON = ("config", "json", "log_format", "quiet", "verbose")
 
 _ARGUMENTS = {
     "SNAPSHOT": "A snapshot, or an --out folder: its newest.",
-    "NEWER": "A newer one; default: SNAPSHOT is an --out folder, its newest and the one before.",
-    "FOLDER": "The folder to create, named as the data set is to be; default dataset/bpr.",
+    "NEWER": "The newer snapshot. Without it, SNAPSHOT is an --out folder: its newest is compared with the one before.",
+    "FOLDER": "Folder to create; its name becomes that of the data set. Default dataset/bpr.",
     "OUT": "The --out folder; default out.",
 }
 

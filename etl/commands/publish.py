@@ -38,7 +38,7 @@ def run(settings: Settings, stop: CancelToken) -> CommandResult:
 
 
 def export(settings: Settings, stop: CancelToken) -> CommandResult:
-    """Publish triples of the ranking events that are there; writes nothing to the database."""
+    """Publish triples from the ranking events in the database, and write nothing to it."""
     with uncollected():
         from etl.pipeline.export import export as action
 

@@ -118,7 +118,7 @@ def _settings(given: dict[str, Any], environ: Mapping[str, str]) -> Settings:
     if default_file:
         log.info('Settings are read from %s in this folder; --config "" reads none.', default_file)
     if unknown := unknown_variables(environ):
-        log.warning("%s in the environment: bpr-etl has no such option, and takes no notice.", ", ".join(unknown))
+        log.warning("%s in the environment: bpr-etl has no such option, and ignores it.", ", ".join(unknown))
     _hide_password(settings, given)
     return settings
 
@@ -205,7 +205,7 @@ def _warn_of_lost_output(*, every: bool) -> None:
     lost: OSError | None = getattr(sys.stdout, "lost", None)
     if lost and (every or lost.errno not in (errno.EPIPE, errno.EBADF)):
         log.warning(
-            "What this command has to say could not be printed on stdout (%s). It ends with its own exit code all the same.",
+            "The result could not be printed on stdout (%s). The exit code is not affected.",
             lost.strerror,
         )
 

@@ -29,7 +29,7 @@ _HEAD = """\
 
 
 def init(_settings: Settings, _stop: CancelToken, *, config: str | None) -> CommandResult:
-    """Write a settings file: every setting at its default, but for the proposed negatives; never over one that is there."""
+    """Write a settings file with every default and the proposed negatives. An existing file is not overwritten."""
     path = config or DEFAULT_FILE
     write_template(Path(path))
     read = "it is read where no other is named" if path == DEFAULT_FILE else f"name it with --config {path}"

@@ -204,7 +204,10 @@ def _probe_trip(
     }
     facts["verdict"] = {
         scope: verdict(_of_scope(facts, scope), what)
-        for scope, what in (("all", "the items of the next trip"), ("new", "its items that are new to the user"))
+        for scope, what in (
+            ("all", "the items of the next trip"),
+            ("new", "the items of the next trip that are new to the user"),
+        )
     }
     facts["cities"] = {
         city: _trip_summary({key: found.per_user(task.sampled, city) for key, found in ranked.items()}, seed)

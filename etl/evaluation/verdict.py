@@ -89,7 +89,7 @@ def verdict(summary: Mapping[str, Any], what: str) -> dict[str, Any]:
     elif worse:
         said = f"the data add no value: {rules}, without training, {ranks} better"
     else:
-        said = f"the data add no value that can be told from chance: {rules}, without training, {ranks} as well"
+        said = f"the data add no value that differs from chance: {rules}, without training, {ranks} as well"
     text = f"For {what}, {said} ({format_gain(apart)})."
     return {"adds_value": better, "worse": worse, "best_untrained": best, "text": text}
 

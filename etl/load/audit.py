@@ -141,8 +141,8 @@ class WriteAudit:
             if touched == before:
                 return touched
         raise DataError(
-            f"Deferred triggers have gone on writing for {_ROUNDS} rounds, so nothing was kept: each defers another. See to "
-            "the triggers that `bpr-etl schema check` lists."
+            f"Deferred triggers still write after {_ROUNDS} rounds, because they keep deferring others. Nothing was kept. "
+            "Fix or disable the triggers that `bpr-etl schema check` lists."
         )
 
     def _require_meant(self, touched: Mapping[int, _TableWrites], meant: Mapping[str, RowCounts]) -> None:
@@ -152,12 +152,12 @@ class WriteAudit:
             if oid in self._moving:
                 found = replace(found, written=found.written.with_moves_as_updates())
             if found.written != wanted or found.more:
-                wrong.append(f"{_TableWrites(self._names[model], found.written, found.more)}; meant were {wanted}")
+                wrong.append(f"{_TableWrites(self._names[model], found.written, found.more)}; expected {wanted}")
         if wrong:
             raise DataError(
-                f"This run has written rows that it did not mean to write ({'. '.join(wrong)}), so nothing was kept. "
-                "A trigger, a rule or a foreign key on these tables does it, or rows that move to another partition: see to it "
-                "first."
+                f"This run wrote other rows than expected ({'. '.join(wrong)}). Nothing was kept. The cause is a trigger, a "
+                "rule or a foreign key on these tables (`bpr-etl schema check` lists them), or rows that move to another "
+                "partition. Fix it, then run again."
             )
 
     def _touched(self) -> dict[int, _TableWrites]:

@@ -59,9 +59,9 @@ def open_publication(context: RunContext, result: RunResult) -> Iterator[Publica
 
 
 def _prepare() -> None:
-    """Do while the database is read what comes later: libraries' own late imports, and compiling the page's template.
+    """Import libraries and compile the page's template, while the database is read.
 
-    If that fails, what needs it fails and reports it.
+    Failures are ignored: the step that needs them reports them.
     """
     with suppress(Exception):
         for name in ("pyarrow.compute", "numpy.ma"):

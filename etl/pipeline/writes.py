@@ -42,8 +42,8 @@ class Writes:
     def begin(self, table: TableWriter, earlier: TableWriter | None = None) -> None:
         """Wait for the hashes of a table's rows, or delete the rows if all are to be replaced.
 
-        All are if nearly all rows of the `earlier` table were new, because then these most likely are too: with another seed,
-        say. Comparing them would cost more than it could save.
+        They are also deleted if nearly all rows of the `earlier` table were new, as after a change of the seed: these most
+        likely are, too, and comparing them would cost more than it could save.
         """
         standing = self.standing
         if standing is None:

@@ -378,7 +378,7 @@ _REFERENCED = (
     "that point at the tables which a run writes."
 )
 _SCHEMA_MISFIT = "The schema does not fit: {first}. See `bpr-etl schema check`."
-_TEXTS: dict[type[EtlError], dict[str, str]] = {
+_ERROR_TEXTS: dict[type[EtlError], dict[str, str]] = {
     ConnectError: {
         "08001": "Cannot reach the database: {first}. Check that the server runs, and the URL.",
         "25006": "The server takes no writes: {first}. Connect to the primary, not to a standby.",
@@ -415,16 +415,16 @@ _TEXTS: dict[type[EtlError], dict[str, str]] = {
             "made, has the same key: see whose it is, and give it another."
         ),
         "54000": (
-            "The data passes a limit of the server{place}: {first}. Nothing was written. Shorten what an id or personaSeed "
-            "says."
+            "The data exceed a limit of the server{place}: {first}. Nothing was written. Shorten the id, or the value in "
+            "personaSeed."
         ),
         "22": "The database refused a value{place}: {first}. Nothing was written.",
         "23": "The database refused a row{place}: {first}. Nothing was written.",
-        "54": "The data passes a limit of the server{place}: {first}. Nothing was written.",
+        "54": "The data exceed a limit of the server{place}: {first}. Nothing was written.",
         "P0": "A trigger or function of the database refused{place}: {first}. Nothing was written.",
     },
 }
-_MESSAGES = {state: (kind, text) for kind, texts in _TEXTS.items() for state, text in texts.items()}
+_MESSAGES = {state: (kind, text) for kind, texts in _ERROR_TEXTS.items() for state, text in texts.items()}
 """By SQLSTATE, or by its class (two characters), or by one of the names that `_STATES` adds."""
 
 _RETRIABLE = ("40", "55", "58", "XX")

@@ -92,8 +92,8 @@ def _verify_commit(connection: Connection, xid: str, process: int, error: Connec
             raise ConnectError(f"{error} The server says that COMMIT was not done: nothing was written. Run again.")
         if time.monotonic() > deadline:
             raise ConnectError(
-                f"{error} That was in the middle of COMMIT, and for {SETTLE_SECONDS:g} s the server could not say whether "
-                "it was done. Nothing was published; run again when the server is back: that mends either case."
+                f"{error} The connection was lost during COMMIT, and for {SETTLE_SECONDS:g} s the server could not be asked "
+                "for its outcome. Nothing was published. Run again when the server is back; this is safe in either case."
             )
         time.sleep(POLL_SECONDS)
 
@@ -210,7 +210,7 @@ def advisory_lock(connection: Connection, schema: str, wait: float = 0.0) -> Ite
     ):
         raise LockedError(
             f"Another bpr-etl run is at work on this database's schema {schema!r} (it holds the advisory lock {key})"
-            f"{f', and did for {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
+            f"{f', and still was after {wait:g} s' if wait else ''}. Wait for it to end (--wait-lock), or end it."
         )
     try:
         yield key

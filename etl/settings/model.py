@@ -16,7 +16,7 @@ from etl.settings.redaction import find_secrets, redact
 from etl.settings.values import (
     MAX_ALPHA,
     RECOMMENDED,
-    STRATEGIES,
+    STRATEGY_EXAMPLES,
     TASKS,
     Choice,
     ExpectedCount,
@@ -227,20 +227,20 @@ class Settings:
         NegativeStrategies,
         NegativeStrategies("ranking"),
         metavar="STRATEGY",
-        completion=STRATEGIES,
+        completion=STRATEGY_EXAMPLES,
         decides="triples",
         need="often",
         proposed=(RECOMMENDED,),
     )
     reject: Reject = _choice(
         PUBLISHED,
-        "What catalog:N never draws: what the user has seen (default), or the event's own.",
+        "What catalog:N never samples: items that the user has seen (default), or those of the event.",
         Reject,
         decides="triples",
     )
     catalog_alpha: float | None = _option(
         PUBLISHED,
-        "catalog:N draws in proportion to popularity to this power; default 0, evenly.",
+        "catalog:N samples in proportion to popularity to this power; default 0, evenly.",
         parse_float(MAX_ALPHA),
         example=0.5,
         decides="triples",
@@ -300,7 +300,7 @@ class Settings:
     )
     keep: int | None = _option(
         PUBLISHED,
-        "Then remove all but the newest N snapshots.",
+        "Remove older snapshots; N are kept.",
         parse_int(1),
         metavar="N",
         example=14,
@@ -310,7 +310,7 @@ class Settings:
 
     expect_users: ExpectedCount | None = _text(
         LIMITS,
-        "Exit 5 unless so many shadow users: 747+-5%.",
+        "Exit 5 unless shadow users are, say, 747+-5%.",
         "N±P%",
         "747±5%",
         ExpectedCount,
@@ -335,7 +335,7 @@ class Settings:
     )
     max_change: float | None = _option(
         LIMITS,
-        "Warn if counts change more or, after five runs, leave the expected range; default 25%, or off.",
+        "Warn if a count changes by a larger share or, after five runs, leaves its expected range; default 25%, or off.",
         parse_relative_change,
         0.25,
         metavar="SHARE",
@@ -346,7 +346,7 @@ class Settings:
     allow_empty: bool = _flag(LIMITS, "Publish also where there are no triples, or none in train; default: exit 5.")
     allow_side_effects: tuple[TableName, ...] = _option(
         LIMITS,
-        "A table that foreign keys or triggers may write to in a run, which else ends with exit 5. May be repeated.",
+        "Table that foreign keys or triggers may write to in a run; by default such a write is exit 5. May be repeated.",
         parse_tables,
         (),
         metavar="TABLE",
@@ -390,7 +390,9 @@ class Settings:
         need="sometimes",
     )
     write: Write = _choice(
-        EXECUTION, "Rows that the database gets: changes (default: equal rows stay untouched) or replace (all).", Write
+        EXECUTION,
+        "What is written: changes (default; equal rows stay untouched) or replace (all rows).",
+        Write,
     )
     dry_run: bool = _flag(
         EXECUTION,
@@ -401,7 +403,7 @@ class Settings:
 
     snapshot: str | None = _text(
         OTHER,
-        "Look at this snapshot, or the newest of this --out folder, instead.",
+        "Check this snapshot, or the newest of this --out folder, instead of a database.",
         "FOLDER",
         "out",
         parse_location,
@@ -409,12 +411,12 @@ class Settings:
     )
     controls: bool = _flag(
         OTHER,
-        "Also train on next items whose previous item is random, and on days in random order: what is left is chance.",
+        "Also train with a random previous item, and with days in random order: their gain has another cause.",
         need="often",
     )
     format: SchemaFormat = _choice(OTHER, "sql (default) or prisma.", SchemaFormat, need="often")
     all: bool = _flag(
-        OTHER, "Print the application's own tables, too; default: what is to be added to them.", need="often"
+        OTHER, "Also print the application's own tables; default: only what is to be added to them.", need="often"
     )
     to: FileFormat = _choice(
         OTHER, "Whose files to write: recbole (default; its atomic files).", FileFormat, need="often"

@@ -112,7 +112,7 @@ def _refuse_mistyped_variables(environ: Mapping[str, str]) -> None:
         name = unknown[len(ENVIRONMENT_PREFIX) :].lower()
         if near := difflib.get_close_matches(name, [*OPTIONS, "config"], 1, _MISTYPED):
             raise SettingsError(
-                f"The environment variable {unknown} says no setting; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}? "
+                f"The environment variable {unknown} is not a setting; did you mean {ENVIRONMENT_PREFIX}{near[0].upper()}? "
                 "Correct or unset it."
             )
 

@@ -3,8 +3,8 @@
 A parser accepts a text (command line, environment), what TOML has instead (number, list, table), or its own result, which it
 returns unchanged. It raises SettingsError with a text that continues a sentence: the option's name comes before it.
 
-A parsed value with parts (`SplitSpec`, `NegativeStrategies`, `ExpectedCount`, `TableName`) is still equal to what was given for
-it, so manifests and `config show` spell it as the user did.
+A parsed value with parts (`SplitSpec`, `NegativeStrategies`, `ExpectedCount`, `TableName`) is a subclass of `str` or `tuple`:
+it compares and prints as the user wrote it, also in manifests and `config show`.
 
 Standard library alone: the command line checks its options with it before anything slow is imported.
 """
@@ -46,8 +46,8 @@ LARGE_CATALOGUE_ALPHA = 0.5
 MAX_SAMPLES = 1_000
 MAX_ALPHA = 10.0
 
-_STRATEGY = f"ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}"
-STRATEGIES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
+_STRATEGY_HELP = f"ranking, shown, catalog:N (N from 1 to {MAX_SAMPLES}) or {RECOMMENDED}"
+STRATEGY_EXAMPLES = ("ranking", "shown", f"catalog:{RECOMMENDED_SAMPLES}", RECOMMENDED)
 
 
 def format_option(name: str) -> str:
@@ -329,7 +329,11 @@ def _seconds(text: str) -> int:
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """Where the negatives of one city come from: `catalog` draws per positive, by popularity to the power `alpha`."""
+    """Where the negatives of one city come from.
+
+    `catalog` is the number sampled from the catalogue for each positive: in proportion to popularity to the power `alpha`, so
+    evenly where that is 0.
+    """
 
     ranking: bool = False
     shown: bool = False
@@ -354,8 +358,8 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         """Parse a value. Raises SettingsError."""
         if isinstance(value, cls):
             return value
-        words = _split_words(value, _STRATEGY)
-        samples = [size for word in dict.fromkeys(map(_strategy, words)) if (size := _sample_size(word))]
+        words = _split_words(value, _STRATEGY_HELP)
+        samples = [size for word in dict.fromkeys(map(_parse_strategy, words)) if (size := _sample_size(word))]
         if len(samples) > 1:
             raise SettingsError("must draw from the catalogue once: give one of catalog:N and recommended")
         if not words:
@@ -364,7 +368,7 @@ class NegativeStrategies(tuple[str, ...]):  # noqa: SLOT001 - a tuple can't have
         self.samples = samples[0] if samples else 0
         return self
 
-    def for_catalog(self, nodes: int, alpha: float | None) -> NegativeSampling:
+    def for_city(self, nodes: int, alpha: float | None) -> NegativeSampling:
         """What the strategies are in a city of so many eligible nodes; `alpha` is `--catalog-alpha`."""
         if alpha is None and RECOMMENDED in self and nodes >= LARGE_CATALOGUE:
             alpha = LARGE_CATALOGUE_ALPHA
@@ -384,10 +388,10 @@ def _split_words(value: Any, what: str) -> list[str]:
     return [word.strip() for text in _texts(value, what) for word in text.split(",")]
 
 
-def _strategy(word: str) -> str:
+def _parse_strategy(word: str) -> str:
     if word in {"ranking", "shown"} or _sample_size(word):
         return word
-    raise SettingsError(f"must be {_STRATEGY}, not {word!r}{suggestion(word, STRATEGIES)}")
+    raise SettingsError(f"must be {_STRATEGY_HELP}, not {word!r}{suggestion(word, STRATEGY_EXAMPLES)}")
 
 
 def _sample_size(word: str) -> int:

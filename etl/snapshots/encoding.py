@@ -28,14 +28,14 @@ Codes = npt.NDArray[Any]
 Spread = Callable[[Codes], Codes]
 """Makes an array with one value per row of one with a value per event or per run of rows."""
 
-_UNKNOWN = ("_km", "_days_since")
-"""How the names end of columns that may be null."""
+_NULLABLE = frozenset({"pos_km", "neg_km", "pos_days_since", "neg_days_since"})
+"""The columns of generated rows that may be null. All others are required."""
 
 
 def _required_schema(table: str, columns: Mapping[str, pa.DataType]) -> pa.Schema:
     """Return a schema whose columns have no nulls, unless they may be unknown: these are written faster."""
     schema = described_schema(table, columns)
-    return pa.schema([each.with_nullable(each.name.endswith(_UNKNOWN)) for each in schema], metadata=schema.metadata)
+    return pa.schema([each.with_nullable(each.name in _NULLABLE) for each in schema], metadata=schema.metadata)
 
 
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}

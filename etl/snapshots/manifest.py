@@ -316,7 +316,7 @@ class DataSummary:
             "users_with_whole_catalog_seen": self.exhausted_users,
             "cities_left_out": self.cities_left_out,
             "negatives": self.negatives,
-            "signs": self.popularity_correlation,
+            "signs": self.popularity_correlation,  # its name in the contract
             "split": self.split,
             "partitions": [asdict(entry) for entry in self.partitions],
             "users": dataset.users.height,

@@ -41,7 +41,7 @@ RowGroup = list[tuple[Any, slice]]
 Encoder = Callable[[Sequence[Any]], pa.Table]
 """Encodes the batches of one row group as an Arrow table."""
 
-OPTIONS = {
+WRITER_OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
     # Without Arrow's own schema in the footer, readers see a dictionary as the strings that it stands for.
@@ -107,7 +107,7 @@ def open_writer(sink: Path | io.IOBase, schema: pa.Schema) -> pq.ParquetWriter:
         sink.absolute() if isinstance(sink, Path) else sink,
         schema,
         use_dictionary=with_dictionary(schema),
-        **OPTIONS,
+        **WRITER_OPTIONS,
     )
     writer.add_key_value_metadata(_descriptions(schema))
     return writer
@@ -139,14 +139,14 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 class WriterPool:
-    """Threads that write, with a bound on the work that is not done."""
+    """Threads that write, with a bound on the pending work."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parquet")
         self._room = BoundedSemaphore(2 * threads)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Schedule work; blocks while too much is not done. Whoever completes it calls `release`."""
+        """Schedule work; blocks while too much work is pending. Call `release` when it is done."""
         self._room.acquire()
         return self._pool.submit(work)
 

@@ -104,8 +104,8 @@ def write_data_files(
     reused = dataset.events.published
     if options.training.split != "none" or reused is None or reused.rows_per_file != options.rows_per_file:
         reused = None
-    else:  # The files of events are copied, so their other columns need not be read.
-        # Event columns that triples use must be here, too: others are empty when event files are copied (`expand`).
+    else:
+        # The files of events are copied. Only the columns that triples are made from are read; all others are empty.
         needed = ["candidate_idx", "selected_idx", *(["shown_idx"] if "shown" in options.training.negatives else [])]
         dataset = replace(dataset, events=dataset.events.select(needed))
     buckets = dataset.events.buckets

@@ -28,7 +28,7 @@ I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 
 SOURCES = ("ranking", "shown", "catalog")
-"""Where a negative comes from. If several sources yield the same negative, the first in this order counts."""
+"""Where a negative comes from: `catalog` also with `recommended`. If several yield the same negative, the first counts."""
 
 NO_NEGATIVES, WHOLE_CATALOGUE_SEEN = "no_negatives", "whole_catalog_seen"
 
@@ -85,9 +85,6 @@ class FlatPairs:
         return self.event.astype(np.int64) * nodes + self.code
 
 
-NOTHING = FlatPairs(np.zeros(0, np.int32), np.zeros(0, np.uint32))
-
-
 @dataclass(frozen=True)
 class _Negatives(FlatPairs):
     """Negatives of events, or of (event, positive) pairs: `event` is then the row of the pair. `source` indexes SOURCES."""
@@ -102,6 +99,9 @@ class _Negatives(FlatPairs):
         )
         order = np.argsort(event, kind="stable")
         return _Negatives(event[order], code[order], source[order])
+
+
+NO_NEGATIVE = _Negatives(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int8))
 
 
 @dataclass(frozen=True)
@@ -245,10 +245,10 @@ class HashKeys:
 class TripleBatch:
     """Triples of some events of a partition, with counts of the positives that they come from.
 
-    `pairs` are all (event, positive), also those without a triple: rows of `events`, and item indexes. `known` says whether the
-    positive is a candidate of its event, `per_pair` counts the triples of the pair. By triple: `negative` is an item index,
-    `source` indexes SOURCES, `order` is the sort key of a shuffled file, None without `shuffle`. They are in the order of the
-    pairs, then of the negatives: candidates, shown, sampled.
+    `pairs` are all (event, positive), also those without a triple: `pairs.event` is a row of `events`, `pairs.code` an item
+    index. `known` says whether the positive is a candidate of its event, `per_pair` counts the triples of the pair. By triple:
+    `negative` is an item index, `source` indexes SOURCES, `order` is the sort key of a shuffled file, None without `shuffle`.
+    Triples are in the order of the pairs, then of the negatives: candidates, shown, sampled.
 
     Events x selected = `positives` + `left_out`, by reason. `exhausted_users` are the users of positives that were excluded
     because the user had selected the whole catalogue.
@@ -306,7 +306,7 @@ def generate_triples(
 
 
 def _bounds(events: EventArrays, negatives: NegativeSampling, nodes: int) -> list[int]:
-    """The bounds of batches: about BATCH triples each, and no more events than the membership table has cells for."""
+    """The bounds of batches: about BATCH triples each, and at most MARKS (event, item) cells."""
     per_positive = negatives.ranking * events.candidates.lengths + negatives.shown * events.shown.lengths
     rows = np.cumsum(events.selected.lengths * (per_positive + (negatives.catalog or 0)))
     most = max(1, MARKS // max(1, nodes))
@@ -388,15 +388,17 @@ class _Generator:
 
     def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _Negatives:
         """The negatives that the events themselves name: candidates before shown items, each once, without positives."""
-        asked = [candidates if self.negatives.ranking else NOTHING, shown if self.negatives.shown else NOTHING]
-        kept = []
-        for source, long in enumerate(asked):
+        named = NO_NEGATIVE
+        for source, long in (("ranking", candidates), ("shown", shown)):
+            if not getattr(self.negatives, source):
+                continue
             new = ~self.marks.among(long, pairs)
-            if source and len(asked[0].event):
-                new &= ~self.marks.among(long, asked[0])
-            sources = np.full(np.count_nonzero(new), source, np.int8)
-            kept.append(_Negatives(long.event[new], long.code[new], sources))
-        return kept[0].concat(kept[1]) if len(kept[1].event) else kept[0]
+            if len(named.event):
+                new &= ~self.marks.among(long, named)
+            sources = np.full(np.count_nonzero(new), SOURCES.index(source), np.int8)
+            found = _Negatives(long.event[new], long.code[new], sources)
+            named = named.concat(found) if len(named.event) else found
+        return named
 
     def _with_sampled(self, first: int, pairs: FlatPairs, named: _Negatives, shared: _Negatives) -> _Negatives:
         """The negatives of each pair: those that its event has for all its positives, then those sampled for the pair."""

@@ -265,7 +265,7 @@ class Choices:
 
 
 class Rejections:
-    """What choices reject: of their group, what is known and not later than they are; their positives are among it.
+    """The items that choices reject: those of their group that are known and not later than the choice, its positive included.
 
     By place in some order, `starts` has the first place of the group, `positions` the position in the catalogue, and
     `known` whether it can be rejected. Groups are adjacent, and know a position once.

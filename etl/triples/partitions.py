@@ -49,7 +49,7 @@ MIN_CORRELATION = 0.85
 """Below this popularity correlation, a model trained on the triples nearly always lost at least 0.02 of AUC."""
 
 _NO_NODES = pl.DataFrame(schema={"node": pl.UInt32})
-_NONE = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
+_NO_REJECTIONS = (np.zeros(0, np.int64), np.zeros(0, np.int32), 1)
 
 
 def no_exclusions() -> dict[str, int]:
@@ -212,7 +212,7 @@ class TrainingSet:
     def needs_popularity(self) -> bool:
         """Whether any city samples in proportion to popularity."""
         sizes = [self.eligible.get(city, 0) for city in self.kept]
-        return any(self.options.negatives.for_catalog(size, self.options.catalog_alpha).alpha for size in sizes)
+        return any(self.options.negatives.for_city(size, self.options.catalog_alpha).alpha for size in sizes)
 
     def portable(self, popular: I64 | None = None) -> TrainingSet:
         """Return a small copy that can be pickled: without events, and with the columns that generating triples needs."""
@@ -248,7 +248,7 @@ class TrainingSet:
 
     def _partition(self, split: str, city: str, events: pl.DataFrame, context: _SamplingContext) -> Partition:
         nodes = self.eligible.get(city, 0)
-        negatives = self.options.negatives.for_catalog(nodes, self.options.catalog_alpha)
+        negatives = self.options.negatives.for_city(nodes, self.options.catalog_alpha)
         offered = self._offered.get((city,), _NO_NODES).with_row_index("position")
         return Partition(
             split=None if self.options.split == "none" else split,
@@ -310,7 +310,7 @@ class _SamplingContext:
         """Build the city's catalogue with the pool that each event of the partition samples from."""
         codes = offered["node"].cast(pl.Int64).to_numpy()
         if not negatives.catalog:
-            return Catalogue(codes, np.zeros(events.height, np.int64), build_pools(len(codes), *_NONE))
+            return Catalogue(codes, np.zeros(events.height, np.int64), build_pools(len(codes), *_NO_REJECTIONS))
         groups, rejected = self._seen(split, events) if self.reject == "seen" else self._selected(events)
         positions = rejected.join(offered, on="node").sort("group", "position")
         pools = build_pools(

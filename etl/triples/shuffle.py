@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.triples.generate import NO_LISTS, EventArrays, EventRows
+from etl.triples.generate import EventArrays, EventRows, ListColumn
 
 MAX_ROWS_IN_MEMORY = 4_000_000
 """The most rows that are held in memory."""
@@ -52,6 +54,8 @@ class ExternalShuffle:
 
     def batches(self) -> Iterator[EventRows]:
         """Yield all rows, sorted; then nothing is left on disk."""
+        if not self._events:
+            return
         events = _concat(self._events)
         if not self._folder.exists():
             yield from _sorted(self._rows, events)
@@ -80,19 +84,17 @@ class ExternalShuffle:
 
 def _sorted(rows: list[npt.NDArray[np.void]], events: EventArrays) -> Iterator[EventRows]:
     """Sort rows by key; rows with equal keys keep their order."""
-    if not rows:
-        return
     every = np.concatenate(rows)
     every = every[np.argsort(every["order"], kind="stable")]
     yield EventRows(events, {name: np.ascontiguousarray(every[name]) for name in every.dtype.names or ()})
 
 
 def _concat(events: list[EventArrays]) -> EventArrays:
-    """Join the events of several buckets, without their lists."""
-    kinds = {"users": np.uint32, "trips": np.uint32, "timestamps": np.int64, "days": np.int32}
-    columns = {
-        name: np.concatenate([np.zeros(0, kind), *(getattr(each, name) for each in events)])
-        for name, kind in kinds.items()
+    """Join the events of several buckets, at least one, without their lists."""
+    ids = pa.concat_arrays([each.ids for each in events])
+    columns: dict[str, Any] = {
+        each.name: np.concatenate([getattr(one, each.name) for one in events])
+        for each in fields(EventArrays)
+        if each.name != "ids" and not isinstance(getattr(events[0], each.name), ListColumn)
     }
-    ids = pa.concat_arrays([pa.array([], pa.string()), *(each.ids for each in events)])
-    return EventArrays(ids=ids, **columns, candidates=NO_LISTS, selected=NO_LISTS, shown=NO_LISTS)
+    return replace(events[0].without_lists(), ids=ids, **columns)

@@ -202,7 +202,7 @@ def _usage_error(error: Any, words: Sequence[str]) -> str:
     if said.startswith("Got unexpected extra argument"):
         # The extra word is not repeated after an address: it may be the rest of a password with a space in it.
         if any("://" in each or "password" in each for each in words):
-            said = "There is a word too many: what has a space in it stands in quotes."
+            said = "There are too many arguments: put a value with a space in quotes."
         elif path.endswith(" validate"):
             said = said.rstrip(".") + "; a snapshot is named with --snapshot."
     if option := getattr(error, "option_name", None) if "No such option" in said else None:

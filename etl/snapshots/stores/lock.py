@@ -56,7 +56,7 @@ def _try_flock(handle: int, place: Path) -> bool:
 def locked_error(place: str, waited: float) -> LockedError:
     """The error if another run holds the lock."""
     return LockedError(
-        f"Another run is publishing to {place}{f', and did for {waited:g} s' if waited else ''}. "
+        f"Another run is publishing to {place}{f', and still was after {waited:g} s' if waited else ''}. "
         "Wait for it to end (--wait-lock), or give another --out."
     )
 

@@ -95,8 +95,8 @@ def _unlistable_message(location: str, key: str) -> str:
     scheme, _, place = location.partition("://")
     named = escape_control_characters(f"{scheme}://{place.partition('/')[0]}/{key}")
     return (
-        f"{location} can't be listed because of what lies at {named}: the key has an empty part, a part of "
-        "points, or a control character. Delete or rename it; until then snapshots are not listed, compared or pruned."
+        f"{location} can't be listed because of the object {named}: its key has an empty segment, a segment of dots, or a "
+        "control character. Delete or rename it. Until then `list` and `prune` fail; runs go on."
     )
 
 

@@ -233,7 +233,7 @@ def test_schema_print_does_not_guess_where_the_database_can_t_be_asked():
     env = {"DATABASE_URL": "postgresql://someone:s3cr3t-word@127.0.0.1:1/nothing"}
     done = call("schema", "print", "--role", "someone", **env)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "With --naming model or --naming mapped it is not asked" in done.stderr
+    assert "With --naming model or --naming mapped, this command needs no database" in done.stderr
     assert "s3cr3t-word" not in done.stderr
     assert call("schema", "print", "--role", "someone", "--naming", "mapped", **env).returncode == 0
 

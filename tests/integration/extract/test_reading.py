@@ -197,7 +197,7 @@ def test_a_persona_value_beyond_the_index_is_a_clear_error(small_world, settings
             WHERE jsonb_typeof("personaSeed") = 'object'""",
             (long,),
         )
-    with pytest.raises(DataError, match="passes a limit") as refused:
+    with pytest.raises(DataError, match="exceed a limit") as refused:
         etl.run(settings_for(small_world))
     assert long[:20] not in str(refused.value)
 

@@ -56,7 +56,7 @@ def test_better_by_auc_and_worse_by_ndcg_adds_none():
 def test_what_chance_explains_adds_none_and_the_rule_that_does_as_well_is_named():
     found = judge((0.703, 0.30), **{BY_DISTANCE: (0.70, 0.30), BY_USERS: (0.60, 0.20)})
     assert (found["adds_value"], found["worse"]) == (False, False)
-    assert "no value that can be told from chance: users ÷ distance, without training, ranks as well" in found["text"]
+    assert "no value that differs from chance: users ÷ distance, without training, ranks as well" in found["text"]
 
 
 def test_the_best_may_be_another_for_each_metric():

@@ -13,6 +13,7 @@ MODULES = sorted(
 )
 READS_ENVIRONMENT = {
     # They configure libraries that take some settings only from the environment.
+    "etl/__init__.py",
     "etl/postgres/embedded.py",
     "etl/runtime/ray_executor.py",
     "etl/snapshots/stores/object_store_client.py",

@@ -32,7 +32,7 @@ from etl.settings.values import (
     ],
 )
 def test_what_strategies_come_to_in_a_city(words, alpha, nodes, found):
-    assert NegativeStrategies(words).for_catalog(nodes, alpha) == found
+    assert NegativeStrategies(words).for_city(nodes, alpha) == found
 
 
 @pytest.mark.parametrize(

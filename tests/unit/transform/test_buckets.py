@@ -179,7 +179,7 @@ def rows_of(blocks):
 @given(coded(), st.sampled_from((("ranking",), ("shown",), ("ranking", "shown"), ("shown", "catalog:2"))))
 def test_blocks_do_not_show_in_the_triples(events, words):
     coded_, rows = events
-    negatives = NegativeStrategies(words).for_catalog(6, None)
+    negatives = NegativeStrategies(words).for_city(6, None)
     catalogue = Catalogue(np.arange(6), np.zeros(len(coded_), np.int64), build_pools(6, *EMPTY_POOL))
     whole = rows_of(generate_triples(coded_, negatives, catalogue, KEYS))
     with pytest.MonkeyPatch.context() as patch:
