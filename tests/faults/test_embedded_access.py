@@ -168,7 +168,11 @@ def test_a_demonstration_that_is_killed_leaves_nothing_once_the_next_has_run(dat
         [*command, "--out", str(tmp_path / "out")], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )
     assert first.stderr is not None
-    assert any("Publishing the same events" in line for line in first.stderr)
+    assert "Starting PostgreSQL" in first.stderr.readline()
+    deadline = time.monotonic() + 60
+    while embedded.find_running(data_dir) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     first.kill()
     first.communicate()
     assert embedded.find_running(data_dir) is not None
@@ -177,7 +181,7 @@ def test_a_demonstration_that_is_killed_leaves_nothing_once_the_next_has_run(dat
     )
     assert done.returncode == 0, done.stderr
     assert embedded.find_running(data_dir) is None
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["LATEST", "snapshots"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".bpr-etl-demo", "LATEST", "snapshots"]
     tally("borrowers of the embedded server killed")
 
 
