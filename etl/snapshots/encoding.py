@@ -41,27 +41,26 @@ def _required_schema(table: str, columns: Mapping[str, pa.DataType]) -> pa.Schem
 INDEXES = {"user_id": "user_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 """The id columns of triples, and the names of their indexes (`--ids`; docs/contract.md, "What is published")."""
 
-ID = pa.dictionary(pa.int32(), pa.string())
-"""The type of columns of ids."""
+_ID = pa.dictionary(pa.int32(), pa.string())
 _TRIPLES = {
-    **dict.fromkeys(INDEXES, ID),
+    **dict.fromkeys(INDEXES, _ID),
     "timestamp": pa.int64(),
-    "event_id": ID,
-    "trip_id": ID,
+    "event_id": _ID,
+    "trip_id": _ID,
     "day_number": pa.int32(),
-    "neg_source": ID,
+    "neg_source": _ID,
     "pos_in_candidates": pa.bool_(),
     "weight": pa.float32(),
 }
 _NEXT_INDEXES = {"user_id": "user_idx", "prev_item": "prev_idx", "pos_item": "pos_idx", "neg_item": "neg_idx"}
 _NEXT = {
-    **dict.fromkeys(("user_id", "trip_id", "event_id"), ID),
+    **dict.fromkeys(("user_id", "trip_id", "event_id"), _ID),
     "day_number": pa.int32(),
     "step": pa.int32(),
-    "prev_item": ID,
+    "prev_item": _ID,
     "same_day": pa.bool_(),
-    "pos_item": ID,
-    "neg_item": ID,
+    "pos_item": _ID,
+    "neg_item": _ID,
     "pos_km": pa.float32(),
     "neg_km": pa.float32(),
     "is_new": pa.bool_(),
@@ -80,14 +79,14 @@ EVENT_SCHEMA = described_schema(
     "events",
     {
         "event_id": pa.string(),
-        "user_id": ID,
+        "user_id": _ID,
         "trip_id": pa.string(),
         "day_number": pa.int32(),
         "timestamp": pa.int64(),
         "surface": pa.string(),
         "model_name": pa.string(),
         "model_version": pa.string(),
-        **dict.fromkeys(LISTS, pa.list_(ID)),
+        **dict.fromkeys(LISTS, pa.list_(_ID)),
     },
 )
 """The columns of `events`."""
@@ -95,9 +94,9 @@ EVENT_SCHEMA = described_schema(
 INTERACTION_SCHEMA = _required_schema(
     "interactions",
     {
-        **dict.fromkeys(("user_id", "item_id"), ID),
+        **dict.fromkeys(("user_id", "item_id"), _ID),
         "timestamp": pa.int64(),
-        **dict.fromkeys(("event_id", "trip_id"), ID),
+        **dict.fromkeys(("event_id", "trip_id"), _ID),
         **dict.fromkeys(("day_number", "position"), pa.int32()),
         "is_new": pa.bool_(),
         "weight": pa.float32(),

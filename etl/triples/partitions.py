@@ -27,6 +27,7 @@ from etl.triples.generate import (
     EventArrays,
     EventRows,
     HashKeys,
+    ListColumn,
     TripleBatch,
     generate_triples,
 )
@@ -267,7 +268,8 @@ class TrainingSet:
 
 def count_selected(training: TrainingSet, events: pl.DataFrame) -> I64:
     """An executor task: how many events of a bucket's train selected each item, by index."""
-    return count_items(in_train(training.with_split(events)), "selected_idx", training.dataset.items.height)
+    train = in_train(training.with_split(events))
+    return count_items(ListColumn.of(train["selected_idx"]), training.dataset.items.height)
 
 
 def in_train(events: pl.DataFrame) -> pl.DataFrame:
@@ -275,9 +277,9 @@ def in_train(events: pl.DataFrame) -> pl.DataFrame:
     return events.filter(pl.col("split") == "train")
 
 
-def count_items(events: pl.DataFrame, column: str, items: int) -> I64:
-    """How many of the events name each item in a column of lists, by index."""
-    return np.bincount(events[column].explode(empty_as_null=False).to_numpy(), minlength=items)
+def count_items(lists: ListColumn, items: int) -> I64:
+    """How many of the lists name each item, by index."""
+    return np.bincount(lists.codes, minlength=items)
 
 
 def build_training_set(dataset: Dataset, options: TripleOptions) -> TrainingSet:
@@ -408,13 +410,12 @@ class BucketStats:
 
     @classmethod
     def of(cls, train: pl.DataFrame, items: int) -> BucketStats:
-        """Count the train events of a bucket; no triples yet."""
+        """Count the train events of a bucket by user; no items and triples yet."""
         users = train.group_by("user_idx").agg(
             trips=pl.col("trip_idx").n_unique(), events=pl.len(), selections=pl.col("selected_idx").list.len().sum()
         )
-        named = {name: count_items(train, f"{name}_idx", items) for name in ("candidate", "selected")}
-        none = {name: _zeros(items) for name in ("positive", "negative", "users")}
-        return cls(users.with_columns(pl.exclude("user_idx").cast(pl.Int64)), named | none)
+        none = {name: _zeros(items) for name in ("candidate", "selected", "positive", "negative", "users")}
+        return cls(users.with_columns(pl.exclude("user_idx").cast(pl.Int64)), none)
 
 
 class BucketExpansion:
@@ -447,6 +448,9 @@ class BucketExpansion:
         cities, number = self._training.item_cities, self._training.city_numbers.get(partition.city, -1)
         of_selected = cities[partition.coded.selected.codes]
         own.events = partition.events.height
+        if own.info.is_train:
+            self.stats.items["candidate"] += count_items(partition.coded.candidates, len(cities))
+            self.stats.items["selected"] += count_items(partition.coded.selected, len(cities))
         own.in_another_city = int(np.count_nonzero((of_selected >= 0) & (of_selected != number)))
         yield partition.events.drop("row")  # a frame object must not be shared by threads
 

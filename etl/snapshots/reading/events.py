@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.errors import DataError
-from etl.snapshots.encoding import ID
 from etl.snapshots.parquet import missing_file
 from etl.transform.arrays import list_series
 from etl.transform.buckets import bucket_expr
@@ -146,8 +145,7 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Sche
     for path in paths:
         try:
             with pq.ParquetFile(path.absolute(), read_dictionary=_DICTIONARIES) as file:
-                types = {name: file.schema_arrow.field(name).type for name in names.values() if name in indexes}
-                if any(kind != (pa.list_(ID) if name in LISTS else ID) for name, kind in types.items()):
+                if not all(_holds_ids(file.schema_arrow.field(name)) for name in names.values() if name in indexes):
                     raise DataError(f"{path} has a column of ids that are not strings. Publish the snapshot again.")
                 lookups: dict[str, tuple[pa.Array, pl.Series]] = {}
                 for batch in file.iter_batches(_BATCH, columns=list(names.values())):
@@ -168,6 +166,14 @@ def _batches(paths: Sequence[Path], city: str, indexes: Indexes, schema: pl.Sche
             raise
         except (pa.ArrowException, OSError, KeyError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path} can't be read ({error}). Publish the snapshot again.") from None
+
+
+def _holds_ids(column: pa.Field) -> bool:
+    """Whether a column of ids, or of lists of ids in LISTS, has strings: only these are read as dictionaries."""
+    kind = column.type
+    if column.name in LISTS and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        kind = kind.value_type
+    return bool(pa.types.is_dictionary(kind))
 
 
 def _encoded(
