@@ -154,10 +154,11 @@ def register_models(connection: Connection, scope: Scope, seed: int) -> int:
     clock. Raises DataError if the table does not hold them as they were sent.
     """
     table, source = scope.naming.table("ModelRegistry"), scope.naming.source("ModelRegistry")
-    since = (
-        f"(SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01') FROM {scope.naming.source('Trip')} t "
-        f'WHERE pg_catalog.isfinite(t."createdAt") AND t."userId" OPERATOR(pg_catalog.=) ANY ({scope.shadow_ids()}))'
-    )
+    first = connection.fetch_rows(
+        f"SELECT COALESCE(pg_catalog.min(t.\"createdAt\"), timestamp '1970-01-01')::text FROM {scope.naming.source('Trip')} t "
+        f'WHERE pg_catalog.isfinite(t."createdAt") AND t."userId" OPERATOR(pg_catalog.=) ANY ({scope.shadow_ids()})'
+    )[0][0]
+    since = f"timestamp {quote_literal(str(first))}"
     keys = pl.DataFrame([(name, version) for name, version, *_ in REGISTRY], schema=["name", "version"], orient="row")
     ids = keys.select(stable_id("model_registry", seed, "name", "version")).to_series().to_list()
     values = ", ".join(

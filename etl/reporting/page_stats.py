@@ -147,14 +147,14 @@ def _top_decile_share(counts: I64, items: int) -> float:
 
 
 def user_stats(folder: Path) -> UserStats:
-    """Count the users of a snapshot that still exist: of a large file, column by column."""
+    """Count the users of a snapshot that still exist: each column by itself."""
     path = _file(folder, "users")
     schema = require_columns(pl.DataFrame(schema=pl.read_parquet_schema(path)), path).schema
     users = pl.scan_parquet(path, glob=False).drop(_VECTOR, strict=False)
-    if path.stat().st_size <= _SMALL_FILE:
-        users = users.collect().lazy()  # a scan per column takes longer than all that is counted
     if "status" in schema:
         users = users.filter(pl.col("status") != GONE)
+    if path.stat().st_size <= _SMALL_FILE:
+        users = users.collect().lazy()  # a scan per column takes longer than all that is counted
     height = int(users.select(pl.len()).collect().item())
     affinities = [name for name in schema if name.startswith(AFFINITY_PREFIX)]
     means = users.select(pl.col(affinities).mean()).collect().row(0) if affinities else ()
@@ -163,22 +163,24 @@ def user_stats(folder: Path) -> UserStats:
         for name, mean in zip(affinities, means, strict=True)
         if mean is not None
     ]
-    dimensions = [_dimension(users, name, schema) for name in DIMENSIONS if name in schema]
+    values = {name: pl.col(name).cast(pl.String) for name in DIMENSIONS if name in schema and name != _VECTOR}
+    values |= {_NUMBER: _tenths()} if _NUMBER in values else {}
+    sources = {name: pl.col(name) for name in (f"{each}_source" for each in DIMENSIONS) if name in schema}
+    counts = _value_counts(users, values | sources)
+    dimensions = [_dimension(name, counts) for name in DIMENSIONS if name in schema]
     return UserStats(height, dimensions, sorted(named, key=lambda each: (-each[1], each[0].encode())))
 
 
-def _dimension(users: pl.LazyFrame, name: str, schema: Mapping[str, pl.DataType]) -> Dimension:
-    source = f"{name}_source"
-    by_source = _value_counts(users, pl.col(source)) if source in schema else []
+def _dimension(name: str, counts: Mapping[str, list[tuple[str | None, int]]]) -> Dimension:
+    by_source = counts.get(f"{name}_source", [])
     sources = {value: number for value, number in by_source if value is not None}
     if name == _VECTOR:  # differs from user to user: only its sources can be counted
         return Dimension(name, [], (0, 0), sources, sum(n for value, n in by_source if value is None))
-    counts = _value_counts(users, _tenths() if name == _NUMBER else pl.col(name).cast(pl.String))
-    values = [(value, number) for value, number in counts if value is not None]
+    values = [(value, number) for value, number in counts[name] if value is not None]
     if name == _NUMBER:
         values.sort()
     rest = values[MAX_LABELS:]
-    without = sum(number for value, number in counts if value is None)
+    without = sum(number for value, number in counts[name] if value is None)
     return Dimension(name, values[:MAX_LABELS], (len(rest), sum(number for _, number in rest)), sources, without)
 
 
@@ -189,10 +191,13 @@ def _tenths() -> pl.Expr:
     return tenth.cast(pl.Int64).replace_strict(names, return_dtype=pl.String, default=None)
 
 
-def _value_counts(users: pl.LazyFrame, value: pl.Expr) -> list[tuple[str | None, int]]:
-    """Return (value, users), the most frequent first."""
-    counts = users.select(value=value).group_by("value").len().collect()
-    return list(counts.sort("len", "value", descending=[True, False]).iter_rows())
+def _value_counts(users: pl.LazyFrame, columns: Mapping[str, pl.Expr]) -> dict[str, list[tuple[str | None, int]]]:
+    """Return (value, users) by column, the most frequent first."""
+    counts = pl.collect_all([users.select(value=value).group_by("value").len() for value in columns.values()])
+    return {
+        name: list(found.sort("len", "value", descending=[True, False]).iter_rows())
+        for name, found in zip(columns, counts, strict=True)
+    }
 
 
 def _file(folder: Path, name: str) -> Path:
