@@ -105,7 +105,7 @@ def test_a_commit_whose_outcome_nobody_can_tell_publishes_nothing(nights, tally,
 
         cutting.judge = judge
         error = nights.night(seed, cutting.url(nights.url))
-    assert "could not say whether it was done. Nothing was published" in str(error)
+    assert "could not be asked for its outcome. Nothing was published" in str(error)
     assert require_told(nights, before, seed, error) == "folder behind"
     tally("COMMITs lost for good")
     nights.require_mended(seed)
