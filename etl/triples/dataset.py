@@ -227,13 +227,14 @@ def _users(users: pl.DataFrame, personas: pl.DataFrame, categories: pl.Series, e
     The columns are the eight dimensions, the confidence and the source of each, and the affinity for each category that a node
     has; null without such a row. `cuisine_openness` and the affinities are numbers.
     """
-    wide = assign_indexes(earlier, users["user_id"], "user_idx")
-    for column in ("value", "confidence", "source"):
-        suffix = "" if column == "value" else f"_{column}"
-        for dimension in _DIMENSIONS:
-            rows = personas.filter(pl.col("dimension") == dimension)
-            values = rows.select("user_id", pl.col(column).alias(dimension + suffix))
-            wide = wide.join(values, on="user_id", how="left", maintain_order="left")
+    by_user = personas.group_by("user_id").agg(
+        pl.col(column).filter(pl.col("dimension") == dimension).first().alias(dimension + suffix)
+        for column, suffix in (("value", ""), ("confidence", "_confidence"), ("source", "_source"))
+        for dimension in _DIMENSIONS
+    )
+    wide = assign_indexes(earlier, users["user_id"], "user_idx").join(
+        by_user, on="user_id", how="left", maintain_order="left"
+    )
     here = pl.col("user_id").is_in(users["user_id"].implode())
     openness = pl.col("cuisine_openness").cast(pl.Float64, strict=False)
     return wide.with_columns(
