@@ -136,7 +136,7 @@ def test_a_run_waits_only_for_so_long(small_world, settings_for, tmp_path):
     with (
         connect(target_of(settings)) as holder,
         advisory_lock(holder, "public"),
-        pytest.raises(LockedError, match=r"for 0\.5 s"),
+        pytest.raises(LockedError, match=r"after 0\.5 s"),
     ):
         etl.run(settings)
     assert not (tmp_path / "out" / LATEST).exists()

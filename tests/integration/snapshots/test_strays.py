@@ -104,7 +104,7 @@ def test_a_key_that_can_t_be_read_stops_no_run_and_is_named(bucket, call, what):
     assert call("report", bucket.out)[0] == 0
     code, _, refused = call("prune", bucket.out, "--keep", "1")
     assert (code, "can't be listed because of the object" in refused["message"]) == (3, True)
-    key = re.search(rf"at s3://{bucket.name}/(.*): the key has", sentence)[1].encode().decode("unicode_escape")
+    key = re.search(rf"the object s3://{bucket.name}/(.*): its key has", sentence)[1].encode().decode("unicode_escape")
     doomed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=unquote(key))["Contents"]
     assert len(doomed) == len(BLOCKING[what])
     for each in doomed:
