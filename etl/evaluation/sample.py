@@ -14,7 +14,7 @@ import polars as pl
 from etl.transform.arrays import I64
 from etl.triples.dataset import ENCODED_EVENTS, BucketedEvents
 from etl.triples.generate import ListColumn
-from etl.triples.partitions import TrainingSet, count_items
+from etl.triples.partitions import TrainingSet
 
 MAX_USERS = 5_000
 """Maximum number of sampled users: enough for a narrow interval."""
@@ -51,7 +51,7 @@ def count_selections(training: TrainingSet, seed: int = 0) -> Counts:
     light = replace(training.dataset, events=training.dataset.events.select(["selected_idx"]))
     for bucket in replace(training, dataset=light).buckets():
         before = bucket.filter(pl.col("split") != "test")
-        events += count_items(ListColumn.of(before["selected_idx"]), items)
+        events += ListColumn.of(before["selected_idx"]).counts(items)
         # A bucket has all events of its users.
         pairs = before.select("user_idx", "selected_idx").explode("selected_idx", empty_as_null=False).unique()
         people += np.bincount(pairs["selected_idx"].to_numpy(), minlength=items)

@@ -90,8 +90,8 @@ class EventStats:
     def add(self, events: pl.DataFrame) -> None:
         """Count a bucket's events: a frame with the columns of `Dataset.events`."""
         offered, selected = ListColumn.of(events["candidate_idx"]), ListColumn.of(events["selected_idx"])
-        self.candidate += np.bincount(offered.codes, minlength=len(self.candidate))
-        self.selected += np.bincount(selected.codes, minlength=len(self.selected))
+        self.candidate += offered.counts(len(self.candidate))
+        self.selected += selected.counts(len(self.selected))
         users, outside = events["user_idx"].to_numpy(), np.zeros(events.height, np.int64)
         self.has_events[users] = True
         marks = MembershipTable(len(self.candidate))

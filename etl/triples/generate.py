@@ -58,6 +58,10 @@ class ListColumn:
         """The length of each list."""
         return np.diff(self.ends)
 
+    def counts(self, items: int) -> I64:
+        """How many of the lists name each of so many items, by index."""
+        return np.bincount(self.codes, minlength=items)
+
     def positions(self, rows: I64) -> I64:
         """Where the elements of some rows are in `codes`, one row's after the other's."""
         lengths = self.lengths[rows]
@@ -101,7 +105,7 @@ class _Negatives(FlatPairs):
         return _Negatives(event[order], code[order], source[order])
 
 
-NO_NEGATIVE = _Negatives(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int8))
+_NOTHING_NAMED = _Negatives(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int8))
 
 
 @dataclass(frozen=True)
@@ -388,7 +392,7 @@ class _Generator:
 
     def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _Negatives:
         """The negatives that the events themselves name: candidates before shown items, each once, without positives."""
-        named = NO_NEGATIVE
+        named = _NOTHING_NAMED
         for source, long in (("ranking", candidates), ("shown", shown)):
             if not getattr(self.negatives, source):
                 continue

@@ -269,17 +269,12 @@ class TrainingSet:
 def count_selected(training: TrainingSet, events: pl.DataFrame) -> I64:
     """An executor task: how many events of a bucket's train selected each item, by index."""
     train = in_train(training.with_split(events))
-    return count_items(ListColumn.of(train["selected_idx"]), training.dataset.items.height)
+    return ListColumn.of(train["selected_idx"]).counts(training.dataset.items.height)
 
 
 def in_train(events: pl.DataFrame) -> pl.DataFrame:
     """The events of train: only these may be counted."""
     return events.filter(pl.col("split") == "train")
-
-
-def count_items(lists: ListColumn, items: int) -> I64:
-    """How many of the lists name each item, by index."""
-    return np.bincount(lists.codes, minlength=items)
 
 
 def build_training_set(dataset: Dataset, options: TripleOptions) -> TrainingSet:
@@ -449,8 +444,9 @@ class BucketExpansion:
         of_selected = cities[partition.coded.selected.codes]
         own.events = partition.events.height
         if own.info.is_train:
-            self.stats.items["candidate"] += count_items(partition.coded.candidates, len(cities))
-            self.stats.items["selected"] += count_items(partition.coded.selected, len(cities))
+            items = self.stats.items
+            items["candidate"] += partition.coded.candidates.counts(len(items["candidate"]))
+            items["selected"] += partition.coded.selected.counts(len(items["selected"]))
         own.in_another_city = int(np.count_nonzero((of_selected >= 0) & (of_selected != number)))
         yield partition.events.drop("row")  # a frame object must not be shared by threads
 
