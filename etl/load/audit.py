@@ -141,8 +141,8 @@ class WriteAudit:
             if touched == before:
                 return touched
         raise DataError(
-            f"Deferred triggers still write after {_ROUNDS} rounds, because they keep deferring others. Nothing was kept. "
-            "Fix or disable the triggers that `bpr-etl schema check` lists."
+            f"Deferred triggers still write after {_ROUNDS} rounds, so nothing was kept: they keep deferring others. Fix or "
+            "disable the triggers that `bpr-etl schema check` lists."
         )
 
     def _require_meant(self, touched: Mapping[int, _TableWrites], meant: Mapping[str, RowCounts]) -> None:
@@ -155,7 +155,7 @@ class WriteAudit:
                 wrong.append(f"{_TableWrites(self._names[model], found.written, found.more)}; expected {wanted}")
         if wrong:
             raise DataError(
-                f"This run wrote other rows than expected ({'. '.join(wrong)}). Nothing was kept. The cause is a trigger, a "
+                f"This run wrote other rows than expected ({'. '.join(wrong)}), so nothing was kept. The cause is a trigger, a "
                 "rule or a foreign key on these tables (`bpr-etl schema check` lists them), or rows that move to another "
                 "partition. Fix it, then run again."
             )
