@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from etl.errors import ConnectError, EtlError, SettingsError
 from etl.postgres import password
 from etl.postgres.connection import connect
 from etl.postgres.url import parse_url
+from etl.runtime.cancellation import CancelToken
 from tests.faults.calling import call, said
 from tests.faults.tls_server import CERTIFIED, DATABASE, PASSWORD, ROLE, TlsServer, tls_world
 
@@ -327,9 +328,15 @@ def test_a_command_that_is_not_there_or_does_not_end_has_its_sentence(server, tm
     child = tmp_path / "child"
     with pytest.raises(ConnectError, match=r"has not ended after 0\.5 s"):
         connected(f"sh -c 'sleep 300 & echo $! > {child}; wait'")
-    pid = int(child.read_text())
-    with suppress(FileNotFoundError):
-        assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    assert CancelToken().poll(partial(has_ended, int(child.read_text())), 60)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone or waits only to be reaped: a killed one may still run for a moment."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 # --- kept out -------------------------------------------------------------------------------------------------------
