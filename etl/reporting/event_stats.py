@@ -99,7 +99,7 @@ class EventStats:
         for first in range(0, events.height, block):
             end = min(first + block, events.height)
             candidates, chosen = offered.long(first, end), selected.long(first, end)
-            inside = marks.among(chosen, candidates)
+            _, inside = marks.common(candidates, chosen)
             affinity = self.affinity[users[first:end]]
             self._add_affinities(CANDIDATE, affinity, candidates.event, candidates.code)
             self._add_affinities(SELECTED_IN, affinity, chosen.event[inside], chosen.code[inside])

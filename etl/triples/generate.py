@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +39,18 @@ MARKS = 1 << 25
 """The most (event, item) cells of a batch: one byte each."""
 
 
+@cache
+def _first_numbers() -> I64:
+    first = np.arange(2 * BATCH)
+    first.flags.writeable = False
+    return first
+
+
+def numbers(count: int) -> I64:
+    """0, 1, 2 and so on, read-only. Kept, because new memory costs more than what is done with a batch's numbers."""
+    return _first_numbers()[:count] if count <= 2 * BATCH else np.arange(count)
+
+
 @dataclass(frozen=True)
 class ListColumn:
     """A column of lists of item indexes: the list of row r is `codes[ends[r] : ends[r + 1]]`."""
@@ -65,7 +77,9 @@ class ListColumn:
     def positions(self, rows: I64) -> I64:
         """Where the elements of some rows are in `codes`, one row's after the other's."""
         lengths = self.lengths[rows]
-        return np.repeat(self.ends[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        positions = np.repeat(self.ends[rows] - (np.cumsum(lengths) - lengths), lengths)
+        positions += numbers(len(positions))
+        return positions
 
     def long(self, first: int, end: int) -> FlatPairs:
         """The elements of the rows `first` to `end`, one per row, with rows counted from `first`."""
@@ -83,6 +97,10 @@ class FlatPairs:
 
     event: I32
     code: U32
+
+    def take(self, rows: I64) -> FlatPairs:
+        """Some of the rows."""
+        return FlatPairs(self.event.take(rows), self.code.take(rows))
 
     def keys(self, nodes: int) -> I64:
         """(event, item) as one number."""
@@ -340,6 +358,11 @@ class MembershipTable:
         self._table[theirs] = False
         return found
 
+    def common(self, long: FlatPairs, few: FlatPairs) -> tuple[Flags, Flags]:
+        """Which rows of `long` are in `few`, and which of `few` are in `long`: faster than to look up every row twice."""
+        inside = self.among(long, few)
+        return inside, self.among(few, long.take(np.flatnonzero(inside)))
+
 
 class _Generator:
     """Generates the batches of a partition."""
@@ -364,7 +387,8 @@ class _Generator:
         """The triples of the events from `first` to `end`."""
         pairs = self.events.selected.long(first, end)
         candidates = self.events.candidates.long(first, end)
-        named = self._named(pairs, candidates, self.events.shown.long(first, end))
+        inside, known = self.marks.common(candidates, pairs)
+        named = self._named(pairs, candidates, inside, self.events.shown.long(first, end))
         negative, source, per_pair = _of_all_positives(pairs, named, end - first)
         if self.to_sample is not None:
             pair = np.repeat(np.arange(len(per_pair), dtype=np.int32), per_pair)
@@ -380,7 +404,7 @@ class _Generator:
         return TripleBatch(
             self.events,
             FlatPairs(event, pairs.code),
-            self.marks.among(pairs, candidates),
+            known,
             per_pair,
             negative,
             source,
@@ -390,17 +414,20 @@ class _Generator:
             np.unique(self.events.users[exhausted]),
         )
 
-    def _named(self, pairs: FlatPairs, candidates: FlatPairs, shown: FlatPairs) -> _Negatives:
-        """The negatives that the events themselves name: candidates before shown items, each once, without positives."""
+    def _named(self, pairs: FlatPairs, candidates: FlatPairs, inside: Flags, shown: FlatPairs) -> _Negatives:
+        """The negatives that the events themselves name: candidates before shown items, each once, without positives.
+
+        `inside` says which candidates are positives.
+        """
         named = _NOTHING_NAMED
         for source, long in (("ranking", candidates), ("shown", shown)):
             if not getattr(self.negatives, source):
                 continue
-            new = ~self.marks.among(long, pairs)
+            new = ~(inside if long is candidates else self.marks.among(long, pairs))
             if len(named.event):
                 new &= ~self.marks.among(long, named)
-            sources = np.full(np.count_nonzero(new), SOURCES.index(source), np.int8)
-            found = _Negatives(long.event[new], long.code[new], sources)
+            kept = long.take(np.flatnonzero(new))
+            found = _Negatives(kept.event, kept.code, np.full(len(kept.code), SOURCES.index(source), np.int8))
             named = named.concat(found) if len(named.event) else found
         return named
 
@@ -433,9 +460,6 @@ class _Generator:
 def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> tuple[U32, npt.NDArray[np.int8], I64]:
     """Every pair with every negative that its event names: the negatives, their sources, and how many each pair has."""
     per_event = np.bincount(named.event, minlength=events)
-    per_pair = per_event[pairs.event]
-    # How far the run of rows of each pair lies from the run of its event's negatives.
-    shift = (np.cumsum(per_event) - per_event)[pairs.event] - (np.cumsum(per_pair) - per_pair)
-    row = np.repeat(shift, per_pair)
-    row += np.arange(len(row))
-    return named.code.take(row), named.source.take(row), per_pair
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_event)])
+    rows = ListColumn(ends, named.code).positions(pairs.event)
+    return named.code.take(rows), named.source.take(rows), per_event[pairs.event]
