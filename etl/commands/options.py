@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -86,14 +87,17 @@ def _parameters(names: set[str], command: str) -> Iterable[tuple[str, Any]]:
             yield name.lower(), Annotated[str | None, typer.Argument(help=text, metavar=name, show_default=False)]
     for name, option in OPTIONS.items():
         if name in names and name not in _COMMON:
-            yield name, _annotation(name, option, command)
+            yield name, _annotation(name, option.says.get(command, option.help))
     for name in _COMMON:
-        yield name, _annotation(name, declaration(name), command)
+        option = declaration(name)
+        yield name, _annotation(name, option.says.get(command, option.help))
     yield "help_all", Annotated[bool, _HELP_ALL]
 
 
-def _annotation(name: str, option: Option, command: str) -> Any:
-    """A parameter as Typer reads it. All but flags arrive as text, so that the option's own parser words the error."""
+@cache
+def _annotation(name: str, text: str) -> Any:
+    """A parameter as Typer reads it, with its help. All but flags arrive as text: the option's own parser words the error."""
+    option = declaration(name)
     flag, metavar = format_option(name), option.metavar
     type_: Any = str
     if option.kind is bool:
@@ -106,7 +110,7 @@ def _annotation(name: str, option: Option, command: str) -> Any:
         type_ | None,
         typer.Option(
             flag,
-            help=option.says.get(command, option.help),
+            help=text,
             rich_help_panel=option.panel,
             show_default=False,
             metavar=metavar,

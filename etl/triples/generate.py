@@ -74,7 +74,7 @@ class ListColumn:
         """How many of the lists name each of so many items, by index."""
         return np.bincount(self.codes, minlength=items)
 
-    def positions(self, rows: I64) -> I64:
+    def positions(self, rows: I64 | I32) -> I64:
         """Where the elements of some rows are in `codes`, one row's after the other's."""
         lengths = self.lengths[rows]
         positions = np.repeat(self.ends[rows] - (np.cumsum(lengths) - lengths), lengths)
