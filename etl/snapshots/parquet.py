@@ -230,9 +230,11 @@ class PartCopier:
     def __init__(self, folder: Path, files: Sequence[FileInfo], pool: WriterPool) -> None:
         folder.mkdir(parents=True)
         self._files = [(file, folder / f"part-{number:05}.parquet") for number, file in enumerate(files)]
-        self._done = [pool.submit(partial(_copy, file, path)) for file, path in self._files]
-        for future in self._done:
-            future.add_done_callback(lambda _: pool.release())
+        self._done = []
+        for file, path in self._files:
+            future = pool.submit(partial(_copy, file, path))
+            future.add_done_callback(lambda _: pool.release())  # before the next is submitted, which may wait for room
+            self._done.append(future)
 
     def add(self, batch: Any, rows: int) -> None:
         """Ignore the rows: they are in the files."""

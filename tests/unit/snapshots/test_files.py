@@ -119,9 +119,10 @@ def test_a_file_that_holds_other_rows_than_were_written_is_not_published(file):
 )
 def test_a_file_that_is_copied_is_the_one_that_its_manifest_names(file, tmp_path, harm, said):
     written = file_info(file, 10)
-    with writer_pool() as two:
-        copies = PartCopier(tmp_path / "sound", [written], two)
-        assert copies.written() == [replace(written, path=tmp_path / "sound" / "part-00000.parquet")]
+    with writer_pool(1) as one:  # so two copies may be pending, and the others wait for these
+        copies = PartCopier(tmp_path / "sound", [written] * 9, one)
+        named = [tmp_path / "sound" / f"part-{number:05}.parquet" for number in range(9)]
+        assert copies.written() == [replace(written, path=path) for path in named]
     harm(file)
     with writer_pool() as two, pytest.raises(said[0], match=said[1]):
         PartCopier(tmp_path / "harmed", [written], two).written()
