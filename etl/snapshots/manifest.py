@@ -252,6 +252,7 @@ class Manifest(TypedDict):
     persona_rows: NotRequired[Count]
     persona_values_by_source: NotRequired[Counts]
     affinities_dropped: NotRequired[Counts]
+    openness_dropped: NotRequired[Counts]
     ranking_events: NotRequired[Count]
     days_without_event: NotRequired[Counts]
     positives: NotRequired[Count]

@@ -79,14 +79,14 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def published(small_world_template) -> Iterator[Path]:
-    """An --out with two snapshots; `expand` and `diff` can do their work on it."""
+def published(make_database, small_world_template) -> Iterator[Path]:
+    """An --out with two snapshots, of a run and of an export; `expand` and `diff` can do their work on it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        for more in ({}, {"negatives": ["recommended"], "split": "last-trip"}):
-            etl.export(
-                load_settings({"database_url": small_world_template, "out": str(out), "audience": "all", **more}, {})
-            )
+        common = {"database_url": make_database(small_world_template), "out": str(out)}
+        etl.run(load_settings(common, {}))
+        more = {"audience": "all", "negatives": ["recommended"], "split": "last-trip"}
+        etl.export(load_settings(common | more, {}))
         yield out
 
 
@@ -200,18 +200,22 @@ def relisted(snapshot: Path, path: Path) -> None:
 
 
 def test_what_a_manifest_says_is_checked_where_it_is_read(published):
-    manifest = json.loads((newest(published) / MANIFEST).read_text())
-    assert manifest.keys() - Manifest.__annotations__.keys() == {"format"}
-    assert manifest["published"].keys() <= Published.__annotations__.keys()
+    for snapshot in (published / "snapshots").iterdir():
+        manifest = json.loads((snapshot / MANIFEST).read_text())
+        assert manifest.keys() - Manifest.__annotations__.keys() == {"format"}
+        assert manifest["published"].keys() <= Published.__annotations__.keys()
 
 
 def test_no_manifest_makes_a_command_crash(published, tmp_path, capsys, effort, tally):
-    manifest = json.loads((newest(published) / MANIFEST).read_text())
-    rng, everywhere = random.Random(14), list(places(manifest))  # noqa: S311
-    out = tmp_path / "out"
-    shutil.copytree(published, out)
+    rng, manifests = random.Random(14), {}  # noqa: S311
+    for name in sorted(path.name for path in (published / "snapshots").iterdir()):  # each is the newest of a folder
+        out = tmp_path / name
+        shutil.copytree(published, out)
+        (out / "LATEST").write_text(name)
+        manifests[out] = json.loads((newest(out) / MANIFEST).read_text())
     for _ in range(effort(60, 1_500)):
-        text = changed(manifest, rng.choice(everywhere), rng.choice(VALUES))
+        out, manifest = rng.choice(list(manifests.items()))
+        text = changed(manifest, rng.choice(list(places(manifest))), rng.choice(VALUES))
         (newest(out) / MANIFEST).write_text(text)
         try:
             parse_manifest(text.encode(), "it")
