@@ -112,7 +112,7 @@ def build_report(
         changed=changed_settings(manifest, runs),
         exclusions=[each for each in exclusions(manifest) if each.rows],
         splits=split,
-        tables={name: sum(manifest["published"][name].values()) for name in tables_of(manifest)},
+        tables={name: sum(manifest["published"].get(name, {}).values()) for name in tables_of(manifest)},
         of_splits={part: sum(city.rows.get(part, 0) for city in cities) for part in split},
         with_rows=len(with_rows),
         cities=cities[:MAX_ROWS],

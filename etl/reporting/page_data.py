@@ -119,8 +119,8 @@ def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> lis
     published = manifest["published"]
     seeded = "ranking_events" in manifest and manifest["settings"]["audience"] == "shadow"
     events, active = sum(published["events"].values()), int(stats.has_events.sum())
-    all_users = manifest["shadow_users"] if seeded else users
-    all_trips = manifest["source_rows"]["trips"] if seeded else trips
+    all_users = manifest.get("shadow_users", users) if seeded else users
+    all_trips = manifest.get("source_rows", {}).get("trips", trips) if seeded else trips
     no_seed = min(manifest.get("shadow_users_without_persona", 0), all_users - active)
     no_event = [
         Exclusion("users", NO_SEED, no_seed),
@@ -146,7 +146,7 @@ def funnel(manifest: Manifest, stats: EventStats, trips: int, users: int) -> lis
     if "triples" in tables_of(manifest):
         steps.append(("positives", selected, published["positives"], unused, "are in the triples"))
     if (choices := published.get("choices")) is not None:
-        unused = list(by_reason("choices", published["choices_left_out"]))
+        unused = list(by_reason("choices", published.get("choices_left_out", {})))
         all_choices = choices + sum(each.rows for each in unused)
         steps.append(("choices", all_choices, choices, unused, "of a next place are in next"))
     return [
@@ -270,8 +270,8 @@ def _excluded(manifest: Manifest) -> Headline:
     if not found:
         return Headline(title, "good", "None", [], link)
     what = "positives" if "triples" in tables_of(manifest) else "choices"
-    excluded = sum(published[f"{what}_left_out"].values())
-    share = format_percent(excluded, excluded + published[what])
+    excluded = sum(published.get(f"{what}_left_out", {}).values())
+    share = format_percent(excluded, excluded + published.get(what, 0))
     more = [f"{format_number(each.rows)} {each.what}: {each.why}." for each in found[:_LISTED]]
     if others := len(found[_LISTED:]):
         more.append(f"And {'one more reason' if others == 1 else f'{others} more reasons'}.")

@@ -271,7 +271,7 @@ def _small_cities(published: Mapping[str, Any]) -> Iterator[Exclusion]:
         return
     for city in list(small)[:MAX_CITIES]:
         why = f"no triples: {small[city]}"
-        yield Exclusion(f"events of {city}", why, published["events"][city], informational=True, labels=labels)
-    rest = [published["events"][city] for city in list(small)[MAX_CITIES:]]
+        yield Exclusion(f"events of {city}", why, published["events"].get(city, 0), informational=True, labels=labels)
+    rest = [published["events"].get(city, 0) for city in list(small)[MAX_CITIES:]]
     what, why = f"events of {len(rest):,} more cities", "no triples, for such reasons"
     yield Exclusion(what, why, sum(rest), informational=True, labels=labels)

@@ -85,7 +85,7 @@ def published(make_database, small_world_template) -> Iterator[Path]:
         out = Path(folder) / "out"
         common = {"database_url": make_database(small_world_template), "out": str(out)}
         etl.run(load_settings(common, {}))
-        more = {"audience": "all", "negatives": ["recommended"], "split": "last-trip"}
+        more = {"audience": "all", "negatives": ["recommended"], "split": "last-trip", "task": ["triples", "next"]}
         etl.export(load_settings(common | more, {}))
         yield out
 
@@ -206,13 +206,34 @@ def test_what_a_manifest_says_is_checked_where_it_is_read(published):
         assert manifest["published"].keys() <= Published.__annotations__.keys()
 
 
-def test_no_manifest_makes_a_command_crash(published, tmp_path, capsys, effort, tally):
-    rng, manifests = random.Random(14), {}  # noqa: S311
-    for name in sorted(path.name for path in (published / "snapshots").iterdir()):  # each is the newest of a folder
-        out = tmp_path / name
+@pytest.fixture
+def manifests(published, tmp_path) -> dict[Path, dict[str, Any]]:
+    """Copies of the --out, and the manifest of the newest snapshot of each: every snapshot is the newest of one."""
+    found = {}
+    for snapshot in sorted((published / "snapshots").iterdir()):
+        out = tmp_path / snapshot.name
         shutil.copytree(published, out)
-        (out / "LATEST").write_text(name)
-        manifests[out] = json.loads((newest(out) / MANIFEST).read_text())
+        (out / "LATEST").write_text(snapshot.name)
+        found[out] = json.loads((snapshot / MANIFEST).read_text())
+    return found
+
+
+def test_a_manifest_without_one_of_its_keys_is_refused_or_shown(manifests, tmp_path, capsys, effort, tally):
+    without = [
+        (out, changed(manifest, place, DROPPED))
+        for out, manifest in manifests.items()
+        for place in places(manifest)
+        if place
+    ]
+    for out, text in random.Random(14).sample(without, effort(100, len(without))):  # noqa: S311
+        for command in ("inspect", "report"):
+            (newest(out) / MANIFEST).write_text(text)
+            look(out, command, tmp_path / "elsewhere", capsys)
+        tally("hostile manifests")
+
+
+def test_no_manifest_makes_a_command_crash(manifests, tmp_path, capsys, effort, tally):
+    rng = random.Random(14)  # noqa: S311
     for _ in range(effort(60, 1_500)):
         out, manifest = rng.choice(list(manifests.items()))
         text = changed(manifest, rng.choice(list(places(manifest))), rng.choice(VALUES))

@@ -84,7 +84,7 @@ def inspect_tables(manifest: Mapping[str, Any]) -> RenderableType:
     columns = ["events", "positives", "triples", *(["choices", "next"] if "next" in published else [])]
     partitions = TextTable("\nPartitions", "city", "split", *(f">{name}" for name in columns), ">weight")
     for each in published.get("partitions", []):
-        numbers = (format_number(each[name]) for name in columns)
+        numbers = (format_number(each.get(name, 0)) for name in columns)
         partitions.add_row(each["city"], each["split"] or "", *numbers, f"{each['weight']:g}")
     lines = map(escape_control_characters, head.split("\n"))
     return Group(Text("\n".join(lines)), settings, metrics, partitions, _files(manifest["files"]))
