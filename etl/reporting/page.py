@@ -84,6 +84,8 @@ def build_report(
     """
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
+    if probe is not None:
+        probe = {"users_passed_over": 0, "users_in_all": 0, "verdict": {}, "next": None, **probe}
     runs, split = list(runs)[-(MAX_RUNS - 1) :], split_of(manifest)
     cities, over_runs = cities_of(manifest, stats), trends(manifest, runs)
     metrics = [each for *_, each in over_runs.values() if each]
@@ -171,16 +173,13 @@ def _draw_probe(probe: Mapping[str, Any] | None) -> dict[str, str]:
     drawn: dict[str, str] = {}
     if probe is None:
         return drawn
-    rankings = {
-        scope: {name: each[scope] for name, each in probe["rankings"].items() if scope in each}
-        for scope in ("all", "new")
-    }
-    rankings["next"] = probe.get("next", {}).get("rankings", {})
+    rankings = {scope: {name: each[scope] for name, each in probe["rankings"].items()} for scope in ("all", "new")}
+    rankings["next"] = (probe["next"] or {}).get("rankings", {})
     for scope, found in rankings.items():
         rows = [
             (text, auc["mean"], auc["low"], auc["high"], name == "model")
             for name, text in RANKER_TEXT.items()
-            if name in found and (auc := found[name]["auc"])["mean"] is not None
+            if name in found and None not in (auc := found[name]["auc"]).values()
         ]
         if rows:
             drawn[f"probe {scope}"] = charts.interval_plot(rows, 0.5, "AUC of each ranking")

@@ -64,6 +64,21 @@ class ProbeLine(TypedDict):
     verdicts: NotRequired[list[str]]
 
 
+class ProbeMetrics(TypedDict):
+    """The figures of one ranking."""
+
+    auc: Interval
+    ndcg_at_10: Interval
+    recall_at_10: Interval
+
+
+class ProbeScopes(TypedDict):
+    """The figures of one ranking over all held-out items, and over those new to the user."""
+
+    all: ProbeMetrics
+    new: ProbeMetrics
+
+
 class ProbeVerdict(TypedDict):
     """Whether the data add value, in one or two sentences."""
 
@@ -71,23 +86,23 @@ class ProbeVerdict(TypedDict):
 
 
 class ProbeNext(TypedDict):
-    """What a probe found about the next item: figures by ranking and metric."""
+    """What a probe found about the next item: figures by ranking."""
 
     users: Count
     choices: Count
-    rankings: dict[str, dict[str, Interval]]
+    rankings: dict[str, ProbeMetrics]
     verdict: ProbeVerdict
 
 
 class Probe(TypedDict):
-    """`probe.json`, as far as the report shows it: figures by ranking, scope and metric.
+    """`probe.json`, as far as the report shows it: figures by ranking.
 
     Earlier releases wrote neither verdicts nor the next item.
     """
 
     split: str
     users: Count
-    rankings: dict[str, dict[Literal["all", "new"], dict[str, Interval]]]
+    rankings: dict[str, ProbeScopes]
     users_passed_over: NotRequired[Count]
     users_in_all: NotRequired[Count]
     verdict: NotRequired[dict[Literal["all", "new"], ProbeVerdict]]

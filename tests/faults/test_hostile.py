@@ -27,7 +27,7 @@ from etl.errors import ConnectError, DataError
 from etl.runtime.files import file_sha256
 from etl.settings.sources import load_settings
 from etl.snapshots.manifest import Manifest, Published, parse_manifest
-from etl.snapshots.reading.snapshot import MANIFEST
+from etl.snapshots.reading.snapshot import MANIFEST, PROBE
 from tests.states import database_state
 
 # What is put in a manifest's place; those in RAW are JSON that Python would not write.
@@ -229,6 +229,18 @@ def test_a_manifest_without_one_of_its_keys_is_refused_or_shown(manifests, tmp_p
         for command in ("inspect", "report"):
             (newest(out) / MANIFEST).write_text(text)
             look(out, command, tmp_path / "elsewhere", capsys)
+        tally("hostile manifests")
+
+
+def test_a_probe_without_one_of_its_keys_is_refused_or_shown(manifests, tmp_path, capsys, effort, tally):
+    out = max(manifests)
+    assert look(out, "probe", tmp_path / "elsewhere", capsys) == 0
+    file = newest(out) / PROBE
+    found = json.loads(file.read_text())
+    without = [changed(found, place, DROPPED) for place in places(found) if place]
+    for text in random.Random(14).sample(without, effort(60, len(without))):  # noqa: S311
+        file.write_text(text)
+        look(out, "report", tmp_path / "elsewhere", capsys)
         tally("hostile manifests")
 
 
