@@ -134,4 +134,4 @@ release-check: $(call with,test)
 	PYTHONPATH=. $(BIN)/python .ci/release_check.py
 
 clean:
-	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis bpr-etl-demo
+	rm -rf $(VENV) dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis bpr-etl-demo bpr-etl-demo-recommended
