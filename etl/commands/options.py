@@ -85,10 +85,8 @@ def _parameters(names: set[str], command: str) -> Iterable[tuple[str, Any]]:
     for name, text in _ARGUMENTS.items():
         if name in names:
             yield name.lower(), Annotated[str | None, typer.Argument(help=text, metavar=name, show_default=False)]
-    for name, option in OPTIONS.items():
-        if name in names and name not in _COMMON:
-            yield name, _annotation(name, option.says.get(command, option.help))
-    for name in _COMMON:
+    own = (name for name in OPTIONS if name in names and name not in _COMMON)
+    for name in (*own, *_COMMON):
         option = declaration(name)
         yield name, _annotation(name, option.says.get(command, option.help))
     yield "help_all", Annotated[bool, _HELP_ALL]

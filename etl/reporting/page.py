@@ -84,8 +84,6 @@ def build_report(
     """
     if probe is None and manifest.get("probe"):
         probe = parse_probe(read_small(folder / PROBE) or b"", str(folder / PROBE))
-    if probe is not None:
-        probe = {"users_passed_over": 0, "users_in_all": 0, "verdict": {}, "next": None, **probe}
     runs, split = list(runs)[-(MAX_RUNS - 1) :], split_of(manifest)
     cities, over_runs = cities_of(manifest, stats), trends(manifest, runs)
     metrics = [each for *_, each in over_runs.values() if each]

@@ -400,8 +400,9 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_probe(content: bytes, where: str) -> dict[str, Any]:
-    """Parse and check a `probe.json`. Raises DataError if it is not valid."""
-    return _parse(content, Probe, where, "probe's result")
+    """Parse and check a `probe.json`. Keys that it need not have are there, empty. Raises DataError if it is not valid."""
+    optional = {"users_passed_over": 0, "users_in_all": 0, "verdict": {}, "next": None}
+    return optional | _parse(content, Probe, where, "probe's result")
 
 
 def _parse(content: bytes, shape: Any, where: str, what: str) -> dict[str, Any]:

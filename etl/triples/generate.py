@@ -46,7 +46,7 @@ def _first_numbers() -> I64:
     return first
 
 
-def numbers(count: int) -> I64:
+def _numbers(count: int) -> I64:
     """0, 1, 2 and so on, read-only. Kept, because new memory costs more than what is done with a batch's numbers."""
     return _first_numbers()[:count] if count <= 2 * BATCH else np.arange(count)
 
@@ -63,6 +63,11 @@ class ListColumn:
         """From a column of type List(UInt32) without nulls."""
         lengths = column.list.len().to_numpy().astype(np.int64)
         codes = column.explode(empty_as_null=False).cast(pl.UInt32).to_numpy()
+        return cls.of_lengths(lengths, codes)
+
+    @classmethod
+    def of_lengths(cls, lengths: I64, codes: U32) -> ListColumn:
+        """From the length of each list, and the elements of all lists, one list's after the other's."""
         return cls(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), codes)
 
     @property
@@ -78,7 +83,7 @@ class ListColumn:
         """Where the elements of some rows are in `codes`, one row's after the other's."""
         lengths = self.lengths[rows]
         positions = np.repeat(self.ends[rows] - (np.cumsum(lengths) - lengths), lengths)
-        positions += numbers(len(positions))
+        positions += _numbers(len(positions))
         return positions
 
     def long(self, first: int, end: int) -> FlatPairs:
@@ -98,8 +103,9 @@ class FlatPairs:
     event: I32
     code: U32
 
-    def take(self, rows: I64) -> FlatPairs:
+    def where(self, which: Flags) -> FlatPairs:
         """Some of the rows."""
+        rows = np.flatnonzero(which)  # to take these is faster than to select by flags, twice
         return FlatPairs(self.event.take(rows), self.code.take(rows))
 
     def keys(self, nodes: int) -> I64:
@@ -361,7 +367,7 @@ class MembershipTable:
     def common(self, long: FlatPairs, few: FlatPairs) -> tuple[Flags, Flags]:
         """Which rows of `long` are in `few`, and which of `few` are in `long`: faster than to look up every row twice."""
         inside = self.among(long, few)
-        return inside, self.among(few, long.take(np.flatnonzero(inside)))
+        return inside, self.among(few, long.where(inside))
 
 
 class _Generator:
@@ -426,7 +432,7 @@ class _Generator:
             new = ~(inside if long is candidates else self.marks.among(long, pairs))
             if len(named.event):
                 new &= ~self.marks.among(long, named)
-            kept = long.take(np.flatnonzero(new))
+            kept = long.where(new)
             found = _Negatives(kept.event, kept.code, np.full(len(kept.code), SOURCES.index(source), np.int8))
             named = named.concat(found) if len(named.event) else found
         return named
@@ -460,6 +466,5 @@ class _Generator:
 def _of_all_positives(pairs: FlatPairs, named: _Negatives, events: int) -> tuple[U32, npt.NDArray[np.int8], I64]:
     """Every pair with every negative that its event names: the negatives, their sources, and how many each pair has."""
     per_event = np.bincount(named.event, minlength=events)
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_event)])
-    rows = ListColumn(ends, named.code).positions(pairs.event)
+    rows = ListColumn.of_lengths(per_event, named.code).positions(pairs.event)
     return named.code.take(rows), named.source.take(rows), per_event[pairs.event]

@@ -198,13 +198,10 @@ def run_app(app: typer.Typer, words: Sequence[str], environ: Mapping[str, str]) 
 
 def _named_alone(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
     """The app with the command or group alone that the words begin with, if they do: to build all takes 15 ms."""
-    for kind in ("registered_commands", "registered_groups"):
-        if named := [each for each in getattr(app, kind) if [each.name] == list(words[:1])]:
-            alone = copy(app)
-            alone.registered_commands, alone.registered_groups = [], []
-            setattr(alone, kind, named)
-            return alone
-    return app
+    alone = copy(app)
+    alone.registered_commands = [each for each in app.registered_commands if each.name in words[:1]]
+    alone.registered_groups = [each for each in app.registered_groups if each.name in words[:1]]
+    return alone if alone.registered_commands or alone.registered_groups else app
 
 
 def _usage_error(error: Any, words: Sequence[str]) -> str:
